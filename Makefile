@@ -1,0 +1,49 @@
+# Everything below sets itself up on a fresh machine: Python >= 3.10, a C/C++ compiler and the package index.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := src tests examples scripts
+
+.PHONY: demo test style check clean
+
+# The main job: the whole recipe on a small model, in minutes, on two cores. Writes quickstart/report.md.
+demo: $(VENV)/.installed
+	$(BIN)/bitdistill quickstart --output_dir quickstart
+
+# The test suite.
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -p no:cacheprovider $(PYTEST_ARGS)
+
+style: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("hf-bitdistill needs Python >= 3.10, this is " + sys.version) if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv $(VENV)
+
+# torch alone and first: a requirement of another package must not choose its build.
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	$(PIP) install --quiet -r constraints.txt
+	touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
+	$(PIP) install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt $(VENV)/.torch
+	$(PIP) install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.torch
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist quickstart outputs
+	find . -name '__pycache__' -type d -prune -exec rm -rf {} +

@@ -1,0 +1,50 @@
+"""hf-bitdistill: 1.58-bit (BitNet b1.58) students of Hugging Face causal language models.
+
+Importing this package registers the quantization method `"bitdistill"` with transformers, so that `from_pretrained`
+can make, resume and load students. Everything else is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from . import quantizer as _quantizer  # noqa: F401 (registers with transformers)
+from .config import BitNetConfig
+from .packing import pack
+from .surgery import SurgeryError, apply_bitnet
+
+
+__version__ = "0.1.0.dev0"
+
+# Public name -> module that defines it. Training code imports the Trainer, which takes seconds, so it waits.
+_LAZY = {
+    "DistillationConfig": "distillation",
+    "DistillationTrainer": "distillation",
+    "calibrate_sub_norm": "calibration",
+    "pack_corpus": "data",
+}
+
+if TYPE_CHECKING:
+    from .calibration import calibrate_sub_norm
+    from .data import pack_corpus
+    from .distillation import DistillationConfig, DistillationTrainer
+
+__all__ = [
+    "BitNetConfig",
+    "DistillationConfig",
+    "DistillationTrainer",
+    "SurgeryError",
+    "apply_bitnet",
+    "calibrate_sub_norm",
+    "pack",
+    "pack_corpus",
+]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,90 @@
+"""Start values for the SubLNs: `calibrate_sub_norm`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import SubLN, full_precision
+
+
+class _ChannelStatistics:
+    """Sums over tokens of `x * x_hat` and `x_hat^2` per channel, with `x_hat = x / rms(x)`; float64 `[C]` each."""
+
+    def __init__(self, sub_norm: SubLN):
+        self.eps = sub_norm.eps
+        features, device = sub_norm.weight.shape[0], sub_norm.weight.device
+        # Some accelerators have no float64.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.cross = torch.zeros(features, dtype=dtype, device=device)
+        self.square = torch.zeros(features, dtype=dtype, device=device)
+
+    def update(self, x: Tensor, mask: Tensor | None) -> None:
+        x = x.detach().reshape(-1, x.shape[-1]).float()
+        if mask is not None and mask.numel() == x.shape[0]:
+            x = x[mask.reshape(-1).bool().to(x.device)]
+        x_hat = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
+        self.cross += (x * x_hat).sum(dim=0)
+        self.square += x_hat.square().sum(dim=0)
+
+    def solution(self) -> Tensor:
+        # A channel that is never active contributes nothing whatever its weight; give it the average of the others.
+        alive = self.square > 0
+        weight = self.cross / self.square.clamp(min=torch.finfo(self.square.dtype).tiny)
+        fallback = weight[alive].mean() if alive.any() else weight.new_ones(())
+        return torch.where(alive, weight, fallback)
+
+
+@torch.no_grad()
+def calibrate_sub_norm(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> int:
+    """Set each SubLN weight so that, without quantisation, the student computes nearly what its source model computes.
+
+    A SubLN replaces the input `x` of a projection by `w * x / rms(x)`. Per channel `c` the least-squares solution of
+    `w_c * x_c / rms(x) = x_c` over the calibration tokens is `w_c = sum(x_c * x_hat_c) / sum(x_hat_c^2)`. The inputs are
+    those of the source model: they are collected with SubLNs bypassed and quantisation off.
+
+    Args:
+        model: an online student that has not been trained yet.
+        batches: a few batches of model inputs (mappings with `input_ids` and optionally `attention_mask`; `labels` are
+            ignored). A few thousand tokens are plenty. Padding is left out.
+
+    Returns:
+        Number of SubLNs set (0 for `sub_norm="none"`).
+
+    Raises:
+        ValueError: `batches` is empty.
+    """
+    sub_norms = {name: module for name, module in model.named_modules() if isinstance(module, SubLN)}
+    if not sub_norms:
+        return 0
+    statistics = {name: _ChannelStatistics(module) for name, module in sub_norms.items()}
+    mask: Tensor | None = None
+    device = next(iter(sub_norms.values())).weight.device
+    training = model.training
+    model.eval()
+    seen = 0
+    with ExitStack() as stack:
+        stack.callback(model.train, training)
+        stack.enter_context(full_precision(model))
+        for name, module in sub_norms.items():
+
+            def observe_and_bypass(_, args, __, statistics=statistics[name]):
+                statistics.update(args[0], mask)
+                return args[0]
+
+            stack.callback(module.register_forward_hook(observe_and_bypass).remove)
+        for batch in batches:
+            inputs = {key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor)}
+            inputs.pop("labels", None)
+            mask = inputs.get("attention_mask")
+            model(**inputs)
+            seen += 1
+    if not seen:
+        raise ValueError("calibrate_sub_norm needs at least one batch.")
+    for name, module in sub_norms.items():
+        module.weight.copy_(statistics[name].solution())
+    return len(sub_norms)

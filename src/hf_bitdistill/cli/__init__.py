@@ -1,0 +1,1 @@
+"""The command line, `bitdistill`. One implementation: every command is a module with `add_arguments` and `run`."""

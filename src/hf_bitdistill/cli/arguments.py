@@ -1,0 +1,164 @@
+"""Options of the commands as dataclasses, readable from a YAML file, from flags, or from both."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..config import BitNetConfig
+
+
+@dataclass
+class ModelArguments:
+    """The model to work on."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Model folder or Hub id. Full precision, or a student made before."}
+    )
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "Dtype of the (latent) weights.", "choices": ["float32", "bfloat16", "auto"]},
+    )
+
+
+@dataclass
+class StudentArguments:
+    """How a full-precision model becomes a student; ignored for a model that is one already."""
+
+    sub_norm: str = field(
+        default="output", metadata={"help": "Where SubLNs are put.", "choices": ["output", "all", "none"]}
+    )
+    sub_norm_eps: float = field(default=1e-6, metadata={"help": "Epsilon of the SubLNs."})
+    weight_granularity: str = field(
+        default="tensor", metadata={"help": "What shares a weight scale.", "choices": ["tensor", "row", "group"]}
+    )
+    group_size: int = field(default=128, metadata={"help": "Columns a group: 64 or 128."})
+    activation_bits: int = field(default=8, metadata={"help": "8, or 0 for activations in floating point."})
+    modules_to_not_convert: list[str] | None = field(
+        default=None, metadata={"help": "Modules that stay in full precision."}
+    )
+    calibrate_sub_norm: bool = field(
+        default=True, metadata={"help": "Start the SubLNs from activations of a few batches instead of from one."}
+    )
+    calibration_batches: int = field(default=8, metadata={"help": "Batches for that."})
+
+    def to_config(self) -> BitNetConfig:
+        return BitNetConfig(
+            sub_norm=self.sub_norm,
+            sub_norm_eps=self.sub_norm_eps,
+            weight_granularity=self.weight_granularity,
+            group_size=self.group_size,
+            activation_bits=self.activation_bits or None,
+            modules_to_not_convert=self.modules_to_not_convert,
+        )
+
+
+@dataclass
+class TaskArguments:
+    """The task and its data."""
+
+    task: str | None = field(
+        default=None, metadata={"help": "sst2, mnli, rte, qnli, cnn_dailymail or xsum (distill, evaluate)."}
+    )
+    data_dir: str | None = field(default=None, metadata={"help": "Folder with the task's files. Default: the Hub."})
+    head: str = field(
+        default="causal_lm",
+        metadata={
+            "help": "Continue the prompt with the label word, or classify.",
+            "choices": ["causal_lm", "sequence_classification"],
+        },
+    )
+    use_chat_template: bool = field(
+        default=False, metadata={"help": "Put prompts into the tokenizer's chat template."}
+    )
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens of prompt and answer. Default: the task's."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on (any file stem in data_dir)."})
+    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Random subset of the training split."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Random subset of the evaluation split."})
+    eval_batch_size: int = field(default=16, metadata={"help": "Examples a batch in the task's evaluation."})
+
+
+@dataclass
+class CorpusArguments:
+    """The text of continual pre-training or of a perplexity."""
+
+    corpus: str | None = field(default=None, metadata={"help": "File, folder or Hub id of a text dataset."})
+    corpus_config: str | None = field(default=None, metadata={"help": "Configuration of a corpus on the Hub."})
+    corpus_split: str = field(default="train", metadata={"help": "Split of the corpus."})
+    text_column: str = field(default="text", metadata={"help": "Column with the text."})
+    sample_by: str = field(
+        default="document",
+        metadata={"help": "What a document is in a .txt file.", "choices": ["document", "paragraph", "line"]},
+    )
+    block_size: int = field(default=512, metadata={"help": "Tokens a block."})
+    streaming: bool = field(default=False, metadata={"help": "Read the corpus while training (needs max_steps)."})
+
+
+def parse(kinds: Sequence[type], argv: Sequence[str], prog: str, description: str) -> tuple:
+    """Dataclasses from `[config.yaml] [--flag value ...]`; a flag wins over the file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a YAML mapping, or it or a flag names an unknown option.
+        SystemExit: a value of the wrong type or not among the choices, or `--help` (argparse).
+    """
+    parser = HfArgumentParser(
+        kinds,
+        prog=prog,
+        description=description,
+        usage=f"{prog} [CONFIG.yaml] [--OPTION VALUE ...]",
+        allow_abbrev=False,
+    )
+    options = [f.name for kind in kinds for f in dataclasses.fields(kind) if f.init]
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        path = argv.pop(0)
+        # As flags, what the file says is converted and checked like a flag, and a later flag wins.
+        argv = _yaml_to_flags(path, options) + argv
+    *parsed, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    if rest:
+        raise ValueError(_unknown_option(rest[0], options))
+    return tuple(parsed)
+
+
+def _unknown_option(name: str, options: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name.lstrip("-").partition("=")[0], options, n=1)
+    return f"unknown option {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
+
+
+def _yaml_to_flags(path: str, options: Sequence[str]) -> list[str]:
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no configuration file {path}")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must map options to values")
+    flags = []
+    for name, value in values.items():
+        if name not in options:
+            raise ValueError(f"{path}: {_unknown_option(str(name), options)}")
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
+
+
+def require(value, option: str):
+    """`value`, or a one-line error that asks for the option."""
+    if value is None:
+        raise ValueError(f"--{option} is required")
+    return value

@@ -1,0 +1,85 @@
+"""`bitdistill distill`: distil a fine-tuned teacher into a ternary student on a task.
+
+Takes all options of `DistillationConfig` (and so of transformers' `TrainingArguments`) besides its own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..distillation import DistillationConfig, DistillationTrainer
+from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
+from .models import calibrate, check_path, load_student, load_tokenizer
+from .pretrain import resume_point
+
+
+@dataclass
+class DistillArguments:
+    """What is done after training."""
+
+    pack_to: str | None = field(default=None, metadata={"help": "Also pack the student into this folder."})
+
+
+def run(argv: list[str], prog: str) -> None:
+    from ..data import build_dataset, collate, get_task, load_task_dataset
+    from ..evaluation import evaluate_task
+    from ..packing import pack
+
+    kinds = (ModelArguments, StudentArguments, TaskArguments, DistillArguments, DistillationConfig)
+    model_arguments, student_arguments, arguments, after, training = parse(kinds, argv, prog, __doc__)
+    task = get_task(require(arguments.task, "task"))
+    if training.logits_loss_weight or training.attention_loss_weight:
+        check_path(require(training.teacher_model_name_or_path, "teacher_model_name_or_path"))
+    data = {"data_dir": arguments.data_dir}
+    train = load_task_dataset(
+        task, arguments.train_split, max_samples=arguments.max_train_samples, seed=training.seed, **data
+    )
+    # Without the training seed: a subset to evaluate on is the same one in every run and in `bitdistill evaluate`.
+    validation = load_task_dataset(task, arguments.eval_split, max_samples=arguments.max_eval_samples, **data)
+
+    student, is_new = load_student(model_arguments, student_arguments, arguments.head, task)
+    tokenizer = load_tokenizer(model_arguments.model_name_or_path)
+    if student.config.pad_token_id is None:
+        student.config.pad_token_id = tokenizer.pad_token_id
+    build = {
+        "tokenizer": tokenizer,
+        "max_length": arguments.max_length,
+        "head": arguments.head,
+        "use_chat_template": arguments.use_chat_template,
+    }
+    train = build_dataset(task, train, skip_overlong=True, **build)
+    collator = collate(tokenizer, arguments.head)
+    if is_new:
+        size = training.per_device_train_batch_size
+        rows = train.select(range(min(len(train), size * student_arguments.calibration_batches)))
+        chunks = (rows.select(range(start, min(start + size, len(rows)))) for start in range(0, len(rows), size))
+        calibrate(student, student_arguments, (collator(list(chunk)) for chunk in chunks))
+    trainer = DistillationTrainer(
+        model=student,
+        args=training,
+        train_dataset=train,
+        eval_dataset=build_dataset(task, validation, skip_overlong=True, **build),
+        data_collator=collator,
+        processing_class=tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=resume_point(training))
+    trainer.save_model()
+    trainer.save_state()
+    scores = evaluate_task(
+        trainer.model,
+        tokenizer,
+        task,
+        validation,
+        batch_size=arguments.eval_batch_size,
+        max_length=arguments.max_length,
+        head=arguments.head,
+        use_chat_template=arguments.use_chat_template,
+    )
+    text = json.dumps(scores, indent=2)
+    (Path(training.output_dir) / "evaluation.json").write_text(text + "\n")
+    print(text)
+    if after.pack_to:
+        pack(trainer.model, inplace=True).save_pretrained(after.pack_to)
+        tokenizer.save_pretrained(after.pack_to)

@@ -1,0 +1,74 @@
+"""`bitdistill evaluate`: a task's metric, or the perplexity on a text, of any model (student, packed, full precision)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from .arguments import CorpusArguments, ModelArguments, TaskArguments, parse
+from .models import load_model, load_tokenizer
+
+
+@dataclass
+class EvaluateArguments:
+    """Where the result goes."""
+
+    output_file: str | None = field(default=None, metadata={"help": "Also write the result here, as JSON."})
+    max_blocks: int | None = field(default=None, metadata={"help": "Blocks of a perplexity. Default: all."})
+
+
+def run(argv: list[str], prog: str) -> None:
+    kinds = (ModelArguments, TaskArguments, CorpusArguments, EvaluateArguments)
+    model_arguments, task_arguments, corpus, output = parse(kinds, argv, prog, __doc__)
+    if (task_arguments.task is None) == (corpus.corpus is None):
+        raise ValueError("give --task for a task's metric, or --corpus for a perplexity")
+    result = _perplexity(model_arguments, corpus, output) if corpus.corpus else _task(model_arguments, task_arguments)
+    text = json.dumps(result, indent=2)
+    if output.output_file:
+        Path(output.output_file).write_text(text + "\n")
+    print(text)
+
+
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def _task(model_arguments: ModelArguments, arguments: TaskArguments) -> dict:
+    from ..data import get_task, load_task_dataset
+    from ..evaluation import evaluate_task
+
+    task = get_task(arguments.task)
+    dataset = load_task_dataset(
+        task, arguments.eval_split, data_dir=arguments.data_dir, max_samples=arguments.max_eval_samples
+    )
+    model = load_model(model_arguments, arguments.head).to(_device())
+    tokenizer = load_tokenizer(model_arguments.model_name_or_path)
+    return evaluate_task(
+        model,
+        tokenizer,
+        task,
+        dataset,
+        batch_size=arguments.eval_batch_size,
+        max_length=arguments.max_length,
+        head=arguments.head,
+        use_chat_template=arguments.use_chat_template,
+    )
+
+
+def _perplexity(model_arguments: ModelArguments, corpus: CorpusArguments, output: EvaluateArguments) -> dict:
+    from ..data import load_corpus
+    from ..evaluation import perplexity
+
+    dataset = load_corpus(
+        corpus.corpus, corpus.corpus_split, config_name=corpus.corpus_config, sample_by=corpus.sample_by
+    )
+    if corpus.text_column not in dataset.column_names:
+        raise ValueError(f"{corpus.corpus} has no column {corpus.text_column!r}; it has {dataset.column_names}")
+    model = load_model(model_arguments).to(_device())
+    tokenizer = load_tokenizer(model_arguments.model_name_or_path)
+    return perplexity(
+        model, tokenizer, dataset[corpus.text_column], block_size=corpus.block_size, max_blocks=output.max_blocks
+    )

@@ -1,0 +1,73 @@
+"""Entry point of `bitdistill`: finds the command and turns expected failures into one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+
+# Command -> what the overview says. The module of the same name in this package has `run(argv, prog)`.
+COMMANDS = {
+    "quickstart": "show the whole recipe on a small model in minutes: no download, no options needed",
+    "pretrain": "continual pre-training: make a ternary student of a model and train it on plain text",
+    "distill": "distil a teacher into a ternary student on a task",
+    "pack": "pack a trained student into 2 bits a weight",
+    "evaluate": "measure a model on a task, or its perplexity on a text",
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: bitdistill COMMAND [OPTIONS]",
+            "",
+            *lines,
+            "",
+            "bitdistill COMMAND --help lists the options of a command.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status (0 done, 1 failed, 2 wrong usage)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from .. import __version__
+
+        print(__version__)
+        return 0
+    command = argv[0]
+    if command not in COMMANDS:
+        print(f"bitdistill: unknown command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return run_command(command, argv[1:], prog=f"bitdistill {command}")
+
+
+def run_command(command: str, argv: Sequence[str], prog: str) -> int:
+    """Run one command with its own arguments. `prog` is how its messages call it."""
+    module = importlib.import_module(f".{command}", __package__)
+    try:
+        module.run(list(argv), prog)
+    except (ValueError, TypeError, OSError, ImportError, NotImplementedError, FloatingPointError) as error:
+        # What a user can cause: a bad path or option, a damaged file, models that do not fit. Anything else is a bug
+        # and keeps its traceback.
+        if os.environ.get("BITDISTILL_TRACEBACK"):
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"{prog}: error: {message} (BITDISTILL_TRACEBACK=1 shows where)", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Models and tokenizers for the commands, with errors that say which path was wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..calibration import calibrate_sub_norm
+from ..config import QUANT_METHOD
+from ..data import Task, ensure_pad_token
+from ..surgery import is_student
+from .arguments import ModelArguments, StudentArguments, require
+
+
+def check_path(name_or_path: str) -> str:
+    """Refuse what can only be meant as a local folder and is none; a Hub id passes.
+
+    Raises:
+        FileNotFoundError: with the path.
+    """
+    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    path = Path(name_or_path).expanduser()
+    if looks_local or path.exists():
+        if not path.is_dir():
+            raise FileNotFoundError(f"there is no model folder {name_or_path}")
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"{name_or_path} is no model folder: it has no config.json")
+        return str(path)
+    return name_or_path
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with a padding token."""
+    return ensure_pad_token(AutoTokenizer.from_pretrained(check_path(name_or_path)))
+
+
+def load_model(
+    arguments: ModelArguments, head: str = "causal_lm", task: Task | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """Load a model with one of the two heads.
+
+    Args:
+        task: names the classes of a new classification head; without it the model has those of its own config.
+
+    Raises:
+        FileNotFoundError, OSError: the model cannot be found.
+        ValueError: no model was named.
+    """
+    path = check_path(require(arguments.model_name_or_path, "model_name_or_path"))
+    dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    if head == "causal_lm":
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
+    if task is not None:
+        kwargs["id2label"] = task.id2label
+        kwargs["label2id"] = {word: index for index, word in task.id2label.items()}
+    return AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, **kwargs)
+
+
+def load_student(
+    model_arguments: ModelArguments,
+    student_arguments: StudentArguments,
+    head: str = "causal_lm",
+    task: Task | None = None,
+) -> tuple[PreTrainedModel, bool]:
+    """An online student, from a full-precision model or resumed.
+
+    Returns:
+        `(student, is_new)`: whether it was just made of a full-precision model.
+
+    Raises:
+        ValueError: the model is packed (offline) or quantised by another method.
+    """
+    path = check_path(require(model_arguments.model_name_or_path, "model_name_or_path"))
+    quantization = getattr(AutoConfig.from_pretrained(path), "quantization_config", None)
+    if quantization is None:
+        config = student_arguments.to_config()
+        return load_model(model_arguments, head, task, quantization_config=config), True
+    if quantization.get("quant_method") != QUANT_METHOD:
+        raise ValueError(f"{path} is quantised by {quantization.get('quant_method')!r}; start from full precision")
+    if quantization.get("quantization_mode") != "online":
+        raise ValueError(f"{path} is packed and cannot be trained; start from the online student")
+    return load_model(model_arguments, head, task), False
+
+
+def calibrate(student: PreTrainedModel, arguments: StudentArguments, batches: Iterable[dict]) -> None:
+    """Set the SubLNs of a new student from a few batches, if the options say so."""
+    if arguments.calibrate_sub_norm and arguments.sub_norm != "none" and is_student(student):
+        count = calibrate_sub_norm(student, batches)
+        print(f"calibrated {count} SubLNs", flush=True)

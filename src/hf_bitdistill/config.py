@@ -1,0 +1,111 @@
+"""`BitNetConfig`: everything that decides what a ternary student looks like."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, register_quantization_config
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+
+QUANT_METHOD = "bitdistill"
+
+QuantizationMode = Literal["online", "offline"]
+SubNormPlacement = Literal["output", "all", "none"]
+WeightGranularity = Literal["tensor", "row", "group"]
+
+_CHOICES = {
+    "quantization_mode": ("online", "offline"),
+    "sub_norm": ("output", "all", "none"),
+    "weight_granularity": ("tensor", "row", "group"),
+    "group_size": (64, 128),
+    "activation_bits": (8, None),
+}
+
+
+class BitNetConfig(QuantizationConfigMixin):
+    """Configuration of a BitNet b1.58 student, for `from_pretrained(..., quantization_config=BitNetConfig())`.
+
+    Args:
+        quantization_mode (`"online"` | `"offline"`): `"online"` keeps latent full-precision weights which are ternarised
+            at every forward pass (trainable); `"offline"` holds packed ternary weights (2 bits a weight, inference only).
+            A full-precision checkpoint can only be loaded `"online"`; use [`pack`] to go from one to the other.
+        sub_norm (`"output"` | `"all"` | `"none"`): where a SubLN, an RMSNorm in front of the quantised projection, is
+            put. `"output"`: before the output projections of attention and of the FFN (BitNet Distillation,
+            arXiv 2510.13998, section 3.1); `"all"`: before every quantised projection (as in the authors' training
+            configuration).
+        sub_norm_eps (`float`): epsilon of the SubLNs.
+        weight_granularity (`"tensor"` | `"row"` | `"group"`): what shares one absmean scale: the whole matrix (the
+            paper), an output row, or `group_size` consecutive input columns of a row.
+        group_size (`int`): 64 or 128; only used with `weight_granularity="group"`. The last group may be short.
+        activation_bits (`int` | `None`): 8 for per-token absmax int8 activations (the paper), `None` for activations that
+            stay in floating point (weight-only quantisation).
+        modules_to_not_convert (`list[str]`, *optional*): names of modules that stay in full precision. An entry matches a
+            module of that full name, everything below it, and any module whose name ends in `"." + entry`. The
+            embeddings and the output head always stay in full precision.
+        projections (`dict[str, str]`, *optional*): for an architecture whose projections cannot be found automatically:
+            module name suffix -> `"input"` or `"output"` (`"output"`: the last projection of an attention or FFN block,
+            the place of the SubLN), e.g. `{"attn.wqkv": "input", "attn.wo": "output"}`. Replaces the automatic table.
+
+    Raises:
+        ValueError: an option has a value that is not listed above.
+    """
+
+    def __init__(
+        self,
+        quantization_mode: QuantizationMode = "online",
+        sub_norm: SubNormPlacement = "output",
+        sub_norm_eps: float = 1e-6,
+        weight_granularity: WeightGranularity = "tensor",
+        group_size: int = 128,
+        activation_bits: int | None = 8,
+        modules_to_not_convert: list[str] | None = None,
+        projections: dict[str, str] | None = None,
+        **kwargs: Any,
+    ):
+        self.quant_method = QUANT_METHOD
+        self.quantization_mode = quantization_mode
+        self.sub_norm = sub_norm
+        self.sub_norm_eps = sub_norm_eps
+        self.weight_granularity = weight_granularity
+        self.group_size = group_size
+        self.activation_bits = activation_bits
+        self.modules_to_not_convert = modules_to_not_convert
+        self.projections = projections
+        kwargs.pop("quant_method", None)
+        if kwargs:
+            raise ValueError(f"BitNetConfig got unknown options: {sorted(kwargs)}.")
+        self.post_init()
+
+    def post_init(self) -> None:
+        """Check every option; raises `ValueError` naming the option and what it may be."""
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed or isinstance(value, bool):
+                raise ValueError(f"BitNetConfig.{name}={value!r} is not supported; choose one of {allowed}.")
+        eps = self.sub_norm_eps
+        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
+            raise ValueError(f"BitNetConfig.sub_norm_eps={eps!r} must be a number between 0 and 1.")
+        skipped = self.modules_to_not_convert
+        if skipped is not None and (isinstance(skipped, str) or not all(isinstance(name, str) for name in skipped)):
+            raise ValueError(f"BitNetConfig.modules_to_not_convert={skipped!r} must be a list of module names.")
+        if self.projections is not None and (
+            not isinstance(self.projections, dict)
+            or not set(self.projections.values()) <= {"input", "output"}
+            or not self.projections
+        ):
+            raise ValueError(
+                f"BitNetConfig.projections={self.projections!r} must map module name suffixes to 'input' or 'output'."
+            )
+
+    @property
+    def scale_group_size(self) -> int | None:
+        """`group_size` where it applies, else `None`."""
+        return self.group_size if self.weight_granularity == "group" else None
+
+
+# A second import of this module (an interactive reload) must not fail on "already registered".
+if QUANT_METHOD in AUTO_QUANTIZATION_CONFIG_MAPPING:
+    AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = BitNetConfig
+else:
+    register_quantization_config(QUANT_METHOD)(BitNetConfig)

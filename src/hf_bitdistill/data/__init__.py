@@ -1,0 +1,27 @@
+"""Tasks, prompts and corpora: everything that turns text into token ids.
+
+- :mod:`.tasks`: the six tasks, their prompts and label words, in one place;
+- :mod:`.loading`: reading a task's examples from the Hub or from local files;
+- :mod:`.preprocessing`: prompts and answers as token ids, and the collators for them;
+- :mod:`.corpus`: reading a text corpus and packing it into blocks for continual pre-training.
+"""
+
+from .corpus import load_corpus, pack_corpus
+from .loading import load_task_dataset
+from .preprocessing import PromptEncoder, build_dataset, collate, ensure_pad_token, label_word_ids
+from .tasks import TASKS, Task, get_task
+
+
+__all__ = [
+    "TASKS",
+    "PromptEncoder",
+    "Task",
+    "build_dataset",
+    "collate",
+    "ensure_pad_token",
+    "get_task",
+    "label_word_ids",
+    "load_corpus",
+    "load_task_dataset",
+    "pack_corpus",
+]

@@ -1,0 +1,36 @@
+"""Distillation of a full-precision teacher into a (ternary) student: losses, Q/K/V capture, teacher, trainer."""
+
+from .attention_states import AttentionStateCapture, AttentionStates
+from .callbacks import QuantizationWarmupCallback
+from .config import DistillationConfig
+from .losses import (
+    RelationLossSums,
+    TokenLossSums,
+    attention_relation_loss,
+    distillation_token_losses,
+    largest_relation_heads,
+    regroup_heads,
+    relation_divisor,
+    shift_labels,
+)
+from .teacher import check_same_tokenizer, load_teacher
+from .trainer import DistillationTrainer
+
+
+__all__ = [
+    "AttentionStateCapture",
+    "AttentionStates",
+    "DistillationConfig",
+    "DistillationTrainer",
+    "QuantizationWarmupCallback",
+    "RelationLossSums",
+    "TokenLossSums",
+    "attention_relation_loss",
+    "check_same_tokenizer",
+    "distillation_token_losses",
+    "largest_relation_heads",
+    "load_teacher",
+    "regroup_heads",
+    "relation_divisor",
+    "shift_labels",
+]

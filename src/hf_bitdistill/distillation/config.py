@@ -1,0 +1,159 @@
+"""`DistillationConfig`: the training arguments of `DistillationTrainer`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from .attention_states import resolve_layer
+
+
+@dataclass
+class DistillationConfig(TrainingArguments):
+    r"""Arguments of [`DistillationTrainer`]: all of `transformers.TrainingArguments`, and those of the three losses
+
+        loss = ce_loss_weight * L_CE + logits_loss_weight * L_LD + attention_loss_weight * L_AD
+
+    of BitNet Distillation (arXiv 2510.13998, stage 3). Published coefficients, all with `temperature=5` and the
+    `"cosine"` relation of 32 heads: classification `logits_loss_weight=10, attention_loss_weight=1e5` (the defaults),
+    summarisation `logits_loss_weight=1, attention_loss_weight=1e3`. Published schedule: batch 32, learning rate 5e-6
+    to 5e-5, weight decay 0.01 to 0.1, warm-up over 5 % of the steps, 2 to 3 epochs.
+
+    Args:
+        teacher_model_name_or_path (`str`, *optional*):
+            The teacher, if none is given to the trainer as an object.
+        teacher_model_init_kwargs (`dict`, *optional*):
+            Keyword arguments of the teacher's `from_pretrained` (`dtype`, `attn_implementation`, ...). As a JSON
+            string on a command line.
+        temperature (`float`, defaults to 5.0):
+            tau of the logits loss `tau^2 * KL(softmax(t / tau) || softmax(s / tau))`.
+        ce_loss_weight (`float`, defaults to 1.0):
+            Weight of the cross entropy on the labels.
+        logits_loss_weight (`float`, defaults to 10.0):
+            lambda, weight of the logits loss. 0 turns it off.
+        attention_loss_weight (`float`, defaults to 1e5):
+            gamma, weight of the attention relation loss. 0 turns it off.
+        attention_layers (`list[int]`, *optional*):
+            Layers of the student whose Q, K, V relations are distilled; negative ones count from the end. Default:
+            one late layer, at 22/28 of the depth (layer 22 of a student of 28 layers, as published).
+        teacher_attention_layers (`list[int]`, *optional*):
+            Their counterparts in the teacher, of the same number. Default: a negative index of `attention_layers` is
+            the same one from the teacher's end, any other one the layer at the same relative depth.
+        relation_heads (`int`, *optional*):
+            Number of heads into which the attention states are regrouped; must divide the widths of Q, K and V of
+            both models. Default: the largest number up to 32 (the published one) that does and leaves every head
+            at least 4 dimensions. As the `"cosine"` loss is divided by it, write it down with a tuned
+            `attention_loss_weight`.
+        relation_normalization (`str`, defaults to `"cosine"`):
+            `"cosine"` (what the published coefficients belong to) or `"scaled_dot"` (the paper's equation). Their
+            coefficients are not interchangeable, see [`attention_relation_loss`].
+        relation_causal (`bool`, defaults to `False`):
+            Whether a token relates only to itself and its predecessors.
+        kl_chunk_size (`int`, defaults to 256):
+            Tokens whose float32 softmaxes over the vocabulary exist at the same time: they take about
+            `6 * kl_chunk_size * vocabulary * 4` bytes (0.9 GB for a vocabulary of 150,000).
+        quantization_warmup_steps (`int`, defaults to 0):
+            Over so many steps the student's layers go from full precision to ternary (share
+            `min(1, (step + 1) / quantization_warmup_steps)`). 0: ternary from the first step. Evaluation is always
+            fully ternary.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
+
+    teacher_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The teacher: a model on the Hub or a local folder."}
+    )
+    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Keyword arguments of the teacher's from_pretrained, as JSON."}
+    )
+    temperature: float = field(default=5.0, metadata={"help": "Temperature of the logits loss."})
+    ce_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the cross entropy on the labels."})
+    logits_loss_weight: float = field(default=10.0, metadata={"help": "Weight of the logits loss; 0 turns it off."})
+    attention_loss_weight: float = field(
+        default=1e5, metadata={"help": "Weight of the attention relation loss; 0 turns it off."}
+    )
+    attention_layers: list[int] | None = field(
+        default=None,
+        metadata={"help": "Student layers of the relation loss, negative from the end. Default: one at 22/28."},
+    )
+    teacher_attention_layers: list[int] | None = field(
+        default=None, metadata={"help": "Their counterparts in the teacher. Default: at the same relative depth."}
+    )
+    relation_heads: int | None = field(
+        default=None, metadata={"help": "Relation heads. Default: the largest number up to 32 that fits both models."}
+    )
+    relation_normalization: str = field(
+        default="cosine", metadata={"help": "Normalisation of the relation.", "choices": ["cosine", "scaled_dot"]}
+    )
+    relation_causal: bool = field(
+        default=False, metadata={"help": "Whether a token relates only to itself and its predecessors."}
+    )
+    kl_chunk_size: int = field(default=256, metadata={"help": "Tokens a chunk of the logits losses."})
+    quantization_warmup_steps: int = field(
+        default=0, metadata={"help": "Steps over which the student goes from full precision to ternary."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        _validate(self)
+
+
+def _validate(config: DistillationConfig) -> None:
+    if isinstance(config.teacher_model_init_kwargs, str):
+        raise ValueError(f"teacher_model_init_kwargs is not a JSON object: {config.teacher_model_init_kwargs!r}")
+    if not (config.temperature > 0 and math.isfinite(config.temperature)):
+        raise ValueError(f"temperature must be positive, got {config.temperature}")
+    weights = ("ce_loss_weight", "logits_loss_weight", "attention_loss_weight")
+    for name in weights:
+        value = getattr(config, name)
+        if not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be finite and not negative, got {value}")
+    if not any(getattr(config, name) for name in weights):
+        raise ValueError(f"{', '.join(weights)} are all 0: there is nothing to train on")
+    if config.relation_normalization not in ("cosine", "scaled_dot"):
+        raise ValueError(
+            f"relation_normalization must be 'cosine' or 'scaled_dot', got {config.relation_normalization!r}"
+        )
+    if config.relation_heads is not None and config.relation_heads < 1:
+        raise ValueError(f"relation_heads must be at least 1, got {config.relation_heads}")
+    if config.kl_chunk_size < 1:
+        raise ValueError(f"kl_chunk_size must be at least 1, got {config.kl_chunk_size}")
+    if config.quantization_warmup_steps < 0:
+        raise ValueError(f"quantization_warmup_steps must not be negative, got {config.quantization_warmup_steps}")
+    student_layers, teacher_layers = config.attention_layers, config.teacher_attention_layers
+    if student_layers is not None and not student_layers:
+        raise ValueError("attention_layers is empty: set attention_loss_weight=0 to turn the relation loss off")
+    # Without attention_layers the student has one (default) layer.
+    if teacher_layers is not None and len(teacher_layers) != len(student_layers or [0]):
+        raise ValueError(
+            f"attention_layers {student_layers or '(default: one layer)'} and teacher_attention_layers "
+            f"{teacher_layers} must be of equal number"
+        )
+    if config.attention_loss_weight:
+        checkpointing = config.gradient_checkpointing_kwargs or {}
+        if config.gradient_checkpointing and checkpointing.get("use_reentrant"):
+            raise ValueError(
+                "attention distillation needs non-reentrant gradient checkpointing: set "
+                'gradient_checkpointing_kwargs={"use_reentrant": False}'
+            )
+
+
+def relation_layers(args: DistillationConfig, student_depth: int, teacher_depth: int) -> tuple[list[int], list[int]]:
+    """The student's and the teacher's layers of the relation loss, resolved: see `DistillationConfig`.
+
+    Raises:
+        ValueError: a layer does not exist, or the numbers of layers differ.
+    """
+    # 22 of 28 layers, in integers, so that the index of a model of 28 layers is exactly 22.
+    student = [student_depth * 22 // 28] if args.attention_layers is None else list(args.attention_layers)
+    teacher = args.teacher_attention_layers
+    if teacher is None:
+        # The middle of a layer at the same relative depth; the same index where the depths are equal.
+        teacher = [layer if layer < 0 else (2 * layer + 1) * teacher_depth // (2 * student_depth) for layer in student]
+    return (
+        [resolve_layer(layer, student_depth) for layer in student],
+        [resolve_layer(layer, teacher_depth) for layer in teacher],
+    )

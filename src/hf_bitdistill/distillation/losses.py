@@ -1,0 +1,360 @@
+"""The losses of BitNet Distillation as pure functions of tensors.
+
+Every function returns *sums* and *counts*, never means: the caller divides, because only the caller knows how many
+tokens the whole accumulated (and possibly distributed) batch holds. Formulas: BitNet Distillation,
+arXiv 2510.13998, stage 3 (logits and attention distillation); MiniLM's relation loss, arXiv 2002.10957 and
+arXiv 2012.15828.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+IGNORE_INDEX = -100
+MAX_RELATION_HEADS = 32
+RelationNormalization = Literal["cosine", "scaled_dot"]
+
+# Elements of one [sequences, A_r, T, T] float32 block of the relation loss: 2**24 are 64 MiB.
+_RELATION_BLOCK_ELEMENTS = 2**24
+
+
+class TokenLossSums(NamedTuple):
+    """Sums over the selected tokens, and how many there are.
+
+    Attributes:
+        cross_entropy: scalar, sum of the negative log-likelihoods in nats.
+        kl: scalar, sum of `tau^2 * KL(teacher || student)` in nats (zero without a teacher).
+        count: int64 scalar, the number of selected tokens.
+    """
+
+    cross_entropy: Tensor
+    kl: Tensor
+    count: Tensor
+
+
+class RelationLossSums(NamedTuple):
+    """Sum of the relation KL over Q, K, V and all valid rows, and the number of rows of *one* of the three.
+
+    Attributes:
+        kl: scalar, nats.
+        rows: int64 scalar, valid tokens times relation heads.
+    """
+
+    kl: Tensor
+    rows: Tensor
+
+
+def _compute_dtype(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+class _ChunkedTokenLosses(torch.autograd.Function):
+    """Cross entropy and distillation KL, a chunk of tokens at a time in both directions.
+
+    Autograd would keep every chunk's float32 softmax for the backward pass. Checkpointing each chunk would avoid
+    that, but the gradient of each chunk's gather is a zero-filled tensor of the full logits' size. Here backward
+    computes the softmaxes again, chunk by chunk, and writes their gradients into one tensor of the logits' dtype:
+    the only full-size tensor that the loss ever makes.
+    """
+
+    @staticmethod
+    def forward(ctx, student, teacher, positions, labels, temperature, chunk_size, vocab_size, label_smoothing):
+        dtype = _compute_dtype(student)
+        cross_entropy = torch.zeros((), dtype=dtype, device=student.device)
+        kl = torch.zeros((), dtype=dtype, device=student.device)
+        for index, target in zip(positions.split(chunk_size), labels.split(chunk_size), strict=True):
+            logits = student[index].to(dtype)
+            log_p = F.log_softmax(logits, dim=-1)
+            nll = -log_p.gather(-1, target[:, None]).squeeze(-1)
+            if label_smoothing:
+                nll = (1 - label_smoothing) * nll - label_smoothing * log_p.mean(-1)
+            cross_entropy += nll.sum()
+            del log_p
+            if teacher is not None:
+                log_t = F.log_softmax(teacher[index, :vocab_size].to(dtype) / temperature, dim=-1)
+                log_s = F.log_softmax(logits[:, :vocab_size] / temperature, dim=-1)
+                kl += F.kl_div(log_s, log_t, reduction="sum", log_target=True)
+        ctx.save_for_backward(student, teacher, positions, labels)
+        ctx.settings = (temperature, chunk_size, vocab_size, label_smoothing)
+        return cross_entropy, kl * temperature**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_cross_entropy, grad_kl):
+        student, teacher, positions, labels = ctx.saved_tensors
+        temperature, chunk_size, vocab_size, label_smoothing = ctx.settings
+        dtype = _compute_dtype(student)
+        grad_student = torch.zeros_like(student)
+        for index, target in zip(positions.split(chunk_size), labels.split(chunk_size), strict=True):
+            logits = student[index].to(dtype)
+            # d CE / d logits = softmax(s) - target distribution
+            grad = F.softmax(logits, dim=-1)
+            if label_smoothing:
+                grad -= label_smoothing / logits.shape[-1]
+            grad.scatter_add_(-1, target[:, None], torch.full_like(grad[:, :1], label_smoothing - 1))
+            grad *= grad_cross_entropy
+            if teacher is not None:
+                # d (tau^2 KL) / d logits = tau * (softmax(s / tau) - softmax(t / tau))
+                difference = F.softmax(logits[:, :vocab_size] / temperature, dim=-1)
+                difference -= F.softmax(teacher[index, :vocab_size].to(dtype) / temperature, dim=-1)
+                grad[:, :vocab_size] += difference * (temperature * grad_kl)
+            grad_student[index] = grad.to(student.dtype)
+        return grad_student, None, None, None, None, None, None, None
+
+
+def distillation_token_losses(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None,
+    targets: Tensor,
+    *,
+    temperature: float = 5.0,
+    chunk_size: int = 256,
+    vocab_size: int | None = None,
+    label_smoothing: float = 0.0,
+) -> TokenLossSums:
+    """Cross entropy on the labels and `tau^2 * KL(softmax(t / tau) || softmax(s / tau))`, summed over tokens.
+
+    Source: arXiv 2510.13998, stage 3 (`L_CE` and `L_LD`, tau = 5); the factor `tau^2` keeps the size of the
+    gradient independent of tau. Only positions whose target is not -100 are read, `chunk_size` of them at a time, so
+    that no float32 copy of the whole logits exists in forward or backward.
+
+    Args:
+        student_logits: `[..., V]`, any floating dtype; the softmaxes are computed in float32 (float64 for float64).
+        teacher_logits: `[..., V_teacher]` with the same leading dimensions, or `None` for cross entropy alone. No
+            gradient flows into it.
+        targets: `[...]` int64, *aligned with the logits* (a causal LM's labels already shifted: see
+            `shift_labels`), -100 where there is nothing to learn. For classification: logits `[B, C]`, targets `[B]`.
+        temperature: tau, > 0.
+        chunk_size: tokens a chunk.
+        vocab_size: the KL reads the first `vocab_size` columns of both logits. It must be given where the widths
+            differ, which is right only if the surplus columns are padding rows of one embedding: check the
+            tokenizers first (`check_same_tokenizer`).
+        label_smoothing: as in `torch.nn.functional.cross_entropy`.
+
+    Returns:
+        `TokenLossSums` (scalars: float32 or float64, and an int64 count). Nothing selected gives zeros whose
+        gradient is zero.
+
+    Raises:
+        ValueError: shapes do not match, widths differ without `vocab_size`, or a setting is out of range.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    if student_logits.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"targets of shape {tuple(targets.shape)} do not fit logits of shape {tuple(student_logits.shape)}"
+        )
+    width = student_logits.shape[-1]
+    if teacher_logits is not None:
+        if teacher_logits.shape[:-1] != targets.shape:
+            raise ValueError(
+                f"teacher logits of shape {tuple(teacher_logits.shape)} do not fit student logits of shape "
+                f"{tuple(student_logits.shape)}"
+            )
+        teacher_width = teacher_logits.shape[-1]
+        if vocab_size is None:
+            if teacher_width != width:
+                raise ValueError(
+                    f"student logits have {width} columns and teacher logits {teacher_width}: pass vocab_size, the "
+                    "number of leading columns which both share"
+                )
+            vocab_size = width
+        if not 1 <= vocab_size <= min(width, teacher_width):
+            raise ValueError(f"vocab_size {vocab_size} does not fit logits of {width} and {teacher_width} columns")
+        teacher_logits = teacher_logits.detach().reshape(-1, teacher_width)
+
+    targets = targets.reshape(-1)
+    positions = (targets != IGNORE_INDEX).nonzero().squeeze(-1)
+    cross_entropy, kl = _ChunkedTokenLosses.apply(
+        student_logits.reshape(-1, width),
+        teacher_logits,
+        positions,
+        targets[positions],
+        temperature,
+        chunk_size,
+        vocab_size,
+        label_smoothing,
+    )
+    return TokenLossSums(cross_entropy, kl, torch.tensor(positions.numel(), device=targets.device))
+
+
+def shift_labels(labels: Tensor) -> Tensor:
+    """Aligns a causal LM's labels with its logits: position `i` predicts token `i + 1`.
+
+    Args:
+        labels: `[B, T]` int64.
+
+    Returns:
+        `[B, T]` int64: `labels[:, 1:]` followed by a column of -100.
+    """
+    return F.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
+
+
+def largest_relation_heads(widths: Sequence[int], limit: int = MAX_RELATION_HEADS, smallest: int = 4) -> int:
+    """The largest number of relation heads, at most `limit`, that divides every width and leaves each relation head
+    at least `smallest` dimensions (1 if there is none: it divides everything).
+
+    In few dimensions a relation says little: under cosine normalisation a single one has only a sign, and no
+    gradient at all. Narrow key and value projections (grouped queries) of small models come to that quickly.
+    """
+    common, narrowest = math.gcd(*widths), min(widths)
+    return max(
+        (heads for heads in range(1, limit + 1) if common % heads == 0 and narrowest // heads >= smallest), default=1
+    )
+
+
+def state_width(states: Tensor) -> int:
+    """Heads times head dimension of states `[B, H, T, d]`."""
+    return states.shape[1] * states.shape[3]
+
+
+def regroup_heads(states: Tensor, relation_heads: int) -> Tensor:
+    """Regroups attention states `[B, H, T, d]` into `[B, A_r, T, H * d / A_r]` (arXiv 2012.15828).
+
+    The vectors of all heads are concatenated first and then cut into `A_r` pieces, so that models with different
+    numbers of heads give relations of the same shape `[B, A_r, T, T]`.
+
+    Raises:
+        ValueError: `relation_heads` does not divide `H * d`.
+    """
+    batch, _, length, _ = states.shape
+    width = state_width(states)
+    if relation_heads < 1 or width % relation_heads:
+        raise ValueError(f"relation_heads={relation_heads} does not divide the width {width} of the attention states")
+    return states.transpose(1, 2).reshape(batch, length, relation_heads, width // relation_heads).transpose(1, 2)
+
+
+def _unit_vectors(vectors: Tensor) -> Tensor:
+    """L2-normalises the last dimension. A zero vector has no direction: it stays zero and gets no gradient
+    (ternary layers with small integer activations do produce exact zeros, where `x / eps` has a slope of `1 / eps`)."""
+    squared = vectors.square().sum(-1, keepdim=True)
+    nonzero = squared > torch.finfo(squared.dtype).tiny
+    return vectors * torch.where(nonzero, squared, 1.0).rsqrt() * nonzero
+
+
+def _relation_log_probs(states: Tensor, columns: Tensor, relation_heads: int, normalization: str) -> Tensor:
+    """Log-softmax over the valid columns of `A A^T / scale`: `[B, A_r, T, T]` float32."""
+    vectors = regroup_heads(states.float(), relation_heads)
+    if normalization == "cosine":
+        vectors = _unit_vectors(vectors)
+        scale = 1.0
+    else:
+        scale = math.sqrt(vectors.shape[-1])
+    scores = vectors @ vectors.transpose(-1, -2) / scale
+    # The smallest number instead of -inf: a row of padding without any valid column must stay finite.
+    return F.log_softmax(scores.masked_fill(~columns, torch.finfo(scores.dtype).min), dim=-1)
+
+
+def _relation_kl_sum(
+    teacher: Tensor, student: Tensor, rows: Tensor, columns: Tensor, relation_heads: int, normalization: str
+) -> Tensor:
+    # Small differences of probabilities, multiplied by a coefficient of 1e5: never in half precision.
+    with torch.autocast(student.device.type, enabled=False):
+        with torch.no_grad():
+            log_t = _relation_log_probs(teacher, columns, relation_heads, normalization)
+        log_s = _relation_log_probs(student, columns, relation_heads, normalization)
+        divergence = (log_t.exp() * (log_t - log_s)).masked_fill(~columns, 0.0).sum(-1)
+        return divergence.masked_fill(~rows[:, None, :], 0.0).sum()
+
+
+def attention_relation_loss(
+    teacher_states: tuple[Tensor, Tensor, Tensor],
+    student_states: tuple[Tensor, Tensor, Tensor],
+    attention_mask: Tensor,
+    relation_heads: int,
+    normalization: RelationNormalization = "cosine",
+    causal: bool = False,
+) -> RelationLossSums:
+    """`sum over rows of KL(R_teacher || R_student)`, for Q, K and V of one layer.
+
+    Source: arXiv 2510.13998, stage 3 (`L_AD`), after MiniLMv2 (arXiv 2012.15828). For A in {Q, K, V}, regrouped
+    to `[B, A_r, T, d_r]`:
+
+    - `"cosine"`: every vector of A is L2-normalised, `R = softmax(A A^T)`. Its loss is the mean over the
+      `B * A_r * T` rows, *divided by (layers * A_r)*, summed over Q, K, V: what the published coefficients
+      (gamma = 1e5 for classification, 1e3 for summarisation) belong to.
+    - `"scaled_dot"`: `R = softmax(A A^T / sqrt(d_r))`. Its loss is the mean over the rows, divided by *layers*,
+      summed over Q, K, V (the paper's equation).
+
+    The coefficients of the two are not interchangeable: cosine scores lie in [-1, 1], so both relations are nearly
+    uniform and their divergence is orders of magnitude smaller, and it is divided by A_r once more.
+    `relation_divisor` gives both divisions; this function returns the bare sum.
+
+    Padding is left out of rows and of columns. Everything is computed in float32, outside autocast, in blocks of
+    sequences which are computed again in the backward pass, so that at most a few `[block, A_r, T, T]` tensors are
+    alive at a time.
+
+    Args:
+        teacher_states: Q, K, V, each `[B, H, T, d]`; heads and widths may differ among the three (grouped queries)
+            and from the student's. No gradient flows into them.
+        student_states: Q, K, V, each `[B, H', T, d']`.
+        attention_mask: `[B, T]`, nonzero for real tokens.
+        relation_heads: `A_r`; it must divide `H * d` of all six.
+        normalization: see above.
+        causal: let row `i` relate only to columns `j <= i`, as the models' attention does.
+
+    Returns:
+        `RelationLossSums(kl, rows)`. A batch without any valid token gives zeros whose gradient is zero.
+
+    Raises:
+        ValueError: unknown `normalization`, widths that `relation_heads` does not divide, or shapes that differ.
+    """
+    if normalization not in ("cosine", "scaled_dot"):
+        raise ValueError(f"relation normalization must be 'cosine' or 'scaled_dot', got {normalization!r}")
+    widths = {
+        f"{model} {name}": state_width(states)
+        for model, triple in (("teacher", teacher_states), ("student", student_states))
+        for name, states in zip("QKV", triple, strict=True)
+    }
+    if relation_heads < 1 or any(width % relation_heads for width in widths.values()):
+        listing = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise ValueError(
+            f"relation_heads={relation_heads} must divide every width (heads * head_dim): {listing}; "
+            f"{largest_relation_heads(list(widths.values()))} would do"
+        )
+    batch, length = attention_mask.shape
+    for states in (*teacher_states, *student_states):
+        if (states.shape[0], states.shape[2]) != (batch, length):
+            raise ValueError(
+                f"attention states of shape {tuple(states.shape)} ([B, heads, T, d]) do not fit an attention mask of "
+                f"shape {(batch, length)}"
+            )
+
+    device = student_states[0].device
+    rows = attention_mask.to(device=device, dtype=torch.bool)
+    columns = rows[:, None, None, :]
+    if causal:
+        columns = columns & torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    block = max(1, _RELATION_BLOCK_ELEMENTS // max(1, relation_heads * length * length))
+    total = torch.zeros((), device=device)
+    for teacher, student in zip(teacher_states, student_states, strict=True):
+        teacher = teacher.detach().to(device)
+        for start in range(0, batch, block):
+            part = slice(start, start + block)
+            total = total + checkpoint(
+                _relation_kl_sum,
+                teacher[part],
+                student[part],
+                rows[part],
+                columns[part],
+                relation_heads,
+                normalization,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+    return RelationLossSums(total, rows.sum() * relation_heads)
+
+
+def relation_divisor(normalization: RelationNormalization, layers: int, relation_heads: int) -> int:
+    """What the mean over rows, summed over Q, K, V and layers, is divided by: see `attention_relation_loss`."""
+    return layers * relation_heads if normalization == "cosine" else layers

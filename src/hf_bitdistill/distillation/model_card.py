@@ -1,0 +1,159 @@
+"""The model card of a distilled student: only what the trainer knows or measured."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+
+if TYPE_CHECKING:
+    from .trainer import DistillationTrainer
+
+
+TAGS = ("bitdistill", "distillation")
+TERNARY_TAGS = ("bitnet", "ternary")
+
+_CITATION = """@article{wu2025bitnetdistillation,
+  title   = {BitNet Distillation},
+  author  = {Wu, Xun and Huang, Shaohan and Wang, Wenhui and Song, Ting and Dong, Li and Xia, Yan and Wei, Furu},
+  journal = {arXiv preprint arXiv:2510.13998},
+  year    = {2025}
+}"""
+
+_LOADING = """```python
+import hf_bitdistill  # registers the quantizer: without this line transformers cannot load the checkpoint correctly
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained("{name}")
+```"""
+
+_HYPER_PARAMETERS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "bf16",
+    "fp16",
+    "seed",
+    "temperature",
+    "ce_loss_weight",
+    "logits_loss_weight",
+    "attention_loss_weight",
+    "relation_normalization",
+    "relation_causal",
+    "quantization_warmup_steps",
+)
+# Not a quality of the model.
+_SPEED_SUFFIXES = ("_runtime", "_per_second", "_time")
+
+
+def ternary_method(config: Any) -> str | None:
+    """The quantisation method of a model's config, if it is a ternary one ("bitdistill" or "bitnet")."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return None
+    get = quantization.get if isinstance(quantization, Mapping) else lambda key: getattr(quantization, key, None)
+    method = get("quant_method")
+    method = getattr(method, "value", method)
+    return method if method in ("bitdistill", "bitnet") else None
+
+
+def hub_model_id(name: str | None) -> str | None:
+    """`name` if it can be the id of a model on the Hub; not a local folder (which nobody else can open)."""
+    if name and not os.path.exists(name) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        return name
+    return None
+
+
+def _table(header: tuple[str, str], rows: Sequence[tuple[str, Any]]) -> str:
+    lines = [f"| {header[0]} | {header[1]} |", "|---|---|"]
+    return "\n".join(lines + [f"| {name} | {value} |" for name, value in rows])
+
+
+def _evaluation(log_history: Sequence[Mapping[str, Any]]) -> str:
+    for record in reversed(log_history):
+        metrics = [
+            (name, f"{value:.4f}")
+            for name, value in record.items()
+            if name.startswith("eval_") and isinstance(value, (int, float)) and not name.endswith(_SPEED_SUFFIXES)
+        ]
+        if metrics:
+            return f"Measured by the trainer after step {record['step']}:\n\n" + _table(("Metric", "Value"), metrics)
+    return "The model was not evaluated during training."
+
+
+def build_model_card(
+    trainer: DistillationTrainer,
+    *,
+    model_name: str,
+    base_model: str | None,
+    tags: Sequence[str],
+    metadata: Mapping[str, Any],
+) -> ModelCard:
+    """Builds the card from a trainer's state.
+
+    Args:
+        trainer: the trainer, before or after training.
+        model_name: title of the card.
+        base_model: what the student was made from, a Hub id or a path (paths are not put into the metadata).
+        tags: tags of the metadata.
+        metadata: further fields (language, license, datasets, pipeline_tag); `None` values are left out.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    method = ternary_method(model.config)
+    classification = trainer.head == "sequence_classification"
+    base_id = hub_model_id(base_model)
+    data = ModelCardData(
+        library_name="transformers",
+        base_model=base_id,
+        base_model_relation=("quantized" if method else "finetune") if base_id else None,
+        pipeline_tag="text-classification" if classification else "text-generation",
+        tags=list(tags),
+        **{key: value for key, value in metadata.items() if value is not None},
+    )
+    kind = "ternary (1.58-bit) " if method else ""
+    base = f"[{base_id}](https://huggingface.co/{base_id})" if base_id else "a base model which is not on the Hub"
+    teacher_name = trainer.teacher_name
+    teacher_id = hub_model_id(teacher_name)
+    if trainer.teacher is None:
+        source = "without a teacher"
+    elif teacher_id:
+        source = f"from the teacher [{teacher_id}](https://huggingface.co/{teacher_id})"
+    else:
+        source = "from a teacher which is not on the Hub"
+    sections = [
+        f"# {model_name}",
+        f"A {kind}student of {base}, trained {source} with BitNet Distillation "
+        "([arXiv 2510.13998](https://arxiv.org/abs/2510.13998)).",
+    ]
+    if method == "bitdistill":
+        auto_class = "AutoModelForSequenceClassification" if classification else "AutoModelForCausalLM"
+        name = trainer.hub_model_id or model_name
+        sections += [
+            "## Loading",
+            "`pip install hf-bitdistill`, then:",
+            _LOADING.format(auto_class=auto_class, name=name),
+        ]
+    settings = [(name, getattr(trainer.args, name)) for name in _HYPER_PARAMETERS]
+    settings = [(name, getattr(value, "value", value)) for name, value in settings]
+    settings.insert(0, ("optimizer steps", trainer.state.global_step))
+    if trainer.relation_heads is not None:
+        settings.append(("relation_heads", trainer.relation_heads))
+        settings.append(("attention_layers (student, teacher)", trainer.relation_layers))
+    sections += [
+        "## Evaluation",
+        _evaluation(trainer.state.log_history),
+        "## Training",
+        _table(("Setting", "Value"), settings),
+        "## Citation",
+        f"```bibtex\n{_CITATION}\n```",
+    ]
+    body = "\n\n".join(sections)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n", ignore_metadata_errors=True)

@@ -1,0 +1,196 @@
+"""The teacher: loading, freezing, checking that it reads the student's tokens, preparing for the device."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+Head = Literal["causal_lm", "sequence_classification"]
+_SHOWN_TOKENS = 3
+
+
+def model_head(model: nn.Module) -> Head:
+    """Which of the two supported heads a model (unwrapped from DDP and the like; PEFT is looked through) has.
+
+    Raises:
+        ValueError: another head, a regression or a multi-label head.
+    """
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    name = type(model).__name__
+    names = {cls.__name__ for cls in type(model).__mro__}
+    if any(base.endswith("ForSequenceClassification") for base in names):
+        problem, labels = getattr(model.config, "problem_type", None), model.config.num_labels
+        if problem not in (None, "single_label_classification") or labels < 2:
+            raise ValueError(
+                f"{name} with problem_type={problem!r} and num_labels={labels}: only single-label classification with "
+                "at least two classes can be distilled, not regression or multi-label classification"
+            )
+        return "sequence_classification"
+    if names & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) or name.endswith("ForCausalLM"):
+        return "causal_lm"
+    raise ValueError(f"{name} has neither a causal language modelling nor a sequence classification head")
+
+
+def load_teacher(
+    teacher: PreTrainedModel | nn.Module | str | os.PathLike, head: Head, init_kwargs: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """A frozen teacher in eval mode, from a model or from a name or path.
+
+    Args:
+        teacher: a model, or what `from_pretrained` takes.
+        head: the student's head; decides which auto class loads the teacher and is required of a given model.
+        init_kwargs: keyword arguments of `from_pretrained`.
+
+    Raises:
+        ValueError: the heads differ, or `init_kwargs` come with a model object.
+    """
+    if isinstance(teacher, (str, os.PathLike)):
+        auto_class = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
+        teacher = auto_class.from_pretrained(teacher, **(init_kwargs or {}))
+    elif init_kwargs:
+        raise ValueError("teacher_model_init_kwargs apply to a teacher given by name, but a model was given")
+    teacher_head = model_head(teacher)
+    if teacher_head != head:
+        raise ValueError(f"the student has a {head} head and the teacher a {teacher_head} head")
+    return teacher.eval().requires_grad_(False)
+
+
+def check_same_classes(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuses classifiers which differ in labels, or in the padding token by which they find the last token.
+
+    Raises:
+        ValueError: naming the difference.
+    """
+    if student.config.num_labels != teacher.config.num_labels:
+        raise ValueError(
+            f"the student has {student.config.num_labels} labels and the teacher {teacher.config.num_labels}"
+        )
+    student_labels, teacher_labels = student.config.id2label, teacher.config.id2label
+    generic = {index: f"LABEL_{index}" for index in range(student.config.num_labels)}
+    if student_labels != teacher_labels and generic not in (student_labels, teacher_labels):
+        raise ValueError(f"student and teacher name their labels differently: {student_labels} and {teacher_labels}")
+    pads = [model.config.get_text_config().pad_token_id for model in (student, teacher)]
+    if pads[0] != pads[1]:
+        raise ValueError(
+            f"config.pad_token_id is {pads[0]} in the student and {pads[1]} in the teacher: they would read their "
+            "classes from different tokens"
+        )
+
+
+def load_teacher_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase | None:
+    """The tokenizer saved with a teacher, or `None` (with a warning) if there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logger.warning(f"The teacher {name_or_path} has no tokenizer to compare with the student's ({reason}).")
+        return None
+
+
+def check_same_tokenizer(student: Any, teacher: Any) -> None:
+    """Refuses a teacher which reads other tokens than the student.
+
+    Logits are compared column by column, so both must map the same tokens to the same ids; equal vocabulary sizes
+    prove nothing, and different widths of the logits (padding rows of the embedding) do no harm. bos, eos and unk
+    must agree as well. The padding token may differ: padding is masked everywhere.
+
+    Args:
+        student: tokenizer, or a processor that has one as `.tokenizer`.
+        teacher: likewise.
+
+    Raises:
+        ValueError: naming the first tokens that differ.
+    """
+    student, teacher = (getattr(processor, "tokenizer", processor) for processor in (student, teacher))
+    vocabularies = student.get_vocab(), teacher.get_vocab()
+    if vocabularies[0] != vocabularies[1]:
+        by_id = [{index: token for token, index in vocabulary.items()} for vocabulary in vocabularies]
+        different = [i for i in sorted(by_id[0].keys() | by_id[1].keys()) if by_id[0].get(i) != by_id[1].get(i)]
+        shown = "; ".join(
+            f"id {i}: student {by_id[0].get(i)!r}, teacher {by_id[1].get(i)!r}" for i in different[:_SHOWN_TOKENS]
+        )
+        raise ValueError(
+            f"student and teacher have different tokenizers ({len(vocabularies[0])} and {len(vocabularies[1])} "
+            f"tokens, {len(different)} ids differ): {shown}"
+        )
+    for name in ("bos_token_id", "eos_token_id", "unk_token_id"):
+        ids = getattr(student, name, None), getattr(teacher, name, None)
+        if ids[0] != ids[1]:
+            raise ValueError(f"student and teacher tokenizers differ in {name}: {ids[0]} and {ids[1]}")
+
+
+def prepare_teacher(teacher: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Places the teacher on the device (sharded, under DeepSpeed ZeRO-3) with the run's mixed precision."""
+    if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
+        return _prepare_deepspeed(teacher, accelerator)
+    prepared = accelerator.prepare_model(teacher, evaluation_mode=True)
+    # Accelerate lists what it prepared. Trainer takes a non-empty list to mean that the *student* is prepared (an
+    # evaluation before training would run without mixed precision), and FSDP clips gradients of what is listed.
+    accelerator._models = [model for model in accelerator._models if model is not prepared]
+    return prepared.eval()
+
+
+def _prepare_deepspeed(teacher: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """An engine of its own for the teacher, without optimizer: partitioned under ZeRO-3, plain under other stages
+    (which partition only optimizer states and gradients, of which it has none)."""
+    import deepspeed
+
+    config = copy.deepcopy(accelerator.state.deepspeed_plugin.deepspeed_config)
+    for part in ("optimizer", "scheduler"):
+        config.pop(part, None)
+    if config.get("zero_optimization", {}).get("stage") == 3:
+        # "auto" entries were resolved for the student's width
+        width = max(teacher.config.get_text_config().hidden_size, 1)
+        config["zero_optimization"].update(
+            reduce_bucket_size=width * width,
+            stage3_param_persistence_threshold=10 * width,
+            stage3_prefetch_bucket_size=int(0.9 * width * width),
+        )
+    else:
+        config["zero_optimization"] = {"stage": 0}
+    engine, *_ = deepspeed.initialize(model=teacher, config=config)
+    return engine.eval()
+
+
+def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """Parameters of the forward of the model itself, seen through PEFT and through wrappers of the instance."""
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    return inspect.signature(type(model).forward).parameters
+
+
+def model_inputs(model: nn.Module, batch: Mapping[str, Any], positions: torch.Tensor | None) -> dict[str, Any]:
+    """What of a batch a model's forward takes, without labels: the loss is not the model's business here.
+
+    Args:
+        model: unwrapped.
+        batch: the collated batch.
+        positions: 1-D positions whose logits are wanted, where the forward can be told (`logits_to_keep`).
+    """
+    parameters = forward_parameters(model)
+    inputs = {name: value for name, value in batch.items() if name in parameters and name != "labels"}
+    if "use_cache" in parameters:
+        inputs["use_cache"] = False
+    if positions is not None and "logits_to_keep" in parameters:
+        inputs["logits_to_keep"] = positions
+    return inputs

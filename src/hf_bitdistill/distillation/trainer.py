@@ -1,0 +1,450 @@
+"""`DistillationTrainer`: transformers' `Trainer` with the three losses of BitNet Distillation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.utils import logging
+
+from .attention_states import AttentionStateCapture, AttentionStates, number_of_layers
+from .callbacks import QuantizationWarmupCallback
+from .config import DistillationConfig, relation_layers
+from .losses import (
+    IGNORE_INDEX,
+    attention_relation_loss,
+    distillation_token_losses,
+    largest_relation_heads,
+    relation_divisor,
+    shift_labels,
+    state_width,
+)
+from .metrics import ComponentMeans
+from .model_card import TAGS, TERNARY_TAGS, build_model_card, ternary_method
+from .teacher import (
+    check_same_classes,
+    check_same_tokenizer,
+    forward_parameters,
+    load_teacher,
+    load_teacher_tokenizer,
+    model_head,
+    model_inputs,
+    prepare_teacher,
+)
+
+
+logger = logging.get_logger(__name__)
+
+
+class DistillationTrainer(Trainer):
+    """Trains a student on labels, on a teacher's logits and on its attention relations.
+
+    The student may be a ternary model or any other one with a causal LM or a (single-label) sequence classification
+    head; the teacher has the same head and tokenizer, but any depth, width and number of heads.
+
+    Positions: all token losses are taken where there is a label (for a causal LM, at the position that predicts it).
+    The relation loss is taken over all real tokens of every sequence that has a label; a sequence without any takes
+    no part in the training. A batch without any label has the loss 0 and zero gradients, and a warning is logged once.
+
+    Normalisation: cross entropy and KL are divided by the number of labels, the relation loss by its own number of
+    rows, both counted over the whole accumulated batch (over all processes too, with
+    `average_tokens_across_devices`). So the gradient depends on what is in the batch, not on how it is cut up.
+
+    Besides `loss`, the unweighted terms are logged: `loss_ce`, `loss_logits`, `loss_attention` (with the prefix of
+    the evaluation, as `eval_loss_ce`). In an evaluation they are averaged like `eval_loss`: means of batches,
+    weighted by their sequences.
+
+    Args:
+        model: the student.
+        teacher_model: a model, or a name or path (overrides `args.teacher_model_name_or_path`). Not needed if
+            neither distillation loss is on. It is put into eval mode and frozen.
+        args: a `DistillationConfig`.
+        processing_class: the student's tokenizer. With it and the teacher's, different tokenizers are refused.
+        teacher_processing_class: the teacher's tokenizer. Default: loaded from the teacher's name or path; a teacher
+            given as a model cannot be checked without it.
+        data_collator, train_dataset, eval_dataset, model_init, compute_metrics, callbacks, optimizers,
+        optimizer_cls_and_kwargs, preprocess_logits_for_metrics: as in `Trainer`. The stock default collator does not
+            pad labels: for a causal LM with sequences of different lengths pass a `DataCollatorForSeq2Seq`.
+
+    Raises:
+        TypeError: `args` is not a `DistillationConfig`.
+        ValueError: no teacher, or one that does not fit; an unsupported head, architecture or parallelism.
+    """
+
+    _tag_names = [*TAGS, *TERNARY_TAGS]
+    _name = "BitNet Distillation"
+    _paper = {"title": "BitNet Distillation", "id": "2510.13998"}
+
+    # compute_loss divides by counts of the whole accumulated batch
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        teacher_model: PreTrainedModel | nn.Module | str | os.PathLike | None = None,
+        args: DistillationConfig | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        teacher_processing_class: Any = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_metrics: Callable | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        optimizer_cls_and_kwargs: tuple | None = None,
+        preprocess_logits_for_metrics: Callable | None = None,
+    ):
+        if args is None:
+            args = DistillationConfig()
+        elif not isinstance(args, DistillationConfig):
+            raise TypeError(f"args must be a DistillationConfig, got {type(args).__name__}")
+        if args.use_liger_kernel:
+            raise ValueError("use_liger_kernel computes the loss inside the model and is not supported")
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        student = self.accelerator.unwrap_model(self.model)
+        self.head = model_head(student)
+        if self.head == "sequence_classification":
+            # What the model's own loss would set on its first batch; ours bypasses it.
+            student.config.problem_type = "single_label_classification"
+        self._check_parallelism()
+
+        self._train_means = ComponentMeans()
+        self._eval_means = ComponentMeans()
+        self._all_logits = False
+        self._warned_unlabelled = False
+        self._student_capture: AttentionStateCapture | None = None
+        self._teacher_capture: AttentionStateCapture | None = None
+        self.relation_layers: tuple[list[int], list[int]] | None = None
+        self.relation_heads = args.relation_heads if args.attention_loss_weight else None
+        self.teacher: nn.Module | None = None
+        self.teacher_name: str | None = None
+        if args.logits_loss_weight or args.attention_loss_weight:
+            self._set_teacher(teacher_model, teacher_processing_class)
+        if args.quantization_warmup_steps:
+            self.add_callback(QuantizationWarmupCallback(args.quantization_warmup_steps))
+
+    # ---- Setting up ----
+
+    def _check_parallelism(self) -> None:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                "torch.nn.DataParallel is not supported: start one process per device (torchrun, accelerate launch) "
+                "or make one device visible"
+            )
+        if self.get_cp_size() > 1 or self.get_sp_size() > 1:
+            raise ValueError("context and sequence parallelism split the sequences and are not supported")
+        if self.get_tp_size() > 1 and self.args.attention_loss_weight:
+            raise ValueError("tensor parallelism splits the attention heads: set attention_loss_weight=0")
+
+    def _set_teacher(self, teacher: Any, teacher_processing_class: Any) -> None:
+        args = self.args
+        teacher = args.teacher_model_name_or_path if teacher is None else teacher
+        if teacher is None:
+            raise ValueError(
+                "logits_loss_weight and attention_loss_weight need a teacher: pass teacher_model or set "
+                "teacher_model_name_or_path (or set both weights to 0)"
+            )
+        student = self.accelerator.unwrap_model(self.model)
+        if teacher is student:
+            raise ValueError("teacher and student are the same object: load the teacher separately")
+        named = isinstance(teacher, (str, os.PathLike))
+        if self.processing_class is not None:
+            if teacher_processing_class is None and named:
+                teacher_processing_class = load_teacher_tokenizer(teacher)
+            if teacher_processing_class is not None:
+                check_same_tokenizer(self.processing_class, teacher_processing_class)
+        self.teacher = load_teacher(teacher, self.head, args.teacher_model_init_kwargs)
+        self.teacher_name = str(teacher) if named else getattr(teacher.config, "_name_or_path", None)
+        if self.head == "sequence_classification":
+            check_same_classes(student, self.teacher)
+        else:
+            widths = [model.config.get_text_config().vocab_size for model in (student, self.teacher)]
+            if widths[0] != widths[1] and (self.processing_class is None or teacher_processing_class is None):
+                raise ValueError(
+                    f"the student's vocabulary has {widths[0]} rows and the teacher's {widths[1]}: pass "
+                    "processing_class and teacher_processing_class, to show that the tokenizers are the same"
+                )
+        if args.attention_loss_weight:
+            self.relation_layers = relation_layers(args, number_of_layers(student), number_of_layers(self.teacher))
+            # Both are built now, so that an architecture without Q, K, V to capture is refused before training.
+            self._student_capture = AttentionStateCapture(self.model, self.relation_layers[0])
+            self._teacher_capture = AttentionStateCapture(self.teacher, self.relation_layers[1])
+        self._prepared_teacher = prepare_teacher(self.teacher, self.accelerator)
+
+    # ---- Counting ----
+
+    def _targets(self, batch: Mapping[str, Any]) -> Tensor:
+        """Labels aligned with the logits: `[B, T]` for a causal LM, `[B]` for a classifier."""
+        labels = batch.get("labels")
+        if self.head == "causal_lm" and batch.get("shift_labels") is not None:
+            return batch["shift_labels"]
+        if labels is None:
+            raise ValueError(
+                f"the batch has no labels (only {', '.join(batch)}); for plain text use a "
+                "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
+            )
+        if self.head == "causal_lm":
+            return shift_labels(labels)
+        if labels.ndim != 1 or labels.is_floating_point():
+            raise ValueError(
+                f"classification needs one integer label a sequence, got {labels.dtype} of shape {tuple(labels.shape)}"
+            )
+        return labels
+
+    @staticmethod
+    def _relation_mask(batch: Mapping[str, Any], targets: Tensor) -> Tensor:
+        """`[B, T]` bool: the real tokens of the sequences that have a label."""
+        mask = batch.get("attention_mask")
+        if mask is None:
+            states = batch["input_ids"] if batch.get("input_ids") is not None else batch["inputs_embeds"]
+            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        elif mask.ndim != 2:
+            raise ValueError(f"attention distillation needs an attention mask [B, T], got {tuple(mask.shape)}")
+        labelled = (targets != IGNORE_INDEX).reshape(targets.shape[0], -1).any(-1)
+        return mask.bool() & labelled[:, None]
+
+    def _count(self, batch: Mapping[str, Any]) -> Tensor:
+        """`[2]` int64: labels, and tokens that take part in the relation loss."""
+        targets = self._targets(batch)
+        return torch.stack([(targets != IGNORE_INDEX).sum(), self._relation_mask(batch, targets).sum()])
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """As in `Trainer`, but what it hands on as `num_items_in_batch` are two counts, `[2]`: labels, and tokens of
+        the relation loss."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        self._train_means.add_weight(1)  # one optimizer step
+        counts = sum(self._count(batch) for batch in batches).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            # Processes of one tensor parallel group see the same batch.
+            counts = self.accelerator.gather(counts[None]).sum(0) / self.get_tp_size()
+        if counts[0] == 0:
+            self._warn_unlabelled()
+        return batches, counts
+
+    def _warn_unlabelled(self) -> None:
+        if not self._warned_unlabelled:
+            self._warned_unlabelled = True
+            logger.warning(
+                "A batch has no labels at all (every label is -100): its loss is 0 and it teaches nothing. Check the "
+                "labels, and whether truncation cuts them off. This warning is shown once."
+            )
+
+    # ---- The loss ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The weighted sum of the three losses for one micro-batch.
+
+        Args:
+            model: the (wrapped) student.
+            inputs: the collated batch.
+            return_outputs: also return the student's outputs. Its logits then cover every position only during a
+                prediction that asks for them; otherwise only those which carry a label.
+            num_items_in_batch: the two counts of `get_batch_samples`; anything else (an evaluation, a call by hand)
+                stands for the counts of this batch alone.
+        """
+        args = self.args
+        targets = self._targets(inputs)
+        relation_mask = self._relation_mask(inputs, targets)
+        accumulated = isinstance(num_items_in_batch, Tensor) and num_items_in_batch.numel() == 2
+        counts = num_items_in_batch if accumulated else self._count(inputs)
+        if not accumulated and counts[0] == 0:
+            self._warn_unlabelled()
+
+        positions = self._labelled_positions(targets)
+        teacher_logits, teacher_states = self._teacher_forward(inputs, positions, targets.device)
+        student = self.accelerator.unwrap_model(model)
+        capture = self._capture_student(model)
+        with capture or nullcontext():
+            outputs = model(**model_inputs(student, inputs, positions))
+        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+        if positions is not None:
+            targets = targets[:, positions]
+            if "logits_to_keep" not in forward_parameters(student):
+                logits = logits[:, positions]
+
+        labels, tokens = counts.clamp(min=1).float()
+        sums = distillation_token_losses(
+            logits,
+            teacher_logits,
+            targets,
+            temperature=args.temperature,
+            chunk_size=args.kl_chunk_size,
+            # the tokenizers were compared: surplus columns are padding rows of the embedding
+            vocab_size=None if teacher_logits is None else min(logits.shape[-1], teacher_logits.shape[-1]),
+            label_smoothing=args.label_smoothing_factor,
+        )
+        terms = {"loss_ce": sums.cross_entropy / labels}
+        loss = args.ce_loss_weight * terms["loss_ce"]
+        if teacher_logits is not None:
+            terms["loss_logits"] = sums.kl / labels
+            loss = loss + args.logits_loss_weight * terms["loss_logits"]
+        if capture is not None:
+            terms["loss_attention"] = self._relation_loss(teacher_states, capture.release(), relation_mask, tokens)
+            loss = loss + args.attention_loss_weight * terms["loss_attention"]
+
+        if accumulated and args.average_tokens_across_devices:
+            # The counts are those of all processes, and the gradients will be averaged over them.
+            replicas = self.accelerator.num_processes // self.get_tp_size()
+            loss = loss * replicas
+            terms = {name: value * replicas for name, value in terms.items()}
+        if model.training:
+            self._train_means.add(terms)
+        else:
+            sequences = len(relation_mask)
+            self._eval_means.add({name: value * sequences for name, value in terms.items()})
+            self._eval_means.add_weight(sequences)
+        return (loss, outputs) if return_outputs else loss
+
+    def _labelled_positions(self, targets: Tensor) -> Tensor | None:
+        """The positions at which any sequence has a label, or `None` for all: the output layer is computed for no
+        other ones, which saves most of it where only an answer is labelled."""
+        if self.head != "causal_lm" or self._all_logits:
+            return None
+        positions = (targets != IGNORE_INDEX).any(0).nonzero().squeeze(-1)
+        if len(positions) == targets.shape[1]:
+            return None
+        # Models are not made for an empty selection.
+        return positions if len(positions) else torch.zeros(1, dtype=torch.long, device=targets.device)
+
+    def _teacher_forward(
+        self, inputs: Mapping[str, Any], positions: Tensor | None, device: torch.device
+    ) -> tuple[Tensor | None, list[AttentionStates]]:
+        if self.teacher is None:
+            return None, []
+        wants_logits = bool(self.args.logits_loss_weight)
+        if not wants_logits and self.head == "causal_lm":
+            positions = torch.zeros(1, dtype=torch.long, device=device)
+        with torch.no_grad(), self._teacher_capture or nullcontext():
+            outputs = self._prepared_teacher(**model_inputs(self.teacher, inputs, positions))
+        states = self._teacher_capture.release() if self._teacher_capture is not None else []
+        if not wants_logits:
+            return None, states
+        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+        if positions is not None and "logits_to_keep" not in forward_parameters(self.teacher):
+            logits = logits[:, positions]
+        return logits, states
+
+    def _capture_student(self, model: nn.Module) -> AttentionStateCapture | None:
+        if self._student_capture is None:
+            return None
+        # The model is wrapped after the trainer was made, and made again with model_init.
+        if self._student_capture.model is not model:
+            self._student_capture = AttentionStateCapture(model, self.relation_layers[0])
+        return self._student_capture
+
+    def _relation_loss(
+        self,
+        teacher_states: list[AttentionStates],
+        student_states: list[AttentionStates],
+        mask: Tensor,
+        tokens: Tensor,
+    ) -> Tensor:
+        if self.relation_heads is None:
+            widths = [state_width(state) for states in (*teacher_states, *student_states) for state in states]
+            self.relation_heads = largest_relation_heads(widths)
+        args = self.args
+        total = sum(
+            attention_relation_loss(
+                teacher, student, mask, self.relation_heads, args.relation_normalization, args.relation_causal
+            ).kl
+            for teacher, student in zip(teacher_states, student_states, strict=True)
+        )
+        divisor = relation_divisor(args.relation_normalization, len(student_states), self.relation_heads)
+        return total / (tokens * self.relation_heads) / divisor
+
+    # ---- Evaluating and logging ----
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """As in `Trainer`; the logits of all positions are computed only if they are asked for."""
+        self._all_logits = not prediction_loss_only
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            self._all_logits = False
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As in `Trainer`, with the means of the loss terms among the metrics."""
+        self._eval_means.reset()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        for name, value in self._eval_means.pop(self.accelerator).items():
+            output.metrics[f"{metric_key_prefix}_{name}"] = value
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in `Trainer`, with the means of the loss terms over the steps since the last log of a training loss."""
+        if "loss" in logs:
+            logs.update(self._train_means.pop(self.accelerator))
+        super().log(logs, start_time)
+
+    # ---- Model card ----
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Writes `README.md` into the output folder: how the student was made, how to load it, what was measured.
+        Arguments as in `Trainer` (`tasks`, `dataset` and `dataset_args` are not used: a card claims no more than
+        the trainer knows)."""
+        if not self.is_world_process_zero():
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        own_tags = [*TAGS, *(TERNARY_TAGS if ternary_method(model.config) else ())]
+        tags = [tags] if isinstance(tags, str) else list(tags or [])
+        card = build_model_card(
+            self,
+            model_name=model_name or os.path.basename(os.path.abspath(self.args.output_dir)),
+            base_model=finetuned_from or getattr(model.config, "_name_or_path", None),
+            tags=[*own_tags, *(tag for tag in tags if tag not in own_tags)],
+            metadata={"language": language, "license": license, "datasets": dataset_tags},
+        )
+        card.save(os.path.join(self.args.output_dir, "README.md"))

@@ -1,0 +1,193 @@
+"""Measures a model on a task: accuracy by label-word likelihood or classification logits, or ROUGE of its summaries."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..data.preprocessing import Head, PromptEncoder, build_dataset, label_word_ids
+from ..data.tasks import Task, get_task
+from .batching import check_finite, dataset_progress, evaluating, model_device, pad_batch, padding_id
+from .likelihood import label_word_scores, perplexity
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["evaluate_task", "perplexity"]
+
+
+def evaluate_task(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str | Task,
+    dataset: Dataset,
+    batch_size: int = 16,
+    max_length: int | None = None,
+    head: Head = "causal_lm",
+    *,
+    use_chat_template: bool = False,
+    max_new_tokens: int | None = None,
+    progress: bool = True,
+    return_predictions: bool = False,
+) -> dict[str, Any]:
+    """Evaluates a model on a task's examples, on the device the model is on.
+
+    Classification with a causal LM compares, for each example, the log-likelihood of the token sequence of each label
+    word after the prompt, ``sum_i log p(word_i | prompt, word_<i)`` in float32 over the whole vocabulary, and predicts
+    the largest (the lowest label id among equals). Words of different lengths are compared by the sum, not by the
+    mean: it is the probability with which the model would write the word. Nothing is generated, so every prediction
+    is one of the labels. With a classification head the prediction is the largest logit. Both pad on the right.
+
+    Summaries are generated greedily (left padding) and compared by ROUGE with stemming; ROUGE-Lsum takes each line and
+    each sentence within it as a sentence.
+
+    Args:
+        model: Any causal LM of transformers (or one with the same ``forward`` and ``generate``), or a sequence
+            classification model. Its training mode is restored afterwards.
+        tokenizer: Its tokenizer; it is not changed.
+        task: A task or its name.
+        dataset: Examples with ``task.columns``, as from ``load_task_dataset``.
+        batch_size: Sequences per forward pass. Examples are sorted by length, so batches have little padding.
+        max_length: Limit, in tokens, of prompt and answer together. None: the task's default.
+        head: ``"causal_lm"`` or ``"sequence_classification"``.
+        use_chat_template: Must be as in training; see ``PromptEncoder``.
+        max_new_tokens: Limit of a summary, in tokens. None: the task's default.
+        progress: Whether to show a progress bar.
+        return_predictions: Whether to add ``"predictions"``, in the order of ``dataset``: label ids, or texts.
+
+    Returns:
+        ``task`` (str); the metric's values (``accuracy``, or ``rouge1``, ``rouge2``, ``rougeL``, ``rougeLsum``; all in
+        [0, 1]); ``n`` (examples); ``chance_level`` (share of the most frequent class among them, None for
+        summarization); ``seconds`` (wall time of the model's work, without tokenization and metric);
+        ``tokens_per_second`` (tokens read, without padding; for summarization tokens generated).
+
+    Raises:
+        ValueError: If a prompt does not fit, the head does not suit the task, the number of classes differs, or the
+            dataset is empty or lacks columns.
+        FloatingPointError: If the model's scores are not finite.
+    """
+    from .metrics import get_metric
+
+    task = get_task(task)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    with dataset_progress(progress):
+        built = build_dataset(
+            task,
+            dataset,
+            tokenizer,
+            max_length,
+            head,
+            train=False,
+            use_chat_template=use_chat_template,
+            max_new_tokens=max_new_tokens,
+        )
+    prompts: list[list[int]] = [list(ids) for ids in built["input_ids"]]
+    batches = _Batches(prompts, batch_size, f"{task.name} evaluation", progress)
+
+    started = time.perf_counter()
+    with evaluating(model):
+        if task.kind == "summarization":
+            limit = task.max_new_tokens if max_new_tokens is None else max_new_tokens
+            predictions, tokens = _generate(model, tokenizer, prompts, batches, limit)
+        elif head == "sequence_classification":
+            predictions, tokens = _classify(model, tokenizer, prompts, batches, task)
+        else:
+            words = label_word_ids(PromptEncoder(task, tokenizer, max_length, use_chat_template))
+            scores, tokens = label_word_scores(model, tokenizer, prompts, words, batches)
+            predictions = scores.argmax(dim=-1).tolist()
+    seconds = time.perf_counter() - started
+
+    metric = get_metric(task.metric)
+    chance = None
+    if task.kind == "classification":
+        references = list(built["labels" if head == "sequence_classification" else "label"])
+        chance = max(Counter(references).values()) / len(references)
+        values = metric.compute(predictions=predictions, references=references)
+    else:
+        values = metric.compute(
+            predictions=predictions, references=list(built["reference"]), use_stemmer=True, split_sentences=True
+        )
+    result = {
+        "task": task.name,
+        **values,
+        "n": len(prompts),
+        "chance_level": chance,
+        "seconds": seconds,
+        "tokens_per_second": tokens / max(seconds, 1e-9),
+    }
+    if return_predictions:
+        result["predictions"] = predictions
+    return result
+
+
+class _Batches:
+    """Iterates over lists of row numbers, longest prompts first, with a progress bar.
+
+    Longest first: a batch that does not fit memory fails at once, and the time left is estimated on the safe side.
+    """
+
+    def __init__(self, prompts: Sequence[Sequence[int]], size: int, title: str, progress: bool) -> None:
+        self.order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+        self.size, self.title, self.progress = size, title, progress
+
+    def __iter__(self):
+        from tqdm.auto import tqdm
+
+        with tqdm(total=len(self.order), desc=self.title, unit="example", disable=not self.progress) as bar:
+            for start in range(0, len(self.order), self.size):
+                rows = self.order[start : start + self.size]
+                yield rows
+                bar.update(len(rows))
+
+
+def _classify(model, tokenizer, prompts, batches, task: Task) -> tuple[list[int], int]:
+    device, pad_id = model_device(model), padding_id(tokenizer)
+    config = model.config.get_text_config()
+    configured = config.pad_token_id
+    predictions = [0] * len(prompts)
+    tokens = 0
+    # The classification heads of transformers find a row's last token by comparing ids with config.pad_token_id.
+    config.pad_token_id = pad_id
+    try:
+        for rows in batches:
+            sequences = [prompts[row] for row in rows]
+            tokens += sum(map(len, sequences))
+            input_ids, mask = pad_batch(sequences, pad_id, "right", device)
+            logits = model(input_ids=input_ids, attention_mask=mask).logits
+            if logits.shape[-1] != task.num_labels:
+                raise ValueError(
+                    f"the model has {logits.shape[-1]} classes, task {task.name} has {task.num_labels}: "
+                    f"{', '.join(task.label_words)}"
+                )
+            check_finite(logits, "logits")
+            for row, label in zip(rows, logits.argmax(dim=-1).tolist(), strict=True):
+                predictions[row] = label
+    finally:
+        config.pad_token_id = configured
+    return predictions, tokens
+
+
+def _generate(model, tokenizer, prompts, batches, max_new_tokens: int) -> tuple[list[str], int]:
+    from transformers import GenerationConfig
+
+    device, pad_id = model_device(model), padding_id(tokenizer)
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    stops = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None}
+    settings = GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=pad_id, eos_token_id=sorted(stops)
+    )
+    texts = [""] * len(prompts)
+    tokens = 0
+    for rows in batches:
+        input_ids, mask = pad_batch([prompts[row] for row in rows], pad_id, "left", device)
+        output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=settings)
+        for row, ids in zip(rows, output[:, input_ids.shape[1] :].tolist(), strict=True):
+            end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+            tokens += min(end + 1, len(ids))
+            texts[row] = tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
+    return texts, tokens

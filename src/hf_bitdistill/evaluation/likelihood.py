@@ -1,0 +1,170 @@
+"""How likely a causal LM finds text: label words after a prompt, and perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..data.corpus import pack_texts
+from .batching import check_finite, evaluating, forward_logits, model_device, pad_batch, padding_id
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def _paths(words: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
+    """The continuations to read after a prompt so that every token of every word is predicted somewhere.
+
+    A word's last token is only predicted, never read; and a continuation that begins another is read with it. Label
+    words of one token each thus need a single pass over the bare prompt.
+
+    Returns:
+        The distinct continuations, and for each word the number of the continuation that predicts it.
+    """
+    inner = [list(word[:-1]) for word in words]
+    paths: list[list[int]] = []
+    for tokens in sorted(inner, key=len, reverse=True):
+        if not any(path[: len(tokens)] == tokens for path in paths):
+            paths.append(tokens)
+    owner = [next(i for i, path in enumerate(paths) if path[: len(tokens)] == tokens) for tokens in inner]
+    return paths, owner
+
+
+def label_word_scores(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    words: Sequence[Sequence[int]],
+    batches: Any,
+) -> tuple[torch.Tensor, int]:
+    """Log-likelihood of each label word after each prompt.
+
+    Args:
+        model: A causal LM, in evaluation mode.
+        tokenizer: Its tokenizer (only the padding id is used).
+        prompts: ``N`` token id lists.
+        words: ``L`` token id lists, each at least one token.
+        batches: Iterable of lists of row numbers that together cover the prompts.
+
+    Returns:
+        Scores, float32 ``[N, L]`` on the CPU, in nats; and the number of tokens the model read.
+
+    Raises:
+        FloatingPointError: If a score is not finite.
+    """
+    device, pad_id = model_device(model), padding_id(tokenizer)
+    paths, owner = _paths(words)
+    scores = torch.zeros(len(prompts), len(words))
+    tokens = 0
+    for rows in batches:
+        for number, path in enumerate(paths):
+            mine = [index for index in range(len(words)) if owner[index] == number]
+            sequences = [[*prompts[row], *path] for row in rows]
+            tokens += sum(map(len, sequences))
+            input_ids, mask = pad_batch(sequences, pad_id, "right", device)
+            # Only positions from the shortest prompt's last token on predict anything we read.
+            first = min(len(prompts[row]) for row in rows) - 1
+            logits = forward_logits(model, input_ids, mask, keep=input_ids.shape[1] - first)
+            at = torch.tensor([len(prompts[row]) - 1 - first for row in rows], device=logits.device)
+            needed = max(len(words[index]) for index in mine)
+            positions = at[:, None] + torch.arange(needed, device=logits.device)
+            # Rows of words shorter than the longest read past their path; clamped, and never used.
+            positions = positions.clamp(max=logits.shape[1] - 1)
+            chosen = logits.gather(1, positions[:, :, None].expand(-1, -1, logits.shape[-1]))
+            log_probs = chosen.float().log_softmax(dim=-1)
+            for index in mine:
+                word = torch.tensor(list(words[index]), device=logits.device)
+                steps = torch.arange(len(word), device=logits.device)
+                scores[rows, index] = log_probs[:, steps, word].sum(dim=-1).cpu()
+    check_finite(scores, "label-word scores")
+    return scores, tokens
+
+
+def perplexity(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    texts_or_blocks: Iterable[str | Sequence[int] | Mapping[str, Any]],
+    block_size: int = 512,
+    batch_size: int = 4,
+    *,
+    max_blocks: int | None = None,
+    progress: bool = True,
+) -> dict[str, float | int]:
+    """Perplexity over blocks that do not overlap.
+
+    Texts are packed as ``pack_corpus`` packs them (end-of-text after each, blocks across documents), keeping the last,
+    shorter block. In each block every token but the first is scored given the tokens of the block before it, so a
+    smaller ``block_size`` gives a higher value: compare only values with the same one.
+
+    Args:
+        model: Any causal LM; evaluated on the device it is on, its training mode is restored.
+        tokenizer: Its tokenizer.
+        texts_or_blocks: Texts, or blocks of token ids, or rows of a dataset with ``input_ids`` (a result of
+            ``pack_corpus``) or ``text``. Blocks are taken as they are.
+        block_size: Tokens in a block made of texts.
+        batch_size: Blocks per forward pass.
+        max_blocks: Stop after this many blocks.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        ``perplexity`` (``exp`` of the next), ``nll_per_token`` (nats; logits in float32, summed in float64), and
+        ``tokens`` (how many were scored).
+
+    Raises:
+        ValueError: If there is no token to score.
+        TypeError: If the items are none of the three.
+        FloatingPointError: If the model's losses are not finite.
+    """
+    from tqdm.auto import tqdm
+
+    if block_size < 2 or batch_size < 1:
+        raise ValueError(f"block_size must be at least 2 and batch_size at least 1, got {block_size} and {batch_size}")
+    device, pad_id = model_device(model), padding_id(tokenizer)
+    blocks = islice(_blocks(texts_or_blocks, tokenizer, block_size), max_blocks)
+    total, tokens = 0.0, 0
+    with evaluating(model), tqdm(desc="perplexity", unit="block", disable=not progress) as bar:
+        while batch := list(islice(blocks, batch_size)):
+            input_ids, mask = pad_batch(batch, pad_id, "right", device)
+            logits = forward_logits(model, input_ids, mask)
+            # One row at a time: the float32 copy of a whole batch's logits is the largest tensor there would be.
+            for row, ids in enumerate(batch):
+                target = input_ids[row, 1 : len(ids)].to(logits.device)
+                loss = torch.nn.functional.cross_entropy(logits[row, : len(ids) - 1].float(), target, reduction="none")
+                check_finite(loss, "losses")
+                total += loss.double().sum().item()
+                tokens += len(ids) - 1
+            bar.update(len(batch))
+    if tokens == 0:
+        raise ValueError("there is no token to score: the texts are empty or shorter than two tokens")
+    nll = total / tokens
+    return {"perplexity": math.exp(nll) if nll < 700 else math.inf, "nll_per_token": nll, "tokens": tokens}
+
+
+def _blocks(items: Iterable, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Iterable[list[int]]:
+    if isinstance(items, str):
+        items = [items]
+    iterator = iter(items)
+    first = next(iterator, None)
+    if first is None:
+        return
+    items = chain([first], iterator)
+    if isinstance(first, Mapping):
+        key = "input_ids" if "input_ids" in first else "text"
+        if key not in first:
+            raise TypeError(f"rows must have 'input_ids' or 'text', they have {list(first)}")
+        first = first[key]
+        items = (row[key] for row in items)
+    if isinstance(first, str):
+        batches = iter(lambda: list(islice(items, 64)), [])
+        yield from pack_texts(
+            batches, tokenizer, block_size, eos=tokenizer.eos_token_id, bos=None, drop_remainder=False
+        )
+    elif isinstance(first, (Sequence, torch.Tensor)):
+        yield from (ids for ids in (torch.as_tensor(block).tolist() for block in items) if len(ids) > 1)
+    else:
+        raise TypeError(f"texts, blocks of token ids or rows are needed, not {type(first).__name__}")

@@ -1,0 +1,154 @@
+"""`BitLinear`: the online layer, latent weights that are ternarised at every forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from ..config import BitNetConfig
+from ..quantization import fake_quantized_linear, ternarize, ternary_linear
+from .sub_norm import SubLN
+
+
+def to_checkpoint(weight: Tensor) -> Tensor:
+    """Latent weight `[R, C]` -> `[1, R, C]`, the shape it has in an online checkpoint.
+
+    Where hf_bitdistill was not imported, transformers skips the quantisation method with a warning. A latent weight of
+    the ordinary shape would then load as if the student were a full-precision model; this one fails the load.
+    """
+    return weight.unsqueeze(0)
+
+
+def from_checkpoint(weight: Tensor) -> Tensor:
+    """Inverse of [`to_checkpoint`]; a full-precision weight `[R, C]` passes unchanged."""
+    return weight.squeeze(0) if weight.ndim == 3 and weight.shape[0] == 1 else weight
+
+
+class BitLinear(nn.Linear):
+    """A linear layer that computes with ternary weights and int8 activations and trains latent weights.
+
+    In training mode (or where a gradient is asked for) the forward is [`fake_quantized_linear`]; otherwise it is
+    [`ternary_linear`] on the ternarised weight: exactly what the packed layer computes.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as `nn.Linear`.
+        config: supplies granularity, activation bits and the SubLN's epsilon.
+        sub_norm: put a [`SubLN`] (`rms_norm`) in front.
+        transposed_source: the full-precision checkpoint stores this weight as `[C, R]` (GPT-2's `Conv1D`).
+
+    Attributes:
+        weight: latent weight `[R, C]`.
+        rms_norm: the [`SubLN`] or `None`.
+        quantization_share: 1 is ternary; less is the warm-up mix of [`fake_quantized_linear`], training mode only.
+        quantize: `False` computes with the latent weight itself, see [`full_precision`].
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        config: BitNetConfig | None = None,
+        sub_norm: bool = False,
+        transposed_source: bool = False,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
+        config = config or BitNetConfig()
+        self.weight_granularity = config.weight_granularity
+        self.group_size = config.scale_group_size
+        self.activation_bits = config.activation_bits
+        self.quantization_share = 1.0
+        self.quantize = True
+        self.transposed_source = transposed_source
+        self.rms_norm = SubLN(in_features, config.sub_norm_eps, device=device, dtype=dtype) if sub_norm else None
+
+    @classmethod
+    def from_linear(cls, linear: nn.Module, config: BitNetConfig, sub_norm: bool = False) -> BitLinear:
+        """Take over the weight and bias of an `nn.Linear` or of a transformers `Conv1D` (no copy for `nn.Linear`)."""
+        transposed = isinstance(linear, Conv1D)
+        in_features = linear.nx if transposed else linear.in_features
+        out_features = linear.nf if transposed else linear.out_features
+        weight, bias = linear.weight, linear.bias
+        with torch.device("meta"):
+            layer = cls(in_features, out_features, bias is not None, config, False, transposed, dtype=weight.dtype)
+        layer.weight = nn.Parameter(weight.detach().T.contiguous()) if transposed else weight
+        layer.bias = bias
+        if sub_norm:
+            layer.rms_norm = SubLN(in_features, config.sub_norm_eps, device=weight.device, dtype=weight.dtype)
+        layer.weight.requires_grad_(weight.requires_grad)
+        return layer.train(linear.training)
+
+    def ternarize(self) -> tuple[Tensor, Tensor]:
+        """`(codes, weight_scale)` of the current latent weight, see [`hf_bitdistill.quantization.ternarize`]."""
+        return ternarize(self.weight, self.weight_granularity, self.group_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., C]` -> `[..., R]`."""
+        if self.rms_norm is not None:
+            x = self.rms_norm(x)
+        if not self.quantize:
+            return F.linear(x, self.weight, self.bias)
+        options = {"group_size": self.group_size, "activation_bits": self.activation_bits}
+        if self.training or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)):
+            share = self.quantization_share if self.training else 1.0
+            return fake_quantized_linear(
+                x,
+                self.weight,
+                self.bias,
+                granularity=self.weight_granularity,
+                quantization_share=share,
+                **options,
+            )
+        codes, weight_scale = self.ternarize()
+        return ternary_linear(x, codes, weight_scale, self.bias, **options)
+
+    # The state dict *is* the checkpoint (also when FSDP or DeepSpeed gathers it), so the shape on disk is made here.
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = to_checkpoint(destination[prefix + "weight"])
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        key = prefix + "weight"
+        if key in state_dict:
+            state_dict[key] = from_checkpoint(state_dict[key])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        bits = "float" if self.activation_bits is None else f"int{self.activation_bits}"
+        return f"{super().extra_repr()}, granularity={self.weight_granularity}, activations={bits}"
+
+
+@contextmanager
+def full_precision(model: nn.Module) -> Iterator[None]:
+    """Within the context every [`BitLinear`] of `model` computes with its latent weight, nothing rounded."""
+    layers = [module for module in model.modules() if isinstance(module, BitLinear)]
+    before = [layer.quantize for layer in layers]
+    try:
+        for layer in layers:
+            layer.quantize = False
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.quantize = value
+
+
+def set_quantization_share(model: nn.Module, share: float) -> None:
+    """Set the share of quantisation in every [`BitLinear`] of `model`: 0 is full precision, 1 is ternary.
+
+    Only the training-mode forward mixes; evaluation always sees the ternary model.
+
+    Raises:
+        ValueError: `share` is outside [0, 1].
+    """
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"The share of quantisation must be between 0 and 1, got {share}.")
+    for module in model.modules():
+        if isinstance(module, BitLinear):
+            module.quantization_share = share

@@ -1,0 +1,136 @@
+"""`TernaryLinear`: the offline layer, packed ternary weights for inference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import BitNetConfig
+from ..quantization import (
+    PackedWeightError,
+    check_packed_weight,
+    check_weight_scale,
+    pack_ternary,
+    packed_rows,
+    ternary_linear,
+    unpack_ternary,
+    weight_scale_shape,
+)
+from .bit_linear import BitLinear
+from .sub_norm import SubLN
+
+
+class TernaryLinear(nn.Module):
+    """A linear layer whose weights are ternary codes, 2 bits each, with float32 scales.
+
+    Args:
+        in_features, out_features, bias, device: as `nn.Linear`.
+        config: supplies granularity, activation bits and the SubLN's epsilon.
+        sub_norm: put a [`SubLN`] (`rms_norm`) in front.
+        dtype: of the bias and of the SubLN's weight.
+
+    Attributes:
+        weight: uint8 `[ceil(R / 4), C]`, layout of [`hf_bitdistill.quantization.packing`].
+        weight_scale: float32 `[1]`, `[R]` or `[R, G]`, multiplying; stays float32 under `.to(dtype)`.
+        bias: `[R]` or `None`.
+        rms_norm: the [`SubLN`] or `None`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        config: BitNetConfig | None = None,
+        sub_norm: bool = False,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        config = config or BitNetConfig()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight_granularity = config.weight_granularity
+        self.group_size = config.scale_group_size
+        self.activation_bits = config.activation_bits
+        packed_shape = (packed_rows(out_features), in_features)
+        scale_shape = weight_scale_shape(out_features, in_features, self.weight_granularity, self.group_size)
+        self.register_buffer("weight", torch.zeros(packed_shape, dtype=torch.uint8, device=device))
+        self.register_buffer("weight_scale", torch.ones(scale_shape, dtype=torch.float32, device=device))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype), requires_grad=False)
+        else:
+            self.register_parameter("bias", None)
+        self.rms_norm = SubLN(in_features, config.sub_norm_eps, device=device, dtype=dtype) if sub_norm else None
+
+    @classmethod
+    def from_bit_linear(cls, layer: BitLinear, config: BitNetConfig) -> TernaryLinear:
+        """Pack the current latent weight of `layer`.
+
+        Raises:
+            PackedWeightError: the latent weight is all zero or not finite.
+        """
+        codes, weight_scale = layer.ternarize()
+        with torch.device("meta"):
+            packed = cls(layer.in_features, layer.out_features, layer.bias is not None, config)
+        check_weight_scale(weight_scale, packed.weight_scale.shape)
+        if not codes.any():
+            raise PackedWeightError("is all zero, so there is nothing to pack")
+        packed.weight = pack_ternary(codes)
+        packed.weight_scale = weight_scale
+        if layer.bias is not None:
+            packed.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+        if layer.rms_norm is not None:
+            weight = layer.rms_norm.weight
+            packed.rms_norm = SubLN(layer.in_features, layer.rms_norm.eps, device=weight.device, dtype=weight.dtype)
+            packed.rms_norm.weight.data.copy_(weight.detach())
+        return packed.requires_grad_(False).eval()
+
+    def check(self) -> None:
+        """Refuse content that cannot be a packed ternary layer.
+
+        Raises:
+            PackedWeightError: its message starts with the tensor's name within this layer.
+        """
+        scale_shape = weight_scale_shape(self.out_features, self.in_features, self.weight_granularity, self.group_size)
+        checks = {
+            "weight": lambda: check_packed_weight(self.weight, self.out_features, self.in_features),
+            "weight_scale": lambda: check_weight_scale(self.weight_scale, scale_shape),
+        }
+        for name, run in checks.items():
+            try:
+                run()
+            except PackedWeightError as error:
+                raise PackedWeightError(f"{name} {error}") from None
+
+    def unpack(self, dtype: torch.dtype = torch.int8) -> Tensor:
+        """The ternary codes, `[R, C]` in {-1, 0, 1}."""
+        return unpack_ternary(self.weight, self.out_features, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., C]` -> `[..., R]`."""
+        if self.rms_norm is not None:
+            x = self.rms_norm(x)
+        return ternary_linear(
+            x,
+            self.unpack(),
+            self.weight_scale,
+            self.bias,
+            group_size=self.group_size,
+            activation_bits=self.activation_bits,
+        )
+
+    def _apply(self, fn, recurse=True):
+        # `.to(torch.bfloat16)` must move the scales but not round them.
+        scale = self.weight_scale
+        super()._apply(fn, recurse)
+        if self.weight_scale.dtype != torch.float32:
+            self.weight_scale = scale.to(self.weight_scale.device)
+        return self
+
+    def extra_repr(self) -> str:
+        bits = "float" if self.activation_bits is None else f"int{self.activation_bits}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"granularity={self.weight_granularity}, activations={bits}"
+        )

@@ -1,0 +1,53 @@
+"""`pack`: online student -> offline model."""
+
+from __future__ import annotations
+
+import copy
+
+from transformers import PreTrainedModel
+
+from .layers import BitLinear, TernaryLinear
+from .quantization import PackedWeightError
+from .quantizer import BitDistillQuantizer
+from .surgery import SurgeryError, student_config
+
+
+def pack(model: PreTrainedModel, inplace: bool = False) -> PreTrainedModel:
+    """Pack the current weights of an online student into 2 bits each, for inference.
+
+    Args:
+        model: an online student, as made by [`apply_bitnet`] or `from_pretrained`.
+        inplace: replace the layers of `model` itself, which frees its latent weights; otherwise `model` stays as it is
+            and everything that is not ternary is copied.
+
+    Returns:
+        An offline model in eval mode, ready for `generate` and `save_pretrained`.
+
+    Raises:
+        SurgeryError: `model` is not a student, or is packed already.
+        PackedWeightError: a latent weight is all zero or not finite; names the module.
+    """
+    config = copy.deepcopy(student_config(model))
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BitLinear)}
+    if not layers:
+        raise SurgeryError(f"{type(model).__name__} is packed already.")
+    config.quantization_mode = "offline"
+
+    packed = {}
+    for name, layer in layers.items():
+        try:
+            packed[name] = TernaryLinear.from_bit_linear(layer, config)
+        except PackedWeightError as error:
+            raise PackedWeightError(f"{name}: latent weight {error}.") from None
+        if inplace:
+            model.set_submodule(name, packed[name])
+    if not inplace:
+        # deepcopy takes an entry of its memo for the copy: the latent weights are never duplicated.
+        model = copy.deepcopy(model, {id(layer): packed[name] for name, layer in layers.items()})
+
+    quantizer = BitDistillQuantizer(config, pre_quantized=True)
+    model.hf_quantizer = quantizer
+    model.is_quantized = True
+    model.quantization_method = config.quant_method
+    model.config.quantization_config = config
+    return model.requires_grad_(False).eval()

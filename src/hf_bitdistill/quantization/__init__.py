@@ -1,0 +1,40 @@
+"""Pure functions: ternary quantisation, integer arithmetic, packing. No modules, no files."""
+
+from .packing import (
+    PackedWeightError,
+    check_packed_weight,
+    check_weight_scale,
+    pack_ternary,
+    packed_rows,
+    unpack_ternary,
+)
+from .ternary import (
+    absmean_scale,
+    expand_weight_scale,
+    fake_quantized_linear,
+    integer_accumulators,
+    num_groups,
+    quantize_activations,
+    ternarize,
+    ternary_linear,
+    weight_scale_shape,
+)
+
+
+__all__ = [
+    "PackedWeightError",
+    "absmean_scale",
+    "check_packed_weight",
+    "check_weight_scale",
+    "expand_weight_scale",
+    "fake_quantized_linear",
+    "integer_accumulators",
+    "num_groups",
+    "pack_ternary",
+    "packed_rows",
+    "quantize_activations",
+    "ternarize",
+    "ternary_linear",
+    "unpack_ternary",
+    "weight_scale_shape",
+]

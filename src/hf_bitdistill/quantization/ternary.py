@@ -1,0 +1,254 @@
+"""The arithmetic of BitNet b1.58: ternary weights, int8 activations, and the linear layer made of them.
+
+Pure functions, no modules. Notation: `R` output features (rows), `C` input features (columns), `G` groups of columns.
+
+Source of the formulas: *The Era of 1-bit LLMs* (arXiv 2402.17764) and *BitNet Distillation* (arXiv 2510.13998, section 2).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+MIN_SCALE = 1e-5
+"""Lower clamp of the absmean of a weight and of the absmax of a token."""
+
+# Integers enter a floating-point product as x_q / 128: exact in every float format, and it keeps float16 from
+# overflowing (|accumulator| <= C instead of 128 * C).
+_INT8_UNIT = 2.0**-7
+
+# float32 adds integers exactly below 2^24, and |x_q . W_t| <= 128 * C.
+_MAX_EXACT_COLUMNS = 2**24 // 128
+
+
+def num_groups(columns: int, group_size: int | None) -> int:
+    """Number of column groups of a row (the last may be short); 1 without grouping."""
+    return 1 if group_size is None else math.ceil(columns / group_size)
+
+
+def weight_scale_shape(rows: int, columns: int, granularity: str, group_size: int | None = None) -> tuple[int, ...]:
+    """Shape of `weight_scale`: `[1]` ("tensor"), `[R]` ("row") or `[R, G]` ("group")."""
+    if granularity == "tensor":
+        return (1,)
+    if granularity == "row":
+        return (rows,)
+    return (rows, num_groups(columns, group_size))
+
+
+def absmean_scale(weight: Tensor, granularity: str = "tensor", group_size: int | None = None) -> Tensor:
+    """`gamma = max(mean(|W|), 1e-5)` over what shares a scale.
+
+    Args:
+        weight: `[R, C]`, any floating dtype; the mean is taken in float32.
+        granularity: `"tensor"`, `"row"` or `"group"`.
+        group_size: columns per group, for `"group"`.
+
+    Returns:
+        float32 `[1]`, `[R]` or `[R, G]`.
+    """
+    magnitude = weight.detach().abs().float()
+    if granularity == "tensor":
+        scale = magnitude.mean().reshape(1)
+    elif granularity == "row":
+        scale = magnitude.mean(dim=1)
+    else:
+        rows, columns = weight.shape
+        groups = num_groups(columns, group_size)
+        sums = F.pad(magnitude, (0, groups * group_size - columns)).view(rows, groups, group_size).sum(dim=-1)
+        counts = torch.full((groups,), group_size, dtype=torch.float32, device=weight.device)
+        counts[-1] = columns - (groups - 1) * group_size
+        scale = sums / counts
+    return scale.clamp(min=MIN_SCALE)
+
+
+def expand_weight_scale(weight_scale: Tensor, columns: int, group_size: int | None = None) -> Tensor:
+    """`weight_scale` of any granularity as a tensor that broadcasts against `[R, C]`."""
+    if weight_scale.ndim == 2:
+        return weight_scale.repeat_interleave(group_size, dim=1)[:, :columns]
+    return weight_scale.view(-1, 1)
+
+
+def ternarize(weight: Tensor, granularity: str = "tensor", group_size: int | None = None) -> tuple[Tensor, Tensor]:
+    """`W_t = clip(round(W / gamma), -1, 1)`, rounding half to even.
+
+    Args:
+        weight: `[R, C]`, any floating dtype.
+
+    Returns:
+        `(codes, weight_scale)`: float32 `[R, C]` with values in {-1, 0, 1}, and `gamma` as in [`absmean_scale`].
+    """
+    weight_scale = absmean_scale(weight, granularity, group_size)
+    divisor = expand_weight_scale(weight_scale, weight.shape[1], group_size)
+    codes = torch.div(weight.detach().float(), divisor).round_().clamp_(-1, 1)
+    return codes, weight_scale
+
+
+def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-token absmax int8 quantisation: `s = 127 / max(max|x|, 1e-5)`, `x_q = clip(round(x * s), -128, 127)`.
+
+    Args:
+        x: `[..., C]`, any floating dtype; computed in float32.
+
+    Returns:
+        `(x_q, s)`: float32 `[..., C]` with integer values in [-128, 127], and float32 `[..., 1]`.
+    """
+    x = x.detach().float()
+    s = 127.0 / x.abs().amax(dim=-1, keepdim=True).clamp_(min=MIN_SCALE)
+    return torch.mul(x, s).round_().clamp_(-128, 127), s
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward: the given quantised tensor. Backward: the gradient of `value * factor`, as if nothing were rounded."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor, quantized: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        ctx.value_dtype = value.dtype
+        return quantized
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        (factor,) = ctx.saved_tensors
+        return (grad_output * factor).to(ctx.value_dtype), None, None
+
+
+def _product(x: Tensor, weight: Tensor, compute_dtype: torch.dtype) -> Tensor:
+    return F.linear(x.to(compute_dtype), weight.to(compute_dtype))
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    # Half-precision matrix units hold the integers exactly and only round the result, as for any half-precision layer;
+    # a CPU gains nothing from that, so there the integer product stays exact.
+    return x.dtype if x.device.type != "cpu" and x.dtype in (torch.bfloat16, torch.float16) else torch.float32
+
+
+def ternary_linear(
+    x: Tensor,
+    codes: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    group_size: int | None = None,
+    activation_bits: int | None = 8,
+) -> Tensor:
+    """`y = (x_q . W_t) * gamma / s + bias`, the forward pass that every backend must reproduce.
+
+    Args:
+        x: `[..., C]`.
+        codes: `[R, C]` with values in {-1, 0, 1}, any dtype.
+        weight_scale: `[1]`, `[R]` or `[R, G]` float32, multiplying.
+        bias: `[R]` or `None`.
+        group_size: columns per group, when `weight_scale` is `[R, G]`.
+        activation_bits: 8, or `None` to leave `x` in floating point.
+
+    Returns:
+        `[..., R]` in the dtype of `x`. On a CPU the integer products are exact. Differentiable in `x` (straight-through).
+    """
+    columns = codes.shape[1]
+    if activation_bits is None:
+        values, token_scale = x.float(), None
+    else:
+        x_q, s = quantize_activations(x)
+        token_scale = s * _INT8_UNIT
+        values = _StraightThrough.apply(x, x_q * _INT8_UNIT, token_scale)
+    dtype = _compute_dtype(x)
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        if weight_scale.ndim == 2:
+            y = x.new_zeros((*x.shape[:-1], codes.shape[0]), dtype=torch.float32)
+            for group, start in enumerate(range(0, columns, group_size)):
+                stop = min(start + group_size, columns)
+                y += _product(values[..., start:stop], codes[:, start:stop], dtype) * weight_scale[:, group]
+        else:
+            if columns > _MAX_EXACT_COLUMNS:
+                raise ValueError(
+                    f"{columns} input features: sums of more than {_MAX_EXACT_COLUMNS} are not exact here."
+                )
+            y = _product(values, codes, dtype) * weight_scale
+        if token_scale is not None:
+            y = y / token_scale
+        if bias is not None:
+            y = y + bias
+    return y.to(x.dtype)
+
+
+def integer_accumulators(x: Tensor, codes: Tensor, group_size: int | None = None) -> Tensor:
+    """The exact integer dot products `x_q . W_t` on which all backends must agree bit for bit.
+
+    Args:
+        x: `[..., C]` floating point, quantised here.
+        codes: `[R, C]` in {-1, 0, 1}.
+
+    Returns:
+        int32 `[..., R]`, or `[..., R, G]` with `group_size`.
+    """
+    x_q, _ = quantize_activations(x)
+    # float64 is exact far beyond any width and, unlike integer matmul, has a fast kernel everywhere.
+    x_q, codes = x_q.double(), codes.double()
+    if group_size is None:
+        return (x_q @ codes.T).to(torch.int32)
+    groups = [
+        x_q[..., start : start + group_size] @ codes[:, start : start + group_size].T
+        for start in range(0, codes.shape[1], group_size)
+    ]
+    return torch.stack(groups, dim=-1).to(torch.int32)
+
+
+def fake_quantized_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    granularity: str = "tensor",
+    group_size: int | None = None,
+    activation_bits: int | None = 8,
+    quantization_share: float = 1.0,
+) -> Tensor:
+    """The training forward: same value as [`ternary_linear`] on the ternarised weight, straight-through gradients.
+
+    The gradient is that of `F.linear(x_dq, W_dq)` with respect to its two dequantised operands, passed on unchanged to
+    `x` and `W` (straight-through estimator on both roundings; scales are treated as constants).
+
+    Args:
+        x: `[..., C]`.
+        weight: `[R, C]` latent weights, in the training dtype.
+        quantization_share: 1 = ternary; below 1 the operands are `v + share * (dequantised(v) - v)` (warm-up from full
+            precision to ternary).
+
+    Returns:
+        `[..., R]`, in the dtype that `F.linear` returns (the autocast dtype under autocast).
+    """
+    columns = weight.shape[1]
+    codes, weight_scale = ternarize(weight, granularity, group_size)
+    divisor = expand_weight_scale(weight_scale, columns, group_size)
+    x_q, s = (None, None) if activation_bits is None else quantize_activations(x)
+
+    if quantization_share < 1.0:
+        weight = weight + quantization_share * (codes * divisor - weight.detach()).to(weight.dtype)
+        if x_q is not None:
+            x = x + quantization_share * (x_q / s - x.detach()).to(x.dtype)
+        return F.linear(x, weight, bias)
+
+    # The product runs on integers, which bfloat16 holds exactly, and the scales are applied to its result: under
+    # autocast only that result is rounded, and the training forward equals the deployed one.
+    if weight_scale.ndim == 2:
+        # One scale a row and group cannot leave the product, so here the weights are dequantised first.
+        weight = _StraightThrough.apply(weight, (codes * divisor).to(weight.dtype), divisor.new_ones(()))
+    else:
+        weight = _StraightThrough.apply(weight, codes.to(weight.dtype), 1.0 / divisor)
+    token_scale = None
+    if x_q is not None:
+        token_scale = s * _INT8_UNIT
+        x = _StraightThrough.apply(x, (x_q * _INT8_UNIT).to(x.dtype), token_scale)
+    y = F.linear(x, weight)
+    dtype = y.dtype
+    # In the order of ternary_linear: a last-bit difference here can move an int8 rounding in the next layer.
+    if weight_scale.ndim == 1:
+        y = y * weight_scale
+    if token_scale is not None:
+        y = y / token_scale
+    y = y.to(dtype)
+    return y if bias is None else y + bias.to(dtype)

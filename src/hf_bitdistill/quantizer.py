@@ -1,0 +1,154 @@
+"""The transformers quantizer behind `from_pretrained`: the only file that knows the library's loading hooks.
+
+- full-precision checkpoint + `BitNetConfig` -> trainable online student (SubLNs start at one);
+- online checkpoint -> the same student, resumed;
+- offline checkpoint -> packed model.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+
+from .checkpoint import TensorHeader, check_headers, check_packed_layers, list_files, read_headers
+from .config import QUANT_METHOD, BitNetConfig
+from .layers import BitLinear, SubLN
+from .layers.bit_linear import from_checkpoint
+from .surgery import convert_modules
+
+
+class LoadLatentWeight(ConversionOps):
+    """A latent weight from its shape in an online checkpoint to its shape in the module; other weights pass."""
+
+    def __init__(self, quantizer: HfQuantizer):
+        # Not named `hf_quantizer`: transformers would then leave the cast to the requested dtype to this operation.
+        self.quantizer = quantizer
+
+    @torch.no_grad()
+    def convert(self, input_dict, model=None, full_layer_name=None, **kwargs):
+        converted = {}
+        for key, value in input_dict.items():
+            value = value[0] if isinstance(value, list) else value
+            module = _owner(model, full_layer_name)
+            converted[key] = from_checkpoint(value) if isinstance(module, BitLinear) else value
+        return converted
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return _KeepStateDict()
+
+
+class _KeepStateDict(ConversionOps):
+    """Saving: the module's state dict has the checkpoint's shape already."""
+
+    def convert(self, input_dict, **kwargs):
+        return {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
+
+
+class TransposeConv1D(ConversionOps):
+    """A `Conv1D` weight `[C, R]` of a full-precision checkpoint to the `[R, C]` of a [`BitLinear`]."""
+
+    @torch.no_grad()
+    def convert(self, input_dict, **kwargs):
+        values = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
+        return {key: value.T.contiguous() for key, value in values.items()}
+
+
+def _owner(model: PreTrainedModel, tensor_name: str) -> torch.nn.Module:
+    return model.get_submodule(tensor_name.rpartition(".")[0])
+
+
+class BitDistillQuantizer(HfQuantizer):
+    """Loads BitNet students; `quant_method` "bitdistill". Registered by `import hf_bitdistill`."""
+
+    requires_calibration = False
+    quantization_config: BitNetConfig
+
+    def __init__(self, quantization_config: BitNetConfig, **kwargs):
+        super().__init__(quantization_config, **kwargs)
+        self._headers: dict[str, TensorHeader] = {}
+
+    @property
+    def online(self) -> bool:
+        return self.quantization_config.quantization_mode == "online"
+
+    def validate_environment(self, *args, **kwargs) -> None:
+        if not self.pre_quantized and not self.online:
+            raise ValueError(
+                "A full-precision checkpoint cannot be loaded with quantization_mode='offline': load it online, train "
+                "it, and call hf_bitdistill.pack(model)."
+            )
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, checkpoint_files=None, **kwargs) -> None:
+        distributed = getattr(model.config, "distributed_config", None)
+        if getattr(distributed, "tp_size", None) not in (None, 1):
+            raise NotImplementedError(
+                "Tensor parallelism splits the input of output projections, over which a SubLN normalises; it is not "
+                "supported for BitNet students."
+            )
+        convert_modules(model, self.quantization_config)
+        files = list_files(checkpoint_files)
+        if self.pre_quantized and files:
+            self._headers = read_headers(model, files)
+            check_headers(model, self._headers)
+        if not self.pre_quantized:
+            # They are not in a full-precision checkpoint; that is no news worth a warning.
+            expected = set(model._keys_to_ignore_on_load_missing or ())
+            model._keys_to_ignore_on_load_missing = expected | {r"\.rms_norm\.weight$"}
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs) -> bool:
+        if self.pre_quantized or not param_name.endswith(".weight"):
+            return False
+        module = _owner(model, param_name)
+        return isinstance(module, BitLinear) and module.transposed_source
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return TransposeConv1D()
+
+    serialized_names = {"weight": ["weight"]}
+
+    def get_load_operations(self) -> dict[str, type[ConversionOps]]:
+        return {"deserialize": LoadLatentWeight} if self.online else {}
+
+    def update_parallel_plan(self, model: PreTrainedModel, plan: dict[str, str]) -> None:
+        """No plan is extended: tensor parallelism is refused."""
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs) -> PreTrainedModel:
+        if not self.online:
+            check_packed_layers(model, self._headers)
+            model.requires_grad_(False)
+            return model
+        if not self.pre_quantized:
+            for module in model.modules():
+                if isinstance(module, SubLN):
+                    torch.nn.init.ones_(module.weight)
+        # An online student is an ordinary trainable model. With a quantizer attached, save_pretrained would ignore the
+        # state dict that FSDP and DeepSpeed gather and hand to it, and `.float()` and `.half()` would be refused.
+        config = model.config.quantization_config
+        self.remove_quantization_config(model)
+        model.config.quantization_config = config
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel) and hasattr(module.config, "_is_quantized"):
+                del module.config._is_quantized
+        return model
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return self.online
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        return self.online
+
+
+# A second import of this module (an interactive reload) must not fail on "already registered".
+if QUANT_METHOD in AUTO_QUANTIZER_MAPPING:
+    AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = BitDistillQuantizer
+else:
+    register_quantizer(QUANT_METHOD)(BitDistillQuantizer)

@@ -1,0 +1,243 @@
+"""Where the projections of a causal LM are, and their replacement by ternary layers.
+
+This is the only file that knows module names of architectures. Modern architectures say themselves which of their linear
+layers are projections: their tensor-parallel plan marks inputs of a block "colwise" and outputs "rowwise". A small table
+covers those that carry no plan.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
+
+from .config import QUANT_METHOD, BitNetConfig
+from .layers import BitLinear, TernaryLinear
+
+
+logger = logging.get_logger(__name__)
+
+INPUT, OUTPUT = "input", "output"
+
+_GPT2 = {"attn.c_attn": INPUT, "attn.c_proj": OUTPUT, "mlp.c_fc": INPUT, "mlp.c_proj": OUTPUT}
+_GPTJ_MLP = {"mlp.fc_in": INPUT, "mlp.fc_out": OUTPUT}
+_SEPARATE_QKV = {"q_proj": INPUT, "k_proj": INPUT, "v_proj": INPUT}
+_LLAMA = {**_SEPARATE_QKV, "o_proj": OUTPUT, "gate_proj": INPUT, "up_proj": INPUT, "down_proj": OUTPUT}
+_FUSED_BLOOM = {
+    "query_key_value": INPUT,
+    "self_attention.dense": OUTPUT,
+    "dense_h_to_4h": INPUT,
+    "dense_4h_to_h": OUTPUT,
+}
+
+# model_type -> name suffix of a projection -> its role. Only for architectures without a tensor-parallel plan.
+_PROJECTIONS_WITHOUT_PLAN = {
+    "bitnet": _LLAMA,
+    "stablelm": _LLAMA,
+    "gpt2": _GPT2,
+    "gpt_bigcode": _GPT2,
+    "gpt_neo": {**_SEPARATE_QKV, "out_proj": OUTPUT, "mlp.c_fc": INPUT, "mlp.c_proj": OUTPUT},
+    "gptj": {**_SEPARATE_QKV, "out_proj": OUTPUT, **_GPTJ_MLP},
+    "codegen": {"qkv_proj": INPUT, "out_proj": OUTPUT, **_GPTJ_MLP},
+    "opt": {**_SEPARATE_QKV, "out_proj": OUTPUT, "fc1": INPUT, "fc2": OUTPUT},
+    "falcon": _FUSED_BLOOM,
+    "bloom": _FUSED_BLOOM,
+    "mpt": {"attn.Wqkv": INPUT, "attn.out_proj": OUTPUT, "ffn.up_proj": INPUT, "ffn.down_proj": OUTPUT},
+}
+
+# Architectures that already normalise the input of their output projections.
+_HAS_OWN_SUB_NORM = {"bitnet"}
+
+
+class SurgeryError(ValueError):
+    """The projections of a model could not be placed, or the model cannot be converted."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear layer to convert: its full module name, and its role, `"input"` or `"output"` of its block."""
+
+    name: str
+    role: str
+
+
+def _ends_with(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith("." + suffix)
+
+
+def is_skipped(name: str, modules_to_not_convert: Iterable[str] | None) -> bool:
+    """Whether `name` is named by an entry: the module itself, an ancestor of it, or by the end of either's name."""
+    parts = name.split(".")
+    ancestors = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return any(_ends_with(ancestor, entry) for entry in modules_to_not_convert or () for ancestor in ancestors)
+
+
+def _plan_roles(model: PreTrainedModel) -> list[tuple[re.Pattern, str]]:
+    """The model's tensor-parallel plan as `(pattern of a module name, role)`; only entries inside repeated layers."""
+    roles = []
+    for pattern, style in (getattr(model, "tp_plan", None) or {}).items():
+        role = INPUT if style.startswith("colwise") else OUTPUT if style.startswith("rowwise") else None
+        if role is not None and "*" in pattern:
+            roles.append((re.compile(re.escape(pattern).replace(r"\*", r"[^.]+") + "$"), role))
+    return roles
+
+
+def _role_of(name: str, suffixes: dict[str, str] | None, plan: list[tuple[re.Pattern, str]]) -> str | None:
+    if suffixes is not None:
+        return next((role for suffix, role in suffixes.items() if _ends_with(name, suffix)), None)
+    return next((role for pattern, role in plan if pattern.match(name)), None)
+
+
+def find_projections(model: PreTrainedModel, config: BitNetConfig) -> list[Projection]:
+    """The projections of `model` that a student computes with ternary weights.
+
+    Order of authority: `config.projections`, then the tensor-parallel plan, then a table by `model_type`.
+
+    Raises:
+        SurgeryError: nothing could be placed, an entry of `config` matches nothing, or the model keeps most of its
+            weights in fused expert tensors. The message names the modules that were looked at and the option to set.
+    """
+    model_type = getattr(model.config, "model_type", type(model).__name__)
+    skip = config.modules_to_not_convert
+    suffixes = config.projections or _PROJECTIONS_WITHOUT_PLAN.get(model_type)
+    plan = _plan_roles(model) if suffixes is None else []
+    head = model.get_output_embeddings()
+
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
+    for entry in skip or ():
+        if not any(is_skipped(name, [entry]) for name, _ in model.named_modules()):
+            raise SurgeryError(f"modules_to_not_convert: {entry!r} matches no module of {type(model).__name__}.")
+    for suffix in config.projections or ():
+        if not any(_ends_with(name, suffix) for name in linears):
+            raise SurgeryError(f"projections: {suffix!r} matches no linear layer; there are: {_summary(linears)}.")
+
+    candidates = {name: _role_of(name, suffixes, plan) for name in linears}
+    placed = [Projection(name, role) for name, role in candidates.items() if role and not is_skipped(name, skip)]
+    if not placed or (config.sub_norm == "output" and all(projection.role == INPUT for projection in placed)):
+        raise SurgeryError(
+            f"Cannot tell where the projections of {type(model).__name__} (model_type {model_type!r}) are: it carries no "
+            f"usable tensor-parallel plan and is in no table. Linear layers looked at: {_summary(linears)}. Say it with "
+            "BitNetConfig(projections={name suffix: 'input' | 'output', ...})."
+        )
+    _check_experts(model, skip)
+    _warn_of_leftovers(model, candidates, skip)
+    return placed
+
+
+def _summary(names: Iterable[str]) -> str:
+    """Module names with layer numbers folded to `*`, each once."""
+    return ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)) or "none"
+
+
+def _check_experts(model: PreTrainedModel, skip: list[str] | None) -> None:
+    fused = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 3 and "expert" in name and not is_skipped(name, skip)
+    ]
+    if fused:
+        raise SurgeryError(
+            f"{type(model).__name__} keeps its experts in fused three-dimensional parameters, which are not supported: "
+            f"{_summary(fused)}. To convert the rest and leave these in full precision, add their module to "
+            "BitNetConfig(modules_to_not_convert=[...])."
+        )
+
+
+def _warn_of_leftovers(model: PreTrainedModel, candidates: dict[str, str | None], skip: list[str] | None) -> None:
+    repeated = re.compile(r"\.\d+\.")
+    leftovers = [name for name, role in candidates.items() if not role and repeated.search(name)]
+    leftovers = [name for name in leftovers if not is_skipped(name, skip)]
+    if leftovers:
+        logger.warning(
+            f"{type(model).__name__}: these linear layers are in no plan and stay in full precision: "
+            f"{_summary(leftovers)}. List them in BitNetConfig(projections=...) to convert them, or in "
+            "modules_to_not_convert to silence this."
+        )
+
+
+def _wants_sub_norm(role: str, config: BitNetConfig, model_type: str) -> bool:
+    if role == OUTPUT and model_type in _HAS_OWN_SUB_NORM:
+        return False
+    return config.sub_norm == "all" or (config.sub_norm == "output" and role == OUTPUT)
+
+
+def convert_modules(model: PreTrainedModel, config: BitNetConfig) -> list[str]:
+    """Replace the projections of `model` in place by the layers of `config.quantization_mode`.
+
+    Works on the meta device (the loading path) as well as on real weights, but a [`TernaryLinear`] starts empty: real
+    weights become offline through [`pack`].
+
+    Returns:
+        The names of the converted modules.
+    """
+    if any(isinstance(module, (BitLinear, TernaryLinear)) for module in model.modules()):
+        raise SurgeryError(f"{type(model).__name__} is already a BitNet student.")
+    model_type = getattr(model.config, "model_type", "")
+    projections = find_projections(model, config)
+    for projection in projections:
+        linear = model.get_submodule(projection.name)
+        sub_norm = _wants_sub_norm(projection.role, config, model_type)
+        layer: nn.Module = BitLinear.from_linear(linear, config, sub_norm)
+        if config.quantization_mode == "offline":
+            layer = TernaryLinear(
+                layer.in_features,
+                layer.out_features,
+                layer.bias is not None,
+                config,
+                sub_norm,
+                device=layer.weight.device,
+                dtype=layer.weight.dtype,
+            )
+        model.set_submodule(projection.name, layer)
+    return [projection.name for projection in projections]
+
+
+def apply_bitnet(model: PreTrainedModel, config: BitNetConfig | None = None) -> PreTrainedModel:
+    """Turn a full-precision model in memory into a trainable ternary student, in place.
+
+    Args:
+        model: any transformers model whose projections can be placed.
+        config: `quantization_mode` must be `"online"`; default `BitNetConfig()`.
+
+    Returns:
+        `model`, with `model.config.quantization_config` set so that `save_pretrained` writes an online checkpoint.
+
+    Raises:
+        SurgeryError: the model is quantised already, or its projections cannot be placed.
+        ValueError: `config` asks for offline mode.
+    """
+    config = copy.deepcopy(config) if config is not None else BitNetConfig()
+    if config.quantization_mode != "online":
+        raise ValueError(
+            "apply_bitnet makes an online (trainable) student; call pack(model) on it for an offline one."
+        )
+    if getattr(model.config, "quantization_config", None) is not None or getattr(model, "is_quantized", False):
+        raise SurgeryError(f"{type(model).__name__} is already quantised; load its full-precision checkpoint instead.")
+    convert_modules(model, config)
+    model.config.quantization_config = config
+    return model
+
+
+def is_student(model: nn.Module) -> bool:
+    """Whether `model` holds layers of a BitNet student, online or offline."""
+    return any(isinstance(module, (BitLinear, TernaryLinear)) for module in model.modules())
+
+
+def student_config(model: PreTrainedModel) -> BitNetConfig:
+    """The [`BitNetConfig`] of a student.
+
+    Raises:
+        SurgeryError: `model` is not a BitNet student.
+    """
+    config = getattr(model.config, "quantization_config", None)
+    if isinstance(config, dict) and config.get("quant_method") == QUANT_METHOD:
+        config = BitNetConfig.from_dict(config)
+    if not isinstance(config, BitNetConfig) or not is_student(model):
+        raise SurgeryError(f"{type(model).__name__} is not a BitNet student (see apply_bitnet).")
+    return config

@@ -1,0 +1,58 @@
+"""Tiny random models of every architecture the tests promise to support."""
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+
+VOCAB_SIZE = 96
+_TOKENS = {"vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_LLAMA = {
+    "hidden_size": 48,
+    "intermediate_size": 88,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+_GEMMA = {**_LLAMA, "head_dim": 12, "query_pre_attn_scalar": 12, "sliding_window": 16}
+_GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 64}
+_NEOX = {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"}
+
+# model_type -> options of its config
+ARCHITECTURES: dict[str, dict] = {
+    "llama": {**_LLAMA, "tie_word_embeddings": True},
+    "mistral": {**_LLAMA, "head_dim": 12},
+    "qwen2": _LLAMA,
+    "qwen3": {**_LLAMA, "head_dim": 16},
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "phi": _LLAMA,
+    "phi3": _LLAMA,
+    "smollm3": _LLAMA,
+    "olmo2": _LLAMA,
+    "gpt2": _GPT2,
+    "gpt_neox": _NEOX,
+    "opt": {**_NEOX, "ffn_dim": 88, "word_embed_proj_dim": 48},
+    "falcon": {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "bitnet": _LLAMA,
+}
+
+
+def tiny_config(model_type: str, **overrides):
+    return CONFIG_MAPPING[model_type](**{**_TOKENS, **ARCHITECTURES[model_type], **overrides})
+
+
+def tiny_model(model_type: str, seed: int = 0, **overrides) -> PreTrainedModel:
+    """A random causal LM in eval mode, its norms moved off one so that a dropped or doubled norm shows."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(model_type, **overrides)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def random_tokens(batch: int = 2, length: int = 11, seed: int = 1) -> torch.Tensor:
+    return torch.randint(3, VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,182 @@
+"""The commands, run in this process on tiny models and data made here."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from hf_bitdistill.cli.arguments import ModelArguments, StudentArguments, TaskArguments, parse
+from hf_bitdistill.cli.main import main
+from hf_bitdistill.layers import TernaryLinear
+
+
+QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true"]
+
+
+@pytest.fixture
+def teacher(tmp_path, tiny_llama_config, tiny_tokenizer):
+    torch.manual_seed(0)
+    folder = tmp_path / "teacher"
+    LlamaForCausalLM(tiny_llama_config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [
+        {"sentence": f"a {word} film number {i} .", "label": i % 2} for i in range(12) for word in ("dull", "fine")
+    ]
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "corpus.txt").write_text("The robot waters the plant near the window.\n" * 200)
+    return folder
+
+
+def run_line(capsys, *argv):
+    """The status, and the one line on stderr that explains a failure."""
+    status = main([str(argument) for argument in argv])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bitdistill")]
+    return status, lines
+
+
+def test_pretrain_distill_pack_evaluate(teacher, data, tmp_path, capsys):
+    pretrained, student = tmp_path / "pretrained", tmp_path / "student"
+    common = ["--per_device_train_batch_size", "4", "--max_steps", "2", "--save_steps", "1", *QUIET]
+    options = ["--model_name_or_path", teacher, "--corpus", data / "corpus.txt", "--sample_by", "line"]
+    command = ["pretrain", *options, "--block_size", "32", "--output_dir", pretrained, *common]
+    assert main([str(argument) for argument in command]) == 0
+    assert "calibrated 4 SubLNs" in capsys.readouterr().out
+    # Again: it goes on from the last checkpoint, which is the end.
+    command[command.index("--max_steps") + 1] = "3"
+    assert main([str(argument) for argument in command]) == 0
+    state = json.loads((pretrained / "trainer_state.json").read_text())
+    assert state["global_step"] == 3
+
+    config = tmp_path / "distill.yaml"
+    config.write_text(
+        f"model_name_or_path: {pretrained}\nteacher_model_name_or_path: {teacher}\ntask: sst2\ndata_dir: {data}\n"
+        f"output_dir: {student}\npack_to: {tmp_path / 'packed'}\nlearning_rate: 1e-4\nattention_layers: [-1]\n"
+        "attention_loss_weight: 1000\nmax_steps: 99\n"
+    )
+    assert main(["distill", str(config), *common]) == 0
+    scores = json.loads((student / "evaluation.json").read_text())
+    assert scores["n"] == 24 and scores["chance_level"] == 0.5
+    card = (student / "README.md").read_text() if (student / "README.md").is_file() else ""
+    assert "More information needed" not in card
+
+    assert main(["pack", str(student), str(tmp_path / "packed_again")]) == 0
+    assert "MB packed" in capsys.readouterr().out
+    first, second = (tmp_path / name / "model.safetensors" for name in ("packed", "packed_again"))
+    assert first.read_bytes() == second.read_bytes()
+    packed = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+    assert any(isinstance(module, TernaryLinear) for module in packed.modules())
+    AutoTokenizer.from_pretrained(tmp_path / "packed")
+
+    result = tmp_path / "result.json"
+    arguments = ["--task", "sst2", "--data_dir", str(data), "--output_file", str(result)]
+    assert main(["evaluate", "--model_name_or_path", str(tmp_path / "packed"), *arguments]) == 0
+    again = json.loads(result.read_text())
+    assert again["accuracy"] == scores["accuracy"]
+    arguments = ["--corpus", str(data / "corpus.txt"), "--block_size", "32", "--max_blocks", "4"]
+    assert main(["evaluate", "--model_name_or_path", str(tmp_path / "packed"), *arguments]) == 0
+    assert '"perplexity"' in capsys.readouterr().out
+
+
+def test_sequence_classification(teacher, data, tmp_path, capsys):
+    common = ["--per_device_train_batch_size", "4", "--max_steps", "1", "--save_strategy", "no", *QUIET]
+    task = ["--task", "sst2", "--data_dir", str(data), "--head", "sequence_classification"]
+    losses = ["--logits_loss_weight", "0", "--attention_loss_weight", "0"]
+    student = tmp_path / "student"
+    options = ["--model_name_or_path", str(teacher), "--output_dir", str(student), "--sub_norm", "all"]
+    assert main(["distill", *options, *task, *losses, *common]) == 0
+    assert main(["pack", str(student), str(tmp_path / "packed")]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "--model_name_or_path", str(tmp_path / "packed"), *task]) == 0
+    accuracy = json.loads((student / "evaluation.json").read_text())["accuracy"]
+    assert json.loads(capsys.readouterr().out)["accuracy"] == accuracy
+
+
+def test_failures_are_one_line(teacher, data, tmp_path, capsys):
+    model = ["--model_name_or_path", teacher]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    cases = {
+        "there is no model folder": ["evaluate", "--model_name_or_path", "/no/such/folder", "--task", "sst2"],
+        "no config.json": ["pack", empty, tmp_path / "out"],
+        "unknown task 'sst3'": ["evaluate", *model, "--task", "sst3"],
+        "there is no folder": ["evaluate", *model, "--task", "sst2", "--data_dir", "/no/data"],
+        "give --task": ["evaluate", *model],
+        "not a BitNet student": ["pack", teacher, tmp_path / "out"],
+        "there is no configuration file": ["distill", "no.yaml"],
+        "did you mean 'learning_rate'": ["distill", "--task", "sst2", "--lerning_rate", "1"],
+        "--teacher_model_name_or_path is required": ["distill", "--task", "sst2"],
+        "--corpus is required": ["pretrain", *model],
+        "needs --max_steps": ["pretrain", *model, "--corpus", data / "corpus.txt", "--streaming", "true"],
+    }
+    for message, command in cases.items():
+        if "evaluate" in command and "--data_dir" not in command:
+            command += ["--data_dir", data]
+        status, lines = run_line(capsys, *command)
+        assert status == 1, command
+        assert len(lines) == 1 and message in lines[0], (message, lines)
+        assert lines[0].startswith(f"bitdistill {command[0]}: error: ")
+    assert run_line(capsys, "distil")[0] == 2
+    assert main([]) == 2 and main(["--help"]) == 0 and main(["--version"]) == 0
+
+
+def test_a_teacher_with_another_tokenizer(teacher, data, tmp_path, capsys, tiny_tokenizer):
+    other = tmp_path / "other"
+    AutoModelForCausalLM.from_pretrained(teacher).save_pretrained(other)
+    file = other / "tokenizer.json"
+    tiny_tokenizer.save_pretrained(other)
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(tokenizer))
+    options = ["--task", "sst2", "--data_dir", data, "--output_dir", tmp_path / "out", *QUIET]
+    models = ["--model_name_or_path", teacher, "--teacher_model_name_or_path", other]
+    status, lines = run_line(capsys, "distill", *models, *options)
+    assert status == 1 and len(lines) == 1 and "tokenizer" in lines[0]
+
+
+def test_packed_models_and_other_methods_are_not_trained(teacher, data, tmp_path, capsys):
+    import hf_bitdistill
+
+    student = hf_bitdistill.apply_bitnet(AutoModelForCausalLM.from_pretrained(teacher))
+    packed = tmp_path / "packed"
+    hf_bitdistill.pack(student).save_pretrained(packed)
+    options = ["--corpus", data / "corpus.txt", "--output_dir", tmp_path / "out", *QUIET]
+    status, lines = run_line(capsys, "pretrain", "--model_name_or_path", packed, *options)
+    assert status == 1 and "packed and cannot be trained" in lines[0]
+
+
+class TestParsing:
+    KINDS = (ModelArguments, StudentArguments, TaskArguments)
+
+    def read(self, tmp_path, text, *flags):
+        file = tmp_path / "options.yaml"
+        file.write_text(text)
+        return parse(self.KINDS, [str(file), *flags], "bitdistill test", "test")
+
+    def test_types_lists_and_precedence(self, tmp_path):
+        text = "sub_norm: all\nsub_norm_eps: 1e-5\nmodules_to_not_convert: [lm_head, layers.0]\nmax_length: 64\n"
+        _, student, task = self.read(tmp_path, text + "use_chat_template: true\n", "--max_length", "32")
+        assert (student.sub_norm, student.sub_norm_eps) == ("all", 1e-5)
+        assert student.modules_to_not_convert == ["lm_head", "layers.0"]
+        assert task.max_length == 32 and task.use_chat_template is True
+
+    @pytest.mark.parametrize("text", ["sub_norm: everywhere", "max_length: long"])
+    def test_values_of_the_file_are_checked(self, tmp_path, text):
+        with pytest.raises(SystemExit):
+            self.read(tmp_path, text)
+
+    @pytest.mark.parametrize(
+        "text, message", [("sub_nrm: all", "did you mean 'sub_norm'"), ("- a", "map options"), ("a: [", "YAML")]
+    )
+    def test_bad_files(self, tmp_path, text, message):
+        with pytest.raises(ValueError, match=message):
+            self.read(tmp_path, text)

@@ -1,0 +1,83 @@
+"""Fixtures shared by all tests. Nothing here, and no test, may need the network."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+
+# Before transformers and datasets are imported, because both read these variables once. The cache is this run's own.
+_CACHE = tempfile.TemporaryDirectory(prefix="hf-bitdistill-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = _CACHE.name
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The models are tiny: threads that wait for each other cost more than they bring, most of all on busy machines.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+SENTENCES = [
+    "the little robot waters a green plant near the window .",
+    "a warm and funny film that the whole family will enjoy .",
+    "a dull story with no ideas and a very slow ending .",
+    "my neighbour bakes bread every morning before the sun rises .",
+    "nobody in the village remembers who built the old stone bridge .",
+    "Review: Sentiment (negative or positive): Premise: Hypothesis: Relation Question: Sentence: Text: Article: Summary",
+    "entailment, neutral or contradiction not_entailment of the article in one sentence in a few sentences Answers it",
+]
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder ``shared`` beside the repository, with real data and models; skips where it is missing."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the folder {folder}, which is not part of the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _tiny_backend() -> str:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(SENTENCES, trainer)
+    return backend.to_str()
+
+
+@pytest.fixture
+def tiny_tokenizer(_tiny_backend):
+    """A byte-level BPE tokenizer of 384 tokens (any text can be encoded) with <pad>=0, <s>=1, </s>=2; adds none."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_tiny_backend), pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+@pytest.fixture
+def tiny_llama_config():
+    """A Llama of 2 layers, width 32, grouped queries (4 heads, 2 for keys and values), for ``tiny_tokenizer``."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=384,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )

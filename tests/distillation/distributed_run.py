@@ -1,0 +1,76 @@
+"""Run by `test_distributed.py`, in one process and in two: one optimizer step, its gradients kept.
+
+Usage: distributed_run.py OUTPUT_FILE
+"""
+
+import os
+import sys
+import tempfile
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorForSeq2Seq,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
+
+from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer
+
+
+def one_step() -> dict | None:
+    """Gradients, first log record and evaluation metrics; `None` in all processes but the first."""
+    torch.set_num_threads(1)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    backend = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>")
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0
+    )
+    torch.manual_seed(0)
+    student, teacher = (AutoModelForCausalLM.from_config(config) for _ in range(2))
+    rows = []
+    for length, labelled in ((12, 4), (5, 1), (9, 8), (4, 0), (3, 3), (11, 5), (6, 1), (8, 7)):
+        ids = torch.randint(3, 64, (length,)).tolist()
+        labels = [-100] * (length - labelled) + ids[length - labelled :]
+        rows.append({"input_ids": ids, "attention_mask": [1] * length, "labels": labels})
+    saved = {}
+
+    class Save(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            saved.update({name: p.grad.clone() for name, p in model.named_parameters()})
+
+    trainer = DistillationTrainer(
+        model=student,
+        teacher_model=teacher,
+        args=DistillationConfig(
+            output_dir=tempfile.mkdtemp(),
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            save_strategy="no",
+            max_steps=1,
+            logging_steps=1,
+            max_grad_norm=0.0,
+            attention_loss_weight=100.0,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=4 // processes,
+            ddp_backend="gloo" if processes > 1 else None,
+        ),
+        train_dataset=rows,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        callbacks=[Save()],
+    )
+    trainer.train()
+    metrics = trainer.evaluate(rows)
+    trainer.end()
+    if trainer.is_world_process_zero():
+        return {"gradients": saved, "log": trainer.state.log_history[0], "metrics": metrics}
+    return None
+
+
+if __name__ == "__main__":
+    if result := one_step():
+        torch.save(result, sys.argv[1])

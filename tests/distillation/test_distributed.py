@@ -1,0 +1,35 @@
+"""Two processes (DistributedDataParallel, gloo, CPU) against one: the same batch gives the same gradients."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distributed_run import one_step
+
+
+SCRIPT = Path(__file__).with_name("distributed_run.py")
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path):
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("needs torch.distributed with gloo")
+    output = tmp_path / "two.pt"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, str(SCRIPT), str(output)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = one_step(), torch.load(output)
+    assert one["gradients"].keys() == two["gradients"].keys()
+    for name, grad in one["gradients"].items():
+        torch.testing.assert_close(two["gradients"][name], grad, rtol=1e-4, atol=1e-5)
+    for key in ("loss", "loss_ce", "loss_logits", "loss_attention"):
+        assert two["log"][key] == pytest.approx(one["log"][key], rel=1e-4)
+    assert two["metrics"].keys() == one["metrics"].keys()

@@ -1,0 +1,50 @@
+"""The model card: metadata, loading instructions, only measured numbers."""
+
+from huggingface_hub import ModelCard
+
+from hf_bitdistill.distillation.model_card import hub_model_id
+
+
+def test_card_of_a_ternary_student(make_model, make_trainer, lm_rows, tmp_path):
+    from hf_bitdistill import BitNetConfig, apply_bitnet
+
+    student, teacher = make_model(0), make_model(1)
+    apply_bitnet(student, BitNetConfig())
+    student.config.quantization_config = BitNetConfig()
+    student.config._name_or_path = "org/base-model"
+    teacher.config._name_or_path = "org/teacher-model"
+    trainer = make_trainer(student, teacher, lm_rows, max_steps=2, eval_dataset=lm_rows[:2], relation_heads=4)
+    trainer.create_model_card()
+    before = (tmp_path / "run" / "README.md").read_text()
+    assert "was not evaluated" in before
+    trainer.train()
+    metrics = trainer.evaluate()
+    trainer.create_model_card(model_name="my-student", license="apache-2.0", tags="mine", dataset_tags=["glue"])
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    data = card.data.to_dict()
+    assert data["library_name"] == "transformers"
+    assert (data["base_model"], data["base_model_relation"]) == ("org/base-model", "quantized")
+    assert data["tags"] == ["bitdistill", "distillation", "bitnet", "ternary", "mine"]
+    assert (data["license"], data["datasets"], data["pipeline_tag"]) == ("apache-2.0", ["glue"], "text-generation")
+    text = card.text
+    assert "import hf_bitdistill" in text and "AutoModelForCausalLM.from_pretrained" in text
+    assert "2510.13998" in text and "org/teacher-model" in text
+    assert f"| eval_loss | {metrics['eval_loss']:.4f} |" in text and "after step 2" in text
+    assert "| attention_loss_weight | 100.0 |" in text and "| relation_heads | 4 |" in text
+    assert "runtime" not in text and "More information needed" not in text
+
+
+def test_card_of_a_full_precision_student_claims_nothing_ternary(make_model, make_trainer, class_rows, tmp_path):
+    trainer = make_trainer(make_model(0, classes=3), make_model(1, classes=3), class_rows)
+    trainer.create_model_card()
+    card = ModelCard.load(tmp_path / "run" / "README.md")
+    assert card.data.tags == ["bitdistill", "distillation"]
+    assert card.data.base_model is None and "base_model_relation" not in card.data.to_dict()
+    assert "import hf_bitdistill" not in card.text and "ternary" not in card.text
+    assert card.data.pipeline_tag == "text-classification"
+
+
+def test_hub_ids(tmp_path):
+    assert hub_model_id("org/model") == "org/model" and hub_model_id("gpt2") == "gpt2"
+    for name in (None, "", str(tmp_path), "a/b/c", "with space/x", "/data/model"):
+        assert hub_model_id(name) is None

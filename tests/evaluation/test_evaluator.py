@@ -1,0 +1,225 @@
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers.modeling_outputs import CausalLMOutput
+
+from hf_bitdistill.data import PromptEncoder, build_dataset, collate, get_task, label_word_ids, load_task_dataset
+from hf_bitdistill.evaluation import evaluate_task
+
+
+REVIEWS = Dataset.from_list(
+    [
+        {
+            "sentence": f"{'a warm and funny film' if i % 3 else 'a dull and slow story'} {'so ' * (i % 5)}.",
+            "label": int(i % 3 > 0),
+        }
+        for i in range(12)
+    ]
+)
+PAIRS = Dataset.from_list(
+    [
+        {"premise": f"the {'old ' * (i % 4)}bridge is long .", "hypothesis": "a bridge is old .", "label": i % 3}
+        for i in range(7)
+    ]
+)
+ARTICLES = Dataset.from_list(
+    [
+        {"document": "nobody remembers who built the old stone bridge . " * (i + 1), "summary": f"bridge {i} is old ."}
+        for i in range(3)
+    ]
+)
+
+
+@pytest.fixture
+def model(tiny_llama_config):
+    torch.manual_seed(0)
+    return LlamaForCausalLM(tiny_llama_config)
+
+
+def naive_scores(model, tokenizer, task, dataset):
+    """One example, one word, one token at a time."""
+    encoder = PromptEncoder(task, tokenizer)
+    scores = torch.zeros(len(dataset), encoder.task.num_labels)
+    for row, example in enumerate(dataset):
+        prompt = tokenizer(get_task(task).format_prompt(example))["input_ids"]
+        for index, word in enumerate(label_word_ids(encoder)):
+            ids = list(prompt)
+            for token in word:
+                with torch.no_grad():
+                    logits = model.eval()(input_ids=torch.tensor([ids])).logits[0, -1]
+                scores[row, index] += logits.log_softmax(-1)[token]
+                ids.append(token)
+    return scores
+
+
+@pytest.mark.parametrize(("task", "dataset"), [("sst2", REVIEWS), ("mnli", PAIRS)])
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_label_words_are_compared_by_likelihood(model, tiny_tokenizer, task, dataset, batch_size):
+    from hf_bitdistill.evaluation.likelihood import label_word_scores
+
+    expected = naive_scores(model, tiny_tokenizer, task, dataset)
+    built = build_dataset(task, dataset, tiny_tokenizer, train=False)
+    words = label_word_ids(PromptEncoder(task, tiny_tokenizer))
+    assert len({len(word) for word in words}) > 1 or task == "sst2"
+    order = torch.randperm(len(dataset)).tolist()
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    with torch.no_grad():
+        scores, tokens = label_word_scores(model, tiny_tokenizer, built["input_ids"][:], words, batches)
+    torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-4)
+    assert tokens >= sum(map(len, built["input_ids"]))
+
+    model.train()
+    result = evaluate_task(model, tiny_tokenizer, task, dataset, batch_size, progress=False, return_predictions=True)
+    assert model.training
+    assert result["predictions"] == expected.argmax(-1).tolist()
+    labels = dataset["label"][:]
+    assert result["accuracy"] == pytest.approx(
+        sum(p == r for p, r in zip(result["predictions"], labels, strict=True)) / len(labels)
+    )
+    assert result["chance_level"] == pytest.approx(max(map(labels.count, labels)) / len(labels))
+    assert (result["n"], result["task"]) == (len(dataset), task)
+    assert result["seconds"] > 0 and result["tokens_per_second"] > 0
+
+
+def test_words_that_share_their_beginning_share_a_pass():
+    from hf_bitdistill.evaluation.likelihood import _paths
+
+    assert _paths([[5], [6]]) == ([[]], [0, 0])
+    assert _paths([[5, 1], [5, 2, 3], [9], [7, 8]]) == ([[5, 2], [7]], [0, 0, 0, 1])
+
+
+def test_scores_without_a_padding_token_are_the_same(model, tiny_tokenizer):
+    expected = evaluate_task(model, tiny_tokenizer, "sst2", REVIEWS, progress=False, return_predictions=True)
+    tiny_tokenizer.pad_token = None
+    tiny_tokenizer.padding_side = "left"
+    found = evaluate_task(model, tiny_tokenizer, "sst2", REVIEWS, progress=False, return_predictions=True)
+    assert found["predictions"] == expected["predictions"]
+    assert (tiny_tokenizer.pad_token, tiny_tokenizer.padding_side) == (None, "left")
+
+
+def test_a_model_without_logits_to_keep(tiny_tokenizer, model):
+    class Plain(torch.nn.Module):
+        config = model.config
+
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, input_ids, attention_mask):
+            return CausalLMOutput(logits=self.inner(input_ids=input_ids, attention_mask=attention_mask).logits)
+
+    plain = evaluate_task(Plain(), tiny_tokenizer, "mnli", PAIRS, progress=False, return_predictions=True)
+    usual = evaluate_task(model, tiny_tokenizer, "mnli", PAIRS, progress=False, return_predictions=True)
+    assert plain["predictions"] == usual["predictions"]
+
+
+def test_a_trained_model_is_found_better_than_chance(model, tiny_tokenizer):
+    built = build_dataset("sst2", REVIEWS, tiny_tokenizer)
+    batch = collate(tiny_tokenizer)(built.to_list())
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(25):
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    result = evaluate_task(model, tiny_tokenizer, "sst2", REVIEWS, progress=False)
+    assert result["accuracy"] == 1.0 > result["chance_level"] == pytest.approx(8 / 12)
+
+
+def test_sequence_classification(tiny_tokenizer, tiny_llama_config):
+    torch.manual_seed(0)
+    config = copy.deepcopy(tiny_llama_config)
+    config.num_labels = 3
+    classifier = LlamaForSequenceClassification(config).eval()
+    classifier.config.pad_token_id = None
+    tiny_tokenizer.pad_token = None
+    options = {"head": "sequence_classification", "progress": False, "return_predictions": True}
+    result = evaluate_task(classifier, tiny_tokenizer, "mnli", PAIRS, 3, **options)
+    expected = []
+    for row in build_dataset("mnli", PAIRS, tiny_tokenizer, head="sequence_classification"):
+        with torch.no_grad():
+            expected.append(classifier(input_ids=torch.tensor([row["input_ids"]])).logits.argmax().item())
+    assert result["predictions"] == expected
+    assert classifier.config.pad_token_id is None
+    with pytest.raises(ValueError, match="the model has 3 classes, task sst2 has 2: negative, positive"):
+        evaluate_task(classifier, tiny_tokenizer, "sst2", REVIEWS, **options)
+
+
+def test_summaries_are_greedy_and_do_not_depend_on_the_batch(model, tiny_tokenizer):
+    options = {"max_length": 160, "max_new_tokens": 12, "progress": False, "return_predictions": True}
+    together = evaluate_task(model, tiny_tokenizer, "xsum", ARTICLES, 3, **options)
+    alone = evaluate_task(model, tiny_tokenizer, "xsum", ARTICLES, 1, **options)
+    assert together["predictions"] == alone["predictions"]
+    assert together["rougeLsum"] == alone["rougeLsum"]
+    assert set(together) >= {"rouge1", "rouge2", "rougeL", "rougeLsum", "n", "seconds", "tokens_per_second"}
+    assert together["chance_level"] is None
+
+    prompt = build_dataset("xsum", ARTICLES, tiny_tokenizer, 160, train=False, max_new_tokens=12)[0]["input_ids"]
+    ids = list(prompt)
+    for _ in range(12):
+        with torch.no_grad():
+            ids.append(model.eval()(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item())
+        if ids[-1] == tiny_tokenizer.eos_token_id:
+            ids.pop()
+            break
+    assert together["predictions"][0] == tiny_tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True).strip()
+
+
+def test_a_summary_ends_at_end_of_text(model, tiny_tokenizer):
+    class Parrot:
+        """Generates the reference, end-of-text, and then rubbish."""
+
+        config, device, training = model.config, torch.device("cpu"), False
+
+        def generate(self, input_ids, attention_mask, generation_config):
+            assert generation_config.max_new_tokens == 64 and not generation_config.do_sample
+            assert (attention_mask[:, -1] == 1).all()
+            answers = [tiny_tokenizer(" bridge 0 is old ." + end)["input_ids"] for end in ("</s>", "</s><pad>oops")]
+            longest = max(map(len, answers))
+            rows = [ids + [0] * (longest - len(ids)) for ids in (answers * 2)[: len(input_ids)]]
+            return torch.cat([input_ids, torch.tensor(rows)], dim=1)
+
+    same = ARTICLES.select([0, 0])
+    result = evaluate_task(Parrot(), tiny_tokenizer, "xsum", same, progress=False, return_predictions=True)
+    assert result["predictions"] == ["bridge 0 is old ."] * 2
+    assert result["rouge1"] == result["rougeLsum"] == 1.0
+
+
+def test_bad_input(model, tiny_tokenizer):
+    with pytest.raises(ValueError, match="unknown task"):
+        evaluate_task(model, tiny_tokenizer, "sts", REVIEWS)
+    with pytest.raises(ValueError, match="batch_size"):
+        evaluate_task(model, tiny_tokenizer, "sst2", REVIEWS, 0)
+    with pytest.raises(ValueError, match="needs the columns"):
+        evaluate_task(model, tiny_tokenizer, "sst2", PAIRS)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="label-word scores are not finite"):
+        evaluate_task(model, tiny_tokenizer, "sst2", REVIEWS, progress=False)
+    assert model.training
+
+
+def test_progress_can_be_turned_off(model, tiny_tokenizer, capfd):
+    from datasets import are_progress_bars_disabled
+
+    evaluate_task(model, tiny_tokenizer, "sst2", REVIEWS, max_length=100, progress=False)
+    assert capfd.readouterr().err == ""
+    assert not are_progress_bars_disabled()
+    evaluate_task(model, tiny_tokenizer, "sst2", REVIEWS, max_length=101)
+    assert "sst2 evaluation: 100%" in capfd.readouterr().err
+
+
+def test_real_model_on_real_data(shared_dir):
+    from transformers import AutoTokenizer
+
+    folder = shared_dir / "models" / "stories260K"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    dataset = load_task_dataset("sst2", "validation", data_dir=shared_dir / "data", max_samples=32)
+    one = evaluate_task(model, tokenizer, "sst2", dataset, 1, progress=False, return_predictions=True)
+    many = evaluate_task(model, tokenizer, "sst2", dataset, 16, progress=False, return_predictions=True)
+    assert one["predictions"] == many["predictions"]
+    assert one["n"] == 32

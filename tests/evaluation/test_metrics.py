@@ -1,0 +1,85 @@
+import subprocess
+import sys
+
+import evaluate
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from hf_bitdistill.evaluation import Accuracy, Rouge, get_metric
+
+
+def test_importing_the_package_does_not_import_evaluate():
+    code = (
+        "import sys, hf_bitdistill, hf_bitdistill.data, hf_bitdistill.evaluation, hf_bitdistill.evaluation.evaluator\n"
+        "assert not {'evaluate', 'nltk', 'rouge_score'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_get_metric():
+    assert isinstance(get_metric("accuracy"), Accuracy)
+    assert isinstance(get_metric("rouge"), Rouge)
+    assert isinstance(get_metric("rouge"), evaluate.Metric)
+    with pytest.raises(ValueError, match="unknown metric 'bleu'; the metrics are accuracy, rouge"):
+        get_metric("bleu")
+
+
+def test_accuracy():
+    metric = get_metric("accuracy")
+    assert metric.compute(predictions=[0, 1, 2, 2], references=[0, 1, 1, 0]) == {"accuracy": 0.5}
+    assert metric.compute(predictions=[0, 1], references=[1, 1], normalize=False) == {"accuracy": 1.0}
+    metric.add_batch(predictions=[1, 1], references=[1, 0])
+    metric.add(prediction=0, reference=0)
+    assert metric.compute()["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_metrics_work_with_files_and_no_network(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a metric used the network")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    metric = Rouge(cache_dir=str(tmp_path))
+    assert metric.compute(predictions=["a b"], references=["a b"])["rouge1"] == 1.0
+
+
+def test_rouge_by_hand():
+    # Reference of 6 words, prediction of 4: 3 words in common, 1 pair of neighbours, 3 in the same order.
+    values = get_metric("rouge").compute(
+        predictions=["the dog sat quietly"], references=["the big dog sat down today"]
+    )
+    f1 = 2 * (3 / 4) * (3 / 6) / (3 / 4 + 3 / 6)
+    f2 = 2 * (1 / 3) * (1 / 5) / (1 / 3 + 1 / 5)
+    assert values == pytest.approx({"rouge1": f1, "rouge2": f2, "rougeL": f1, "rougeLsum": f1})
+
+
+def test_rouge_against_the_library_with_lines():
+    predictions = ["the bridge is old\nnobody built it", "bread baked mornings", ""]
+    references = ["nobody built it\nthe bridge is very old", "she bakes bread every morning", "no words"]
+    for stem in (False, True):
+        scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=stem)
+        values = get_metric("rouge").compute(predictions=predictions, references=references, use_stemmer=stem)
+        for name, value in values.items():
+            each = [scorer.score(r, p)[name].fmeasure for p, r in zip(predictions, references, strict=True)]
+            assert value == pytest.approx(sum(each) / 3)
+    # Lines are sentences for Lsum only: in another order they cost ROUGE-L but not ROUGE-Lsum.
+    one = get_metric("rouge").compute(predictions=predictions[:1], references=references[:1])
+    assert one["rougeLsum"] > one["rougeL"]
+
+
+def test_sentences_on_one_line_can_be_split():
+    prediction, reference = 'He slept. "It rained!" She left.', "She left. He slept. It rained!"
+    with_lines = get_metric("rouge").compute(
+        predictions=[prediction.replace(". ", ".\n").replace('!" ', '!"\n')],
+        references=[reference.replace(". ", ".\n")],
+    )
+    split = get_metric("rouge").compute(predictions=[prediction], references=[reference], split_sentences=True)
+    plain = get_metric("rouge").compute(predictions=[prediction], references=[reference])
+    assert split == with_lines
+    assert split["rougeLsum"] == 1.0 > plain["rougeLsum"]
+    assert split["rougeL"] == plain["rougeL"]
+
+
+def test_no_predictions():
+    for name in ("accuracy", "rouge"):
+        with pytest.raises(ValueError):
+            get_metric(name).compute(predictions=[], references=[])

@@ -1,0 +1,70 @@
+import pytest
+import torch
+
+from architectures import random_tokens, tiny_model
+from hf_bitdistill import BitNetConfig, apply_bitnet, calibrate_sub_norm
+from hf_bitdistill.layers import SubLN, full_precision
+
+
+def full_precision_logits(model, tokens):
+    with torch.no_grad(), full_precision(model):
+        return model.eval()(tokens).logits
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gpt2", "opt"])
+@pytest.mark.parametrize("sub_norm", ["output", "all"])
+def test_calibration_brings_the_student_to_its_source(model_type, sub_norm):
+    source, tokens = tiny_model(model_type), random_tokens(length=16)
+    with torch.no_grad():
+        expected = source(tokens).logits
+    student = apply_bitnet(tiny_model(model_type), BitNetConfig(sub_norm=sub_norm))
+    before = (full_precision_logits(student, tokens) - expected).square().mean()
+    calibration = [{"input_ids": random_tokens(batch=4, length=32, seed=seed)} for seed in range(3)]
+    assert calibrate_sub_norm(student, calibration) == sum(isinstance(m, SubLN) for m in student.modules())
+    after = (full_precision_logits(student, tokens) - expected).square().mean()
+    assert after < 0.5 * before
+
+
+def test_closed_form_against_least_squares():
+    model = apply_bitnet(tiny_model("llama"))
+    captured = []
+    down = model.model.layers[0].mlp.down_proj
+    handle = down.register_forward_hook(lambda _, args, __: captured.append(args[0].detach().reshape(-1, 88)))
+    tokens = random_tokens()
+    with torch.no_grad(), full_precision(model):
+        # The first layer's FFN input depends on the attention SubLN, which calibration bypasses.
+        norms = [m for m in model.modules() if isinstance(m, SubLN)]
+        bypass = [m.register_forward_hook(lambda _, args, __: args[0]) for m in norms]
+        model(tokens)
+        for hook in (handle, *bypass):
+            hook.remove()
+    calibrate_sub_norm(model, [{"input_ids": tokens}])
+    x = captured[0].double()
+    x_hat = x / (x.square().mean(-1, keepdim=True) + down.rms_norm.eps).sqrt()
+    for channel in (0, 5, 87):
+        solution = torch.linalg.lstsq(x_hat[:, channel, None], x[:, channel, None]).solution.item()
+        assert down.rms_norm.weight[channel].item() == pytest.approx(solution, rel=1e-4)
+
+
+def test_padding_does_not_count():
+    tokens = random_tokens(batch=1, length=8)
+    padded = torch.cat([tokens, torch.zeros(1, 5, dtype=torch.long)], dim=1)
+    mask = (torch.arange(13) < 8).long()[None]
+    weights = []
+    for batch in ({"input_ids": tokens}, {"input_ids": padded, "attention_mask": mask}):
+        model = apply_bitnet(tiny_model("llama"))
+        calibrate_sub_norm(model, [batch])
+        weights.append(model.model.layers[1].mlp.down_proj.rms_norm.weight.clone())
+    torch.testing.assert_close(*weights)
+
+
+def test_no_batches_and_no_norms():
+    with pytest.raises(ValueError, match="at least one batch"):
+        calibrate_sub_norm(apply_bitnet(tiny_model("llama")), [])
+    assert calibrate_sub_norm(apply_bitnet(tiny_model("llama"), BitNetConfig(sub_norm="none")), []) == 0
+
+
+def test_mode_is_restored():
+    model = apply_bitnet(tiny_model("llama")).train()
+    calibrate_sub_norm(model, [{"input_ids": random_tokens()}])
+    assert model.training and model.model.layers[0].mlp.down_proj.quantize

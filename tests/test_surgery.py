@@ -1,0 +1,136 @@
+"""Surgery on every architecture: what is replaced, where SubLN goes, and that nothing else changes."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from architectures import ARCHITECTURES, random_tokens, tiny_model
+from hf_bitdistill import BitNetConfig, SurgeryError, apply_bitnet
+from hf_bitdistill.layers import BitLinear, SubLN, full_precision
+from hf_bitdistill.surgery import find_projections, is_skipped
+
+
+# Per decoder layer: names of the projections, outputs (those with a SubLN) last.
+EXPECTED = {
+    "llama": (["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"], ["self_attn.o_proj", "mlp.down_proj"]),
+    "phi": (["q_proj", "k_proj", "v_proj", "fc1"], ["self_attn.dense", "mlp.fc2"]),
+    "phi3": (["qkv_proj", "gate_up_proj"], ["self_attn.o_proj", "mlp.down_proj"]),
+    "gpt2": (["attn.c_attn", "mlp.c_fc"], ["attn.c_proj", "mlp.c_proj"]),
+    "gpt_neox": (["query_key_value", "dense_h_to_4h"], ["attention.dense", "mlp.dense_4h_to_h"]),
+    "opt": (["q_proj", "k_proj", "v_proj", "fc1"], ["self_attn.out_proj", "fc2"]),
+    "falcon": (["query_key_value", "dense_h_to_4h"], ["self_attention.dense", "mlp.dense_4h_to_h"]),
+}
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_every_projection_is_replaced_and_nothing_else(model_type):
+    inputs, outputs = EXPECTED.get(model_type, EXPECTED["llama"])
+    model = tiny_model(model_type)
+    before = sum(parameter.numel() for parameter in model.parameters())
+    apply_bitnet(model)
+    converted = {name: module for name, module in model.named_modules() if isinstance(module, BitLinear)}
+    assert len(converted) == 2 * (len(inputs) + len(outputs))
+    for name, module in converted.items():
+        is_output = any(name.endswith("." + suffix) for suffix in outputs)
+        assert is_output or any(name.endswith("." + suffix) for suffix in inputs)
+        # BitNet normalises there itself.
+        assert (module.rms_norm is not None) == (is_output and model_type != "bitnet")
+    assert model.get_output_embeddings() not in converted.values()
+    left = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    assert left == ["lm_head"]
+    norms = sum(module.weight.numel() for module in model.modules() if isinstance(module, SubLN))
+    assert sum(parameter.numel() for parameter in model.parameters()) == before + norms
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_without_quantisation_and_sub_norm_the_function_is_unchanged(model_type):
+    model, tokens = tiny_model(model_type), random_tokens()
+    with torch.no_grad():
+        expected = model(tokens).logits
+        apply_bitnet(model, BitNetConfig(sub_norm="none"))
+        with full_precision(model):
+            torch.testing.assert_close(model(tokens).logits, expected)
+        # ... and with it, it is another function.
+        assert not torch.allclose(model(tokens).logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_students_train_and_generate(model_type):
+    model, tokens = apply_bitnet(tiny_model(model_type), BitNetConfig(sub_norm="all")), random_tokens()
+    model.train()
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    assert any(p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "rms_norm" in n)
+    model.eval()
+    generated = model.generate(tokens[:, :4], max_new_tokens=4, do_sample=False, eos_token_id=None)
+    assert generated.shape == (2, 8)
+
+
+def test_sub_norm_all_and_none():
+    norms = {
+        choice: sum(
+            isinstance(m, SubLN) for m in apply_bitnet(tiny_model("llama"), BitNetConfig(sub_norm=choice)).modules()
+        )
+        for choice in ("none", "output", "all")
+    }
+    assert norms == {"none": 0, "output": 4, "all": 14}
+
+
+def test_gemma_sub_norms_start_at_one():
+    model = apply_bitnet(tiny_model("gemma2"))
+    assert all((m.weight == 1).all() for m in model.modules() if isinstance(m, SubLN))
+
+
+def test_modules_to_not_convert():
+    config = BitNetConfig(modules_to_not_convert=["layers.0", "mlp.down_proj"])
+    names = [projection.name for projection in find_projections(tiny_model("llama"), config)]
+    assert names and all(name.startswith("model.layers.1.") and "down_proj" not in name for name in names)
+    assert not is_skipped("model.layers.11.mlp", ["layers.1"])
+    with pytest.raises(SurgeryError, match="'no_such_module' matches no module"):
+        apply_bitnet(tiny_model("llama"), BitNetConfig(modules_to_not_convert=["no_such_module"]))
+
+
+def test_an_unknown_architecture_is_refused_and_can_be_told():
+    model = tiny_model("llama")
+    model.config.model_type, model._tp_plan, model.tp_plan = "brand_new", None, None
+    with pytest.raises(SurgeryError, match=r"(?s)brand_new.*model\.layers\.\*\.self_attn\.q_proj.*projections="):
+        apply_bitnet(model)
+    apply_bitnet(model, BitNetConfig(projections={"q_proj": "input", "o_proj": "output"}))
+    converted = [name for name, module in model.named_modules() if isinstance(module, BitLinear)]
+    assert len(converted) == 4
+    with pytest.raises(SurgeryError, match="'wq' matches no linear layer"):
+        apply_bitnet(tiny_model("llama"), BitNetConfig(projections={"wq": "input"}))
+
+
+def test_fused_experts_are_refused_by_name():
+    config = CONFIG_MAPPING["mixtral"](
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        vocab_size=20, num_local_experts=2,
+    )  # fmt: skip
+    with pytest.raises(SurgeryError, match=r"mlp\.experts\.gate_up_proj.*modules_to_not_convert"):
+        apply_bitnet(AutoModelForCausalLM.from_config(config))
+    partly = apply_bitnet(
+        AutoModelForCausalLM.from_config(config), BitNetConfig(modules_to_not_convert=["mlp.experts"])
+    )
+    assert sum(isinstance(module, BitLinear) for module in partly.modules()) == 4
+
+
+def test_a_student_is_not_operated_on_twice():
+    model = apply_bitnet(tiny_model("llama"))
+    with pytest.raises(SurgeryError, match="already quantised"):
+        apply_bitnet(model)
+    with pytest.raises(ValueError, match="pack"):
+        apply_bitnet(tiny_model("llama"), BitNetConfig(quantization_mode="offline"))
+
+
+def test_trainability_and_tied_embeddings_survive():
+    model = tiny_model("llama")
+    model.model.layers[0].self_attn.q_proj.weight.requires_grad_(False)
+    weight = model.model.layers[0].mlp.up_proj.weight
+    apply_bitnet(model)
+    assert not model.model.layers[0].self_attn.q_proj.weight.requires_grad
+    assert model.model.layers[0].mlp.up_proj.weight is weight
+    assert model.lm_head.weight is model.model.embed_tokens.weight

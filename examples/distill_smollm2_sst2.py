@@ -15,12 +15,9 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib.metadata
 import importlib.util
 import json
-import platform
 import time
-from datetime import date
 from pathlib import Path
 
 import torch
@@ -36,6 +33,7 @@ from transformers import (
 
 from hf_bitdistill import BitNetConfig, DistillationConfig, DistillationTrainer, apply_bitnet, calibrate_sub_norm, pack
 from hf_bitdistill.data import build_dataset, collate, load_corpus, load_task_dataset, pack_corpus
+from hf_bitdistill.environment import describe_environment
 from hf_bitdistill.evaluation import evaluate_task
 
 
@@ -100,14 +98,7 @@ class Experiment:
         for name in ("output_dir", "data_dir", "corpus", "model"):  # paths of a machine say nothing to a reader
             settings.pop(name)
         self.results["settings"] = settings
-        self.results["machine"] = {
-            "processor": processor_name(),
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "torch": torch.__version__,
-            "transformers": importlib.metadata.version("transformers"),
-            "date": date.today().isoformat(),
-        }
+        self.results["machine"] = describe_environment()
 
     def arguments(self, kind: type[TrainingArguments], name: str, steps: int, learning_rate: float, **more):
         options = self.options
@@ -271,14 +262,6 @@ class Experiment:
             "",
         ]
         return "\n".join(rows)
-
-
-def processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def main() -> None:

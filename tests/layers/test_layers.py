@@ -1,0 +1,116 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from hf_bitdistill import BitNetConfig
+from hf_bitdistill.layers import BitLinear, SubLN, TernaryLinear, full_precision, set_quantization_share
+from hf_bitdistill.quantization import unpack_ternary
+
+
+def make(rows=10, columns=130, sub_norm=True, **options):
+    torch.manual_seed(0)
+    layer = BitLinear.from_linear(nn.Linear(columns, rows), BitNetConfig(**options), sub_norm)
+    if sub_norm:
+        nn.init.uniform_(layer.rms_norm.weight, 0.5, 1.5)
+    return layer
+
+
+OPTIONS = [
+    {},
+    {"weight_granularity": "row"},
+    {"weight_granularity": "group", "group_size": 64},
+    {"activation_bits": None},
+]
+
+
+def test_sub_norm_is_an_rms_norm_in_float32():
+    norm = SubLN(6, eps=1e-3)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    x = torch.randn(4, 6)
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight
+    torch.testing.assert_close(norm(x), expected)
+    assert norm.to(torch.bfloat16)(x.to(torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_training_evaluation_and_packed_forward_agree(options):
+    layer, x = make(**options), torch.randn(3, 7, 130)
+    trained = layer.train()(x)
+    with torch.no_grad():
+        evaluated = layer.eval()(x)
+        packed = TernaryLinear.from_bit_linear(layer, BitNetConfig(**options))(x)
+    assert torch.equal(packed, evaluated)
+    torch.testing.assert_close(trained, evaluated, rtol=1e-5, atol=1e-5)
+
+
+def test_conv1d_is_transposed():
+    conv = Conv1D(12, 8)
+    layer, x = BitLinear.from_linear(conv, BitNetConfig()), torch.randn(2, 8)
+    with full_precision(layer):
+        torch.testing.assert_close(layer(x), conv(x))
+
+
+def test_share_goes_from_full_precision_to_ternary():
+    layer, x = make(sub_norm=False).train(), torch.randn(5, 130)
+    with full_precision(layer):
+        full = layer(x)
+    ternary = layer(x)
+    outputs = {}
+    for share in (0.0, 0.5, 1.0):
+        set_quantization_share(layer, share)
+        outputs[share] = layer(x)
+        with torch.no_grad():
+            assert torch.equal(layer.eval()(x), ternary)  # evaluation is ternary whatever the share
+        layer.train()
+    torch.testing.assert_close(outputs[0.0], full)
+    assert torch.equal(outputs[1.0], ternary)
+    assert not torch.allclose(outputs[0.5], full) and not torch.allclose(outputs[0.5], ternary)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        set_quantization_share(layer, 1.5)
+
+
+def test_full_precision_is_undone_after_an_error():
+    layer = make()
+    with pytest.raises(RuntimeError), full_precision(layer):
+        raise RuntimeError
+    assert layer.quantize
+
+
+def test_bits_on_disk():
+    layer = make(rows=10)
+    packed = TernaryLinear.from_bit_linear(layer, BitNetConfig())
+    state = packed.state_dict()
+    assert {name: (tuple(value.shape), value.dtype) for name, value in state.items()} == {
+        "weight": ((3, 130), torch.uint8),
+        "weight_scale": ((1,), torch.float32),
+        "bias": ((10,), torch.float32),
+        "rms_norm.weight": ((130,), torch.float32),
+    }
+    assert torch.equal(unpack_ternary(state["weight"], 10).float(), layer.ternarize()[0])
+
+
+def test_layers_can_be_copied_pickled_and_compiled():
+    layer, x = make().eval(), torch.randn(2, 130)
+    packed = TernaryLinear.from_bit_linear(layer, BitNetConfig())
+    with torch.no_grad():
+        expected = layer(x)
+        for module in (layer, packed):
+            assert torch.equal(copy.deepcopy(module)(x), expected)
+            assert torch.equal(pickle.loads(pickle.dumps(module))(x), expected)
+            compiled = torch.compile(module, backend="eager", fullgraph=True)
+            assert torch.equal(compiled(x), expected)
+
+
+def test_half_precision_layers_keep_their_dtype():
+    layer = make().to(torch.bfloat16)
+    x = torch.randn(2, 130, dtype=torch.bfloat16)
+    assert layer.train()(x).dtype == torch.bfloat16
+    layer(x).float().square().mean().backward()
+    assert layer.weight.grad.dtype == torch.bfloat16 and torch.isfinite(layer.weight.grad).all()
+    with torch.no_grad():
+        assert layer.eval()(x).dtype == torch.bfloat16
+    assert TernaryLinear.from_bit_linear(layer, BitNetConfig())(x).dtype == torch.bfloat16

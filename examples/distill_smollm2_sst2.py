@@ -143,7 +143,9 @@ class Experiment:
 
     def evaluate(self, model: PreTrainedModel, stage: str) -> None:
         scores = evaluate_task(model, self.tokenizer, TASK, self.validation, batch_size=32)
-        self.record(stage, evaluation=scores)
+        files = (self.folder / stage).glob("*.safetensors")
+        size = sum(file.stat().st_size for file in files) / 1e6
+        self.record(stage, evaluation=scores, megabytes=round(size, 1) or None)
         (self.folder / "table.md").write_text(self.table())
         print(f"\n{stage}: {scores}\n", flush=True)
 
@@ -245,14 +247,11 @@ class Experiment:
             if not self.done(stage):
                 continue
             scores = stages[stage]["evaluation"]
-            seconds = stages[stage].get("seconds", 0)
+            seconds = stages[stage].get("seconds", "")
             if stage == "bitdistill":
                 seconds = f"{seconds} + {stages['pretrained']['seconds']} (continual pre-training)"
-            files = (self.folder / stage).glob("*.safetensors")
-            size = sum(file.stat().st_size for file in files) / 1e6
-            self.results["stages"][stage]["megabytes"] = round(size, 1)
-            measured = f"{size:.1f} | {seconds}" if size else " | "
-            rows.append(f"| {title} | {scores['accuracy']:.4f} | {measured} |")
+            size = stages[stage]["megabytes"] or ""
+            rows.append(f"| {title} | {scores['accuracy']:.4f} | {size} | {seconds} |")
         base = stages["base"]["evaluation"]
         error = (0.25 / base["n"]) ** 0.5
         rows += [

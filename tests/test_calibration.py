@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from architectures import random_tokens, tiny_model
-from hf_bitdistill import BitNetConfig, apply_bitnet, calibrate_sub_norm
+from hf_bitdistill import BitNetConfig, apply_bitnet, calibrate_sub_norm, pack
 from hf_bitdistill.layers import SubLN, full_precision
 
 
@@ -68,3 +68,8 @@ def test_mode_is_restored():
     model = apply_bitnet(tiny_model("llama")).train()
     calibrate_sub_norm(model, [{"input_ids": random_tokens()}])
     assert model.training and model.model.layers[0].mlp.down_proj.quantize
+
+
+def test_a_packed_student_is_not_calibrated():
+    with pytest.raises(ValueError, match="packed"):
+        calibrate_sub_norm(pack(apply_bitnet(tiny_model("llama"))), [{"input_ids": random_tokens()}])

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from architectures import tiny_model
-from hf_bitdistill import apply_bitnet, pack
+from hf_bitdistill import BitNetConfig, apply_bitnet, pack
 from hf_bitdistill.checkpoint import CheckpointError
 
 
@@ -73,7 +73,7 @@ def test_wrong_dtype(checkpoint):
 def test_a_gathered_latent_weight_may_have_its_plain_shape(tmp_path):
     model = apply_bitnet(tiny_model("llama"))
     model.save_pretrained(tmp_path)
-    edit(tmp_path, lambda tensors: tensors.update({f"{LAYER}.weight": tensors[f"{LAYER}.weight"][0].clone()}))
+    edit(tmp_path, lambda tensors: tensors.update({f"{LAYER}.weight": tensors[f"{LAYER}.weight"][:, 0].clone()}))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(loaded.get_submodule(LAYER).weight, model.get_submodule(LAYER).weight)
 
@@ -108,3 +108,58 @@ def test_the_right_shard_is_named(tmp_path):
                 AutoModelForCausalLM.from_pretrained(tmp_path)
             return
     raise AssertionError("the tensor is in no shard")
+
+
+def test_every_tensor_of_a_student_must_be_there(tmp_path):
+    """A bias that transformers would initialise, or leave uninitialised, in silence."""
+    model = apply_bitnet(tiny_model("qwen2"))
+    for name, student in (("online", model), ("offline", pack(model))):
+        for tensor in ("model.layers.0.self_attn.q_proj.bias", "model.embed_tokens.weight", "model.norm.weight"):
+            folder = tmp_path / f"{name}-{tensor}"
+            student.save_pretrained(folder)
+            edit(folder, lambda tensors, tensor=tensor: tensors.pop(tensor))
+            refused(folder, tensor, "missing")
+
+
+def test_a_new_classification_head_is_no_missing_tensor(tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    model = apply_bitnet(tiny_model("llama"))
+    model.save_pretrained(tmp_path / "online")
+    classifier = AutoModelForSequenceClassification.from_pretrained(tmp_path / "online", num_labels=3)
+    assert torch.equal(classifier.model.layers[0].mlp.up_proj.weight, model.model.layers[0].mlp.up_proj.weight)
+    pack(model).save_pretrained(tmp_path / "offline")
+    with pytest.raises(CheckpointError, match=r"score\.weight"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "offline", num_labels=3)
+
+
+def test_state_dict_in_memory(tmp_path):
+    for student in (apply_bitnet(tiny_model("llama")), pack(apply_bitnet(tiny_model("llama")))):
+        state = student.state_dict()
+        student.config.quantization_config = student.config.quantization_config.to_dict()  # as read from config.json
+        loaded = LlamaForCausalLM.from_pretrained(None, config=student.config, state_dict=dict(state))
+        assert torch.equal(loaded.state_dict()[f"{LAYER}.weight"], state[f"{LAYER}.weight"])
+        for tensor in (f"{LAYER}.weight", LAYER.replace("up_proj", "down_proj") + ".rms_norm.weight"):
+            partial = {name: value for name, value in state.items() if name != tensor}
+            with pytest.raises(CheckpointError, match="missing"):
+                LlamaForCausalLM.from_pretrained(None, config=student.config, state_dict=partial)
+
+
+def test_a_sub_norm_without_a_place(checkpoint):
+    file = checkpoint[0] / "config.json"
+    file.write_text(file.read_text().replace('"sub_norm": "output"', '"sub_norm": "none"'))
+    refused(checkpoint[0], "rms_norm.weight", "no place")
+
+
+def test_a_damaged_full_precision_checkpoint(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+
+    def refused_base(fragment):
+        with pytest.raises(CheckpointError, match=rf"model\.safetensors.*{fragment}"):
+            AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=BitNetConfig())
+
+    edit(tmp_path, lambda tensors: tensors.pop(f"{LAYER}.weight"))
+    refused_base("missing")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused_base("damaged")

@@ -118,7 +118,7 @@ def test_bfloat16(mode, tmp_path):
 def test_an_online_student_is_an_ordinary_model():
     model = apply_bitnet(tiny_model("llama"))
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    assert state["model.layers.0.mlp.up_proj.weight"].shape == (1, 88, 48)
+    assert state["model.layers.0.mlp.up_proj.weight"].shape == (88, 1, 48)
     assert model.model.layers[0].mlp.up_proj.weight.shape == (88, 48)
     other = apply_bitnet(tiny_model("llama", seed=9))
     other.load_state_dict(state)
@@ -158,7 +158,15 @@ def test_pack_leaves_the_student_alone_or_replaces_it():
         pack(tiny_model("llama"))
 
 
-@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_pack_refuses_adapters():
+    from peft import LoraConfig, get_peft_model
+
+    wrapped = get_peft_model(apply_bitnet(tiny_model("llama")), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(SurgeryError, match="adapters"):
+        pack(wrapped)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
 def test_pack_refuses_dead_weights(value):
     model = apply_bitnet(tiny_model("llama"))
     model.model.layers[1].mlp.up_proj.weight.data.fill_(value)

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from architectures import ARCHITECTURES, random_tokens, tiny_model
+from architectures import ARCHITECTURES, random_tokens, tiny_config, tiny_model
 from hf_bitdistill import BitNetConfig, SurgeryError, apply_bitnet
 from hf_bitdistill.layers import BitLinear, SubLN, full_precision
 from hf_bitdistill.surgery import find_projections, is_skipped
@@ -134,3 +134,28 @@ def test_trainability_and_tied_embeddings_survive():
     assert not model.model.layers[0].self_attn.q_proj.weight.requires_grad
     assert model.model.layers[0].mlp.up_proj.weight is weight
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_shared_config_object_stays_that_of_the_teacher(tmp_path):
+    config = tiny_config("gemma3_text")
+    teacher, student = AutoModelForCausalLM.from_config(config), AutoModelForCausalLM.from_config(config)
+    apply_bitnet(student)
+    assert getattr(teacher.config, "quantization_config", None) is None
+    assert student.model.layers[0].self_attn.config is student.config
+    teacher.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert not any(isinstance(module, BitLinear) for module in again.modules())
+
+
+@pytest.mark.parametrize("model_type", ["biogpt", "bloom", "gpt_neox_japanese", "persimmon", "diffllama", "stablelm"])
+def test_more_architectures_of_the_table(model_type):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](vocab_size=50, pad_token_id=0, **sizes))
+    apply_bitnet(model)
+    converted = [module for module in model.modules() if isinstance(module, BitLinear)]
+    assert len(converted) >= 4 and sum(module.rms_norm is not None for module in converted) % 2 == 0
+    assert [name for name, module in model.named_modules() if type(module) is nn.Linear] in (
+        ["lm_head"],
+        ["embed_out"],
+        ["output_projection"],
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import SubLN, full_precision
+from .layers import SubLN, TernaryLinear, full_precision
 
 
 class _ChannelStatistics:
@@ -49,15 +49,17 @@ def calibrate_sub_norm(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -
 
     Args:
         model: an online student that has not been trained yet.
-        batches: a few batches of model inputs (mappings with `input_ids` and optionally `attention_mask`; `labels` are
-            ignored). A few thousand tokens are plenty. Padding is left out.
+        batches: a few batches of model inputs: mappings with `input_ids` `[B, T]` int64 and optionally `attention_mask`
+            `[B, T]` (padding is left out); `labels` are ignored. A few thousand tokens are plenty.
 
     Returns:
         Number of SubLNs set (0 for `sub_norm="none"`).
 
     Raises:
-        ValueError: `batches` is empty.
+        ValueError: `batches` is empty, or the student is packed.
     """
+    if any(isinstance(module, TernaryLinear) for module in model.modules()):
+        raise ValueError("calibrate_sub_norm sets the start values of an online student; this one is packed.")
     sub_norms = {name: module for name, module in model.named_modules() if isinstance(module, SubLN)}
     if not sub_norms:
         return 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -42,8 +44,6 @@ def read_headers(model: PreTrainedModel, files: Iterable[str]) -> dict[str, Tens
     state_dict = model.state_dict()
     headers = {}
     for file in files:
-        if not str(file).endswith(".safetensors"):
-            raise CheckpointError(f"{file}: a BitNet student's checkpoint must be safetensors.")
         try:
             with safe_open(file, framework="pt") as reader:
                 for key in reader.keys():  # noqa: SIM118 (no mapping)
@@ -56,41 +56,86 @@ def read_headers(model: PreTrainedModel, files: Iterable[str]) -> dict[str, Tens
     return headers
 
 
-def _expected(name: str, module: nn.Module) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """Tensor name -> (shape on disk, whether it holds packed codes) for the tensors that only a student has."""
-    if isinstance(module, BitLinear):
-        return {f"{name}.weight": ((1, *module.weight.shape), False)}
-    if isinstance(module, TernaryLinear):
-        return {
-            f"{name}.weight": (tuple(module.weight.shape), True),
-            f"{name}.weight_scale": (tuple(module.weight_scale.shape), False),
-        }
-    if isinstance(module, SubLN):
-        return {f"{name}.weight": (tuple(module.weight.shape), False)}
-    return {}
+def _expected_shape(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> tuple[tuple[int, ...], ...]:
+    """Shapes that tensor `name` of the student may have on disk."""
+    owner = _owner(model, name)
+    shape = tuple(tensor.shape)
+    if isinstance(owner, BitLinear) and name.endswith(".weight"):
+        # ZeRO-3 gathers parameters without their modules' state dict, so a latent weight may have its plain shape.
+        return shape, (shape[0], *shape[2:])
+    return (shape,)
 
 
-def check_headers(model: PreTrainedModel, headers: dict[str, TensorHeader]) -> None:
+def _owner(model: nn.Module, tensor_name: str) -> nn.Module:
+    return model.get_submodule(tensor_name.rpartition(".")[0])
+
+
+def check_headers(model: PreTrainedModel, headers: dict[str, TensorHeader], may_add_head: bool) -> None:
     """Compare a student's checkpoint with the (still empty) student that is to receive it.
 
+    Args:
+        may_add_head: whether a tensor outside the base model (a new classification head) may be missing.
+
     Raises:
-        CheckpointError: a tensor is missing, or has a wrong shape or kind of dtype.
+        CheckpointError: a tensor is missing, has a wrong shape or kind of dtype, or a SubLN has no place.
     """
-    files = ", ".join(sorted({header.file for header in headers.values()})) or "the checkpoint"
-    for module_name, module in model.named_modules():
-        for name, (shape, packed) in _expected(module_name, module).items():
-            header = headers.get(name)
-            if header is None:
-                raise CheckpointError(f"{files}: tensor {name!r} is missing.")
-            # ZeRO-3 gathers parameters without their modules' state dict, so a latent weight may have its plain shape.
-            shapes = {shape, shape[1:]} if isinstance(module, BitLinear) else {shape}
-            if header.shape not in shapes:
-                raise CheckpointError(
-                    f"{header.file}: tensor {header.key!r} has shape {list(header.shape)}, expected {list(shape)}."
-                )
-            if (header.dtype == "U8") != packed or not (packed or header.dtype.startswith(("F", "BF"))):
-                wanted = "U8 (packed ternary codes)" if packed else "a floating-point type"
-                raise CheckpointError(f"{header.file}: tensor {header.key!r} is {header.dtype}, expected {wanted}.")
+    files = ", ".join(sorted({header.file for header in headers.values()}))
+    body = f"{model.base_model_prefix}."
+    headless = not hasattr(model, model.base_model_prefix)
+    tied = set(model.all_tied_weights_keys) | set(model.all_tied_weights_keys.values())
+    optional = re.compile("|".join(model._keys_to_ignore_on_load_missing or ()) or "$^")
+    state_dict = model.state_dict()
+    for name, tensor in state_dict.items():
+        header = headers.get(name)
+        if header is None:
+            new_head = may_add_head and not headless and not name.startswith(body)
+            if new_head or name in tied or optional.search(name):
+                continue
+            raise CheckpointError(f"{files}: tensor {name!r} is missing.")
+        if not isinstance(_owner(model, name), (BitLinear, TernaryLinear, SubLN)):
+            continue  # transformers compares the others
+        shapes = _expected_shape(model, name, tensor)
+        if header.shape not in shapes:
+            raise CheckpointError(
+                f"{header.file}: tensor {header.key!r} has shape {list(header.shape)}, expected {list(shapes[0])}."
+            )
+        packed = tensor.dtype == torch.uint8
+        if (header.dtype == "U8") != packed or not (packed or header.dtype.startswith(("F", "BF"))):
+            wanted = "U8 (packed ternary codes)" if packed else "a floating-point type"
+            raise CheckpointError(f"{header.file}: tensor {header.key!r} is {header.dtype}, expected {wanted}.")
+    for name, header in headers.items():
+        if name.endswith(".rms_norm.weight") and name not in state_dict:
+            raise CheckpointError(
+                f"{header.file}: tensor {header.key!r} is a SubLN, which sub_norm in config.json leaves no place for."
+            )
+
+
+def check_projections(model: PreTrainedModel, headers: dict[str, TensorHeader]) -> None:
+    """Refuse a full-precision checkpoint that lacks weights of projections: they would start random.
+
+    Raises:
+        CheckpointError: naming the first one.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, BitLinear) and f"{name}.weight" not in headers:
+            files = ", ".join(sorted({header.file for header in headers.values()}))
+            raise CheckpointError(f"{files}: tensor '{name}.weight' is missing.")
+
+
+def check_loaded(model: PreTrainedModel) -> None:
+    """Refuse a student into which a state dict in memory was loaded that lacks some of its own tensors.
+
+    Raises:
+        CheckpointError: naming the first one.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, (BitLinear, TernaryLinear, SubLN)):
+            continue
+        tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for key, tensor in tensors:
+            # transformers marks what it loaded, so as not to initialise it.
+            if tensor.device.type != "meta" and not getattr(tensor, "_is_hf_initialized", False):
+                raise CheckpointError(f"the given state_dict: tensor '{name}.{key}' is missing.")
 
 
 def check_packed_layers(model: nn.Module, headers: dict[str, TensorHeader] | None = None) -> None:
@@ -111,6 +156,6 @@ def check_packed_layers(model: nn.Module, headers: dict[str, TensorHeader] | Non
             raise CheckpointError(f"{where} {problem}.") from None
 
 
-def list_files(checkpoint_files: Iterable[str | Path] | None) -> list[str]:
-    """The checkpoint files transformers resolved, as strings (`None`: weights come from a state dict in memory)."""
-    return [str(file) for file in checkpoint_files or ()]
+def safetensors_files(checkpoint_files: Iterable[str | Path] | None) -> list[str]:
+    """The safetensors among the files that transformers resolved (`None`: weights come from a state dict in memory)."""
+    return [str(file) for file in checkpoint_files or () if str(file).endswith(".safetensors")]

@@ -21,12 +21,18 @@ def pack(model: PreTrainedModel, inplace: bool = False) -> PreTrainedModel:
             and everything that is not ternary is copied.
 
     Returns:
-        An offline model in eval mode, ready for `generate` and `save_pretrained`.
+        An offline model in eval mode, ready for `generate` and `save_pretrained`. Without `inplace` it shares no tensor
+        with `model`.
 
     Raises:
-        SurgeryError: `model` is not a student, or is packed already.
-        PackedWeightError: a latent weight is all zero or not finite; names the module.
+        SurgeryError: `model` is not a student, is packed already, or carries adapters (PEFT).
+        PackedWeightError: a latent weight is not finite, or its codes are all equal; names the module.
     """
+    if not isinstance(model, PreTrainedModel) or getattr(model, "_hf_peft_config_loaded", False):
+        raise SurgeryError(
+            f"pack takes the student itself, not {type(model).__name__} with wrappers or adapters: merge or unload them "
+            "first (merging an adapter into latent weights changes what the student computes: evaluate it again)."
+        )
     config = copy.deepcopy(student_config(model))
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BitLinear)}
     if not layers:

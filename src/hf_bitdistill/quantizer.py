@@ -9,11 +9,21 @@ from __future__ import annotations
 
 import torch
 from transformers import PreTrainedModel
-from transformers.core_model_loading import ConversionOps
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
-from .checkpoint import TensorHeader, check_headers, check_packed_layers, list_files, read_headers
+from .checkpoint import (
+    CheckpointError,
+    TensorHeader,
+    check_headers,
+    check_loaded,
+    check_packed_layers,
+    check_projections,
+    read_headers,
+    safetensors_files,
+)
 from .config import QUANT_METHOD, BitNetConfig
 from .layers import BitLinear, SubLN
 from .layers.bit_linear import from_checkpoint
@@ -70,6 +80,7 @@ class BitDistillQuantizer(HfQuantizer):
     def __init__(self, quantization_config: BitNetConfig, **kwargs):
         super().__init__(quantization_config, **kwargs)
         self._headers: dict[str, TensorHeader] = {}
+        self._from_memory = False
 
     @property
     def online(self) -> bool:
@@ -90,14 +101,26 @@ class BitDistillQuantizer(HfQuantizer):
                 "supported for BitNet students."
             )
         convert_modules(model, self.quantization_config)
-        files = list_files(checkpoint_files)
-        if self.pre_quantized and files:
-            self._headers = read_headers(model, files)
-            check_headers(model, self._headers)
+        self._check_files(model, checkpoint_files)
         if not self.pre_quantized:
             # They are not in a full-precision checkpoint; that is no news worth a warning.
             expected = set(model._keys_to_ignore_on_load_missing or ())
             model._keys_to_ignore_on_load_missing = expected | {r"\.rms_norm\.weight$"}
+
+    def _check_files(self, model: PreTrainedModel, checkpoint_files) -> None:
+        files = safetensors_files(checkpoint_files)
+        self._from_memory = not checkpoint_files
+        if self.pre_quantized:
+            if len(files) != len(checkpoint_files or ()):
+                raise CheckpointError(f"{checkpoint_files[0]}: a BitNet student's checkpoint must be safetensors.")
+            if files:
+                self._headers = read_headers(model, files)
+                check_headers(model, self._headers, may_add_head=self.online)
+        elif files:
+            headers = read_headers(model, files)
+            # Where an architecture's checkpoints are converted while loading, names say nothing yet.
+            if not any(isinstance(entry, WeightConverter) for entry in get_model_conversion_mapping(model)):
+                check_projections(model, headers)
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs) -> bool:
         if self.pre_quantized or not param_name.endswith(".weight"):
@@ -117,6 +140,8 @@ class BitDistillQuantizer(HfQuantizer):
         """No plan is extended: tensor parallelism is refused."""
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs) -> PreTrainedModel:
+        if self.pre_quantized and self._from_memory:
+            check_loaded(model)
         if not self.online:
             check_packed_layers(model, self._headers)
             model.requires_grad_(False)

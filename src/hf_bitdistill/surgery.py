@@ -29,25 +29,28 @@ _GPT2 = {"attn.c_attn": INPUT, "attn.c_proj": OUTPUT, "mlp.c_fc": INPUT, "mlp.c_
 _GPTJ_MLP = {"mlp.fc_in": INPUT, "mlp.fc_out": OUTPUT}
 _SEPARATE_QKV = {"q_proj": INPUT, "k_proj": INPUT, "v_proj": INPUT}
 _LLAMA = {**_SEPARATE_QKV, "o_proj": OUTPUT, "gate_proj": INPUT, "up_proj": INPUT, "down_proj": OUTPUT}
-_FUSED_BLOOM = {
-    "query_key_value": INPUT,
-    "self_attention.dense": OUTPUT,
-    "dense_h_to_4h": INPUT,
-    "dense_4h_to_h": OUTPUT,
-}
+_OPT = {**_SEPARATE_QKV, "out_proj": OUTPUT, "fc1": INPUT, "fc2": OUTPUT}
+_BLOOM = {"query_key_value": INPUT, "dense": OUTPUT, "dense_h_to_4h": INPUT, "dense_4h_to_h": OUTPUT}
 
 # model_type -> name suffix of a projection -> its role. Only for architectures without a tensor-parallel plan.
 _PROJECTIONS_WITHOUT_PLAN = {
     "bitnet": _LLAMA,
+    "diffllama": _LLAMA,
+    "hunyuan_v1_dense": _LLAMA,
     "stablelm": _LLAMA,
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2,
+    "openai-gpt": _GPT2,
     "gpt_neo": {**_SEPARATE_QKV, "out_proj": OUTPUT, "mlp.c_fc": INPUT, "mlp.c_proj": OUTPUT},
     "gptj": {**_SEPARATE_QKV, "out_proj": OUTPUT, **_GPTJ_MLP},
     "codegen": {"qkv_proj": INPUT, "out_proj": OUTPUT, **_GPTJ_MLP},
-    "opt": {**_SEPARATE_QKV, "out_proj": OUTPUT, "fc1": INPUT, "fc2": OUTPUT},
-    "falcon": _FUSED_BLOOM,
-    "bloom": _FUSED_BLOOM,
+    "opt": _OPT,
+    "biogpt": _OPT,
+    "xglm": _OPT,
+    "falcon": _BLOOM,
+    "bloom": _BLOOM,
+    "gpt_neox_japanese": _BLOOM,
+    "persimmon": _BLOOM,
     "mpt": {"attn.Wqkv": INPUT, "attn.out_proj": OUTPUT, "ffn.up_proj": INPUT, "ffn.down_proj": OUTPUT},
 }
 
@@ -105,8 +108,8 @@ def find_projections(model: PreTrainedModel, config: BitNetConfig) -> list[Proje
     """
     model_type = getattr(model.config, "model_type", type(model).__name__)
     skip = config.modules_to_not_convert
-    suffixes = config.projections or _PROJECTIONS_WITHOUT_PLAN.get(model_type)
-    plan = _plan_roles(model) if suffixes is None else []
+    plan = _plan_roles(model)
+    suffixes = config.projections or (None if plan else _PROJECTIONS_WITHOUT_PLAN.get(model_type))
     head = model.get_output_embeddings()
 
     linears = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
@@ -201,12 +204,15 @@ def convert_modules(model: PreTrainedModel, config: BitNetConfig) -> list[str]:
 def apply_bitnet(model: PreTrainedModel, config: BitNetConfig | None = None) -> PreTrainedModel:
     """Turn a full-precision model in memory into a trainable ternary student, in place.
 
+    The new layers hold the very weight tensors of the old ones (`Conv1D` weights are transposed copies).
+
     Args:
         model: any transformers model whose projections can be placed.
         config: `quantization_mode` must be `"online"`; default `BitNetConfig()`.
 
     Returns:
-        `model`, with `model.config.quantization_config` set so that `save_pretrained` writes an online checkpoint.
+        `model`. Its config is replaced by a copy that carries `quantization_config`, so that `save_pretrained` writes an
+        online checkpoint, while a teacher that was built from the same config object stays a full-precision model.
 
     Raises:
         SurgeryError: the model is quantised already, or its projections cannot be placed.
@@ -220,8 +226,20 @@ def apply_bitnet(model: PreTrainedModel, config: BitNetConfig | None = None) -> 
     if getattr(model.config, "quantization_config", None) is not None or getattr(model, "is_quantized", False):
         raise SurgeryError(f"{type(model).__name__} is already quantised; load its full-precision checkpoint instead.")
     convert_modules(model, config)
+    _give_own_config(model)
     model.config.quantization_config = config
     return model
+
+
+def _give_own_config(model: PreTrainedModel) -> None:
+    """Replace the config of `model`, and the references its modules hold to it or to its parts, by a copy."""
+    memo: dict[int, object] = {}
+    old = model.config
+    copy.deepcopy(old, memo)  # memo: id of each part -> its copy
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and id(config) in memo:
+            module.config = memo[id(config)]
 
 
 def is_student(model: nn.Module) -> bool:

@@ -65,8 +65,18 @@ def test_pretrain_distill_pack_evaluate(teacher, data, tmp_path, capsys):
     assert main(["distill", str(config), *common]) == 0
     scores = json.loads((student / "evaluation.json").read_text())
     assert scores["n"] == 24 and scores["chance_level"] == 0.5
-    card = (student / "README.md").read_text() if (student / "README.md").is_file() else ""
-    assert "More information needed" not in card
+    card = (student / "README.md").read_text()
+    assert "bitdistill" in card and "More information needed" not in card
+    # Again: it is finished, so nothing is trained and the same is measured.
+    before = (student / "model.safetensors").read_bytes()
+    assert main(["distill", str(config), *common]) == 0
+    assert (student / "model.safetensors").read_bytes() == before
+    assert json.loads((student / "trainer_state.json").read_text())["global_step"] == 2
+    assert json.loads((student / "evaluation.json").read_text())["accuracy"] == scores["accuracy"]
+    status, lines = run_line(
+        capsys, "distill", config, *common, "--weight_granularity", "row", "--model_name_or_path", teacher
+    )
+    assert status == 1 and "another weight_granularity" in lines[0]
 
     assert main(["pack", str(student), str(tmp_path / "packed_again")]) == 0
     assert "MB packed" in capsys.readouterr().out
@@ -98,6 +108,15 @@ def test_sequence_classification(teacher, data, tmp_path, capsys):
     assert main(["evaluate", "--model_name_or_path", str(tmp_path / "packed"), *task]) == 0
     accuracy = json.loads((student / "evaluation.json").read_text())["accuracy"]
     assert json.loads(capsys.readouterr().out)["accuracy"] == accuracy
+
+
+def test_a_head_that_was_never_trained_is_refused(teacher, data, tmp_path, capsys):
+    task = ["--task", "sst2", "--data_dir", data, "--head", "sequence_classification"]
+    status, lines = run_line(capsys, "evaluate", "--model_name_or_path", teacher, *task)
+    assert status == 1 and "score.weight" in lines[0]
+    models = ["--model_name_or_path", teacher, "--teacher_model_name_or_path", teacher]
+    status, lines = run_line(capsys, "distill", *models, *task, "--output_dir", tmp_path / "out", *QUIET)
+    assert status == 1 and "the teacher" in lines[0] and "score.weight" in lines[0]
 
 
 def test_failures_are_one_line(teacher, data, tmp_path, capsys):

@@ -114,3 +114,10 @@ def test_half_precision_layers_keep_their_dtype():
     with torch.no_grad():
         assert layer.eval()(x).dtype == torch.bfloat16
     assert TernaryLinear.from_bit_linear(layer, BitNetConfig())(x).dtype == torch.bfloat16
+
+
+def test_evaluation_follows_autocast_like_a_linear_layer():
+    layer, x = make(sub_norm=False), torch.randn(2, 130)
+    plain = nn.Linear(130, 10)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        assert layer.eval()(x).dtype == layer.train()(x).dtype == plain(x).dtype == torch.bfloat16

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..distillation import DistillationConfig, DistillationTrainer
 from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, check_path, load_student, load_tokenizer
-from .pretrain import resume_point
+from .pretrain import train_and_save
 
 
 @dataclass
@@ -49,6 +49,8 @@ def run(argv: list[str], prog: str) -> None:
         "head": arguments.head,
         "use_chat_template": arguments.use_chat_template,
     }
+    # Before hours of training: the prompts of the evaluation after it must fit too.
+    build_dataset(task, validation, train=False, **build)
     train = build_dataset(task, train, skip_overlong=True, **build)
     collator = collate(tokenizer, arguments.head)
     if is_new:
@@ -64,22 +66,23 @@ def run(argv: list[str], prog: str) -> None:
         data_collator=collator,
         processing_class=tokenizer,
     )
-    trainer.train(resume_from_checkpoint=resume_point(training))
-    trainer.save_model()
-    trainer.save_state()
-    scores = evaluate_task(
-        trainer.model,
-        tokenizer,
-        task,
-        validation,
-        batch_size=arguments.eval_batch_size,
-        max_length=arguments.max_length,
-        head=arguments.head,
-        use_chat_template=arguments.use_chat_template,
-    )
-    text = json.dumps(scores, indent=2)
-    (Path(training.output_dir) / "evaluation.json").write_text(text + "\n")
-    print(text)
-    if after.pack_to:
-        pack(trainer.model, inplace=True).save_pretrained(after.pack_to)
-        tokenizer.save_pretrained(after.pack_to)
+    train_and_save(trainer)
+    if trainer.is_world_process_zero():
+        trainer.create_model_card()
+        if after.pack_to:
+            pack(trainer.accelerator.unwrap_model(trainer.model)).save_pretrained(after.pack_to)
+            tokenizer.save_pretrained(after.pack_to)
+        scores = evaluate_task(
+            trainer.accelerator.unwrap_model(trainer.model),
+            tokenizer,
+            task,
+            validation,
+            batch_size=arguments.eval_batch_size,
+            max_length=arguments.max_length,
+            head=arguments.head,
+            use_chat_template=arguments.use_chat_template,
+        )
+        text = json.dumps(scores, indent=2)
+        (Path(training.output_dir) / "evaluation.json").write_text(text + "\n")
+        print(text)
+    trainer.accelerator.wait_for_everyone()

@@ -53,9 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_command(command: str, argv: Sequence[str], prog: str) -> int:
     """Run one command with its own arguments. `prog` is how its messages call it."""
     module = importlib.import_module(f".{command}", __package__)
+    from safetensors import SafetensorError
+
     try:
         module.run(list(argv), prog)
-    except (ValueError, TypeError, OSError, ImportError, NotImplementedError, FloatingPointError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        TypeError,
+        OSError,
+        ImportError,
+        NotImplementedError,
+        FloatingPointError,
+    ) as error:
         # What a user can cause: a bad path or option, a damaged file, models that do not fit. Anything else is a bug
         # and keeps its traceback.
         if os.environ.get("BITDISTILL_TRACEBACK"):

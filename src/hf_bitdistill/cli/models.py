@@ -19,6 +19,7 @@ from transformers import (
 from ..calibration import calibrate_sub_norm
 from ..config import QUANT_METHOD
 from ..data import Task, ensure_pad_token
+from ..data.loading import looks_like_path
 from ..surgery import is_student
 from .arguments import ModelArguments, StudentArguments, require
 
@@ -29,9 +30,8 @@ def check_path(name_or_path: str) -> str:
     Raises:
         FileNotFoundError: with the path.
     """
-    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
     path = Path(name_or_path).expanduser()
-    if looks_local or path.exists():
+    if looks_like_path(name_or_path) or path.exists():
         if not path.is_dir():
             raise FileNotFoundError(f"there is no model folder {name_or_path}")
         if not (path / "config.json").is_file():
@@ -51,20 +51,26 @@ def load_model(
     """Load a model with one of the two heads.
 
     Args:
-        task: names the classes of a new classification head; without it the model has those of its own config.
+        task: names the classes of a new classification head, which is made if the checkpoint has none; without it the
+            model must be complete.
 
     Raises:
         FileNotFoundError, OSError: the model cannot be found.
-        ValueError: no model was named.
+        ValueError: no model was named, or its checkpoint lacks weights.
     """
     path = check_path(require(arguments.model_name_or_path, "model_name_or_path"))
     dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    if head == "causal_lm":
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs)
-    if task is not None:
+    auto_class = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
+    may_add_head = head == "sequence_classification" and task is not None
+    if may_add_head:
         kwargs["id2label"] = task.id2label
         kwargs["label2id"] = {word: index for index, word in task.id2label.items()}
-    return AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, **kwargs)
+    model, info = auto_class.from_pretrained(path, dtype=dtype, output_loading_info=True, **kwargs)
+    body = f"{model.base_model_prefix}."
+    missing = sorted(key for key in info["missing_keys"] if key.startswith(body) or not may_add_head)
+    if missing:
+        raise ValueError(f"{path} has no weights for {', '.join(missing[:3])}: it is no complete {head} model")
+    return model
 
 
 def load_student(

@@ -6,9 +6,11 @@ Takes all options of transformers' `TrainingArguments` besides its own.
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import AutoConfig, PreTrainedModel, Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
@@ -43,15 +45,47 @@ def run(argv: list[str], prog: str) -> None:
         data_collator=collate(tokenizer),
         processing_class=tokenizer,
     )
-    trainer.train(resume_from_checkpoint=resume_point(training))
+    train_and_save(trainer)
+
+
+def train_and_save(trainer: Trainer) -> None:
+    """Train, from the checkpoint asked for, or else from the last one in the output folder, or else from the start.
+
+    A run that was finished before is not continued: its model is only loaded and saved again.
+
+    Raises:
+        ValueError: the checkpoint is of a student with other options.
+    """
+    training = trainer.args
+    checkpoint = training.resume_from_checkpoint
+    if not checkpoint and Path(training.output_dir).is_dir():
+        checkpoint = get_last_checkpoint(training.output_dir)
+    if checkpoint:
+        _check_same_student(trainer.model, checkpoint)
+    if checkpoint and _is_finished(training, checkpoint):
+        print(f"{checkpoint} is the end of this training: nothing left to do", flush=True)
+        saved = type(trainer.model).from_pretrained(checkpoint, dtype=trainer.model.dtype)
+        trainer.model.load_state_dict(saved.state_dict())
+        trainer.model.to(training.device).eval()
+        trainer.save_model()
+        return
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
 
 
-def resume_point(training: TrainingArguments) -> str | None:
-    """The checkpoint to go on from: the one asked for, else the last one in the output folder, else none."""
-    if training.resume_from_checkpoint:
-        return training.resume_from_checkpoint
-    from pathlib import Path
+def _check_same_student(student: PreTrainedModel, checkpoint: str) -> None:
+    there = getattr(AutoConfig.from_pretrained(checkpoint), "quantization_config", None) or {}
+    here = student.config.quantization_config.to_dict()
+    different = sorted(name for name in here if name in there and there[name] != here[name])
+    if different:
+        raise ValueError(
+            f"{checkpoint} belongs to a student with another {', '.join(different)}: give another output_dir"
+        )
 
-    return get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
+
+def _is_finished(training: TrainingArguments, checkpoint: str) -> bool:
+    state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    if training.max_steps > 0:
+        return state.global_step >= training.max_steps
+    return (state.epoch or 0) >= training.num_train_epochs

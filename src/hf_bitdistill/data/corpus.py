@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from .loading import FORMATS, file_builder, find_split_files, read_files
+from .loading import file_builder, find_split_files, looks_like_path, read_files
 
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def load_corpus(
         files = find_split_files(path, [split])
     elif path.is_file():
         files = [path]
-    elif _looks_like_path(str(path_or_hub_id)):
+    elif looks_like_path(str(path_or_hub_id)):
         raise FileNotFoundError(f"there is no file or folder {path_or_hub_id}")
     else:
         try:
@@ -69,11 +69,6 @@ def load_corpus(
             ) from error
     options = {"sample_by": sample_by} if file_builder(files[0]) == "text" else {}
     return read_files(files, streaming=streaming, **options)
-
-
-def _looks_like_path(name: str) -> bool:
-    # A Hub id is "name" or "owner/name", without a known file ending.
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or name.endswith(tuple(FORMATS))
 
 
 def pack_corpus(

@@ -27,6 +27,11 @@ FORMATS = {
 }
 
 
+def looks_like_path(name: str) -> bool:
+    """Whether a name can only be meant as a local path: a Hub id is `name` or `owner/name`, without a file ending."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or name.endswith(tuple(FORMATS))
+
+
 def file_builder(path: Path) -> str:
     """The name of the ``datasets`` builder for a file, by its ending.
 

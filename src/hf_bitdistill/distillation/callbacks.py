@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..layers import set_quantization_share
+
 
 class QuantizationWarmupCallback(TrainerCallback):
     """Sets the quantised share of the student's layers before every step.
@@ -31,8 +33,6 @@ class QuantizationWarmupCallback(TrainerCallback):
     def set_share(self, model: nn.Module, share: float) -> None:
         """Sets the share, if it changed."""
         if share != self.share:
-            from ..layers import set_quantization_share
-
             set_quantization_share(model, share)
             self.share = share
 

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..data.preprocessing import IGNORE_INDEX
 
-IGNORE_INDEX = -100
+
 MAX_RELATION_HEADS = 32
 RelationNormalization = Literal["cosine", "scaled_dot"]
 

@@ -6,7 +6,7 @@ import copy
 import inspect
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,10 +21,11 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from ..data.preprocessing import Head
+
 
 logger = logging.get_logger(__name__)
 
-Head = Literal["causal_lm", "sequence_classification"]
 _SHOWN_TOKENS = 3
 
 
@@ -62,11 +63,19 @@ def load_teacher(
         init_kwargs: keyword arguments of `from_pretrained`.
 
     Raises:
-        ValueError: the heads differ, or `init_kwargs` come with a model object.
+        ValueError: the heads differ, the checkpoint lacks weights (a head that was never trained, say), or
+            `init_kwargs` come with a model object.
     """
     if isinstance(teacher, (str, os.PathLike)):
         auto_class = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
-        teacher = auto_class.from_pretrained(teacher, **(init_kwargs or {}))
+        name = teacher
+        teacher, info = auto_class.from_pretrained(name, **(init_kwargs or {}), output_loading_info=True)
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise ValueError(
+                f"the teacher {name} has no weights for {', '.join(missing[:3])}: it was not trained with a {head} head, "
+                "or its checkpoint is incomplete"
+            )
     elif init_kwargs:
         raise ValueError("teacher_model_init_kwargs apply to a teacher given by name, but a model was given")
     teacher_head = model_head(teacher)
@@ -97,8 +106,11 @@ def check_same_classes(student: nn.Module, teacher: nn.Module) -> None:
         )
 
 
-def load_teacher_tokenizer(name_or_path: str | os.PathLike) -> PreTrainedTokenizerBase | None:
-    """The tokenizer saved with a teacher, or `None` (with a warning) if there is none."""
+def load_teacher_tokenizer(name_or_path: str | os.PathLike | None) -> PreTrainedTokenizerBase | None:
+    """The tokenizer saved with a teacher, or `None` (with a warning) if there is none or its origin is unknown."""
+    if not name_or_path:
+        logger.warning("The teacher's tokenizer was not compared with the student's: pass teacher_processing_class.")
+        return None
     try:
         return AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError, KeyError) as error:
@@ -173,7 +185,8 @@ def _prepare_deepspeed(teacher: nn.Module, accelerator: Accelerator) -> nn.Modul
 
 
 def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
-    """Parameters of the forward of the model itself, seen through PEFT and through wrappers of the instance."""
+    """Parameters of the forward of the model itself, seen through torch.compile, PEFT and wrappers of the instance."""
+    model = getattr(model, "_orig_mod", model)
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     return inspect.signature(type(model).forward).parameters

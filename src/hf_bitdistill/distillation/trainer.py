@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.utils import logging
 
+from ..data.preprocessing import IGNORE_INDEX, collate
 from .attention_states import AttentionStateCapture, AttentionStates, number_of_layers
 from .callbacks import QuantizationWarmupCallback
 from .config import DistillationConfig, relation_layers
 from .losses import (
-    IGNORE_INDEX,
     attention_relation_loss,
     distillation_token_losses,
     largest_relation_heads,
@@ -65,11 +65,12 @@ class DistillationTrainer(Trainer):
             neither distillation loss is on. It is put into eval mode and frozen.
         args: a `DistillationConfig`.
         processing_class: the student's tokenizer. With it and the teacher's, different tokenizers are refused.
-        teacher_processing_class: the teacher's tokenizer. Default: loaded from the teacher's name or path; a teacher
-            given as a model cannot be checked without it.
-        data_collator, train_dataset, eval_dataset, model_init, compute_metrics, callbacks, optimizers,
-        optimizer_cls_and_kwargs, preprocess_logits_for_metrics: as in `Trainer`. The stock default collator does not
-            pad labels: for a causal LM with sequences of different lengths pass a `DataCollatorForSeq2Seq`.
+        teacher_processing_class: the teacher's tokenizer. Default: the one saved where the teacher was loaded from; a
+            warning says so where there is none to compare.
+        data_collator: default: `hf_bitdistill.data.collate(processing_class, head)`, which pads labels too (the stock
+            default does not).
+        train_dataset, eval_dataset, model_init, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
+        preprocess_logits_for_metrics: as in `Trainer`.
 
     Raises:
         TypeError: `args` is not a `DistillationConfig`.
@@ -106,6 +107,9 @@ class DistillationTrainer(Trainer):
             raise TypeError(f"args must be a DistillationConfig, got {type(args).__name__}")
         if args.use_liger_kernel:
             raise ValueError("use_liger_kernel computes the loss inside the model and is not supported")
+        if data_collator is None and model is not None and isinstance(processing_class, PreTrainedTokenizerBase):
+            # The stock default does not pad labels.
+            data_collator = collate(processing_class, model_head(model))
         super().__init__(
             model=model,
             args=args,
@@ -168,8 +172,10 @@ class DistillationTrainer(Trainer):
             raise ValueError("teacher and student are the same object: load the teacher separately")
         named = isinstance(teacher, (str, os.PathLike))
         if self.processing_class is not None:
-            if teacher_processing_class is None and named:
-                teacher_processing_class = load_teacher_tokenizer(teacher)
+            if teacher_processing_class is None:
+                # A model in memory knows where it came from; a tokenizer beside it there is the teacher's.
+                origin = teacher if named else getattr(teacher.config, "_name_or_path", None)
+                teacher_processing_class = load_teacher_tokenizer(origin)
             if teacher_processing_class is not None:
                 check_same_tokenizer(self.processing_class, teacher_processing_class)
         self.teacher = load_teacher(teacher, self.head, args.teacher_model_init_kwargs)

@@ -16,17 +16,18 @@ from .sub_norm import SubLN
 
 
 def to_checkpoint(weight: Tensor) -> Tensor:
-    """Latent weight `[R, C]` -> `[1, R, C]`, the shape it has in an online checkpoint.
+    """Latent weight `[R, C]` -> `[R, 1, C]`, the shape it has in an online checkpoint.
 
     Where hf_bitdistill was not imported, transformers skips the quantisation method with a warning. A latent weight of
-    the ordinary shape would then load as if the student were a full-precision model; this one fails the load.
+    the ordinary shape would then load as if the student were a full-precision model; this one fails the load. Rows stay
+    in front because that is the dimension along which FSDP shards.
     """
-    return weight.unsqueeze(0)
+    return weight.unsqueeze(1)
 
 
 def from_checkpoint(weight: Tensor) -> Tensor:
     """Inverse of [`to_checkpoint`]; a full-precision weight `[R, C]` passes unchanged."""
-    return weight.squeeze(0) if weight.ndim == 3 and weight.shape[0] == 1 else weight
+    return weight.squeeze(1) if weight.ndim == 3 and weight.shape[1] == 1 else weight
 
 
 class BitLinear(nn.Linear):

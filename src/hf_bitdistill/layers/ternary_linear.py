@@ -68,15 +68,14 @@ class TernaryLinear(nn.Module):
         """Pack the current latent weight of `layer`.
 
         Raises:
-            PackedWeightError: the latent weight is all zero or not finite.
+            PackedWeightError: the latent weight is not finite, or its codes are all equal (all zero, say).
         """
         codes, weight_scale = layer.ternarize()
         with torch.device("meta"):
             packed = cls(layer.in_features, layer.out_features, layer.bias is not None, config)
         check_weight_scale(weight_scale, packed.weight_scale.shape)
-        if not codes.any():
-            raise PackedWeightError("is all zero, so there is nothing to pack")
         packed.weight = pack_ternary(codes)
+        check_packed_weight(packed.weight, layer.out_features, layer.in_features)
         packed.weight_scale = weight_scale
         if layer.bias is not None:
             packed.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)

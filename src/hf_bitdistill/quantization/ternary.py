@@ -120,10 +120,13 @@ def _product(x: Tensor, weight: Tensor, compute_dtype: torch.dtype) -> Tensor:
     return F.linear(x.to(compute_dtype), weight.to(compute_dtype))
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def _dtypes(x: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """Of the product and of the result. The result has the dtype that `F.linear` would give it, autocast included."""
+    device = x.device.type
+    out = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     # Half-precision matrix units hold the integers exactly and only round the result, as for any half-precision layer;
     # a CPU gains nothing from that, so there the integer product stays exact.
-    return x.dtype if x.device.type != "cpu" and x.dtype in (torch.bfloat16, torch.float16) else torch.float32
+    return (out if device != "cpu" and out in (torch.bfloat16, torch.float16) else torch.float32), out
 
 
 def ternary_linear(
@@ -141,12 +144,16 @@ def ternary_linear(
         x: `[..., C]`.
         codes: `[R, C]` with values in {-1, 0, 1}, any dtype.
         weight_scale: `[1]`, `[R]` or `[R, G]` float32, multiplying.
-        bias: `[R]` or `None`.
+        bias: `[R]` floating point, or `None`.
         group_size: columns per group, when `weight_scale` is `[R, G]`.
         activation_bits: 8, or `None` to leave `x` in floating point.
 
     Returns:
-        `[..., R]` in the dtype of `x`. On a CPU the integer products are exact. Differentiable in `x` (straight-through).
+        `[..., R]` in the dtype of `x` (the autocast dtype under autocast). On a CPU the integer products are exact.
+        Differentiable in `x` (straight-through).
+
+    Raises:
+        ValueError: more than 131072 columns without groups, whose sums float32 could not hold exactly.
     """
     columns = codes.shape[1]
     if activation_bits is None:
@@ -155,7 +162,7 @@ def ternary_linear(
         x_q, s = quantize_activations(x)
         token_scale = s * _INT8_UNIT
         values = _StraightThrough.apply(x, x_q * _INT8_UNIT, token_scale)
-    dtype = _compute_dtype(x)
+    dtype, out_dtype = _dtypes(x)
     with torch.autocast(device_type=x.device.type, enabled=False):
         if weight_scale.ndim == 2:
             y = x.new_zeros((*x.shape[:-1], codes.shape[0]), dtype=torch.float32)
@@ -172,7 +179,7 @@ def ternary_linear(
             y = y / token_scale
         if bias is not None:
             y = y + bias
-    return y.to(x.dtype)
+    return y.to(out_dtype)
 
 
 def integer_accumulators(x: Tensor, codes: Tensor, group_size: int | None = None) -> Tensor:

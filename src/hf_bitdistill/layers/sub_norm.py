@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class SubLN(nn.Module):
-    """`x / sqrt(mean(x^2) + eps) * weight`, computed in float32 (BitNet Distillation, section 3.1).
+    """`x / sqrt(mean(x^2) + eps) * weight`, in float32 with the mean in float64 (BitNet Distillation, section 3.1).
 
     The name deliberately lacks "RMSNorm": transformers initialises every module so named by the host architecture's rule
     (Gemma's is zeros), while a SubLN starts at ones in any architecture.
@@ -25,7 +24,12 @@ class SubLN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., features]` -> the same shape and dtype."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        values = x.float()
+        # In float64 the mean does not depend on the order of summation, so every backend gets the same float32.
+        mean_square = values.double().square().sum(dim=-1, keepdim=True) / values.shape[-1]
+        eps = torch.tensor(self.eps, dtype=torch.float32).item()
+        inverse_rms = (1.0 / (mean_square + eps).sqrt()).float()
+        return (values * inverse_rms * self.weight.float()).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"

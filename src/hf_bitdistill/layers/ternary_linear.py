@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import BitNetConfig
+from ..ops import MAX_COLUMNS, packed_linear, ternary_pack
 from ..quantization import (
     PackedWeightError,
     check_packed_weight,
@@ -53,6 +54,7 @@ class TernaryLinear(nn.Module):
         self.weight_granularity = config.weight_granularity
         self.group_size = config.scale_group_size
         self.activation_bits = config.activation_bits
+        self._packed_for_kernels: Tensor | None = None
         packed_shape = (packed_rows(out_features), in_features)
         scale_shape = weight_scale_shape(out_features, in_features, self.weight_granularity, self.group_size)
         self.register_buffer("weight", torch.zeros(packed_shape, dtype=torch.uint8, device=device))
@@ -107,7 +109,17 @@ class TernaryLinear(nn.Module):
         return unpack_ternary(self.weight, self.out_features, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., C]` -> `[..., R]`."""
+        """`[..., C]` -> `[..., R]`, on a CPU by the native kernels."""
+        if self._uses_kernels(x):
+            norm = self.rms_norm
+            return packed_linear(
+                x,
+                self._kernel_weight(),
+                self.out_features,
+                self.bias,
+                None if norm is None else norm.weight,
+                1e-6 if norm is None else norm.eps,
+            )
         if self.rms_norm is not None:
             x = self.rms_norm(x)
         return ternary_linear(
@@ -119,10 +131,32 @@ class TernaryLinear(nn.Module):
             activation_bits=self.activation_bits,
         )
 
+    def _uses_kernels(self, x: Tensor) -> bool:
+        if x.device.type != "cpu" or self.weight.device.type != "cpu" or self.activation_bits is None:
+            return False
+        return not torch.is_autocast_enabled("cpu") and self.in_features <= MAX_COLUMNS
+
+    def _kernel_weight(self) -> Tensor:
+        """The weight in the layout of the kernels, made on first use."""
+        if self._packed_for_kernels is None:
+            self._packed_for_kernels = ternary_pack(
+                self.weight, self.weight_scale.view(-1), self.out_features, self.group_size or 0
+            )
+        return self._packed_for_kernels
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._packed_for_kernels = None
+
+    def __getstate__(self):
+        # Only another layout of `weight`: a copy makes its own.
+        return {**super().__getstate__(), "_packed_for_kernels": None}
+
     def _apply(self, fn, recurse=True):
         # `.to(torch.bfloat16)` must move the scales but not round them.
         scale = self.weight_scale
         super()._apply(fn, recurse)
+        self._packed_for_kernels = None
         if self.weight_scale.dtype != torch.float32:
             self.weight_scale = scale.to(self.weight_scale.device)
         return self

@@ -138,7 +138,9 @@ def ternary_linear(
     group_size: int | None = None,
     activation_bits: int | None = 8,
 ) -> Tensor:
-    """`y = (x_q . W_t) * gamma / s + bias`, the forward pass that every backend must reproduce.
+    """`y = (x_q . W_t) * gamma * (1 / s) + bias`, the forward pass that every backend must reproduce.
+
+    The native kernels evaluate it in this order, so on a CPU in float32 they return the same bits.
 
     Args:
         x: `[..., C]`.
@@ -176,7 +178,7 @@ def ternary_linear(
                 )
             y = _product(values, codes, dtype) * weight_scale
         if token_scale is not None:
-            y = y / token_scale
+            y = y * token_scale.reciprocal()
         if bias is not None:
             y = y + bias
     return y.to(out_dtype)
@@ -256,6 +258,6 @@ def fake_quantized_linear(
     if weight_scale.ndim == 1:
         y = y * weight_scale
     if token_scale is not None:
-        y = y / token_scale
+        y = y * token_scale.reciprocal()
     y = y.to(dtype)
     return y if bias is None else y + bias.to(dtype)

@@ -1,0 +1,151 @@
+// Public C ABI of the native kernels: ternary, int8 and int4 weights times int8 activations, on CPUs.
+//
+// Rules that hold for every function here:
+//  - It returns a bd_status (0 is success) unless it only reads a constant; bd_strerror gives the text of a status.
+//  - It checks every size, pointer and value before it reads or writes through them. Nothing in a weight, a scale or a
+//    header can make the library touch memory outside the buffers whose sizes the caller passed.
+//  - It never throws, never aborts, never keeps a pointer after it returns, and allocates only scratch of its own.
+//  - It may be called from any number of threads at once, and after fork().
+//
+// Arithmetic, the same on every instruction set, bit for bit:
+//    v    = norm_weight ? x * (1 / sqrt(mean(x^2) + eps)) * norm_weight : x     (the mean in float64, v in float32)
+//    s    = 127 * (1 / max(max|v|, 1e-5))                                       (float32, as torch evaluates 127 / max)
+//    x_q  = clip(round_half_even(v * s), -128, 127)
+//    acc  = x_q . W, exact in int32, one sum a group of columns
+//    y    = (sum over groups of acc * weight_scale + row_offset * sum(x_q)) * (1 / s) + bias
+// A token whose v holds a NaN or an infinity has x_q = 0, s = NaN and therefore NaN in all its outputs; the other tokens
+// of the call are not affected.
+#ifndef BITDISTILL_H
+#define BITDISTILL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define BD_API __declspec(dllexport)
+#else
+#define BD_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Raised when a signature or the layout of a packed weight changes: a caller built for another version must refuse.
+#define BD_ABI_VERSION 1
+
+typedef enum bd_status {
+  BD_OK = 0,
+  BD_ERROR_NULL_POINTER = 1,
+  BD_ERROR_SHAPE = 2,             // a size is zero, negative, above the limits, or two sizes disagree
+  BD_ERROR_BUFFER_SIZE = 3,       // a buffer has not the size that its shape asks for
+  BD_ERROR_ALIGNMENT = 4,         // a packed weight does not start at a multiple of BD_ALIGNMENT
+  BD_ERROR_ARGUMENT = 5,          // an enum or flag has no meaning
+  BD_ERROR_CODE = 6,              // a weight code that no weight has (2-bit code 3, int8 -128)
+  BD_ERROR_SCALE = 7,             // a scale or offset that is not finite
+  BD_ERROR_HEADER = 8,            // not a weight packed by this version of the library
+  BD_ERROR_INDEX = 9,             // a row index out of range
+  BD_ERROR_ISA = 10,              // unknown instruction set, or one that this CPU or this build lacks
+  BD_ERROR_OUT_OF_MEMORY = 11,
+  BD_ERROR_THREADS = 12,          // the number of threads is out of range
+} bd_status;
+
+typedef enum bd_dtype { BD_FLOAT32 = 0, BD_BFLOAT16 = 1 } bd_dtype;
+
+// Kinds of weights. Every instruction set computes with every kind, from the same packed form.
+typedef enum bd_format {
+  BD_TERNARY = 0,  // {-1, 0, 1}, 2 bits; one scale for all, a row, or a group of 64 or 128 columns
+  BD_INT8 = 1,     // [-127, 127]; one scale a row
+  BD_INT4 = 2,     // [-8, 7]; one scale a group of 32 columns
+} bd_format;
+
+#define BD_ALIGNMENT 64
+#define BD_MAX_ROWS (INT64_C(1) << 24)
+#define BD_MAX_COLS (INT64_C(1) << 17)  // keeps every int32 sum exact, for the widest weight
+#define BD_MAX_TOKENS (INT64_C(1) << 24)
+#define BD_MAX_THREADS 256
+
+typedef struct bd_weight_info {
+  int32_t format;        // bd_format
+  int32_t scale_is_f16;  // int4 only
+  int64_t rows;
+  int64_t cols;
+  int64_t group_size;    // 0: one scale a row (or one a tensor)
+  int64_t groups;
+  int32_t tensor_scale;  // 1: a single scale for all rows
+  int32_t has_row_offset;
+} bd_weight_info;
+
+// ---- Library ---------------------------------------------------------------------------------------------------------
+BD_API int bd_abi_version(void);
+BD_API const char* bd_version(void);
+BD_API const char* bd_strerror(int status);
+
+// Instruction set in use. The first use picks the best that the CPU has, or what HF_BITDISTILL_ISA names
+// (scalar, avx2, avxvnni, avx512vnni, neon). BD_ERROR_ISA if that name is unknown or cannot run here; then every
+// computing function fails the same way, until bd_set_isa succeeds.
+BD_API int bd_get_isa(const char** name);
+BD_API int bd_set_isa(const char* name);
+// Names of the instruction sets which this build has and this CPU can run, best first, NULL after the last.
+BD_API const char* const* bd_supported_isas(void);
+
+// Threads that a call may use, the calling one included. Default: the CPUs this process may run on.
+BD_API int bd_set_num_threads(int threads);
+BD_API int bd_get_num_threads(void);
+
+// ---- Packing: from storage layout to the library's own --------------------------------------------------------------
+// A packed weight is one caller-owned buffer, self-describing, aligned to BD_ALIGNMENT. bd_*_packed_size tells its size.
+
+// `weight`: uint8 [ceil(rows / 4), cols]; row r + k * ceil(rows / 4) is bits 2k, 2k + 1 of packed row r; codes {0, 1, 2}
+// for {-1, 0, 1}. `weight_scale`: 1, rows, or rows * ceil(cols / group_size) floats; group_size 0 (none), 64 or 128.
+// `row_offset`: rows floats, or NULL with count 0.
+BD_API int bd_ternary_packed_size(int64_t rows, int64_t cols, int64_t group_size, size_t scale_count, int has_row_offset,
+                                  size_t* bytes);
+BD_API int bd_ternary_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, int64_t cols,
+                           const float* weight_scale, size_t scale_count, int64_t group_size, const float* row_offset,
+                           size_t offset_count, void* packed, size_t packed_bytes);
+
+// `weight`: int8 [rows, cols] in [-127, 127]. `weight_scale`: rows floats.
+BD_API int bd_int8_packed_size(int64_t rows, int64_t cols, size_t* bytes);
+BD_API int bd_int8_pack(const int8_t* weight, size_t weight_bytes, int64_t rows, int64_t cols, const float* weight_scale,
+                        size_t scale_count, void* packed, size_t packed_bytes);
+
+// `weight`: uint8 [rows, ceil(cols / 2)], even column in the low nibble, value + 8. `weight_scale`: rows * ceil(cols / 32)
+// floats, or IEEE half floats if scale_is_f16.
+BD_API int bd_int4_packed_size(int64_t rows, int64_t cols, int scale_is_f16, size_t* bytes);
+BD_API int bd_int4_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, int64_t cols, const void* weight_scale,
+                        size_t scale_count, int scale_is_f16, void* packed, size_t packed_bytes);
+
+// Reads and checks the header of a packed weight.
+BD_API int bd_weight_describe(const void* packed, size_t packed_bytes, bd_weight_info* info);
+
+// ---- Computing -------------------------------------------------------------------------------------------------------
+// out [tokens, out_features] = linear(norm(x [tokens, in_features])). norm_weight (in_features floats) and bias
+// (out_features floats) may be NULL. All matrices are contiguous; the counts are in elements and are checked.
+BD_API int bd_linear(const void* packed, size_t packed_bytes, const void* x, size_t x_count, int x_dtype, int64_t tokens,
+                     const float* norm_weight, size_t norm_count, float norm_eps, const float* bias, size_t bias_count,
+                     float* out, size_t out_count);
+
+// Rows of the dequantised weight (embedding lookup): out [index_count, cols].
+BD_API int bd_embedding(const void* packed, size_t packed_bytes, const int64_t* index, size_t index_count, float* out,
+                        size_t out_count);
+
+// The first half of bd_linear: x_q int8 [tokens, cols] and scale s [tokens].
+BD_API int bd_quantize_activations(const void* x, size_t x_count, int x_dtype, int64_t tokens, int64_t cols,
+                                   const float* norm_weight, size_t norm_count, float norm_eps, int8_t* x_q,
+                                   size_t x_q_count, float* s, size_t s_count);
+
+// The integers between: acc int32 [tokens, rows, groups] for any x_q, -128 included.
+BD_API int bd_matmul_int32(const void* packed, size_t packed_bytes, const int8_t* x_q, size_t x_q_count, int64_t tokens,
+                           int32_t* acc, size_t acc_count);
+
+// ---- Limits of the machine, for benchmarks --------------------------------------------------------------------------
+// Bytes a second read from a buffer, and multiply-adds a second of the instruction sequence that the ternary matrix
+// product is made of; best of `repeats`, on all threads of the pool.
+BD_API int bd_measure_read_bandwidth(const void* data, size_t bytes, int repeats, double* bytes_per_second);
+BD_API int bd_measure_multiply_add(int repeats, double* multiply_adds_per_second);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

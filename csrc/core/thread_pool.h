@@ -1,0 +1,28 @@
+// The library's own threads. One pool a process; calls from several threads take turns.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+namespace bitdistill {
+
+// Threads that a parallel_for may use, the calling one included. Default: the CPUs this process may run on.
+int num_threads();
+
+// BD_ERROR_THREADS if out of range. Threads are started when first needed, not here.
+int set_num_threads(int threads);
+
+using Task = void (*)(void* context, int64_t index);
+
+void parallel_for_impl(int64_t count, void* context, Task task);
+
+// Runs body(0) .. body(count - 1), in no particular order, on all threads; returns when all are done. Inside a task it
+// runs them one after another. If threads cannot be started, fewer do the work. `body` must not throw.
+template <typename F>
+void parallel_for(int64_t count, F&& body) {
+  parallel_for_impl(count, &body, [](void* context, int64_t index) {
+    (*static_cast<std::remove_reference_t<F>*>(context))(index);
+  });
+}
+
+}  // namespace bitdistill

@@ -1,0 +1,252 @@
+// AVX-512 with VNNI: vpdpbusd multiplies 64 unsigned codes by 64 signed activations and adds into 16 int32 sums, one a
+// row. It does not saturate, so the sums are exact: codes are at most 255 (int8 + 128), and the true sum of codes times
+// activations may wrap around 2^32, which taking off zero_point * sum(x_q) undoes.
+#include "kernels/kernels.h"
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
+
+#include <immintrin.h>
+
+#include "kernels/portable.h"
+
+namespace bitdistill {
+namespace {
+
+constexpr int kTokens = 10;  // times two panels: 20 sums, and 12 registers for weights and codes
+constexpr int kFewTokens = 4;
+
+inline __m512i load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+
+// 4 activations for every row.
+inline __m512i broadcast(const int8_t* x) {
+  int32_t bits;
+  memcpy(&bits, x, sizeof bits);
+  return _mm512_set1_epi32(bits);
+}
+
+inline Ints as_ints(__m512i v) { return load_vector<Ints>(&v); }
+
+// The prefetchers of the CPU stop at a page; asking this far ahead keeps reads in flight across pages.
+constexpr int64_t kPrefetchBytes = 4096;
+
+inline void prefetch(const uint8_t* w) {
+  _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(w) + kPrefetchBytes), _MM_HINT_T0);
+}
+
+// ---- Decoding: get(step) of a chunk ----------------------------------------------------------------------------------
+
+struct TernaryCodes {
+  static constexpr int64_t kChunkBytes = kVectorBytes;
+  __m512i v;
+  explicit TernaryCodes(const uint8_t* chunk) : v(load(chunk)) {}
+  __m512i get(int step) const {
+    return _mm512_and_si512(_mm512_srli_epi16(v, static_cast<unsigned>(2 * step)), _mm512_set1_epi8(3));
+  }
+};
+
+struct Int4Codes {
+  static constexpr int64_t kChunkBytes = 2 * kVectorBytes;
+  const uint8_t* w;
+  explicit Int4Codes(const uint8_t* chunk) : w(chunk) {}
+  __m512i get(int step) const {
+    const __m512i v = load(w + step / 2 * kVectorBytes);
+    return _mm512_and_si512(_mm512_srli_epi16(v, static_cast<unsigned>(4 * (step % 2))), _mm512_set1_epi8(15));
+  }
+};
+
+struct Int8Codes {
+  static constexpr int64_t kChunkBytes = 4 * kVectorBytes;
+  const uint8_t* w;
+  explicit Int8Codes(const uint8_t* chunk) : w(chunk) {}
+  __m512i get(int step) const {
+    return _mm512_xor_si512(load(w + step * kVectorBytes), _mm512_set1_epi8(static_cast<char>(0x80)));
+  }
+};
+
+// ---- Many tokens: one or two panels times T tokens -------------------------------------------------------------------
+
+template <class Codes, int P, int T>
+void multiply_many(const Tile& tile, int panel) {
+  Floats total[P][T] = {};
+  const uint8_t* w = tile.weights + panel * tile.panel_bytes;
+  const int8_t* x = tile.x;
+  for (int64_t g = 0; g < tile.groups; ++g) {
+    __m512i acc[P][T];
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      const __m512i start = _mm512_set1_epi32(start_sum(tile, t, g));
+#pragma GCC unroll 2
+      for (int p = 0; p < P; ++p) acc[p][t] = start;
+    }
+    const int64_t chunks = chunks_of_group(tile, g);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const Codes first(w), last(w + (P - 1) * tile.panel_bytes);
+#pragma GCC unroll 4
+      for (int step = 0; step < kChunkSteps; ++step) {
+        const __m512i codes[2] = {first.get(step), last.get(step)};
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) {
+          const __m512i values = broadcast(x + t * kChunkCols + step * kStepCols);
+#pragma GCC unroll 2
+          for (int p = 0; p < P; ++p) acc[p][t] = _mm512_dpbusd_epi32(acc[p][t], codes[p], values);
+        }
+      }
+      w += Codes::kChunkBytes;
+      x += T * kChunkCols;
+    }
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) {
+      const Floats scale = load_scales(tile, panel + p, g);
+#pragma GCC unroll 16
+      for (int t = 0; t < T; ++t) finish_group(tile, panel + p, t, g, as_ints(acc[p][t]), scale, &total[p][t]);
+    }
+  }
+  for (int p = 0; p < P; ++p) {
+    for (int t = 0; t < T; ++t) finish_output(tile, panel + p, t, total[p][t]);
+  }
+}
+
+// ---- Few tokens: one panel at a time, four sums a token so that additions do not wait for each other -----------------
+
+template <class Codes>
+struct FewTokens {
+  template <int T>
+  static inline void chunk(const uint8_t* w, const int8_t* x, __m512i (&acc)[T][4]) {
+#pragma GCC unroll 4
+    for (int i = 0; i < static_cast<int>(Codes::kChunkBytes / kVectorBytes); ++i) prefetch(w + i * kVectorBytes);
+    const Codes source(w);
+#pragma GCC unroll 4
+    for (int step = 0; step < kChunkSteps; ++step) {
+      const __m512i codes = source.get(step);
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) {
+        acc[t][step] = _mm512_dpbusd_epi32(acc[t][step], codes, broadcast(x + t * kChunkCols + step * kStepCols));
+      }
+    }
+  }
+  static inline __m512i sum(const __m512i (&acc)[4]) {
+    return _mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3]));
+  }
+};
+
+// Ternary codes stay where they are in the byte, so that a mask alone decodes them: sum k is 4^k times what it should be,
+// at most 192 * 128 * (2^17 / 4) columns < 2^31, and an exact shift takes the factor off. The start is put in last.
+template <>
+struct FewTokens<TernaryCodes> {
+  template <int T>
+  static inline void chunk(const uint8_t* w, const int8_t* x, __m512i (&acc)[T][4]) {
+    prefetch(w);
+    const __m512i v = load(w);
+#pragma GCC unroll 4
+    for (int step = 0; step < kChunkSteps; ++step) {
+      const __m512i codes = _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(3 << (2 * step))));
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) {
+        acc[t][step] = _mm512_dpbusd_epi32(acc[t][step], codes, broadcast(x + t * kChunkCols + step * kStepCols));
+      }
+    }
+  }
+  static inline __m512i sum(const __m512i (&acc)[4]) {
+    return _mm512_add_epi32(_mm512_add_epi32(acc[0], _mm512_srai_epi32(acc[1], 2)),
+                            _mm512_add_epi32(_mm512_srai_epi32(acc[2], 4), _mm512_srai_epi32(acc[3], 6)));
+  }
+};
+
+template <class Codes, int T>
+void multiply_few(const Tile& tile, int panel) {
+  Floats total[T] = {};
+  const uint8_t* w = tile.weights + panel * tile.panel_bytes;
+  const int8_t* x = tile.x;
+  for (int64_t g = 0; g < tile.groups; ++g) {
+    __m512i acc[T][4];
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = acc[t][2] = acc[t][3] = _mm512_setzero_si512();
+    const int64_t chunks = chunks_of_group(tile, g);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      FewTokens<Codes>::chunk(w, x, acc);
+      w += Codes::kChunkBytes;
+      x += T * kChunkCols;
+    }
+    const Floats scale = load_scales(tile, panel, g);
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+      const __m512i sum = _mm512_add_epi32(FewTokens<Codes>::sum(acc[t]), _mm512_set1_epi32(start_sum(tile, t, g)));
+      finish_group(tile, panel, t, g, as_ints(sum), scale, &total[t]);
+    }
+  }
+  for (int t = 0; t < T; ++t) finish_output(tile, panel, t, total[t]);
+}
+
+using PanelFunction = void (*)(const Tile&, int);
+
+template <class C>
+constexpr PanelFunction kFew[kFewTokens] = {multiply_few<C, 1>, multiply_few<C, 2>, multiply_few<C, 3>,
+                                            multiply_few<C, 4>};
+template <class C, int P>
+constexpr PanelFunction kMany[kTokens - kFewTokens] = {multiply_many<C, P, 5>, multiply_many<C, P, 6>,
+                                                       multiply_many<C, P, 7>, multiply_many<C, P, 8>,
+                                                       multiply_many<C, P, 9>, multiply_many<C, P, 10>};
+
+template <class C>
+void multiply_format(const Tile& tile) {
+  if (tile.tokens <= kFewTokens) {
+    for (int p = 0; p < tile.panels; ++p) kFew<C>[tile.tokens - 1](tile, p);
+    return;
+  }
+  const int t = tile.tokens - kFewTokens - 1;
+  int p = 0;
+  for (; p + 2 <= tile.panels; p += 2) kMany<C, 2>[t](tile, p);
+  if (p < tile.panels) kMany<C, 1>[t](tile, p);
+}
+
+void multiply(const Tile& tile) {
+  switch (tile.format) {
+    case BD_TERNARY: return multiply_format<TernaryCodes>(tile);
+    case BD_INT8: return multiply_format<Int8Codes>(tile);
+    case BD_INT4: return multiply_format<Int4Codes>(tile);
+  }
+}
+
+// ---- Limits ----------------------------------------------------------------------------------------------------------
+
+double multiply_add_loop(int64_t iterations) {
+  __m512i acc[20];
+  for (__m512i& a : acc) a = _mm512_setzero_si512();
+  __m512i codes = _mm512_set1_epi8(2), values = _mm512_set1_epi8(3);
+  for (int64_t i = 0; i < iterations; ++i) {
+    asm volatile("" : "+v"(codes), "+v"(values));
+#pragma GCC unroll 20
+    for (__m512i& a : acc) a = _mm512_dpbusd_epi32(a, codes, values);
+  }
+  for (__m512i& a : acc) asm volatile("" : : "v"(a));
+  return static_cast<double>(iterations) * 20 * 64;
+}
+
+uint64_t read_loop(const uint8_t* data, int64_t bytes) {
+  __m512i acc[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+  for (int64_t i = 0; i + 256 <= bytes; i += 256) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      prefetch(data + i + j * kVectorBytes);
+      acc[j] = _mm512_add_epi64(acc[j], load(data + i + j * kVectorBytes));
+    }
+  }
+  const __m512i sum = _mm512_add_epi64(_mm512_add_epi64(acc[0], acc[1]), _mm512_add_epi64(acc[2], acc[3]));
+  return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum));
+}
+
+constexpr Kernels kAvx512Vnni = {"avx512vnni", kTokens, 128, quantize_token, multiply, multiply_add_loop, read_loop};
+
+}  // namespace
+
+const Kernels* avx512vnni_kernels() { return &kAvx512Vnni; }
+
+}  // namespace bitdistill
+
+#else
+
+namespace bitdistill {
+const Kernels* avx512vnni_kernels() { return nullptr; }
+}  // namespace bitdistill
+
+#endif

@@ -1,0 +1,59 @@
+"""Ternary, int8 and int4 matrix products on the CPU, as torch operators over the native library (or plain torch)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import native as _native
+from .library import _ops, num_threads, set_num_threads
+from .native import NativeLibraryError, UnsupportedISAError
+
+
+MAX_COLUMNS = 131072
+"""Widest input whose integer sums are exact in every backend."""
+
+ternary_pack = _ops.ternary_pack
+int8_pack = _ops.int8_pack
+int4_pack = _ops.int4_pack
+packed_linear = _ops.packed_linear
+packed_embedding = _ops.packed_embedding
+packed_matmul_int32 = _ops.packed_matmul_int32
+quantize_activations = _ops.quantize_activations
+
+
+def status() -> dict[str, Any]:
+    """What computes: `loaded`, `path`, `version`, `isa`, `supported_isas`, `threads`, and `reason` if not loaded.
+
+    Never raises, never warns.
+    """
+    try:
+        library, reason = _native.load()
+        isa = library.isa if library is not None else None
+    except NativeLibraryError as error:
+        library, isa, reason = None, None, str(error)
+    return {
+        "loaded": library is not None,
+        "path": str(_native.default_path()),
+        "version": library.version if library is not None else None,
+        "isa": isa,
+        "supported_isas": library.supported_isas if library is not None else [],
+        "threads": num_threads(),
+        "reason": reason,
+    }
+
+
+__all__ = [
+    "MAX_COLUMNS",
+    "NativeLibraryError",
+    "UnsupportedISAError",
+    "int4_pack",
+    "int8_pack",
+    "num_threads",
+    "packed_embedding",
+    "packed_linear",
+    "packed_matmul_int32",
+    "quantize_activations",
+    "set_num_threads",
+    "status",
+    "ternary_pack",
+]

@@ -1,0 +1,157 @@
+"""The packed form of a weight, as plain torch code: one self-describing uint8 tensor (layout: `csrc/kernels/matrix.h`).
+
+What the native library packs, this reads, and the other way round, byte for byte.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+TERNARY, INT8, INT4 = 0, 1, 2
+INT4_GROUP = 32
+
+_MAGIC = 0x6C6C697473646962
+_VERSION = 1
+_HEADER = struct.Struct("<QIiqqqiii3i")
+_ALIGNMENT = 64
+_PANEL, _STEP, _CHUNK = 16, 4, 16
+_BITS = {TERNARY: 2, INT8: 8, INT4: 4}
+_ZERO_POINT = {TERNARY: 1, INT8: 0, INT4: 8}
+
+
+def _up(a: int, b: int) -> int:
+    return (a + b - 1) // b * b
+
+
+class _Layout(NamedTuple):
+    scales: int
+    row_offset: int
+    panels: int
+    total: int
+
+
+@dataclass
+class PackedWeight:
+    """Header of a packed weight.
+
+    Attributes:
+        group_size: columns that share a scale, 0: all.
+        tensor_scale: one scale for all rows.
+    """
+
+    format: int
+    rows: int
+    cols: int
+    group_size: int = 0
+    tensor_scale: bool = False
+    scale_is_f16: bool = False
+    has_row_offset: bool = False
+
+    @property
+    def groups(self) -> int:
+        return 1 if self.group_size == 0 else (self.cols + self.group_size - 1) // self.group_size
+
+    @property
+    def layout(self) -> _Layout:
+        """Byte positions of the parts."""
+        panels = _up(self.rows, _PANEL) // _PANEL
+        scales = _PANEL if self.tensor_scale else panels * self.groups * _PANEL
+        row_offset = _ALIGNMENT + _up(scales * (2 if self.scale_is_f16 else 4), _ALIGNMENT)
+        data = row_offset + (panels * _PANEL * 4 if self.has_row_offset else 0)
+        return _Layout(
+            _ALIGNMENT, row_offset, data, data + panels * _PANEL * _up(self.cols, _CHUNK) * _BITS[self.format] // 8
+        )
+
+
+def read_header(packed: Tensor) -> PackedWeight:
+    """The header of a packed weight.
+
+    Raises:
+        ValueError: `packed` is no packed weight, or has another size than its header says.
+    """
+    if packed.dtype != torch.uint8 or packed.ndim != 1 or packed.numel() < _HEADER.size:
+        raise ValueError("not a packed weight")
+    magic, version, kind, rows, cols, group, tensor, f16, offset, *_ = _HEADER.unpack(bytes(packed[:64].tolist()))
+    if magic != _MAGIC or version != _VERSION or kind not in _BITS or rows < 1 or cols < 1 or group < 0:
+        raise ValueError("not a packed weight of this version")
+    header = PackedWeight(kind, rows, cols, group, bool(tensor), bool(f16), bool(offset))
+    if header.layout.total != packed.numel():
+        raise ValueError(f"a packed weight of {packed.numel()} bytes should have {header.layout.total}")
+    return header
+
+
+def pack(header: PackedWeight, codes: Tensor, scale: Tensor, row_offset: Tensor | None) -> Tensor:
+    """Lay out a weight.
+
+    Args:
+        codes: `[rows, cols]`, the value plus 1 (ternary) or 8 (int4), or int8 itself.
+        scale: as many as the header says.
+    """
+    layout = header.layout
+    out = torch.zeros(layout.total, dtype=torch.uint8)
+    fields = _HEADER.pack(
+        _MAGIC, _VERSION, header.format, header.rows, header.cols, header.group_size,
+        header.tensor_scale, header.scale_is_f16, header.has_row_offset, 0, 0, 0,
+    )  # fmt: skip
+    out[: len(fields)] = torch.frombuffer(bytearray(fields), dtype=torch.uint8)
+
+    dtype = torch.float16 if header.scale_is_f16 else torch.float32
+    panels = _up(header.rows, _PANEL) // _PANEL
+    if header.tensor_scale:
+        scales = scale.reshape(1).to(dtype).expand(_PANEL)
+    else:
+        scales = torch.zeros((panels * _PANEL, header.groups), dtype=dtype)
+        scales[: header.rows] = scale.reshape(header.rows, header.groups)
+        scales = scales.view(panels, _PANEL, header.groups).transpose(1, 2)
+    scales = scales.contiguous().view(torch.uint8).reshape(-1)
+    out[layout.scales : layout.scales + scales.numel()] = scales
+    if row_offset is not None:
+        offsets = torch.zeros(panels * _PANEL)
+        offsets[: header.rows] = row_offset
+        out[layout.row_offset : layout.panels] = offsets.view(torch.uint8)
+
+    bits = _BITS[header.format]
+    padded = torch.zeros((panels * _PANEL, _up(header.cols, _CHUNK)), dtype=torch.uint8)
+    padded[: header.rows, : header.cols] = codes.view(torch.uint8)
+    fields_per_byte = 8 // bits
+    # [panel, lane, vector, field, byte] -> [panel, vector, field, lane, byte]
+    steps = padded.view(panels, _PANEL, -1, fields_per_byte, _STEP).permute(0, 2, 3, 1, 4)
+    data = torch.zeros((panels, steps.shape[1], _PANEL, _STEP), dtype=torch.uint8)
+    for field in range(fields_per_byte):
+        data |= steps[:, :, field] << (bits * field)
+    out[layout.panels :] = data.reshape(-1)
+    return out
+
+
+def unpack_rows(packed: Tensor, header: PackedWeight, start: int, stop: int) -> Tensor:
+    """Values of rows `start` to `stop`, int8 `[stop - start, cols]`. `start` is a multiple of 16."""
+    bits = _BITS[header.format]
+    panels = _up(header.rows, _PANEL) // _PANEL
+    data = packed[header.layout.panels :].view(panels, -1, _PANEL, _STEP)[
+        start // _PANEL : _up(stop, _PANEL) // _PANEL
+    ]
+    fields = torch.stack([(data >> (bits * field)) & (2**bits - 1) for field in range(8 // bits)], dim=2)
+    values = fields.permute(0, 3, 1, 2, 4).reshape(data.shape[0] * _PANEL, -1)[: stop - start, : header.cols]
+    return values.contiguous().view(torch.int8) - _ZERO_POINT[header.format]
+
+
+def scales_and_offsets(packed: Tensor, header: PackedWeight) -> tuple[Tensor, Tensor | None]:
+    """float32 scales `[rows, groups]` (or `[1, 1]`) and row offsets `[rows]`."""
+    layout = header.layout
+    dtype = torch.float16 if header.scale_is_f16 else torch.float32
+    stored = packed[layout.scales : layout.row_offset].view(dtype).float()
+    if header.tensor_scale:
+        scale = stored[:1].view(1, 1)
+    else:
+        panels = _up(header.rows, _PANEL) // _PANEL
+        scale = stored[: panels * _PANEL * header.groups].view(panels, header.groups, _PANEL).transpose(1, 2)
+        scale = scale.reshape(-1, header.groups)[: header.rows]
+    if not header.has_row_offset:
+        return scale, None
+    return scale, packed[layout.row_offset : layout.panels].view(torch.float32)[: header.rows]

@@ -1,0 +1,46 @@
+"""Builds the C++ tests with CMake and runs them: as they are, under sanitizers, and for ARM in an emulator."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLCHAIN = ROOT / "cmake" / "aarch64-linux-gnu.cmake"
+
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("cmake"), reason="needs cmake"),
+    pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="needs a C++ compiler"),
+    pytest.mark.timeout(900),
+]
+
+
+def build_and_run(folder: Path, *options: str) -> None:
+    jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    for command in (
+        ["cmake", "-S", str(ROOT), "-B", str(folder), "-DBITDISTILL_TESTS=ON", *options],
+        ["cmake", "--build", str(folder), "-j", jobs],
+        ["ctest", "--test-dir", str(folder), "--output-on-failure"],
+    ):
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    assert "100% tests passed" in result.stdout
+
+
+def test_release(tmp_path):
+    build_and_run(tmp_path)
+
+
+def test_sanitizers(tmp_path):
+    build_and_run(tmp_path, "-DBITDISTILL_SANITIZE=address,undefined")
+
+
+@pytest.mark.skipif(
+    not (shutil.which("aarch64-linux-gnu-g++") and (shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static"))),
+    reason="needs g++-aarch64-linux-gnu and qemu-user",
+)
+def test_arm(tmp_path):
+    build_and_run(tmp_path, f"-DCMAKE_TOOLCHAIN_FILE={TOOLCHAIN}")

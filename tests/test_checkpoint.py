@@ -70,7 +70,7 @@ def test_wrong_dtype(checkpoint):
     refused(folder, f"{LAYER}.weight", "expected")
 
 
-def test_a_gathered_latent_weight_may_have_its_plain_shape(tmp_path):
+def test_a_latent_weight_may_have_its_plain_shape(tmp_path):
     model = apply_bitnet(tiny_model("llama"))
     model.save_pretrained(tmp_path)
     edit(tmp_path, lambda tensors: tensors.update({f"{LAYER}.weight": tensors[f"{LAYER}.weight"][:, 0].clone()}))

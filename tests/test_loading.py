@@ -118,7 +118,7 @@ def test_bfloat16(mode, tmp_path):
 def test_an_online_student_is_an_ordinary_model():
     model = apply_bitnet(tiny_model("llama"))
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    assert state["model.layers.0.mlp.up_proj.weight"].shape == (88, 1, 48)
+    assert state["model.layers.0.mlp.up_proj.weight"].shape == (88, 48)
     assert model.model.layers[0].mlp.up_proj.weight.shape == (88, 48)
     other = apply_bitnet(tiny_model("llama", seed=9))
     other.load_state_dict(state)

@@ -18,7 +18,7 @@ def blocks(tiny_tokenizer):
     return pack_corpus(Dataset.from_dict({"text": texts}), tiny_tokenizer, block_size=32)
 
 
-def make_trainer(folder, blocks, tokenizer, config, steps, streaming=False, **options):
+def make_trainer(folder, blocks, tokenizer, config, steps, **options):
     set_seed(0)
     arguments = TrainingArguments(
         str(folder), max_steps=steps, per_device_train_batch_size=4, learning_rate=3e-3, lr_scheduler_type="constant",
@@ -26,9 +26,8 @@ def make_trainer(folder, blocks, tokenizer, config, steps, streaming=False, **op
     )  # fmt: skip
     # A model keeps the config it is given, and apply_bitnet writes into it.
     model = apply_bitnet(LlamaForCausalLM(copy.deepcopy(config)), BitNetConfig())
-    dataset = blocks.to_iterable_dataset() if streaming else blocks
     return Trainer(
-        model, arguments, train_dataset=dataset, data_collator=collate(tokenizer), processing_class=tokenizer
+        model, arguments, train_dataset=blocks, data_collator=collate(tokenizer), processing_class=tokenizer
     )
 
 
@@ -64,7 +63,53 @@ def test_checkpointing_and_bfloat16(tmp_path, blocks, tiny_tokenizer, tiny_llama
     assert losses(other)[2] == pytest.approx(losses(plain)[2], rel=1e-5 if "bf16" not in options else 2e-2)
 
 
-def test_streaming(tmp_path, blocks, tiny_tokenizer, tiny_llama_config):
-    trainer = make_trainer(tmp_path, blocks, tiny_tokenizer, tiny_llama_config, steps=3, streaming=True)
+def stream(tokenizer, documents, **options):
+    """Blocks packed while they are trained on; from two shards, and a few documents at a time."""
+    from datasets import IterableDataset
+
+    dataset = IterableDataset.from_generator(documents, gen_kwargs={"shards": ["green", "dry"]})
+    return pack_corpus(dataset, tokenizer, block_size=32, batch_size=2, **options)
+
+
+def test_streaming_resumes_exactly(tmp_path, tiny_tokenizer, tiny_llama_config):
+    def documents(shards):
+        for kind in shards:
+            for index in range(9):
+                yield {"text": f"the little robot waters {kind} plant number {index} near the window ."}
+
+    blocks = stream(tiny_tokenizer, documents)
+    number = len(list(blocks))
+    # Six steps of four blocks: through both shards and into the second epoch; the checkpoint is in the first.
+    assert 4 * 3 < number < 4 * 6
+
+    def train(folder, steps, resume=None):
+        trainer = make_trainer(tmp_path / folder, blocks, tiny_tokenizer, tiny_llama_config, steps=steps)
+        assert trainer.args.dataloader_num_workers == 0
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = train("whole", 6)
+    assert losses(whole)[6] < losses(whole)[1]
+    train("parts", 3)
+    resumed = train("parts", 6, resume=True)
+    assert resumed.state.epoch == whole.state.epoch > 1
+    assert len(losses(whole)) == 6 and losses(resumed) == losses(whole)
+    for (name, first), second in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(first, second), name
+
+
+def test_streaming_reads_no_more_than_it_needs(tmp_path, tiny_tokenizer, tiny_llama_config):
+    """A corpus that never ends."""
+    text, read = "the little robot waters a green plant near the window .", []
+
+    def documents(shards):
+        while True:
+            read.append(text)
+            yield {"text": text}
+
+    trainer = make_trainer(tmp_path, stream(tiny_tokenizer, documents), tiny_tokenizer, tiny_llama_config, steps=3)
     trainer.train()
     assert losses(trainer)[3] < losses(trainer)[1]
+    needed = 3 * 4 * 32 / (len(tiny_tokenizer.encode(text)) + 1)
+    # Trainer fetches a step in advance, to know when an epoch ends.
+    assert needed <= len(read) <= 2 * needed

@@ -15,6 +15,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from .layers import BitLinear, SubLN, TernaryLinear
+from .layers.bit_linear import to_checkpoint
 from .quantization import PackedWeightError
 
 
@@ -58,11 +59,10 @@ def read_headers(model: PreTrainedModel, files: Iterable[str]) -> dict[str, Tens
 
 def _expected_shape(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> tuple[tuple[int, ...], ...]:
     """Shapes that tensor `name` of the student may have on disk."""
-    owner = _owner(model, name)
     shape = tuple(tensor.shape)
-    if isinstance(owner, BitLinear) and name.endswith(".weight"):
-        # ZeRO-3 gathers parameters without their modules' state dict, so a latent weight may have its plain shape.
-        return shape, (shape[0], *shape[2:])
+    if isinstance(_owner(model, name), BitLinear) and name.endswith(".weight"):
+        # Plain where a state dict was written to a file by other means than save_pretrained.
+        return tuple(to_checkpoint(tensor).shape), shape
     return (shape,)
 
 

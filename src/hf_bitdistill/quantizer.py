@@ -25,46 +25,9 @@ from .checkpoint import (
     safetensors_files,
 )
 from .config import QUANT_METHOD, BitNetConfig
+from .conversions import LoadLatentWeight, TransposeConv1D, convert_when_saved
 from .layers import BitLinear, SubLN
-from .layers.bit_linear import from_checkpoint
 from .surgery import convert_modules
-
-
-class LoadLatentWeight(ConversionOps):
-    """A latent weight from its shape in an online checkpoint to its shape in the module; other weights pass."""
-
-    def __init__(self, quantizer: HfQuantizer):
-        # Not named `hf_quantizer`: transformers would then leave the cast to the requested dtype to this operation.
-        self.quantizer = quantizer
-
-    @torch.no_grad()
-    def convert(self, input_dict, model=None, full_layer_name=None, **kwargs):
-        converted = {}
-        for key, value in input_dict.items():
-            value = value[0] if isinstance(value, list) else value
-            module = _owner(model, full_layer_name)
-            converted[key] = from_checkpoint(value) if isinstance(module, BitLinear) else value
-        return converted
-
-    @property
-    def reverse_op(self) -> ConversionOps:
-        return _KeepStateDict()
-
-
-class _KeepStateDict(ConversionOps):
-    """Saving: the module's state dict has the checkpoint's shape already."""
-
-    def convert(self, input_dict, **kwargs):
-        return {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
-
-
-class TransposeConv1D(ConversionOps):
-    """A `Conv1D` weight `[C, R]` of a full-precision checkpoint to the `[R, C]` of a [`BitLinear`]."""
-
-    @torch.no_grad()
-    def convert(self, input_dict, **kwargs):
-        values = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
-        return {key: value.T.contiguous() for key, value in values.items()}
 
 
 def _owner(model: PreTrainedModel, tensor_name: str) -> torch.nn.Module:
@@ -150,6 +113,7 @@ class BitDistillQuantizer(HfQuantizer):
             for module in model.modules():
                 if isinstance(module, SubLN):
                     torch.nn.init.ones_(module.weight)
+        convert_when_saved(model)
         # An online student is an ordinary trainable model. With a quantizer attached, save_pretrained would ignore the
         # state dict that FSDP and DeepSpeed gather and hand to it, and `.float()` and `.half()` would be refused.
         config = model.config.quantization_config

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from .config import QUANT_METHOD, BitNetConfig
+from .conversions import convert_when_saved
 from .layers import BitLinear, TernaryLinear
 
 
@@ -227,6 +228,7 @@ def apply_bitnet(model: PreTrainedModel, config: BitNetConfig | None = None) -> 
         raise SurgeryError(f"{type(model).__name__} is already quantised; load its full-precision checkpoint instead.")
     convert_modules(model, config)
     _give_own_config(model)
+    convert_when_saved(model)
     model.config.quantization_config = config
     return model
 

@@ -57,6 +57,8 @@ def one_step() -> dict | None:
             attention_loss_weight=100.0,
             per_device_train_batch_size=2,
             gradient_accumulation_steps=4 // processes,
+            # Whole batches for each process, so that the mean over batches is the same mean in one process and in two.
+            per_device_eval_batch_size=2,
             ddp_backend="gloo" if processes > 1 else None,
         ),
         train_dataset=rows,

@@ -1,4 +1,4 @@
-"""Two processes (DistributedDataParallel, gloo, CPU) against one: the same batch gives the same gradients."""
+"""Two processes (DistributedDataParallel, gloo, CPU) against one: the same gradients, losses and evaluation."""
 
 import os
 import subprocess
@@ -33,3 +33,6 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
     for key in ("loss", "loss_ce", "loss_logits", "loss_attention"):
         assert two["log"][key] == pytest.approx(one["log"][key], rel=1e-4)
     assert two["metrics"].keys() == one["metrics"].keys()
+    for key in ("eval_loss", "eval_loss_ce", "eval_loss_logits", "eval_loss_attention"):
+        assert one["metrics"][key] > 0
+        assert two["metrics"][key] == pytest.approx(one["metrics"][key], rel=1e-4)

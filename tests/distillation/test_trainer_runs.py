@@ -1,10 +1,9 @@
-"""Whole runs: accumulation, resuming, seeds, logging, mixed precision, checkpointing, warm-up, saving."""
+"""Whole runs: accumulation, resuming, seeds, logging, mixed precision, checkpointing, saving. Ternary students: see
+`test_ternary_runs.py`."""
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
-
-from hf_bitdistill.distillation import QuantizationWarmupCallback
 
 
 class KeepGradients(TrainerCallback):
@@ -158,48 +157,3 @@ def test_peft_student(make_model, make_trainer, lm_rows):
     trainer = make_trainer(student, make_model(1), lm_rows, max_steps=2, logging_steps=1)
     trainer.train()
     assert len(training_losses(trainer, "loss_attention")) == 2
-
-
-@pytest.fixture
-def shares(monkeypatch):
-    """What `set_quantization_share` was called with."""
-    seen = []
-    monkeypatch.setattr("hf_bitdistill.layers.set_quantization_share", lambda model, share: seen.append(share))
-    return seen
-
-
-def test_quantization_warmup_schedule(shares, make_model, make_trainer, lm_rows, tmp_path):
-    options = {"max_steps": 6, "quantization_warmup_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    trainer = make_trainer(make_model(0), make_model(1), lm_rows, name="first", **options)
-    trainer.train()
-    assert shares == [0.25, 0.5, 0.75, 1.0]
-    shares.clear()
-    trainer = make_trainer(make_model(0), make_model(1), lm_rows, name="second", **options)
-    trainer.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-2"))
-    assert shares == [0.75, 1.0]
-    shares.clear()
-    options["quantization_warmup_steps"] = 100
-    trainer = make_trainer(make_model(0), make_model(1), lm_rows, name="third", **{**options, "max_steps": 2})
-    trainer.train()
-    assert shares == [0.01, 0.02, 1.0]
-    with pytest.raises(ValueError, match="at least 1"):
-        QuantizationWarmupCallback(0)
-
-
-def test_ternary_student(make_model, make_trainer, lm_rows):
-    """The same trainer with a real ternary student."""
-    from hf_bitdistill import BitNetConfig, apply_bitnet
-
-    student = make_model(0)
-    apply_bitnet(student, BitNetConfig())
-    trainer = make_trainer(
-        student,
-        make_model(0),
-        lm_rows,
-        max_steps=4,
-        logging_steps=1,
-        quantization_warmup_steps=2,
-        gradient_checkpointing=True,
-    )
-    trainer.train()
-    assert all(0 < loss < 1e4 for loss in training_losses(trainer))

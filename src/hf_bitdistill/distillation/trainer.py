@@ -57,7 +57,7 @@ class DistillationTrainer(Trainer):
 
     Besides `loss`, the unweighted terms are logged: `loss_ce`, `loss_logits`, `loss_attention` (with the prefix of
     the evaluation, as `eval_loss_ce`). In an evaluation they are averaged like `eval_loss`: means of batches,
-    weighted by their sequences.
+    weighted by their sequences (with several processes, sequences repeated to fill the last batch count too).
 
     Args:
         model: the student.

@@ -16,13 +16,8 @@ from .sub_norm import SubLN
 
 
 def to_checkpoint(weight: Tensor) -> Tensor:
-    """Latent weight `[R, C]` -> `[R, 1, C]`, the shape it has in an online checkpoint.
-
-    Where hf_bitdistill was not imported, transformers skips the quantisation method with a warning. A latent weight of
-    the ordinary shape would then load as if the student were a full-precision model; this one fails the load. Rows stay
-    in front because that is the dimension along which FSDP shards.
-    """
-    return weight.unsqueeze(1)
+    """Latent weight `[R, C]` -> `[R, 1, C]`, the shape it has in an online checkpoint (see `conversions.py`)."""
+    return weight.unsqueeze(1) if weight.ndim == 2 else weight
 
 
 def from_checkpoint(weight: Tensor) -> Tensor:
@@ -110,11 +105,7 @@ class BitLinear(nn.Linear):
         codes, weight_scale = self.ternarize()
         return ternary_linear(x, codes, weight_scale, self.bias, **options)
 
-    # The state dict *is* the checkpoint (also when FSDP or DeepSpeed gathers it), so the shape on disk is made here.
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight"] = to_checkpoint(destination[prefix + "weight"])
-
+    # Trainer resumes by loading a checkpoint's file as a state dict.
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         key = prefix + "weight"
         if key in state_dict:

@@ -1,0 +1,75 @@
+"""How weights change between a checkpoint and a student, as conversion operations of transformers.
+
+Where hf_bitdistill was not imported, transformers skips the quantisation method with a warning. A latent weight of the
+ordinary shape `[R, C]` would then load as if the student were a full-precision model. In an online checkpoint it is
+`[R, 1, C]`, which makes that load fail. Only files have that shape: state dicts in memory are plain, because FSDP copies
+between them and the parameters.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import ConversionOps, PrefixChange, WeightConverter
+
+from .layers import BitLinear
+from .layers.bit_linear import from_checkpoint, to_checkpoint
+
+
+class _MapWeights(ConversionOps):
+    """Applies a function to each tensor; `_owner` tells whose it is."""
+
+    @torch.no_grad()
+    def convert(self, input_dict, model=None, full_layer_name=None, **kwargs) -> dict[str, Tensor]:
+        values = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
+        owner = model.get_submodule(full_layer_name.rpartition(".")[0])
+        return {key: self.map(value, owner) for key, value in values.items()}
+
+    def map(self, value: Tensor, owner: nn.Module) -> Tensor:
+        raise NotImplementedError
+
+
+class LoadLatentWeight(_MapWeights):
+    """A latent weight from its shape in an online checkpoint to its shape in the module; other weights pass."""
+
+    # Not kept as `hf_quantizer`: transformers would then leave the cast to the requested dtype to this operation.
+    def __init__(self, quantizer=None):
+        pass
+
+    def map(self, value: Tensor, owner: nn.Module) -> Tensor:
+        return from_checkpoint(value) if isinstance(owner, BitLinear) else value
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return SaveLatentWeight()
+
+
+class SaveLatentWeight(_MapWeights):
+    """Inverse of [`LoadLatentWeight`]."""
+
+    def map(self, value: Tensor, owner: nn.Module) -> Tensor:
+        return to_checkpoint(value) if isinstance(owner, BitLinear) else value
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return LoadLatentWeight()
+
+
+class TransposeConv1D(_MapWeights):
+    """A `Conv1D` weight `[C, R]` of a full-precision checkpoint to the `[R, C]` of a [`BitLinear`]."""
+
+    def map(self, value: Tensor, owner: nn.Module) -> Tensor:
+        return value.T.contiguous()
+
+
+def convert_when_saved(model: PreTrainedModel) -> None:
+    """Make `save_pretrained` write the online shape, whatever state dict it is given (FSDP, DeepSpeed)."""
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is None:
+        # What save_pretrained itself would derive for a model that was not loaded.
+        mapping = get_model_conversion_mapping(model, add_legacy=False)
+        conversions = [entry for entry in mapping if not isinstance(entry, PrefixChange)]
+    if not any(isinstance(op, LoadLatentWeight) for entry in conversions for op in getattr(entry, "operations", ())):
+        model._weight_conversions = [*conversions, WeightConverter(["weight"], "weight", [LoadLatentWeight()])]

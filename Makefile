@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := src tests examples scripts
 
-.PHONY: demo test style check clean
+.PHONY: demo test bench-kernels style check clean
 
 # The main job: the whole recipe on a small model, in minutes, on two cores. Writes quickstart/report.md.
 demo: $(VENV)/.installed
@@ -14,6 +14,10 @@ demo: $(VENV)/.installed
 # The test suite.
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -p no:cacheprovider $(PYTEST_ARGS)
+
+# Speed of the native kernels against torch and the machine's own limits. Nothing else should run meanwhile.
+bench-kernels: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/bench_kernels.py --output benchmarks/results/kernels.json
 
 style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(SOURCES)
@@ -32,15 +36,18 @@ $(VENV)/.torch: constraints.txt | $(VENV)/bin/python
 	$(PIP) install --quiet -r constraints.txt
 	touch $@
 
-$(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
+# The native library is built with the package, so its sources are prerequisites too.
+NATIVE := CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch
 	$(PIP) install --quiet -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.installed-test: pyproject.toml constraints.txt $(VENV)/.torch
+$(VENV)/.installed-test: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch
 	$(PIP) install --quiet -c constraints.txt -e '.[test]'
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.torch
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 

@@ -39,7 +39,9 @@ def test_sanitizers(tmp_path):
 
 
 @pytest.mark.skipif(
-    not (shutil.which("aarch64-linux-gnu-g++") and (shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static"))),
+    not (
+        shutil.which("aarch64-linux-gnu-g++") and (shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static"))
+    ),
     reason="needs g++-aarch64-linux-gnu and qemu-user",
 )
 def test_arm(tmp_path):

@@ -1,0 +1,110 @@
+"""Speed of a whole packed model through transformers (module path) against the same model in float32 and bfloat16.
+
+Decoding: greedy `generate`, one sequence, after a prompt of 16 tokens. Prefill: one forward over a prompt. Rounds are interleaved, medians
+are reported, and ratios are of medians within this run. Ternary weights are those of the model, ternarised without
+training: speed does not depend on their values.
+
+    python benchmarks/bench_modules.py --model MODEL_FOLDER --name SmolLM2-135M --output benchmarks/results/NAME.json
+    python benchmarks/bench_modules.py --random-0.6b --name random-0.6B --output benchmarks/results/NAME.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
+
+from hf_bitdistill import apply_bitnet, ops, pack
+from hf_bitdistill.environment import describe_environment
+
+
+def load(options: argparse.Namespace) -> PreTrainedModel:
+    if options.model:
+        return AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=151936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def seconds(run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="folder of a full-precision model")
+    source.add_argument("--random-0.6b", dest="random", action="store_true", help="a random Llama of 0.6B")
+    parser.add_argument("--name", required=True, help="how the result calls the model")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill")
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+
+    full = load(options).eval()
+    half = copy.deepcopy(full).to(torch.bfloat16)
+    packed = pack(apply_bitnet(copy.deepcopy(full)), inplace=True)
+    models = {"float32": full, "bfloat16": half, "packed": packed}
+    tokens = torch.randint(3, full.config.vocab_size, (1, options.prompt), generator=torch.Generator().manual_seed(0))
+    settings = GenerationConfig(do_sample=False, max_new_tokens=options.new_tokens, eos_token_id=None, pad_token_id=0)
+    for model in models.values():
+        model.generation_config.eos_token_id = None
+
+    def decode(model: PreTrainedModel) -> None:
+        start = tokens[:, :16]
+        model.generate(input_ids=start, attention_mask=torch.ones_like(start), generation_config=settings)
+
+    rows = []
+    with torch.inference_mode():
+        for threads in options.threads:
+            torch.set_num_threads(threads)
+            times: dict[tuple[str, str], list[float]] = {}
+            for measured in [False] + [True] * options.rounds:  # the first round warms up
+                for name, model in models.items():
+                    for what, run in (
+                        ("decode", lambda model=model: decode(model)),
+                        ("prefill", lambda model=model: model(input_ids=tokens, logits_to_keep=1)),
+                    ):
+                        duration = seconds(run)
+                        if measured:
+                            times.setdefault((name, what), []).append(duration)
+            count = {"decode": options.new_tokens, "prefill": options.prompt}
+            rates = {key: count[key[1]] / statistics.median(values) for key, values in times.items()}
+            for name in models:
+                row = {"model": name, "threads": threads}
+                for what in count:
+                    row[f"{what}_tps"] = round(rates[name, what], 2)
+                    row[f"packed_over_this_{what}"] = round(rates["packed", what] / rates[name, what], 2)
+                rows.append(row)
+                print(row, flush=True)
+    result = {
+        "model": options.name,
+        "settings": {"prompt": options.prompt, "new_tokens": options.new_tokens, "rounds": options.rounds},
+        "machine": describe_environment(),
+        "native": {key: value for key, value in ops.status().items() if key != "path"},
+        "rows": rows,
+    }
+    options.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

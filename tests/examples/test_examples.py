@@ -21,7 +21,9 @@ def test_distill_smollm2_sst2(tmp_path, monkeypatch, tiny_llama_config, tiny_tok
     torch.manual_seed(0)
     LlamaForCausalLM(tiny_llama_config).save_pretrained(tmp_path / "base")
     tiny_tokenizer.save_pretrained(tmp_path / "base")
-    rows = [{"sentence": f"a {word} film number {i} .", "label": i % 2} for i in range(12) for word in ("dull", "fine")]
+    rows = [
+        {"sentence": f"a {word} film number {i} .", "label": i % 2} for i in range(12) for word in ("dull", "fine")
+    ]
     for split in ("train", "validation"):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     corpus = tmp_path / "corpus"

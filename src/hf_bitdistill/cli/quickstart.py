@@ -1,0 +1,44 @@
+"""`bitdistill quickstart`: the whole recipe on a small model, in minutes, with nothing from the Hub."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+from pathlib import Path
+
+from ..quickstart import QuickstartError, QuickstartSettings, run_quickstart
+
+
+# Options of the command; the other settings are for programs.
+_OPTIONS = {
+    "seed": "of everything random",
+    "threads": "of torch; default: all cores",
+    "train_examples": "training examples of the task, at most",
+    "test_examples": "held-out examples of the task, at most",
+    "pretraining_steps": "steps of continual pre-training",
+    "fine_tuning_steps": "steps of each of the three fine-tunings",
+}
+
+
+def run(argv: list[str], prog: str) -> None:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("quickstart"), help="for report.md, figures and models"
+    )
+    parser.add_argument("--no_progress", action="store_true", help="without progress bars")
+    defaults = {field.name: field.default for field in dataclasses.fields(QuickstartSettings)}
+    for name, text in _OPTIONS.items():
+        shown = "" if defaults[name] is None else f" (default {defaults[name]})"
+        parser.add_argument(f"--{name}", type=int, default=defaults[name], help=text + shown)
+    options = parser.parse_args(argv)
+    settings = {name: getattr(options, name) for name in _OPTIONS}
+    try:
+        run_quickstart(
+            options.output_dir,
+            progress=not options.no_progress,
+            command=shlex.join(["bitdistill", "quickstart", *argv]),
+            **settings,
+        )
+    except QuickstartError as error:
+        raise ValueError(str(error)) from None

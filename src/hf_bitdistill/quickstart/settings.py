@@ -48,14 +48,14 @@ class QuickstartSettings:
     max_length: int = 96
     block_size: int = 128
     perplexity_blocks: int = 200
-    pretraining_steps: int = 400
+    pretraining_steps: int = 600
     pretraining_batch_size: int = 16
     pretraining_learning_rate: float = 3e-3
     fine_tuning_steps: int = 300
     batch_size: int = 32
     full_precision_learning_rate: float = 2e-3
     bitnet_learning_rate: float = 2e-3
-    bitdistill_learning_rate: float = 4e-3
+    bitdistill_learning_rate: float = 2e-3
     temperature: float = 2.0
     logits_loss_weight: float = 3.0
     attention_loss_weight: float = 2e2

@@ -116,3 +116,16 @@ def test_errors_of_accuracies():
     mean, error = paired_difference(worse, scores)
     assert mean == pytest.approx(-0.1)
     assert error == pytest.approx(0.03)
+
+
+def test_batches_hold_similar_lengths():
+    from hf_bitdistill.quickstart.stages import batch_order
+
+    lengths = [(7 * i) % 90 + 10 for i in range(333)]
+    order = batch_order(lengths, 8, seed=0)
+    assert sorted(order) == list(range(333))
+    assert order == batch_order(lengths, 8, seed=0) != batch_order(lengths, 8, seed=1)
+    batches = [[lengths[row] for row in order[start : start + 8]] for start in range(0, 328, 8)]
+    assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 10
+    firsts = [batch[0] for batch in batches]
+    assert firsts != sorted(firsts) and firsts != sorted(firsts, reverse=True)

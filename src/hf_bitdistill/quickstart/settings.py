@@ -17,8 +17,8 @@ class QuickstartError(RuntimeError):
 class QuickstartSettings:
     """Settings of [`run_quickstart`]. The defaults fit 2 CPU cores and less than 8 minutes.
 
-    Learning rates and loss weights were chosen on the validation paragraphs, separately for each of the three ways, at
-    the default number of steps; the test paragraphs were used for nothing.
+    Learning rates (a grid of factors of two, separately for each of the three ways) and loss weights were chosen on the
+    validation paragraphs with about these numbers of steps; the test paragraphs were used for nothing.
 
     Args:
         base_model: folder of the full-precision base model.
@@ -32,8 +32,8 @@ class QuickstartSettings:
         pretraining_steps, pretraining_batch_size, pretraining_learning_rate: of the continual pre-training.
         fine_tuning_steps, batch_size: of each of the three fine-tunings.
         full_precision_learning_rate, bitnet_learning_rate, bitdistill_learning_rate: one for each way.
-        temperature, logits_loss_weight, attention_loss_weight, relation_heads: of BitDistill's last stage. Smaller than the published
-            ones, which belong to models a thousand times larger and one label a sequence.
+        temperature, logits_loss_weight, attention_loss_weight, relation_heads: of BitDistill's last stage. Found for
+            this small model; the published ones belong to models hundreds of times larger.
         timing_seconds: how long each speed is measured.
         shown_examples: held-out signatures for which the reloaded packed model writes the summary.
         progress: whether to show progress bars.

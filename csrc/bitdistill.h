@@ -4,7 +4,8 @@
 //  - It returns a bd_status (0 is success) unless it only reads a constant; bd_strerror gives the text of a status.
 //  - It checks every size, pointer and value before it reads or writes through them. Nothing in a weight, a scale or a
 //    header can make the library touch memory outside the buffers whose sizes the caller passed.
-//  - It never throws, never aborts, never keeps a pointer after it returns, and allocates only scratch of its own.
+//  - It never throws, never aborts, never keeps a pointer after it returns (a decoder, which borrows its weights, is the
+//    one exception), and allocates only scratch and caches of its own.
 //  - It may be called from any number of threads at once, and after fork().
 //
 // Arithmetic, the same on every instruction set, bit for bit:
@@ -32,7 +33,7 @@ extern "C" {
 #endif
 
 // Raised when a signature or the layout of a packed weight changes: a caller built for another version must refuse.
-#define BD_ABI_VERSION 1
+#define BD_ABI_VERSION 2
 
 typedef enum bd_status {
   BD_OK = 0,
@@ -48,9 +49,11 @@ typedef enum bd_status {
   BD_ERROR_ISA = 10,              // unknown instruction set, or one that this CPU or this build lacks
   BD_ERROR_OUT_OF_MEMORY = 11,
   BD_ERROR_THREADS = 12,          // the number of threads is out of range
+  BD_ERROR_CONTEXT = 13,          // a sequence would grow beyond max_positions
+  BD_ERROR_MODEL = 14,            // the parts of a decoder do not fit together
 } bd_status;
 
-typedef enum bd_dtype { BD_FLOAT32 = 0, BD_BFLOAT16 = 1 } bd_dtype;
+typedef enum bd_dtype { BD_FLOAT32 = 0, BD_BFLOAT16 = 1, BD_FLOAT16 = 2 } bd_dtype;  // inputs: the first two
 
 // Kinds of weights. Every instruction set computes with every kind, from the same packed form.
 typedef enum bd_format {
@@ -138,6 +141,106 @@ BD_API int bd_quantize_activations(const void* x, size_t x_count, int x_dtype, i
 // The integers between: acc int32 [tokens, rows, groups] for any x_q, -128 included.
 BD_API int bd_matmul_int32(const void* packed, size_t packed_bytes, const int8_t* x_q, size_t x_q_count, int64_t tokens,
                            int32_t* acc, size_t acc_count);
+
+// ---- Decoder ---------------------------------------------------------------------------------------------------------
+// A whole transformer decoder, described by data. For token t at position p of its sequence:
+//
+//   h = embedding[t] * embedding_scale
+//   for each layer:
+//     a = input_norm(h)
+//     q, k, v = the rows of qkv(a), in this order; q_norm, k_norm; rotary embedding; k, v go into the cache
+//     a = o(softmax(cap(q . k * attention_scale)) . v) over the positions (p - window, p] of the sequence
+//     h = h + post_attention_norm(a)
+//     a = pre_feedforward_norm(h)
+//     a = down(act(gate(a)) * up(a))       (no gate: act(up(a)))
+//     h = h + post_feedforward_norm(a)
+//   logits = cap(head(final_norm(h)))      cap(x) = c * tanh(x / c), where a cap c is set
+//
+// Norms are RMSNorms: x / sqrt(mean(x^2) + eps) * weight (an architecture that stores weight - 1 adds the one before).
+// A linear layer norms (SubLN) and quantises its input as bd_linear does. Everything else is float32; keys and values are
+// kept as kv_dtype.
+typedef enum bd_activation { BD_SILU = 0, BD_GELU = 1, BD_GELU_TANH = 2, BD_RELU = 3, BD_RELU_SQUARED = 4 } bd_activation;
+
+typedef enum bd_table_kind { BD_TABLE_PACKED = 0, BD_TABLE_FLOAT32 = 1, BD_TABLE_BFLOAT16 = 2, BD_TABLE_FLOAT16 = 3 } bd_table_kind;
+
+typedef enum bd_output { BD_OUTPUT_LOGITS = 0, BD_OUTPUT_HIDDEN = 1 } bd_output;  // hidden: final_norm(h)
+
+typedef struct bd_norm {
+  const float* weight;  // null: no norm
+  size_t count;
+  float eps;
+} bd_norm;
+
+typedef struct bd_projection {
+  const void* weight;  // packed by bd_*_pack
+  size_t weight_bytes;
+  const float* bias;   // or null
+  size_t bias_count;
+  bd_norm sub_norm;    // of the input
+} bd_projection;
+
+// Rows of an embedding or an output head: packed, or a contiguous matrix [rows, hidden_size] of floats.
+typedef struct bd_table {
+  int32_t kind;  // bd_table_kind
+  const void* data;  // null: none
+  size_t bytes;
+} bd_table;
+
+typedef struct bd_rope {
+  const float* inv_freq;  // [rotary_dim / 2]; the first rotary_dim elements of a head are rotated, halves paired
+  size_t count;
+  float attention_scaling;  // multiplies cos and sin
+} bd_rope;
+
+typedef struct bd_layer {
+  bd_norm input_norm, post_attention_norm, pre_feedforward_norm, post_feedforward_norm;
+  bd_norm q_norm, k_norm;    // head_dim weights (a norm a head), or as many as all heads have (one over all)
+  bd_projection qkv[3];      // their rows, one after another, are q, k, v
+  int32_t qkv_count;         // 1 to 3
+  int32_t gate_up_count;     // 1 or 2
+  bd_projection gate_up[2];  // their rows, one after another, are gate, up
+  bd_projection o, down;
+  int32_t rope;              // index into ropes; -1: no rotary embedding
+  int32_t has_gate;          // 0: gate_up holds up alone
+  int64_t window;            // positions a token sees, itself included; 0: all
+} bd_layer;
+
+typedef struct bd_decoder_config {
+  int64_t vocab_size, hidden_size, intermediate_size, head_dim, max_positions;
+  int32_t heads, kv_heads, layer_count, rope_count;
+  const bd_layer* layers;
+  const bd_rope* ropes;
+  bd_table embedding, head;  // head null: the decoder has hidden states alone
+  bd_norm final_norm;
+  float embedding_scale, attention_scale, attention_softcap, logit_softcap;  // a softcap of 0: none
+  int32_t activation;        // bd_activation
+  int32_t kv_dtype;          // BD_FLOAT32 or BD_FLOAT16
+} bd_decoder_config;
+
+typedef struct bd_decoder bd_decoder;  // immutable: any number of threads may use one
+typedef struct bd_cache bd_cache;      // keys and values of some sequences; calls on one take turns
+
+// Checks that all parts fit together (else BD_ERROR_MODEL, or the error of the part). Copies the descriptions, and norm
+// weights, biases and frequencies; borrows weights and tables, which must outlive the decoder.
+BD_API int bd_decoder_create(const bd_decoder_config* config, bd_decoder** decoder);
+BD_API void bd_decoder_destroy(bd_decoder* decoder);  // after all its caches; null is allowed
+
+BD_API int bd_cache_create(const bd_decoder* decoder, int64_t sequences, bd_cache** cache);
+BD_API void bd_cache_destroy(bd_cache* cache);  // null is allowed
+BD_API int bd_cache_sequences(const bd_cache* cache, int64_t* sequences);
+BD_API int bd_cache_lengths(const bd_cache* cache, int64_t* lengths, size_t count);
+// The first `length` positions of a sequence stay.
+BD_API int bd_cache_truncate(bd_cache* cache, int64_t sequence, int64_t length);
+// Afterwards there are `count` sequences, and number i holds what number source[i] held. Shares memory where it can.
+BD_API int bd_cache_reorder(bd_cache* cache, const int64_t* source, size_t count);
+BD_API int bd_cache_bytes(const bd_cache* cache, size_t* bytes);
+
+// Appends tokens to sequences: tokens[i] to sequence sequences[i], which must not decrease from i to i + 1. Writes the
+// outputs (bd_output) of the tokens output_index[...], [output_count, vocab_size or hidden_size]. On failure the
+// sequences are as before.
+BD_API int bd_decoder_forward(const bd_decoder* decoder, bd_cache* cache, const int64_t* tokens, const int64_t* sequences,
+                              size_t token_count, const int64_t* output_index, size_t output_count, int output,
+                              float* out, size_t out_count);
 
 // ---- Limits of the machine, for benchmarks --------------------------------------------------------------------------
 // Bytes a second read from a buffer, and multiply-adds a second of the instruction sequence that the ternary matrix

@@ -8,6 +8,7 @@
 #include <immintrin.h>
 
 #include "kernels/portable.h"
+#include "kernels/x86_prefetch.h"
 
 namespace bitdistill {
 namespace {
@@ -25,13 +26,6 @@ inline __m512i broadcast(const int8_t* x) {
 }
 
 inline Ints as_ints(__m512i v) { return load_vector<Ints>(&v); }
-
-// The prefetchers of the CPU stop at a page; asking this far ahead keeps reads in flight across pages.
-constexpr int64_t kPrefetchBytes = 4096;
-
-inline void prefetch(const uint8_t* w) {
-  _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(w) + kPrefetchBytes), _MM_HINT_T0);
-}
 
 // ---- Decoding: get(step) of a chunk ----------------------------------------------------------------------------------
 
@@ -158,19 +152,39 @@ void multiply_few(const Tile& tile, int panel) {
   const uint8_t* w = tile.weights + panel * tile.panel_bytes;
   const int8_t* x = tile.x;
   for (int64_t g = 0; g < tile.groups; ++g) {
-    __m512i acc[T][4];
+    // Two sets of sums for one or two tokens: an addition takes longer than the chunk it has to itself.
+    constexpr int kSets = T <= 2 ? 2 : 1;
+    __m512i acc[kSets][T][4];
+#pragma GCC unroll 2
+    for (auto& set : acc) {
 #pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = acc[t][2] = acc[t][3] = _mm512_setzero_si512();
-    const int64_t chunks = chunks_of_group(tile, g);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      FewTokens<Codes>::chunk(w, x, acc);
+      for (int t = 0; t < T; ++t) set[t][0] = set[t][1] = set[t][2] = set[t][3] = _mm512_setzero_si512();
+    }
+    int64_t chunks = chunks_of_group(tile, g);
+    for (; chunks >= kSets; chunks -= kSets) {
+#pragma GCC unroll 2
+      for (auto& set : acc) {
+        FewTokens<Codes>::chunk(w, x, set);
+        w += Codes::kChunkBytes;
+        x += T * kChunkCols;
+      }
+    }
+    if (kSets == 2 && chunks == 1) {
+      FewTokens<Codes>::chunk(w, x, acc[0]);
       w += Codes::kChunkBytes;
       x += T * kChunkCols;
+    }
+    if (kSets == 2) {
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) acc[0][t][i] = _mm512_add_epi32(acc[0][t][i], acc[kSets - 1][t][i]);
+      }
     }
     const Floats scale = load_scales(tile, panel, g);
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
-      const __m512i sum = _mm512_add_epi32(FewTokens<Codes>::sum(acc[t]), _mm512_set1_epi32(start_sum(tile, t, g)));
+      const __m512i sum = _mm512_add_epi32(FewTokens<Codes>::sum(acc[0][t]), _mm512_set1_epi32(start_sum(tile, t, g)));
       finish_group(tile, panel, t, g, as_ints(sum), scale, &total[t]);
     }
   }

@@ -10,6 +10,10 @@ namespace {
 // Tasks a thread gets, so that one that was held up does not hold up the call.
 constexpr int64_t kTasksPerThread = 4;
 
+// A matrix-vector product reads its panels once, as a stream: every start of one costs the time of a memory access, so
+// it is cut into several tasks a thread only where each is at least this long.
+constexpr int64_t kStreamBytes = 1024 * 1024;
+
 // A task goes through its panels once for every block of tokens, so these should stay in the second-level cache; many
 // panels at once make long contiguous runs of outputs. Below the smallest size a task costs more than it is worth.
 constexpr int64_t kMaxTaskBytes = 256 * 1024;
@@ -67,8 +71,11 @@ struct Product {
       const int64_t fitting = kMaxTaskBytes / matrix.panel_bytes;
       if (panels > fitting) panels = fitting;
       if (panels > kMaxTaskPanels) panels = kMaxTaskPanels;
-    } else if (panels * matrix.panel_bytes < kMinTaskBytes) {
-      panels = div_up(kMinTaskBytes, matrix.panel_bytes);
+    } else {
+      const int64_t share = div_up(matrix.panels, num_threads());
+      const int64_t stream = div_up(kStreamBytes, matrix.panel_bytes);
+      if (panels < stream) panels = stream < share ? stream : share;
+      if (panels * matrix.panel_bytes < kMinTaskBytes) panels = div_up(kMinTaskBytes, matrix.panel_bytes);
     }
     if (panels < 1) panels = 1;
     const int64_t panel_tasks = div_up(matrix.panels, panels);

@@ -10,6 +10,7 @@
 #include <immintrin.h>
 
 #include "kernels/portable.h"
+#include "kernels/x86_prefetch.h"
 
 namespace bitdistill {
 namespace {
@@ -20,13 +21,6 @@ inline __m256i broadcast(const int8_t* x) {
   int32_t bits;
   memcpy(&bits, x, sizeof bits);
   return _mm256_set1_epi32(bits);
-}
-
-// See kPrefetchBytes of the AVX-512 kernels.
-constexpr int64_t kPrefetchBytes = 4096;
-
-inline void prefetch(const uint8_t* w) {
-  _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(w) + kPrefetchBytes), _MM_HINT_T0);
 }
 
 // ---- Decoding: get(step, half) of a chunk ------------------------------------------------------

@@ -11,7 +11,7 @@ from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int64, c_size_
 from pathlib import Path
 
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 ALIGNMENT = 64
 
 FLOAT32, BFLOAT16 = 0, 1

@@ -1,0 +1,25 @@
+// Prefetching of a stream of weights on x86.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace bitdistill {
+namespace {
+
+// The prefetchers of the CPU stop at a page, and the arithmetic between two loads keeps a core from asking for enough
+// lines at once. So lines are asked for twice: far ahead into the second-level cache, which has room for many requests,
+// and shortly before use into the first. Measured with AVX-512 against one request 4 KB ahead: 86 -> 92 % of the read
+// bandwidth.
+constexpr int64_t kFarBytes = 16384;
+constexpr int64_t kNearBytes = 2048;
+
+// May point beyond the weights: a prefetch never faults.
+inline void prefetch(const uint8_t* w) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(w);
+  _mm_prefetch(reinterpret_cast<const char*>(address + kFarBytes), _MM_HINT_T1);
+  _mm_prefetch(reinterpret_cast<const char*>(address + kNearBytes), _MM_HINT_T0);
+}
+
+}  // namespace
+}  // namespace bitdistill

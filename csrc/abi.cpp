@@ -102,6 +102,8 @@ const char* bd_strerror(int status) {
     case BD_ERROR_ISA: return "unknown instruction set, or one that this CPU or build does not have";
     case BD_ERROR_OUT_OF_MEMORY: return "out of memory";
     case BD_ERROR_THREADS: return "the number of threads is out of range";
+    case BD_ERROR_CONTEXT: return "a sequence would grow beyond the positions that the model has";
+    case BD_ERROR_MODEL: return "the parts of the decoder do not fit together";
     default: return "unknown status";
   }
 }

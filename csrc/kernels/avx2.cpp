@@ -36,7 +36,7 @@ struct Int8Sums {
 using Implementation = Kernels256<Int16Sums<2>, Int16Sums<15>, Int8Sums, 0>;
 
 constexpr Kernels kAvx2 = {"avx2", kTokens, 0, quantize_token, Implementation::multiply,
-                           Implementation::multiply_add_loop, Implementation::read_loop};
+                           Implementation::multiply_add_loop, Implementation::read_loop, avx2_float_kernels};
 
 }  // namespace
 

@@ -249,7 +249,7 @@ uint64_t read_loop(const uint8_t* data, int64_t bytes) {
   return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum));
 }
 
-constexpr Kernels kAvx512Vnni = {"avx512vnni", kTokens, 128, quantize_token, multiply, multiply_add_loop, read_loop};
+constexpr Kernels kAvx512Vnni = {"avx512vnni", kTokens, 128, quantize_token, multiply, multiply_add_loop, read_loop, avx512_float_kernels};
 
 }  // namespace
 

@@ -27,12 +27,13 @@ struct Features {
     if (__get_cpuid(1, &a, &b, &c, &d) == 0 || (c & bit_OSXSAVE) == 0) return;
     unsigned xcr0, high;
     asm volatile("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
+    const bool fused = (c & bit_FMA) != 0 && (c & bit_F16C) != 0;
     const bool ymm = (xcr0 & 0x06) == 0x06;
     const bool zmm = (xcr0 & 0xe6) == 0xe6;
     if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return;
     const bool avx512 = (b & bit_AVX512F) && (b & bit_AVX512BW) && (b & bit_AVX512VL) && (b & bit_AVX512DQ);
     const unsigned subleaves = a;
-    avx2 = ymm && (b & bit_AVX2) != 0;
+    avx2 = ymm && fused && (b & bit_AVX2) != 0;
     avx512vnni = zmm && avx2 && avx512 && (c & bit_AVX512VNNI) != 0;
     if (subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) avxvnni = avx2 && (a & (1u << 4)) != 0;
   }

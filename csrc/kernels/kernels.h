@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "kernels/float_kernels.h"
 #include "kernels/matrix.h"
 
 namespace bitdistill {
@@ -66,6 +67,8 @@ struct Kernels {
   // For benchmarks. The multiply-adds done by `iterations` of the inner instructions of `multiply`; a sum of bytes.
   double (*multiply_add_loop)(int64_t iterations);
   uint64_t (*read_loop)(const uint8_t* data, int64_t bytes);
+
+  const FloatKernels* (*floats)();
 };
 
 // Null if this build has no such code. Whether the CPU can run it is another question: see active_kernels.

@@ -21,85 +21,116 @@ constexpr int64_t kMinTaskBytes = 16 * 1024;
 constexpr int64_t kMaxTaskPanels = 16;
 
 struct Product {
-  const Kernels& kernels;
-  const Matrix& matrix;
-  const QuantizedActivations& x;
-  const Output& output;
+  const Kernels* kernels;
+  const Matrix* matrix;
+  const QuantizedActivations* x;
+  const Output* output;
   const int32_t* group_sums;
 
   // Panels [panel, panel + panels) times the tokens of a block.
   Tile tile(int64_t panel, int64_t panels, int64_t block) const {
     const int64_t row = panel * kPanelRows;
-    const int64_t token = x.first_token(block);
-    const int64_t rows_left = matrix.rows - row;
+    const int64_t token = x->first_token(block);
+    const int64_t rows_left = matrix->rows - row;
     Tile t{};
-    t.weights = matrix.panel_data + panel * matrix.panel_bytes;
-    t.panel_bytes = matrix.panel_bytes;
+    t.weights = matrix->panel_data + panel * matrix->panel_bytes;
+    t.panel_bytes = matrix->panel_bytes;
     t.panels = static_cast<int>(panels);
-    t.format = matrix.format;
-    t.zero_point = matrix.format == BD_INT4 ? 8 : matrix.format == BD_INT8 ? kernels.int8_zero_point : 1;
-    t.chunks = matrix.chunks();
-    t.group_chunks = matrix.group_chunks();
-    t.groups = matrix.groups;
-    t.x = x.block(block);
-    t.tokens = x.tokens_in(block);
-    t.group_sums = group_sums + token * matrix.groups;
-    t.token_sums = x.token_sums(token);
-    t.act_scale = x.inverse_scale(token);
-    t.scale_is_f16 = matrix.scale_is_f16;
-    t.scale_panel_stride = matrix.tensor_scale ? 0 : matrix.groups * kPanelRows;
+    t.format = matrix->format;
+    t.zero_point = matrix->format == BD_INT4 ? 8 : matrix->format == BD_INT8 ? kernels->int8_zero_point : 1;
+    t.chunks = matrix->chunks();
+    t.group_chunks = matrix->group_chunks();
+    t.groups = matrix->groups;
+    t.x = x->block(block);
+    t.tokens = x->tokens_in(block);
+    t.group_sums = group_sums + token * matrix->groups;
+    t.token_sums = x->token_sums(token);
+    t.act_scale = x->inverse_scale(token);
+    t.scale_is_f16 = matrix->scale_is_f16;
+    t.scale_panel_stride = matrix->tensor_scale ? 0 : matrix->groups * kPanelRows;
     t.scale_group_stride = kPanelRows;
-    t.scales = static_cast<const uint8_t*>(matrix.scales) + panel * t.scale_panel_stride *
-                   static_cast<int64_t>(matrix.scale_is_f16 ? sizeof(uint16_t) : sizeof(float));
-    t.row_offset = matrix.row_offset == nullptr ? nullptr : matrix.row_offset + row;
-    t.bias = output.bias == nullptr ? nullptr : output.bias + row;
+    t.scales = static_cast<const uint8_t*>(matrix->scales) + panel * t.scale_panel_stride *
+                   static_cast<int64_t>(matrix->scale_is_f16 ? sizeof(uint16_t) : sizeof(float));
+    t.row_offset = matrix->row_offset == nullptr ? nullptr : matrix->row_offset + row;
+    t.bias = output->bias == nullptr ? nullptr : output->bias + row;
     t.rows = static_cast<int>(rows_left < panels * kPanelRows ? rows_left : panels * kPanelRows);
-    if (output.acc != nullptr) {
-      t.acc_stride = matrix.rows * matrix.groups;
-      t.acc = output.acc + token * t.acc_stride + row * matrix.groups;
+    if (output->acc != nullptr) {
+      t.acc_stride = matrix->rows * matrix->groups;
+      t.acc = output->acc + token * t.acc_stride + row * matrix->groups;
     } else {
-      t.out_stride = output.out_stride;
-      t.out = output.out + token * t.out_stride + row;
+      t.out_stride = output->out_stride;
+      t.out = output->out + token * t.out_stride + row;
     }
     return t;
   }
 
-  void run() const {
-    const int64_t tasks_wanted = num_threads() * kTasksPerThread;
-    int64_t panels = div_up(matrix.panels, tasks_wanted);
-    if (x.blocks() > 1) {
-      const int64_t fitting = kMaxTaskBytes / matrix.panel_bytes;
-      if (panels > fitting) panels = fitting;
-      if (panels > kMaxTaskPanels) panels = kMaxTaskPanels;
-    } else {
-      const int64_t share = div_up(matrix.panels, num_threads());
-      const int64_t stream = div_up(kStreamBytes, matrix.panel_bytes);
-      if (panels < stream) panels = stream < share ? stream : share;
-      if (panels * matrix.panel_bytes < kMinTaskBytes) panels = div_up(kMinTaskBytes, matrix.panel_bytes);
-    }
-    if (panels < 1) panels = 1;
-    const int64_t panel_tasks = div_up(matrix.panels, panels);
-    // Where panels are few for the threads, the tokens are divided as well.
-    int64_t token_tasks = num_threads() > 1 && panel_tasks < tasks_wanted ? div_up(tasks_wanted, panel_tasks) : 1;
-    if (token_tasks > x.blocks()) token_tasks = x.blocks();
-    const int64_t blocks = div_up(x.blocks(), token_tasks);
-    parallel_for(panel_tasks * token_tasks, [&](int64_t task) {
-      const int64_t first = task / token_tasks * panels;
-      const int64_t count = matrix.panels - first < panels ? matrix.panels - first : panels;
-      const int64_t start = task % token_tasks * blocks;
-      const int64_t stop = start + blocks < x.blocks() ? start + blocks : x.blocks();
-      for (int64_t block = start; block < stop; ++block) kernels.multiply(tile(first, count, block));
-    });
+  void run(int64_t first, int64_t count, int64_t start_block, int64_t stop_block) const {
+    for (int64_t block = start_block; block < stop_block; ++block) kernels->multiply(tile(first, count, block));
   }
 };
 
+// The panels of all parts, one after another, divided among threads.
+void run(const Product* parts, int part_count, int64_t blocks) {
+  int64_t all_panels = 0, largest_panel = 1;
+  for (int i = 0; i < part_count; ++i) {
+    all_panels += parts[i].matrix->panels;
+    if (parts[i].matrix->panel_bytes > largest_panel) largest_panel = parts[i].matrix->panel_bytes;
+  }
+  const int64_t tasks_wanted = num_threads() * kTasksPerThread;
+  int64_t panels = div_up(all_panels, tasks_wanted);
+  if (blocks > 1) {
+    const int64_t fitting = kMaxTaskBytes / largest_panel;
+    if (panels > fitting) panels = fitting;
+    if (panels > kMaxTaskPanels) panels = kMaxTaskPanels;
+  } else {
+    const int64_t share = div_up(all_panels, num_threads());
+    const int64_t stream = div_up(kStreamBytes, largest_panel);
+    if (panels < stream) panels = stream < share ? stream : share;
+    if (panels * largest_panel < kMinTaskBytes) panels = div_up(kMinTaskBytes, largest_panel);
+  }
+  if (panels < 1) panels = 1;
+  const int64_t panel_tasks = div_up(all_panels, panels);
+  // Where panels are few for the threads, the tokens are divided as well.
+  int64_t token_tasks = num_threads() > 1 && panel_tasks < tasks_wanted ? div_up(tasks_wanted, panel_tasks) : 1;
+  if (token_tasks > blocks) token_tasks = blocks;
+  const int64_t blocks_of_task = div_up(blocks, token_tasks);
+  parallel_for(panel_tasks * token_tasks, [&](int64_t task) {
+    const int64_t start = task % token_tasks * blocks_of_task;
+    const int64_t stop = start + blocks_of_task < blocks ? start + blocks_of_task : blocks;
+    int64_t first = task / token_tasks * panels;
+    int64_t last = first + panels;
+    for (int i = 0; i < part_count && last > 0; ++i) {
+      const int64_t of_part = parts[i].matrix->panels;
+      const int64_t end = last < of_part ? last : of_part;
+      if (first < end) parts[i].run(first, end - first, start, stop);
+      first = first > of_part ? first - of_part : 0;
+      last -= of_part;
+    }
+  });
+}
+
 }  // namespace
 
-int multiply(const Kernels& kernels, const Matrix& matrix, QuantizedActivations& x, const Output& output) {
-  const int32_t* group_sums = x.group_sums(matrix.group_size);
-  if (group_sums == nullptr) return BD_ERROR_OUT_OF_MEMORY;
-  Product{kernels, matrix, x, output, group_sums}.run();
+int multiply(const Kernels& kernels, const MultiplyPart* parts, int count, QuantizedActivations& x) {
+  if (count < 1 || count > kMaxParts) return BD_ERROR_ARGUMENT;
+  Product products[kMaxParts];
+  for (int i = 0; i < count; ++i) {
+    // The sums of one group size at a time are kept: parts that differ in it are multiplied one by one.
+    if (parts[i].matrix->group_size != parts[0].matrix->group_size) {
+      BD_RETURN_IF_ERROR(multiply(kernels, parts, i, x));
+      return multiply(kernels, parts + i, count - i, x);
+    }
+    const int32_t* group_sums = x.group_sums(parts[i].matrix->group_size);
+    if (group_sums == nullptr) return BD_ERROR_OUT_OF_MEMORY;
+    products[i] = {&kernels, parts[i].matrix, &x, &parts[i].output, group_sums};
+  }
+  run(products, count, x.blocks());
   return BD_OK;
+}
+
+int multiply(const Kernels& kernels, const Matrix& matrix, QuantizedActivations& x, const Output& output) {
+  const MultiplyPart part = {&matrix, output};
+  return multiply(kernels, &part, 1, x);
 }
 
 void dequantize_row(const Matrix& matrix, int64_t row, float* out) {

@@ -16,6 +16,16 @@ struct Output {
 // x.cols() must be matrix.cols, and `x` must come from the same kernels.
 int multiply(const Kernels& kernels, const Matrix& matrix, QuantizedActivations& x, const Output& output);
 
+constexpr int kMaxParts = 3;
+
+struct MultiplyPart {
+  const Matrix* matrix;
+  Output output;
+};
+
+// Several matrices of equal cols times the same x, as one job of the threads.
+int multiply(const Kernels& kernels, const MultiplyPart* parts, int count, QuantizedActivations& x);
+
 // out [cols]: row `row` of the dequantised matrix.
 void dequantize_row(const Matrix& matrix, int64_t row, float* out);
 

@@ -127,7 +127,7 @@ uint64_t read_loop(const uint8_t* data, int64_t bytes) {
   return vaddvq_u64(vaddq_u64(vaddq_u64(acc[0], acc[1]), vaddq_u64(acc[2], acc[3])));
 }
 
-constexpr Kernels kNeon = {"neon", kTokens, 0, quantize_token, multiply, multiply_add_loop, read_loop};
+constexpr Kernels kNeon = {"neon", kTokens, 0, quantize_token, multiply, multiply_add_loop, read_loop, neon_float_kernels};
 
 }  // namespace
 

@@ -14,7 +14,7 @@ constexpr int64_t kRows = 20, kCols = 70, kTokens = 2;
 void test_strings() {
   CHECK(bd_abi_version() == BD_ABI_VERSION);
   CHECK(bd_version()[0] != '\0');
-  for (int status = BD_OK; status <= BD_ERROR_THREADS; ++status) {
+  for (int status = BD_OK; status <= BD_ERROR_MODEL; ++status) {
     CHECK(std::strcmp(bd_strerror(status), bd_strerror(-1)) != 0);
   }
   CHECK_STATUS(bd_set_isa("no such thing"), BD_ERROR_ISA);

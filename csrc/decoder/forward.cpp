@@ -1,0 +1,409 @@
+#include "decoder/forward.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <new>
+
+#include "core/status.h"
+#include "core/thread_pool.h"
+#include "kernels/kernels.h"
+#include "kernels/linear.h"
+
+namespace bitdistill {
+namespace {
+
+// Tokens that go through the layers together. Enough to use every weight many times, few enough for their activations
+// to stay near the cores.
+constexpr int64_t kChunkTokens = 512;
+
+// Less work than this (elements; multiply-adds of attention) is done by the calling thread alone.
+constexpr int64_t kElementsPerTask = 16384;
+constexpr int64_t kAttendAlone = 65536;
+
+constexpr int64_t kTableRowsPerTask = 512;
+
+// Consecutive tokens of one sequence.
+struct Run {
+  int64_t first, count;      // tokens of the chunk
+  Sequence* sequence;
+  int64_t position;          // of its first token
+  int64_t first_task;        // of the attention of a layer
+};
+
+struct Workspace {
+  QuantizedActivations activations;
+  AlignedBuffer hidden, normed, qkv, heads, gate_up, inner, projected, rotation;
+  std::vector<int64_t> positions;
+  std::vector<Run> runs;
+};
+
+thread_local Workspace t_workspace;
+thread_local AlignedBuffer t_attend_scratch;
+
+float* reserve(AlignedBuffer& buffer, int64_t count) {
+  if (!buffer.reserve(static_cast<size_t>(count) * sizeof(float))) throw std::bad_alloc();
+  return buffer.as<float>();
+}
+
+// body(token) for all tokens of the chunk, `elements` of work each.
+template <typename F>
+void for_tokens(int64_t tokens, int64_t elements, F&& body) {
+  const int64_t per_task = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, elements));
+  if (tokens <= per_task) {
+    for (int64_t t = 0; t < tokens; ++t) body(t);
+    return;
+  }
+  parallel_for(div_up(tokens, per_task), [&](int64_t task) {
+    const int64_t stop = std::min(tokens, (task + 1) * per_task);
+    for (int64_t t = task * per_task; t < stop; ++t) body(t);
+  });
+}
+
+class Chunk {
+ public:
+  Chunk(const Model& model, const Kernels& kernels, const PageLayout& layout, const ForwardTask& task, int64_t first,
+        int64_t count, Workspace& workspace)
+      : model_(model), kernels_(kernels), floats_(*kernels.floats()), layout_(layout), task_(task), first_(first),
+        tokens_(count), w_(workspace) {}
+
+  int run(bd_cache& cache) {
+    find_positions(cache);
+    embed();
+    prepare_rotation();
+    for (size_t i = 0; i < model_.layers.size(); ++i) {
+      BD_RETURN_IF_ERROR(attention(model_.layers[i], static_cast<int64_t>(i)));
+      BD_RETURN_IF_ERROR(feedforward(model_.layers[i]));
+    }
+    BD_RETURN_IF_ERROR(outputs());
+    for (const Run& run : w_.runs) run.sequence->set_length(run.position + run.count);
+    return BD_OK;
+  }
+
+ private:
+  void find_positions(bd_cache& cache) {
+    w_.positions.resize(static_cast<size_t>(tokens_));
+    w_.runs.clear();
+    for (int64_t t = 0; t < tokens_; ++t) {
+      const int64_t number = task_.sequences[first_ + t];
+      if (t == 0 || number != task_.sequences[first_ + t - 1]) {
+        Sequence& sequence = cache.sequences[static_cast<size_t>(number)];
+        w_.runs.push_back({t, 0, &sequence, sequence.length(), 0});
+      }
+      Run& run = w_.runs.back();
+      w_.positions[static_cast<size_t>(t)] = run.position + run.count++;
+    }
+    const int64_t group = model_.heads / model_.kv_heads;
+    attend_tasks_ = attend_cost_ = 0;
+    for (Run& run : w_.runs) {
+      run.first_task = attend_tasks_;
+      attend_tasks_ += model_.kv_heads * div_up(run.count * group, kAttendRows);
+      attend_cost_ += model_.heads * run.count * (run.position + run.count) * model_.head_dim;
+    }
+  }
+
+  void embed() {
+    h_ = reserve(w_.hidden, tokens_ * model_.hidden_size);
+    const Table& table = model_.embedding;
+    for_tokens(tokens_, model_.hidden_size, [&](int64_t t) {
+      float* const h = h_ + t * model_.hidden_size;
+      read_row(table, task_.tokens[first_ + t], h);
+      if (model_.embedding_scale != 1.0f) {
+        for (int64_t i = 0; i < model_.hidden_size; ++i) h[i] *= model_.embedding_scale;
+      }
+    });
+  }
+
+  void read_row(const Table& table, int64_t row, float* out) const {
+    if (table.kind == BD_TABLE_PACKED) return dequantize_row(table.matrix, row, out);
+    const size_t element = table.kind == BD_TABLE_FLOAT32 ? sizeof(float) : sizeof(uint16_t);
+    floats_.widen(table.kind, table.data + static_cast<size_t>(row * model_.hidden_size) * element, model_.hidden_size, out);
+  }
+
+  // cos and sin of every token and rope, [ropes][tokens][2][half], float32 as transformers computes them.
+  void prepare_rotation() {
+    int64_t total = 0;
+    rotation_start_.clear();
+    for (const Rope& rope : model_.ropes) {
+      rotation_start_.push_back(total);
+      total += tokens_ * 2 * static_cast<int64_t>(rope.inv_freq.size());
+    }
+    rotation_ = reserve(w_.rotation, std::max<int64_t>(total, 1));
+    for (size_t i = 0; i < model_.ropes.size(); ++i) {
+      const Rope& rope = model_.ropes[i];
+      const int64_t half = static_cast<int64_t>(rope.inv_freq.size());
+      for_tokens(tokens_, half * 32, [&](int64_t t) {
+        float* const cos = rotation_ + rotation_start_[i] + t * 2 * half;
+        for (int64_t j = 0; j < half; ++j) {
+          const float angle = static_cast<float>(w_.positions[static_cast<size_t>(t)]) * rope.inv_freq[static_cast<size_t>(j)];
+          cos[j] = std::cos(angle) * rope.attention_scaling;
+          cos[half + j] = std::sin(angle) * rope.attention_scaling;
+        }
+      });
+    }
+  }
+
+  // out [tokens, rows of all projections] = projections(norm(x [tokens, cols])).
+  int project(const Projection* projections, size_t count, const NormWeights* norm, const float* x, int64_t cols,
+              float* out, int64_t out_stride) {
+    MultiplyPart parts[kMaxParts];
+    int64_t row = 0;
+    bool sub_norms = false;
+    for (size_t i = 0; i < count; ++i) {
+      parts[i].matrix = &projections[i].matrix;
+      parts[i].output.bias = projections[i].bias_or_null();
+      parts[i].output.out = out + row;
+      parts[i].output.out_stride = out_stride;
+      row += projections[i].matrix.rows;
+      sub_norms |= projections[i].sub_norm.exists();
+    }
+    const bool normed = norm != nullptr && norm->exists();
+    if (!sub_norms) {
+      BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, x, BD_FLOAT32, tokens_, cols, normed ? norm->as_norm() : Norm{}));
+      return multiply(kernels_, parts, static_cast<int>(count), w_.activations);
+    }
+    if (normed) {
+      float* const a = reserve(w_.normed, tokens_ * cols);
+      for_tokens(tokens_, cols, [&](int64_t t) {
+        floats_.rms_norm(x + t * cols, cols, norm->weight.data(), norm->eps, a + t * cols);
+      });
+      x = a;
+    }
+    for (size_t i = 0; i < count; ++i) {
+      BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, x, BD_FLOAT32, tokens_, cols, projections[i].sub_norm.as_norm()));
+      BD_RETURN_IF_ERROR(multiply(kernels_, parts + i, 1, w_.activations));
+    }
+    return BD_OK;
+  }
+
+  // h += norm(x [tokens, hidden])
+  void add_residual(const NormWeights& norm, float* x) {
+    const int64_t n = model_.hidden_size;
+    for_tokens(tokens_, n, [&](int64_t t) {
+      if (norm.exists()) floats_.rms_norm(x + t * n, n, norm.weight.data(), norm.eps, x + t * n);
+      floats_.add(x + t * n, n, h_ + t * n);
+    });
+  }
+
+  void normalise_heads(const NormWeights& norm, float* heads, int64_t count) const {
+    const int64_t n = static_cast<int64_t>(norm.weight.size());
+    for (int64_t i = 0; i < count * model_.head_dim; i += n) {
+      floats_.rms_norm(heads + i, n, norm.weight.data(), norm.eps, heads + i);
+    }
+  }
+
+  // Norms and rotates queries and keys, and writes keys and values to the cache.
+  void finish_qkv(const Layer& layer, int64_t layer_index, float* qkv) {
+    const int64_t half = layer.rope < 0 ? 0 : static_cast<int64_t>(model_.ropes[static_cast<size_t>(layer.rope)].inv_freq.size());
+    const auto finish = [&](const Run& run, int64_t t) {
+      float* const q = qkv + t * model_.qkv_size();
+      float* const k = q + model_.q_size();
+      const float* const v = k + model_.kv_size();
+      if (layer.q_norm.exists()) normalise_heads(layer.q_norm, q, model_.heads);
+      if (layer.k_norm.exists()) normalise_heads(layer.k_norm, k, model_.kv_heads);
+      if (layer.rope >= 0) {
+        const float* const cos = rotation_ + rotation_start_[static_cast<size_t>(layer.rope)] + t * 2 * half;
+        for (int64_t i = 0; i < model_.heads + model_.kv_heads; ++i) {
+          floats_.rotate(q + i * model_.head_dim, cos, cos + half, half);
+        }
+      }
+      const int64_t position = w_.positions[static_cast<size_t>(t)];
+      uint8_t* const page = run.sequence->writable_page(position);
+      for (int64_t i = 0; i < model_.kv_heads; ++i) {
+        floats_.store_key_value(k + i * model_.head_dim, v + i * model_.head_dim, model_.head_dim, model_.kv_dtype,
+                                position % kPagePositions, page + layout_.keys(layer_index, i),
+                                page + layout_.values(layer_index, i));
+      }
+    };
+    for (const Run& run : w_.runs) {
+      for_tokens(run.count, 2 * model_.qkv_size(), [&](int64_t t) { finish(run, run.first + t); });
+    }
+  }
+
+  bool attend_task(const Layer& layer, int64_t layer_index, const float* qkv, float* out, int64_t index) {
+    size_t i = w_.runs.size() - 1;
+    if (w_.runs.size() > 1) {
+      i = static_cast<size_t>(std::upper_bound(w_.runs.begin(), w_.runs.end(), index,
+                                               [](int64_t value, const Run& r) { return value < r.first_task; }) -
+                              w_.runs.begin()) - 1;
+    }
+    const Run& run = w_.runs[i];
+    const int64_t group = model_.heads / model_.kv_heads;
+    const int64_t tiles = div_up(run.count * group, kAttendRows);
+    const int64_t kv_head = (index - run.first_task) / tiles;
+    const int64_t first_row = (index - run.first_task) % tiles * kAttendRows;
+
+    AttendTask task;
+    task.pages = run.sequence->pages();
+    task.key_offset = static_cast<int64_t>(layout_.keys(layer_index, kv_head));
+    task.value_offset = static_cast<int64_t>(layout_.values(layer_index, kv_head));
+    task.dtype = model_.kv_dtype;
+    task.head_dim = model_.head_dim;
+    task.rows = static_cast<int>(std::min<int64_t>(kAttendRows, run.count * group - first_row));
+    task.scale = model_.attention_scale;
+    task.softcap = model_.attention_softcap;
+    int64_t lowest = INT64_MAX, highest = 0;
+    for (int r = 0; r < task.rows; ++r) {
+      const int64_t token = run.first + (first_row + r) / group;
+      const int64_t head = kv_head * group + (first_row + r) % group;
+      task.q[r] = qkv + token * model_.qkv_size() + head * model_.head_dim;
+      task.out[r] = out + token * model_.q_size() + head * model_.head_dim;
+      task.last[r] = w_.positions[static_cast<size_t>(token)] + 1;
+      task.first[r] = layer.window > 0 ? std::max<int64_t>(0, task.last[r] - layer.window) : 0;
+      lowest = std::min(lowest, task.first[r]);
+      highest = std::max(highest, task.last[r]);
+    }
+    const int64_t scratch = attend_scratch(highest - lowest, model_.head_dim);
+    if (!t_attend_scratch.reserve(static_cast<size_t>(scratch) * sizeof(float))) return false;
+    task.scratch = t_attend_scratch.as<float>();
+    floats_.attend(task);
+    return true;
+  }
+
+  int attention(const Layer& layer, int64_t layer_index) {
+    float* const qkv = reserve(w_.qkv, tokens_ * model_.qkv_size());
+    BD_RETURN_IF_ERROR(project(layer.qkv.data(), layer.qkv.size(), &layer.input_norm, h_, model_.hidden_size, qkv,
+                               model_.qkv_size()));
+    finish_qkv(layer, layer_index, qkv);
+    float* const heads = reserve(w_.heads, tokens_ * model_.q_size());
+    std::atomic<bool> failed{false};
+    const auto attend = [&](int64_t task) {
+      if (!attend_task(layer, layer_index, qkv, heads, task)) failed = true;
+    };
+    if (attend_cost_ < kAttendAlone) {
+      for (int64_t task = 0; task < attend_tasks_; ++task) attend(task);
+    } else {
+      parallel_for(attend_tasks_, attend);
+    }
+    if (failed) return BD_ERROR_OUT_OF_MEMORY;
+    float* const projected = reserve(w_.projected, tokens_ * model_.hidden_size);
+    BD_RETURN_IF_ERROR(project(&layer.o, 1, nullptr, heads, model_.q_size(), projected, model_.hidden_size));
+    add_residual(layer.post_attention_norm, projected);
+    return BD_OK;
+  }
+
+  int feedforward(const Layer& layer) {
+    const int64_t n = model_.intermediate_size;
+    const int64_t width = layer.has_gate ? 2 * n : n;
+    float* const gate_up = reserve(w_.gate_up, tokens_ * width);
+    BD_RETURN_IF_ERROR(project(layer.gate_up.data(), layer.gate_up.size(), &layer.pre_feedforward_norm, h_,
+                               model_.hidden_size, gate_up, width));
+    float* const inner = reserve(w_.inner, tokens_ * n);
+    for_tokens(tokens_, 4 * n, [&](int64_t t) {
+      const float* const row = gate_up + t * width;
+      floats_.activate(model_.activation, layer.has_gate ? row : nullptr, layer.has_gate ? row + n : row, n, inner + t * n);
+    });
+    float* const projected = reserve(w_.projected, tokens_ * model_.hidden_size);
+    BD_RETURN_IF_ERROR(project(&layer.down, 1, nullptr, inner, n, projected, model_.hidden_size));
+    add_residual(layer.post_feedforward_norm, projected);
+    return BD_OK;
+  }
+
+  // The outputs asked for among the tokens of this chunk; neighbours in `out` together.
+  int outputs() {
+    const int64_t n = model_.hidden_size;
+    for (int64_t i = 0; i < task_.output_count;) {
+      if (!in_chunk(task_.output_index[i])) {
+        ++i;
+        continue;
+      }
+      int64_t stop = i;
+      while (stop < task_.output_count && stop - i < kChunkTokens && in_chunk(task_.output_index[stop])) ++stop;
+      float* const rows = reserve(w_.normed, (stop - i) * n);
+      for (int64_t j = i; j < stop; ++j) {
+        const float* const h = h_ + (task_.output_index[j] - first_) * n;
+        float* const row = rows + (j - i) * n;
+        if (model_.final_norm.exists()) floats_.rms_norm(h, n, model_.final_norm.weight.data(), model_.final_norm.eps, row);
+        else std::memcpy(row, h, static_cast<size_t>(n) * sizeof(float));
+      }
+      BD_RETURN_IF_ERROR(write_outputs(rows, i, stop - i));
+      i = stop;
+    }
+    return BD_OK;
+  }
+
+  bool in_chunk(int64_t token) const { return token >= first_ && token < first_ + tokens_; }
+
+  int write_outputs(const float* rows, int64_t first, int64_t count) {
+    const int64_t n = model_.hidden_size, width = model_.vocab_size;
+    if (task_.output == BD_OUTPUT_HIDDEN) {
+      std::memcpy(task_.out + first * n, rows, static_cast<size_t>(count * n) * sizeof(float));
+      return BD_OK;
+    }
+    float* const out = task_.out + first * width;
+    const Table& head = model_.head;
+    if (head.kind == BD_TABLE_PACKED) {
+      BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, rows, BD_FLOAT32, count, n, Norm{}));
+      Output output;
+      output.out = out;
+      output.out_stride = width;
+      BD_RETURN_IF_ERROR(multiply(kernels_, head.matrix, w_.activations, output));
+    } else {
+      const size_t row_bytes = static_cast<size_t>(n) * (head.kind == BD_TABLE_FLOAT32 ? sizeof(float) : sizeof(uint16_t));
+      parallel_for(div_up(width, kTableRowsPerTask), [&](int64_t task) {
+        const int64_t row = task * kTableRowsPerTask;
+        floats_.dense(head.kind, head.data + static_cast<size_t>(row) * row_bytes, std::min(kTableRowsPerTask, width - row),
+                      n, rows, count, out + row, width);
+      });
+    }
+    if (model_.logit_softcap != 0.0f) {
+      for_tokens(count, width, [&](int64_t t) { floats_.softcap(model_.logit_softcap, width, out + t * width); });
+    }
+    return BD_OK;
+  }
+
+  const Model& model_;
+  const Kernels& kernels_;
+  const FloatKernels& floats_;
+  const PageLayout& layout_;
+  const ForwardTask& task_;
+  const int64_t first_, tokens_;
+  Workspace& w_;
+  float* h_ = nullptr;
+  float* rotation_ = nullptr;
+  std::vector<int64_t> rotation_start_;
+  int64_t attend_tasks_ = 0, attend_cost_ = 0;
+};
+
+// Gives every sequence its old length back, unless the pass came to its end.
+class Rollback {
+ public:
+  explicit Rollback(bd_cache& cache) : cache_(cache) {
+    for (const Sequence& s : cache.sequences) lengths_.push_back(s.length());
+  }
+  ~Rollback() {
+    if (done) return;
+    for (size_t i = 0; i < lengths_.size(); ++i) cache_.sequences[i].truncate(lengths_[i]);
+  }
+  bool done = false;
+
+ private:
+  bd_cache& cache_;
+  std::vector<int64_t> lengths_;
+};
+
+}  // namespace
+
+int forward(const Model& model, bd_cache& cache, const ForwardTask& task) {
+  const Kernels* kernels;
+  BD_RETURN_IF_ERROR(active_kernels(&kernels));
+  Rollback rollback(cache);
+  for (int64_t t = 0; t < task.token_count;) {
+    int64_t stop = t + 1;
+    while (stop < task.token_count && task.sequences[stop] == task.sequences[t]) ++stop;
+    Sequence& sequence = cache.sequences[static_cast<size_t>(task.sequences[t])];
+    const int64_t length = sequence.length() + stop - t;
+    if (length > model.max_positions) return BD_ERROR_CONTEXT;
+    sequence.reserve(length, cache.layout);
+    t = stop;
+  }
+  for (int64_t first = 0; first < task.token_count; first += kChunkTokens) {
+    const int64_t count = std::min(kChunkTokens, task.token_count - first);
+    BD_RETURN_IF_ERROR(Chunk(model, *kernels, cache.layout, task, first, count, t_workspace).run(cache));
+  }
+  rollback.done = true;
+  return BD_OK;
+}
+
+}  // namespace bitdistill

@@ -1,0 +1,70 @@
+// A decoder as the forward pass reads it: checked, with copies of everything small.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "bitdistill.h"
+#include "kernels/activations.h"
+#include "kernels/matrix.h"
+
+namespace bitdistill {
+
+struct NormWeights {
+  std::vector<float> weight;  // empty: no norm
+  float eps = 0.0f;
+
+  bool exists() const { return !weight.empty(); }
+  Norm as_norm() const { return {exists() ? weight.data() : nullptr, eps}; }
+};
+
+struct Projection {
+  Matrix matrix{};
+  std::vector<float> bias;
+  NormWeights sub_norm;
+
+  const float* bias_or_null() const { return bias.empty() ? nullptr : bias.data(); }
+};
+
+struct Layer {
+  NormWeights input_norm, post_attention_norm, pre_feedforward_norm, post_feedforward_norm, q_norm, k_norm;
+  std::vector<Projection> qkv, gate_up;
+  Projection o, down;
+  int rope = -1;
+  bool has_gate = true;
+  int64_t window = 0;
+};
+
+struct Rope {
+  std::vector<float> inv_freq;
+  float attention_scaling = 1.0f;
+};
+
+struct Table {
+  bd_table_kind kind = BD_TABLE_PACKED;
+  const uint8_t* data = nullptr;
+  Matrix matrix{};  // if packed
+
+  bool exists() const { return data != nullptr; }
+};
+
+struct Model {
+  int64_t vocab_size, hidden_size, intermediate_size, head_dim, max_positions;
+  int64_t heads, kv_heads;
+  float embedding_scale, attention_scale, attention_softcap, logit_softcap;
+  bd_activation activation;
+  bd_dtype kv_dtype;
+  std::vector<Layer> layers;
+  std::vector<Rope> ropes;
+  Table embedding, head;
+  NormWeights final_norm;
+
+  int64_t q_size() const { return heads * head_dim; }
+  int64_t kv_size() const { return kv_heads * head_dim; }
+  int64_t qkv_size() const { return q_size() + 2 * kv_size(); }
+};
+
+// Throws std::bad_alloc.
+int build_model(const bd_decoder_config& config, Model* model);
+
+}  // namespace bitdistill

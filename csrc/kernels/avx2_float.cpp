@@ -1,0 +1,22 @@
+// Float kernels with AVX2: a 16-lane vector is two registers of 16.
+#include "kernels/float_kernels.h"
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+
+namespace {
+constexpr int kRowsAtOnce = 4;
+}
+
+#include "kernels/float_portable.h"
+
+namespace bitdistill {
+const FloatKernels* avx2_float_kernels() { return &kFloatKernels; }
+}  // namespace bitdistill
+
+#else
+
+namespace bitdistill {
+const FloatKernels* avx2_float_kernels() { return nullptr; }
+}  // namespace bitdistill
+
+#endif

@@ -1,0 +1,22 @@
+// Float kernels with AVX-512: a 16-lane vector is one register of 32.
+#include "kernels/float_kernels.h"
+
+#if defined(__AVX512F__)
+
+namespace {
+constexpr int kRowsAtOnce = 8;
+}
+
+#include "kernels/float_portable.h"
+
+namespace bitdistill {
+const FloatKernels* avx512_float_kernels() { return &kFloatKernels; }
+}  // namespace bitdistill
+
+#else
+
+namespace bitdistill {
+const FloatKernels* avx512_float_kernels() { return nullptr; }
+}  // namespace bitdistill
+
+#endif

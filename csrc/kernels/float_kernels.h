@@ -1,0 +1,72 @@
+// The float32 half of a decoder, one implementation an instruction set: attention, norms, activations, 16-bit tables.
+// Unlike the integer kernels these may contract multiply and add and sum in an order of their own, so results differ
+// between instruction sets by what float32 rounding explains.
+#pragma once
+
+#include <cstdint>
+
+#include "bitdistill.h"
+
+namespace bitdistill {
+
+// Keys and values lie in pages of 64 positions. For one layer and one key-value head a page holds
+//   keys   [kPagePositions / 16][head_dim][16]   16 positions side by side: a query needs no sum across lanes
+//   values [kPagePositions][round_up(head_dim, 16)]
+constexpr int kPagePositions = 64;
+constexpr int kKeyBlock = 16;
+constexpr int kAttendRows = 8;  // the most rows of an AttendTask
+
+struct AttendTask {
+  const uint8_t* const* pages;    // of the sequence, first position first
+  int64_t key_offset;             // bytes from the start of a page to the keys of this layer and head
+  int64_t value_offset;
+  bd_dtype dtype;                 // of keys and values: BD_FLOAT32 or BD_FLOAT16
+  int64_t head_dim;
+  int rows;                       // (token, query head) pairs that share this key-value head
+  const float* q[kAttendRows];    // [head_dim]
+  float* out[kAttendRows];        // [head_dim]
+  int64_t first[kAttendRows];     // positions [first, last) are visible
+  int64_t last[kAttendRows];
+  float scale;
+  float softcap;                  // 0: none
+  float* scratch;                 // attend_scratch() floats
+};
+
+// Floats of scratch for a task whose rows together see `positions` positions.
+inline int64_t attend_scratch(int64_t positions, int64_t head_dim) {
+  return kAttendRows * (positions + 2 * kKeyBlock) + (kAttendRows + 1) * (head_dim + kKeyBlock);
+}
+
+struct FloatKernels {
+  void (*attend)(const AttendTask& task);
+
+  // Writes one head's key and value to position `position` of a page (see above); `page_keys` and `page_values` are
+  // those of its layer and head.
+  void (*store_key_value)(const float* key, const float* value, int64_t head_dim, bd_dtype dtype, int64_t position,
+                          void* page_keys, void* page_values);
+
+  // out = x / sqrt(mean(x^2) + eps) * weight; `out` may be `x`.
+  void (*rms_norm)(const float* x, int64_t n, const float* weight, float eps, float* out);
+
+  // Rotates the first 2 * half elements of a head; cos and sin have `half` elements.
+  void (*rotate)(float* head, const float* cos, const float* sin, int64_t half);
+
+  // out[i] = act(gate[i]) * up[i], or act(up[i]) if gate is null.
+  void (*activate)(bd_activation activation, const float* gate, const float* up, int64_t n, float* out);
+
+  void (*add)(const float* x, int64_t n, float* sum);  // sum += x
+  void (*softcap)(float cap, int64_t n, float* x);     // x = cap * tanh(x / cap)
+
+  // out[t * out_stride + r] = x[t] . weight[r] for rows [0, rows) of a contiguous [rows, cols] matrix of `kind`.
+  void (*dense)(bd_table_kind kind, const void* weight, int64_t rows, int64_t cols, const float* x, int64_t tokens,
+                float* out, int64_t out_stride);
+  // One row of such a matrix as floats.
+  void (*widen)(bd_table_kind kind, const void* row, int64_t cols, float* out);
+};
+
+const FloatKernels* scalar_float_kernels();
+const FloatKernels* avx2_float_kernels();    // also for avxvnni
+const FloatKernels* avx512_float_kernels();
+const FloatKernels* neon_float_kernels();
+
+}  // namespace bitdistill

@@ -1,0 +1,22 @@
+// Float kernels with NEON: a 16-lane vector is four registers of 32.
+#include "kernels/float_kernels.h"
+
+#if defined(__ARM_NEON)
+
+namespace {
+constexpr int kRowsAtOnce = 4;
+}
+
+#include "kernels/float_portable.h"
+
+namespace bitdistill {
+const FloatKernels* neon_float_kernels() { return &kFloatKernels; }
+}  // namespace bitdistill
+
+#else
+
+namespace bitdistill {
+const FloatKernels* neon_float_kernels() { return nullptr; }
+}  // namespace bitdistill
+
+#endif

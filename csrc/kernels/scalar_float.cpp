@@ -1,0 +1,12 @@
+// Float kernels for any CPU.
+#include "kernels/float_kernels.h"
+
+namespace {
+constexpr int kRowsAtOnce = 4;
+}
+
+#include "kernels/float_portable.h"
+
+namespace bitdistill {
+const FloatKernels* scalar_float_kernels() { return &kFloatKernels; }
+}  // namespace bitdistill

@@ -1,0 +1,616 @@
+// The decoder against its definition in bitdistill.h written down plainly in double, on every instruction set, over
+// models that have every option; its caches; and its argument checks.
+#include <algorithm>
+#include <string>
+
+#include "reference.h"
+
+namespace {
+
+using test::Case;
+using test::Packed;
+using test::Random;
+using test::random_case;
+
+// ---- A random model --------------------------------------------------------------------------------------------------
+
+struct Weight {
+  Weight(Random& random, int64_t rows, int64_t cols, int scale_kind, bool with_bias, bool with_norm)
+      : made(random_case(random, BD_TERNARY, rows, cols, scale_kind, false)), packed(made.pack()) {
+    // A trained layer keeps the size of what goes through it.
+    if (with_bias) fill(random, rows, 0.0f, 0.1f, &bias);
+    if (with_norm) fill(random, cols, 1.0f, 0.2f, &norm);
+  }
+  static void fill(Random& random, int64_t count, float mean, float deviation, std::vector<float>* out) {
+    std::normal_distribution<float> normal(mean, deviation);
+    for (int64_t i = 0; i < count; ++i) out->push_back(normal(random));
+  }
+  bd_projection view() const {
+    return {packed.data(), packed.size(), bias.empty() ? nullptr : bias.data(), bias.size(),
+            {norm.empty() ? nullptr : norm.data(), norm.size(), 1e-5f}};
+  }
+  Case made;
+  Packed packed;
+  std::vector<float> bias, norm;
+};
+
+struct Options {
+  int64_t heads = 4, kv_heads = 2, head_dim = 16, hidden = 48, inner = 80, vocab = 67, layers = 2;
+  int qk_norm = 0;  // 1: a head, 2: all heads
+  bool pre_norms = true, post_norms = false, sub_norms = false, all_sub_norms = false, bias = false, fused = false;
+  bool gate = true, packed_head = false;
+  int rotary = 16;  // 0: none
+  int64_t window = 0;
+  float attention_softcap = 0, logit_softcap = 0, embedding_scale = 1;
+  int scale_kind = 0;
+  bd_activation activation = BD_SILU;
+  bd_dtype kv_dtype = BD_FLOAT32;
+  bd_table_kind table = BD_TABLE_FLOAT32;
+};
+
+struct LayerWeights {
+  std::vector<float> input_norm, post_attention_norm, pre_feedforward_norm, post_feedforward_norm, q_norm, k_norm;
+  std::vector<Weight> qkv, gate_up;
+  std::vector<Weight> o, down;  // one each
+};
+
+float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Rounds to 11 bits, half to even, as a normal half.
+float round_to_half(float x) {
+  if (x == 0.0f) return x;
+  int exponent;
+  std::frexp(x, &exponent);
+  const int lowest = std::max(exponent - 11, -24);
+  return static_cast<float>(std::ldexp(std::nearbyint(std::ldexp(static_cast<double>(x), -lowest)), lowest));
+}
+
+struct TestModel {
+  TestModel(Random& random, const Options& chosen) : options(chosen) {
+    const Options& o = options;
+    const auto vector = [&](bool wanted, int64_t count) {
+      std::vector<float> v;
+      if (wanted) Weight::fill(random, count, 1.0f, 0.2f, &v);
+      return v;
+    };
+    const int64_t q = o.heads * o.head_dim, kv = o.kv_heads * o.head_dim;
+    for (int64_t l = 0; l < o.layers; ++l) {
+      LayerWeights w;
+      w.input_norm = vector(o.pre_norms, o.hidden);
+      w.pre_feedforward_norm = vector(o.pre_norms, o.hidden);
+      w.post_attention_norm = vector(o.post_norms, o.hidden);
+      w.post_feedforward_norm = vector(o.post_norms, o.hidden);
+      w.q_norm = vector(o.qk_norm != 0, o.qk_norm == 1 ? o.head_dim : q);
+      w.k_norm = vector(o.qk_norm != 0, o.qk_norm == 1 ? o.head_dim : kv);
+      const auto add = [&](std::vector<Weight>* to, int64_t rows, int64_t cols, bool norm) {
+        to->emplace_back(random, rows, cols, o.scale_kind, o.bias, norm);
+      };
+      if (o.fused) {
+        add(&w.qkv, q + 2 * kv, o.hidden, o.all_sub_norms);
+        add(&w.gate_up, (o.gate ? 2 : 1) * o.inner, o.hidden, o.all_sub_norms);
+      } else {
+        for (const int64_t rows : {q, kv, kv}) add(&w.qkv, rows, o.hidden, o.all_sub_norms);
+        for (int i = 0; i < (o.gate ? 2 : 1); ++i) add(&w.gate_up, o.inner, o.hidden, o.all_sub_norms);
+      }
+      add(&w.o, o.hidden, q, o.sub_norms || o.all_sub_norms);
+      add(&w.down, o.hidden, o.inner, o.sub_norms || o.all_sub_norms);
+      layers.push_back(std::move(w));
+    }
+    Weight::fill(random, o.hidden, 1.0f, 0.2f, &final_norm);
+    Weight::fill(random, o.vocab * o.hidden, 0.0f, 1.0f, &table);
+    for (float& v : table) {
+      uint32_t bits;
+      std::memcpy(&bits, &v, sizeof bits);
+      if (o.table == BD_TABLE_BFLOAT16) {
+        v = from_bits(bits & 0xffff0000u);
+        table16.push_back(static_cast<uint16_t>(bits >> 16));
+      } else if (o.table == BD_TABLE_FLOAT16) {
+        v = round_to_half(v);
+        std::memcpy(&bits, &v, sizeof bits);
+        // Normal halves alone: smaller ones become zero.
+        if (std::fabs(v) < 0x1p-14f) v = 0.0f, bits = 0;
+        table16.push_back(bits == 0 ? 0 : static_cast<uint16_t>(((bits >> 16) & 0x8000u) | (((bits & 0x7fffffffu) - 0x38000000u) >> 13)));
+      }
+    }
+    if (o.packed_head) head.push_back(random_case(random, BD_INT8, o.vocab, o.hidden, 1, false));
+    if (o.packed_head) packed_head.push_back(head[0].pack());
+    for (int i = 0; i < o.rotary / 2; ++i) inv_freq.push_back(std::pow(100.0f, -2.0f * static_cast<float>(i) / static_cast<float>(o.rotary)));
+
+    for (const LayerWeights& w : layers) {
+      bd_layer layer{};
+      const auto norm = [](const std::vector<float>& v) { return bd_norm{v.empty() ? nullptr : v.data(), v.size(), 1e-5f}; };
+      layer.input_norm = norm(w.input_norm);
+      layer.post_attention_norm = norm(w.post_attention_norm);
+      layer.pre_feedforward_norm = norm(w.pre_feedforward_norm);
+      layer.post_feedforward_norm = norm(w.post_feedforward_norm);
+      layer.q_norm = norm(w.q_norm);
+      layer.k_norm = norm(w.k_norm);
+      layer.qkv_count = static_cast<int32_t>(w.qkv.size());
+      for (size_t i = 0; i < w.qkv.size(); ++i) layer.qkv[i] = w.qkv[i].view();
+      layer.gate_up_count = static_cast<int32_t>(w.gate_up.size());
+      for (size_t i = 0; i < w.gate_up.size(); ++i) layer.gate_up[i] = w.gate_up[i].view();
+      layer.o = w.o[0].view();
+      layer.down = w.down[0].view();
+      layer.rope = o.rotary == 0 ? -1 : 0;
+      layer.has_gate = o.gate;
+      layer.window = views.size() % 2 == 0 ? o.window : 0;
+      views.push_back(layer);
+    }
+    rope = {inv_freq.data(), inv_freq.size(), 1.1f};
+    config.vocab_size = o.vocab;
+    config.hidden_size = o.hidden;
+    config.intermediate_size = o.inner;
+    config.head_dim = o.head_dim;
+    config.max_positions = 300;
+    config.heads = static_cast<int32_t>(o.heads);
+    config.kv_heads = static_cast<int32_t>(o.kv_heads);
+    config.layer_count = static_cast<int32_t>(views.size());
+    config.layers = views.data();
+    config.rope_count = o.rotary == 0 ? 0 : 1;
+    config.ropes = &rope;
+    config.embedding = table_view();
+    config.head = o.packed_head ? bd_table{BD_TABLE_PACKED, packed_head[0].data(), packed_head[0].size()} : table_view();
+    config.final_norm = {final_norm.data(), final_norm.size(), 1e-5f};
+    config.embedding_scale = o.embedding_scale;
+    config.attention_scale = 1.0f / std::sqrt(static_cast<float>(o.head_dim));
+    config.attention_softcap = o.attention_softcap;
+    config.logit_softcap = o.logit_softcap;
+    config.activation = o.activation;
+    config.kv_dtype = o.kv_dtype;
+  }
+  TestModel(const TestModel&) = delete;
+
+  bd_table table_view() const {
+    if (options.table == BD_TABLE_FLOAT32) return {BD_TABLE_FLOAT32, table.data(), table.size() * sizeof(float)};
+    return {options.table, table16.data(), table16.size() * sizeof(uint16_t)};
+  }
+
+  Options options;
+  std::vector<LayerWeights> layers;
+  std::vector<float> final_norm, table, inv_freq;
+  std::vector<uint16_t> table16;
+  std::vector<Case> head;
+  std::vector<Packed> packed_head;
+  std::vector<bd_layer> views;
+  bd_rope rope;
+  bd_decoder_config config{};
+};
+
+// ---- The definition --------------------------------------------------------------------------------------------------
+
+using Vector = std::vector<double>;
+
+Vector normed(const Vector& x, const std::vector<float>& weight, size_t first = 0, size_t count = 0) {
+  if (weight.empty()) return x;
+  if (count == 0) count = x.size();
+  double sum = 0;
+  for (size_t i = first; i < first + count; ++i) sum += x[i] * x[i];
+  const double inverse = 1.0 / std::sqrt(sum / static_cast<double>(count) + static_cast<double>(1e-5f));
+  Vector y = x;
+  for (size_t i = 0; i < count; ++i) y[first + i] = x[first + i] * inverse * static_cast<double>(weight[i]);
+  return y;
+}
+
+Vector product(const Case& made, const Vector& x) {
+  double largest = 1e-5;
+  for (const double v : x) largest = std::max(largest, std::fabs(v));
+  Vector y(static_cast<size_t>(made.rows));
+  for (int64_t r = 0; r < made.rows; ++r) {
+    for (int64_t c = 0; c < made.cols; ++c) {
+      const double q = std::nearbyint(x[static_cast<size_t>(c)] * 127.0 / largest);
+      const int64_t group = made.group_size == 0 ? 0 : c / made.group_size;
+      y[static_cast<size_t>(r)] += q * made.values[static_cast<size_t>(r * made.cols + c)] * static_cast<double>(made.scale_of(r, group));
+    }
+    y[static_cast<size_t>(r)] *= largest / 127.0;
+  }
+  return y;
+}
+
+Vector linear(const std::vector<Weight>& weights, const Vector& x) {
+  Vector all;
+  for (const Weight& w : weights) {
+    const Vector y = product(w.made, normed(x, w.norm));
+    for (size_t r = 0; r < y.size(); ++r) all.push_back(y[r] + (w.bias.empty() ? 0.0 : static_cast<double>(w.bias[r])));
+  }
+  return all;
+}
+
+double cap(double x, float c) { return c == 0.0f ? x : static_cast<double>(c) * std::tanh(x / static_cast<double>(c)); }
+
+double act(bd_activation kind, double x) {
+  switch (kind) {
+    case BD_SILU: return x / (1 + std::exp(-x));
+    case BD_GELU: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
+    case BD_GELU_TANH: return 0.5 * x * (1 + std::tanh(std::sqrt(2 / 3.14159265358979) * (x + 0.044715 * x * x * x)));
+    case BD_RELU: return std::max(x, 0.0);
+    case BD_RELU_SQUARED: return std::max(x, 0.0) * std::max(x, 0.0);
+  }
+  return x;
+}
+
+// Logits of every token of one sequence.
+std::vector<Vector> define(const TestModel& m, const std::vector<int64_t>& tokens) {
+  const Options& o = m.options;
+  const size_t D = static_cast<size_t>(o.head_dim), H = static_cast<size_t>(o.heads), K = static_cast<size_t>(o.kv_heads);
+  std::vector<std::vector<Vector>> keys(m.layers.size()), values(m.layers.size());
+  std::vector<Vector> logits;
+  for (size_t p = 0; p < tokens.size(); ++p) {
+    Vector h;
+    for (int64_t i = 0; i < o.hidden; ++i) {
+      h.push_back(static_cast<double>(m.table[static_cast<size_t>(tokens[p] * o.hidden + i)]) * static_cast<double>(o.embedding_scale));
+    }
+    for (size_t l = 0; l < m.layers.size(); ++l) {
+      const LayerWeights& w = m.layers[l];
+      const Vector qkv = linear(w.qkv, normed(h, w.input_norm));
+      Vector q(qkv.begin(), qkv.begin() + static_cast<long>(H * D));
+      Vector k(qkv.begin() + static_cast<long>(H * D), qkv.begin() + static_cast<long>((H + K) * D));
+      Vector v(qkv.begin() + static_cast<long>((H + K) * D), qkv.end());
+      const size_t normed_width = w.q_norm.size();
+      for (size_t i = 0; normed_width != 0 && i < q.size(); i += w.q_norm.size()) q = normed(q, w.q_norm, i, w.q_norm.size());
+      for (size_t i = 0; normed_width != 0 && i < k.size(); i += w.k_norm.size()) k = normed(k, w.k_norm, i, w.k_norm.size());
+      for (Vector* heads : {&q, &k}) {
+        for (size_t first = 0; first < heads->size(); first += D) {
+          for (size_t i = 0; i < m.inv_freq.size(); ++i) {
+            const double angle = static_cast<double>(static_cast<float>(p) * m.inv_freq[i]);
+            const double c = std::cos(angle) * static_cast<double>(1.1f), s = std::sin(angle) * static_cast<double>(1.1f);
+            double& a = (*heads)[first + i];
+            double& b = (*heads)[first + i + m.inv_freq.size()];
+            const double old = a;
+            a = a * c - b * s;
+            b = b * c + old * s;
+          }
+        }
+      }
+      if (o.kv_dtype == BD_FLOAT16) {
+        for (Vector* stored : {&k, &v}) {
+          for (double& x : *stored) x = static_cast<double>(round_to_half(static_cast<float>(x)));
+        }
+      }
+      keys[l].push_back(k);
+      values[l].push_back(v);
+      Vector heads(H * D);
+      const size_t window = static_cast<size_t>(m.views[l].window);
+      const size_t first = window > 0 && p + 1 > window ? p + 1 - window : 0;
+      for (size_t head = 0; head < H; ++head) {
+        const size_t kv = head / (H / K);
+        Vector score;
+        for (size_t j = first; j <= p; ++j) {
+          double dot = 0;
+          for (size_t i = 0; i < D; ++i) dot += q[head * D + i] * keys[l][j][kv * D + i];
+          score.push_back(cap(dot * static_cast<double>(m.config.attention_scale), o.attention_softcap));
+        }
+        const double most = *std::max_element(score.begin(), score.end());
+        double sum = 0;
+        for (double& s : score) sum += s = std::exp(s - most);
+        for (size_t j = first; j <= p; ++j) {
+          for (size_t i = 0; i < D; ++i) heads[head * D + i] += score[j - first] / sum * values[l][j][kv * D + i];
+        }
+      }
+      const Vector attended = normed(linear(w.o, heads), w.post_attention_norm);
+      for (size_t i = 0; i < h.size(); ++i) h[i] += attended[i];
+      const Vector gate_up = linear(w.gate_up, normed(h, w.pre_feedforward_norm));
+      const size_t n = static_cast<size_t>(o.inner);
+      Vector inner(n);
+      for (size_t i = 0; i < n; ++i) {
+        inner[i] = o.gate ? act(o.activation, gate_up[i]) * gate_up[n + i] : act(o.activation, gate_up[i]);
+      }
+      const Vector fed = normed(linear(w.down, inner), w.post_feedforward_norm);
+      for (size_t i = 0; i < h.size(); ++i) h[i] += fed[i];
+    }
+    const Vector final = normed(h, m.final_norm);
+    Vector row(static_cast<size_t>(o.vocab));
+    if (o.packed_head) {
+      row = product(m.head[0], final);
+    } else {
+      for (size_t r = 0; r < row.size(); ++r) {
+        for (size_t i = 0; i < final.size(); ++i) row[r] += static_cast<double>(m.table[r * final.size() + i]) * final[i];
+      }
+    }
+    for (double& x : row) x = cap(x, o.logit_softcap);
+    logits.push_back(row);
+  }
+  return logits;
+}
+
+// ---- Running ---------------------------------------------------------------------------------------------------------
+
+struct Decoder {
+  explicit Decoder(const TestModel& m) : model(m) { CHECK_OK(bd_decoder_create(&m.config, &decoder)); }
+  ~Decoder() { bd_decoder_destroy(decoder); }
+  const TestModel& model;
+  bd_decoder* decoder = nullptr;
+};
+
+struct Cache {
+  Cache(const Decoder& d, int64_t sequences) : owner(d) { CHECK_OK(bd_cache_create(d.decoder, sequences, &cache)); }
+  ~Cache() { bd_cache_destroy(cache); }
+
+  // Logits of all tokens, [tokens][vocab].
+  std::vector<float> forward(const std::vector<int64_t>& tokens, const std::vector<int64_t>& sequences) {
+    std::vector<int64_t> index(tokens.size());
+    for (size_t i = 0; i < index.size(); ++i) index[i] = static_cast<int64_t>(i);
+    std::vector<float> out(tokens.size() * static_cast<size_t>(owner.model.options.vocab));
+    CHECK_OK(bd_decoder_forward(owner.decoder, cache, tokens.data(), sequences.data(), tokens.size(), index.data(),
+                                index.size(), BD_OUTPUT_LOGITS, out.data(), out.size()));
+    return out;
+  }
+  std::vector<int64_t> lengths() const {
+    int64_t count;
+    CHECK_OK(bd_cache_sequences(cache, &count));
+    std::vector<int64_t> out(static_cast<size_t>(count));
+    CHECK_OK(bd_cache_lengths(cache, out.data(), out.size()));
+    return out;
+  }
+  const Decoder& owner;
+  bd_cache* cache = nullptr;
+};
+
+std::vector<int64_t> random_tokens(Random& random, int64_t count, int64_t vocab) {
+  std::vector<int64_t> tokens;
+  for (int64_t i = 0; i < count; ++i) tokens.push_back(test::uniform(random, 0, vocab - 1));
+  return tokens;
+}
+
+// A value that lies within rounding of half a step of its quantisation may go either way, and these models, untrained,
+// amplify that. So most logits must agree to float32, and the others must not be of another size. With halves in the cache,
+// where the last bit of a key may go either way, they agree to that bit.
+void check_close(const std::vector<float>& got, const Vector& wanted, const Options& options, const std::string& what) {
+  const double limit = options.kv_dtype == BD_FLOAT16 ? 1e-3 : 1e-4;
+  CHECK(got.size() == wanted.size());
+  double square = 0;
+  std::vector<double> difference;
+  for (size_t i = 0; i < got.size(); ++i) {
+    square += wanted[i] * wanted[i];
+    difference.push_back(std::fabs(static_cast<double>(got[i]) - wanted[i]));
+  }
+  const double size = std::sqrt(square / static_cast<double>(got.size()));
+  std::sort(difference.begin(), difference.end());
+  const double typical = difference[difference.size() / 2] / size, worst = difference.back() / size;
+  if (!(typical < limit && worst < 4.0)) {
+    std::fprintf(stderr, "%s: typical difference %g, largest %g of the size of the logits\n", what.c_str(), typical, worst);
+    std::exit(1);
+  }
+}
+
+Vector flat(const std::vector<Vector>& rows, size_t first = 0) {
+  Vector all;
+  for (size_t i = first; i < rows.size(); ++i) all.insert(all.end(), rows[i].begin(), rows[i].end());
+  return all;
+}
+
+std::vector<std::pair<std::string, Options>> variants() {
+  std::vector<std::pair<std::string, Options>> all;
+  const auto add = [&](const char* name, void (*change)(Options&)) {
+    Options o;
+    change(o);
+    all.emplace_back(name, o);
+  };
+  add("plain", [](Options&) {});
+  add("qwen", [](Options& o) { o.bias = true; o.qk_norm = 1; o.sub_norms = true; o.table = BD_TABLE_BFLOAT16; o.heads = 6; });
+  add("gemma", [](Options& o) {
+    o.post_norms = true; o.attention_softcap = 5; o.logit_softcap = 20; o.window = 7; o.embedding_scale = 6.9f;
+    o.activation = BD_GELU_TANH; o.head_dim = 24; o.rotary = 24; o.kv_dtype = BD_FLOAT16;
+  });
+  add("phi", [](Options& o) { o.fused = true; o.rotary = 10; o.kv_heads = 4; o.kv_dtype = BD_FLOAT16; o.table = BD_TABLE_FLOAT16; });
+  add("olmo", [](Options& o) { o.pre_norms = false; o.post_norms = true; o.qk_norm = 2; o.scale_kind = 1; });
+  add("bitnet", [](Options& o) { o.sub_norms = true; o.activation = BD_RELU_SQUARED; o.packed_head = true; });
+  add("all sub norms", [](Options& o) { o.all_sub_norms = true; o.rotary = 0; o.scale_kind = 2; o.hidden = 130; });
+  add("no gate", [](Options& o) { o.gate = false; o.activation = BD_GELU; o.heads = 9; o.kv_heads = 1; o.head_dim = 17; o.rotary = 16; o.kv_dtype = BD_FLOAT16; });
+  add("relu", [](Options& o) { o.activation = BD_RELU; o.inner = 33; o.hidden = 31; o.vocab = 5; });
+  return all;
+}
+
+void test_definition() {
+  Random random(7);
+  for (const auto& [name, options] : variants()) {
+    const TestModel model(random, options);
+    const Decoder decoder(model);
+    const std::vector<int64_t> tokens = random_tokens(random, 75, options.vocab);  // more than a page
+    const Vector wanted = flat(define(model, tokens));
+    for (const char* const* isa = bd_supported_isas(); *isa != nullptr; ++isa) {
+      CHECK_OK(bd_set_isa(*isa));
+      Cache cache(decoder, 1);
+      check_close(cache.forward(tokens, std::vector<int64_t>(tokens.size(), 0)), wanted, options, name + " on " + *isa);
+    }
+    CHECK_OK(bd_set_isa(bd_supported_isas()[0]));
+  }
+}
+
+// Sequences of different lengths together, in pieces, must give what each gives alone.
+void test_batches() {
+  Random random(8);
+  for (const auto& [name, options] : variants()) {
+    const TestModel model(random, options);
+    const Decoder decoder(model);
+    std::vector<std::vector<int64_t>> texts;
+    for (const int64_t length : {70, 3, 66}) texts.push_back(random_tokens(random, length, options.vocab));
+    Cache cache(decoder, 3);
+    std::vector<size_t> done(3);
+    std::vector<std::vector<float>> got(3);
+    const std::vector<std::vector<size_t>> pieces = {{5, 2, 64}, {1, 0, 1}, {1, 1, 0}, {63, 0, 1}};
+    for (const std::vector<size_t>& piece : pieces) {
+      std::vector<int64_t> tokens, sequences;
+      for (size_t s = 0; s < 3; ++s) {
+        for (size_t i = 0; i < piece[s]; ++i) tokens.push_back(texts[s][done[s]++]), sequences.push_back(static_cast<int64_t>(s));
+      }
+      const std::vector<float> out = cache.forward(tokens, sequences);
+      const size_t vocab = static_cast<size_t>(options.vocab);
+      for (size_t i = 0; i < tokens.size(); ++i) {
+        std::vector<float>& to = got[static_cast<size_t>(sequences[i])];
+        to.insert(to.end(), out.begin() + static_cast<long>(i * vocab), out.begin() + static_cast<long>((i + 1) * vocab));
+      }
+    }
+    const std::vector<int64_t> lengths = cache.lengths();
+    for (size_t s = 0; s < 3; ++s) {
+      CHECK(lengths[s] == static_cast<int64_t>(texts[s].size()) && done[s] == texts[s].size());
+      check_close(got[s], flat(define(model, texts[s])), options, name + ", sequence " + std::to_string(s) + " of a batch");
+    }
+  }
+}
+
+void test_cache() {
+  Random random(9);
+  Options options;
+  options.kv_dtype = BD_FLOAT16;
+  const TestModel model(random, options);
+  const Decoder decoder(model);
+  const std::vector<int64_t> start = random_tokens(random, 70, options.vocab);
+  Cache cache(decoder, 2);
+  std::vector<int64_t> sequences(70, 0);
+  sequences.resize(140, 1);
+  std::vector<int64_t> both = start;
+  const std::vector<int64_t> other = random_tokens(random, 70, options.vocab);
+  both.insert(both.end(), other.begin(), other.end());
+  cache.forward(both, sequences);
+
+  // Three copies share their pages until they go on differently.
+  size_t before, shared, after;
+  CHECK_OK(bd_cache_bytes(cache.cache, &before));
+  const int64_t source[] = {1, 0, 0};
+  CHECK_OK(bd_cache_reorder(cache.cache, source, 3));
+  CHECK_OK(bd_cache_bytes(cache.cache, &shared));
+  CHECK(shared == before);
+  const std::vector<int64_t> next = {1, 2, 3};
+  const std::vector<float> out = cache.forward(next, {0, 1, 2});
+  CHECK_OK(bd_cache_bytes(cache.cache, &after));
+  CHECK(after == before + before / 4);
+  const std::vector<std::vector<int64_t>> histories = {other, start, start};
+  const size_t vocab = static_cast<size_t>(options.vocab);
+  for (size_t s = 0; s < 3; ++s) {
+    std::vector<int64_t> text = histories[s];
+    text.push_back(next[s]);
+    check_close({out.begin() + static_cast<long>(s * vocab), out.begin() + static_cast<long>((s + 1) * vocab)},
+                define(model, text).back(), options, "copy " + std::to_string(s));
+  }
+
+  // Cut back into the shared page, and on.
+  CHECK_OK(bd_cache_truncate(cache.cache, 1, 10));
+  CHECK((cache.lengths() == std::vector<int64_t>{71, 10, 71}));
+  std::vector<int64_t> text(start.begin(), start.begin() + 10);
+  text.push_back(4);
+  check_close(cache.forward({4}, {1}), define(model, text).back(), options, "after a cut");
+  text = start;
+  text.push_back(3);
+  text.push_back(5);
+  check_close(cache.forward({5}, {2}), define(model, text).back(), options, "beside a cut");
+}
+
+void test_failures() {
+  Random random(10);
+  Options options;
+  options.bias = options.sub_norms = true;
+  options.qk_norm = 1;
+  TestModel model(random, options);
+  bd_decoder* none = nullptr;
+  const auto refuse = [&](auto change, int status) {
+    bd_decoder_config config = model.config;
+    std::vector<bd_layer> layers = model.views;
+    bd_rope rope = model.rope;
+    config.layers = layers.data();
+    config.ropes = &rope;
+    change(config, layers[1], rope);
+    CHECK_STATUS(bd_decoder_create(&config, &none), status);
+    CHECK(none == nullptr);
+  };
+  using C = bd_decoder_config;
+  using L = bd_layer;
+  using R = bd_rope;
+  refuse([](C& c, L&, R&) { c.layers = nullptr; }, BD_ERROR_NULL_POINTER);
+  refuse([](C& c, L&, R&) { c.ropes = nullptr; }, BD_ERROR_NULL_POINTER);
+  refuse([](C& c, L&, R&) { c.embedding.data = nullptr; }, BD_ERROR_NULL_POINTER);
+  refuse([](C& c, L&, R&) { c.vocab_size = 0; }, BD_ERROR_SHAPE);
+  refuse([](C& c, L&, R&) { c.layer_count = -1; }, BD_ERROR_SHAPE);
+  refuse([](C& c, L&, R&) { c.kv_heads = 3; }, BD_ERROR_SHAPE);
+  refuse([](C& c, L&, R&) { c.head_dim = INT64_MAX; }, BD_ERROR_SHAPE);
+  refuse([](C& c, L&, R&) { c.max_positions = -5; }, BD_ERROR_SHAPE);
+  refuse([](C& c, L&, R&) { c.activation = 17; }, BD_ERROR_ARGUMENT);
+  refuse([](C& c, L&, R&) { c.kv_dtype = BD_BFLOAT16; }, BD_ERROR_ARGUMENT);
+  refuse([](C& c, L&, R&) { c.attention_scale = NAN; }, BD_ERROR_SCALE);
+  refuse([](C& c, L&, R&) { c.logit_softcap = -1; }, BD_ERROR_ARGUMENT);
+  refuse([](C& c, L&, R&) { c.embedding.kind = 9; }, BD_ERROR_ARGUMENT);
+  refuse([](C& c, L&, R&) { c.embedding.bytes -= 1; }, BD_ERROR_BUFFER_SIZE);
+  refuse([](C& c, L&, R&) { c.hidden_size += 1; }, BD_ERROR_BUFFER_SIZE);
+  refuse([](C& c, L&, R&) { c.intermediate_size += 1; }, BD_ERROR_MODEL);
+  refuse([](C& c, L&, R&) { c.final_norm.count -= 1; }, BD_ERROR_MODEL);
+  refuse([](C&, L&, R& r) { r.count = 9; }, BD_ERROR_MODEL);
+  refuse([](C&, L&, R& r) { r.attention_scaling = INFINITY; }, BD_ERROR_SCALE);
+  refuse([](C&, L& l, R&) { l.rope = 1; }, BD_ERROR_ARGUMENT);
+  refuse([](C&, L& l, R&) { l.window = -1; }, BD_ERROR_ARGUMENT);
+  refuse([](C&, L& l, R&) { l.qkv_count = 4; }, BD_ERROR_ARGUMENT);
+  refuse([](C&, L& l, R&) { l.qkv_count = 2; }, BD_ERROR_MODEL);
+  refuse([](C&, L& l, R&) { l.qkv[0].weight = nullptr; }, BD_ERROR_NULL_POINTER);
+  refuse([](C&, L& l, R&) { l.qkv[0].weight_bytes -= 64; }, BD_ERROR_BUFFER_SIZE);
+  refuse([](C&, L& l, R&) { l.qkv[0].bias_count -= 1; }, BD_ERROR_MODEL);
+  refuse([](C&, L& l, R&) { l.q_norm.count = 7; }, BD_ERROR_MODEL);
+  refuse([](C&, L& l, R&) { l.q_norm.eps = -1; }, BD_ERROR_ARGUMENT);
+  refuse([](C&, L& l, R&) { std::swap(l.o, l.down); }, BD_ERROR_MODEL);
+  CHECK_STATUS(bd_decoder_create(nullptr, &none), BD_ERROR_NULL_POINTER);
+  CHECK_STATUS(bd_decoder_create(&model.config, nullptr), BD_ERROR_NULL_POINTER);
+
+  const Decoder decoder(model), twin(model);
+  Cache cache(decoder, 2), foreign(twin, 2);
+  bd_cache* no_cache = nullptr;
+  CHECK_STATUS(bd_cache_create(decoder.decoder, 0, &no_cache), BD_ERROR_SHAPE);
+  CHECK_STATUS(bd_cache_create(nullptr, 1, &no_cache), BD_ERROR_NULL_POINTER);
+  std::vector<float> out(static_cast<size_t>(2 * options.vocab));
+  const auto run = [&](std::vector<int64_t> tokens, std::vector<int64_t> sequences, std::vector<int64_t> index, size_t count,
+                       bd_cache* with) {
+    return bd_decoder_forward(decoder.decoder, with, tokens.data(), sequences.data(), tokens.size(), index.data(),
+                              index.size(), BD_OUTPUT_LOGITS, out.data(), count);
+  };
+  const size_t one = static_cast<size_t>(options.vocab);
+  const int64_t bad[] = {0, 2};
+  CHECK_OK(run({1, 2}, {0, 1}, {1}, one, cache.cache));
+  CHECK_STATUS(run({1, 2}, {0, 1}, {1}, one, foreign.cache), BD_ERROR_MODEL);
+  CHECK_STATUS(run({1, 2}, {0, 1}, {1}, one - 1, cache.cache), BD_ERROR_BUFFER_SIZE);
+  CHECK_STATUS(run({1, options.vocab}, {0, 1}, {1}, one, cache.cache), BD_ERROR_INDEX);
+  CHECK_STATUS(run({1, -1}, {0, 1}, {1}, one, cache.cache), BD_ERROR_INDEX);
+  CHECK_STATUS(run({1, 2}, {1, 0}, {1}, one, cache.cache), BD_ERROR_INDEX);
+  CHECK_STATUS(run({1, 2}, {0, 2}, {1}, one, cache.cache), BD_ERROR_INDEX);
+  CHECK_STATUS(run({1, 2}, {0, 1}, {2}, one, cache.cache), BD_ERROR_INDEX);
+  CHECK_STATUS(bd_decoder_forward(decoder.decoder, cache.cache, bad, bad, 0, nullptr, 0, BD_OUTPUT_LOGITS, nullptr, 0), BD_ERROR_SHAPE);
+  // Too long: nothing changes, for the sequence that would still fit neither.
+  std::vector<int64_t> tokens(301, 1), sequences(301, 1);
+  sequences[0] = 0;
+  CHECK_STATUS(run(tokens, sequences, {}, 0, cache.cache), BD_ERROR_CONTEXT);
+  CHECK((cache.lengths() == std::vector<int64_t>{1, 1}));
+  tokens.resize(300);
+  sequences.resize(300);
+  CHECK_OK(run(tokens, sequences, {}, 0, cache.cache));
+  CHECK((cache.lengths() == std::vector<int64_t>{2, 300}));
+  CHECK_STATUS(bd_cache_reorder(cache.cache, bad, 2), BD_ERROR_INDEX);
+  CHECK_STATUS(bd_cache_reorder(cache.cache, bad, 0), BD_ERROR_SHAPE);
+  CHECK_STATUS(bd_cache_truncate(cache.cache, 0, 3), BD_ERROR_SHAPE);
+  CHECK_STATUS(bd_cache_truncate(cache.cache, 2, 0), BD_ERROR_INDEX);
+  int64_t lengths[3];
+  CHECK_STATUS(bd_cache_lengths(cache.cache, lengths, 3), BD_ERROR_BUFFER_SIZE);
+
+  // A model without a head has hidden states.
+  bd_decoder_config headless = model.config;
+  headless.head = {};
+  bd_decoder* hidden = nullptr;
+  CHECK_OK(bd_decoder_create(&headless, &hidden));
+  bd_cache* hidden_cache = nullptr;
+  CHECK_OK(bd_cache_create(hidden, 1, &hidden_cache));
+  const int64_t token = 1, zero = 0;
+  std::vector<float> state(static_cast<size_t>(options.hidden));
+  CHECK_STATUS(bd_decoder_forward(hidden, hidden_cache, &token, &zero, 1, &zero, 1, BD_OUTPUT_LOGITS, out.data(), one), BD_ERROR_MODEL);
+  CHECK_OK(bd_decoder_forward(hidden, hidden_cache, &token, &zero, 1, &zero, 1, BD_OUTPUT_HIDDEN, state.data(), state.size()));
+  CHECK(std::any_of(state.begin(), state.end(), [](float x) { return x != 0.0f; }));
+  bd_cache_destroy(hidden_cache);
+  bd_decoder_destroy(hidden);
+}
+
+}  // namespace
+
+int main() {
+  test_definition();
+  test_batches();
+  test_cache();
+  test_failures();
+  std::puts("decoder: ok");
+}

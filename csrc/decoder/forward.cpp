@@ -74,7 +74,7 @@ class Chunk {
     prepare_rotation();
     for (size_t i = 0; i < model_.layers.size(); ++i) {
       BD_RETURN_IF_ERROR(attention(model_.layers[i], static_cast<int64_t>(i)));
-      BD_RETURN_IF_ERROR(feedforward(model_.layers[i]));
+      BD_RETURN_IF_ERROR(feedforward(model_.layers[i], after_layer(i)));
     }
     BD_RETURN_IF_ERROR(outputs());
     for (const Run& run : w_.runs) run.sequence->set_length(run.position + run.count);
@@ -144,9 +144,26 @@ class Chunk {
     }
   }
 
+  static Upcoming upcoming(const Projection* projections, size_t count) {
+    Upcoming next;
+    for (size_t i = 0; i < count; ++i) next.matrices[next.count++] = &projections[i].matrix;
+    return next;
+  }
+
+  // What follows a layer: the next one, or the head.
+  Upcoming after_layer(size_t index) const {
+    if (index + 1 < model_.layers.size()) {
+      const std::vector<Projection>& qkv = model_.layers[index + 1].qkv;
+      return upcoming(qkv.data(), qkv.size());
+    }
+    Upcoming next;
+    if (model_.head.exists() && model_.head.kind == BD_TABLE_PACKED) next.matrices[next.count++] = &model_.head.matrix;
+    return next;
+  }
+
   // out [tokens, rows of all projections] = projections(norm(x [tokens, cols])).
   int project(const Projection* projections, size_t count, const NormWeights* norm, const float* x, int64_t cols,
-              float* out, int64_t out_stride) {
+              float* out, int64_t out_stride, const Upcoming& next) {
     MultiplyPart parts[kMaxParts];
     int64_t row = 0;
     bool sub_norms = false;
@@ -161,7 +178,7 @@ class Chunk {
     const bool normed = norm != nullptr && norm->exists();
     if (!sub_norms) {
       BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, x, BD_FLOAT32, tokens_, cols, normed ? norm->as_norm() : Norm{}));
-      return multiply(kernels_, parts, static_cast<int>(count), w_.activations);
+      return multiply(kernels_, parts, static_cast<int>(count), w_.activations, next);
     }
     if (normed) {
       float* const a = reserve(w_.normed, tokens_ * cols);
@@ -172,7 +189,7 @@ class Chunk {
     }
     for (size_t i = 0; i < count; ++i) {
       BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, x, BD_FLOAT32, tokens_, cols, projections[i].sub_norm.as_norm()));
-      BD_RETURN_IF_ERROR(multiply(kernels_, parts + i, 1, w_.activations));
+      BD_RETURN_IF_ERROR(multiply(kernels_, parts + i, 1, w_.activations, i + 1 == count ? next : Upcoming{}));
     }
     return BD_OK;
   }
@@ -193,10 +210,23 @@ class Chunk {
     }
   }
 
+  // A key goes into a line for every two of its elements; for a single token none of them is near.
+  void prefetch_key_block(uint8_t* page, int64_t layer_index, int64_t position) const {
+    if (tokens_ >= kKeyBlock) return;
+    const int64_t bytes = static_cast<int64_t>(layout_.key_bytes) / (kPagePositions / kKeyBlock);
+    for (int64_t i = 0; i < model_.kv_heads; ++i) {
+      const uint8_t* const block = page + layout_.keys(layer_index, i) + position % kPagePositions / kKeyBlock * bytes;
+      for (int64_t line = 0; line < bytes; line += BD_ALIGNMENT) __builtin_prefetch(block + line, 1);
+    }
+  }
+
   // Norms and rotates queries and keys, and writes keys and values to the cache.
   void finish_qkv(const Layer& layer, int64_t layer_index, float* qkv) {
     const int64_t half = layer.rope < 0 ? 0 : static_cast<int64_t>(model_.ropes[static_cast<size_t>(layer.rope)].inv_freq.size());
     const auto finish = [&](const Run& run, int64_t t) {
+      const int64_t position = w_.positions[static_cast<size_t>(t)];
+      uint8_t* const page = run.sequence->writable_page(position);
+      prefetch_key_block(page, layer_index, position);
       float* const q = qkv + t * model_.qkv_size();
       float* const k = q + model_.q_size();
       const float* const v = k + model_.kv_size();
@@ -208,8 +238,6 @@ class Chunk {
           floats_.rotate(q + i * model_.head_dim, cos, cos + half, half);
         }
       }
-      const int64_t position = w_.positions[static_cast<size_t>(t)];
-      uint8_t* const page = run.sequence->writable_page(position);
       for (int64_t i = 0; i < model_.kv_heads; ++i) {
         floats_.store_key_value(k + i * model_.head_dim, v + i * model_.head_dim, model_.head_dim, model_.kv_dtype,
                                 position % kPagePositions, page + layout_.keys(layer_index, i),
@@ -264,7 +292,7 @@ class Chunk {
   int attention(const Layer& layer, int64_t layer_index) {
     float* const qkv = reserve(w_.qkv, tokens_ * model_.qkv_size());
     BD_RETURN_IF_ERROR(project(layer.qkv.data(), layer.qkv.size(), &layer.input_norm, h_, model_.hidden_size, qkv,
-                               model_.qkv_size()));
+                               model_.qkv_size(), upcoming(&layer.o, 1)));
     finish_qkv(layer, layer_index, qkv);
     float* const heads = reserve(w_.heads, tokens_ * model_.q_size());
     std::atomic<bool> failed{false};
@@ -278,24 +306,25 @@ class Chunk {
     }
     if (failed) return BD_ERROR_OUT_OF_MEMORY;
     float* const projected = reserve(w_.projected, tokens_ * model_.hidden_size);
-    BD_RETURN_IF_ERROR(project(&layer.o, 1, nullptr, heads, model_.q_size(), projected, model_.hidden_size));
+    BD_RETURN_IF_ERROR(project(&layer.o, 1, nullptr, heads, model_.q_size(), projected, model_.hidden_size,
+                               upcoming(layer.gate_up.data(), layer.gate_up.size())));
     add_residual(layer.post_attention_norm, projected);
     return BD_OK;
   }
 
-  int feedforward(const Layer& layer) {
+  int feedforward(const Layer& layer, const Upcoming& next) {
     const int64_t n = model_.intermediate_size;
     const int64_t width = layer.has_gate ? 2 * n : n;
     float* const gate_up = reserve(w_.gate_up, tokens_ * width);
     BD_RETURN_IF_ERROR(project(layer.gate_up.data(), layer.gate_up.size(), &layer.pre_feedforward_norm, h_,
-                               model_.hidden_size, gate_up, width));
+                               model_.hidden_size, gate_up, width, upcoming(&layer.down, 1)));
     float* const inner = reserve(w_.inner, tokens_ * n);
     for_tokens(tokens_, 4 * n, [&](int64_t t) {
       const float* const row = gate_up + t * width;
       floats_.activate(model_.activation, layer.has_gate ? row : nullptr, layer.has_gate ? row + n : row, n, inner + t * n);
     });
     float* const projected = reserve(w_.projected, tokens_ * model_.hidden_size);
-    BD_RETURN_IF_ERROR(project(&layer.down, 1, nullptr, inner, n, projected, model_.hidden_size));
+    BD_RETURN_IF_ERROR(project(&layer.down, 1, nullptr, inner, n, projected, model_.hidden_size, next));
     add_residual(layer.post_feedforward_norm, projected);
     return BD_OK;
   }

@@ -289,6 +289,12 @@ inline void mix_columns(const AttendTask& task, int64_t first, int64_t last, con
   }
 }
 
+// Asks for memory that will be read soon.
+inline void prefetch_bytes(const void* start, int64_t bytes) {
+  const char* const p = static_cast<const char*>(start);
+  for (int64_t i = 0; i < bytes; i += BD_ALIGNMENT) __builtin_prefetch(p + i);
+}
+
 template <class T, int R>
 void attend_rows(const AttendTask& task, int row) {
   typedef typename T::Storage Storage;
@@ -305,6 +311,11 @@ void attend_rows(const AttendTask& task, int row) {
     constexpr int kBlocks = kPagePositions / kKeyBlock;
     const Storage* keys = reinterpret_cast<const Storage*>(task.pages[block / kBlocks] + task.key_offset) +
                           block % kBlocks * task.head_dim * kKeyBlock;
+    // Keys and values were last used a whole pass over the weights ago: they come from far away.
+    const int64_t key_bytes = task.head_dim * kKeyBlock * static_cast<int64_t>(sizeof(Storage));
+    if (block % kBlocks != kBlocks - 1) prefetch_bytes(keys + task.head_dim * kKeyBlock, key_bytes);
+    const int64_t value_bytes = kKeyBlock * round_up(task.head_dim, kLanes) * static_cast<int64_t>(sizeof(Storage));
+    prefetch_bytes(task.pages[block / kBlocks] + task.value_offset + block % kBlocks * value_bytes, value_bytes);
     Floats s[R];
     score_block<T, R>(task.q + row, keys, task.head_dim, s);
 #pragma GCC unroll 8

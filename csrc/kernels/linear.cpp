@@ -20,6 +20,10 @@ constexpr int64_t kMaxTaskBytes = 256 * 1024;
 constexpr int64_t kMinTaskBytes = 16 * 1024;
 constexpr int64_t kMaxTaskPanels = 16;
 
+// How much of the next product's weights a thread asks for when it has done its part of this one.
+constexpr int64_t kAheadBytes = 32 * 1024;
+
+// A matrix times a batch of activations.
 struct Product {
   const Kernels* kernels;
   const Matrix* matrix;
@@ -69,62 +73,102 @@ struct Product {
   }
 };
 
-// The panels of all parts, one after another, divided among threads.
-void run(const Product* parts, int part_count, int64_t blocks) {
+// The panels of some matrices, one after another, divided among threads.
+struct Plan {
+  int64_t panels;  // of a task; the last may have fewer
+  int64_t tasks;
+
+  Plan(int64_t all_panels, int64_t largest_panel, int64_t blocks) {
+    panels = div_up(all_panels, num_threads() * kTasksPerThread);
+    if (blocks > 1) {
+      const int64_t fitting = kMaxTaskBytes / largest_panel;
+      if (panels > fitting) panels = fitting;
+      if (panels > kMaxTaskPanels) panels = kMaxTaskPanels;
+    } else {
+      const int64_t share = div_up(all_panels, num_threads());
+      const int64_t stream = div_up(kStreamBytes, largest_panel);
+      if (panels < stream) panels = stream < share ? stream : share;
+      if (panels * largest_panel < kMinTaskBytes) panels = div_up(kMinTaskBytes, largest_panel);
+    }
+    if (panels < 1) panels = 1;
+    tasks = div_up(all_panels, panels);
+  }
+};
+
+Plan plan(const Matrix* const* matrices, int count, int64_t blocks) {
   int64_t all_panels = 0, largest_panel = 1;
-  for (int i = 0; i < part_count; ++i) {
-    all_panels += parts[i].matrix->panels;
-    if (parts[i].matrix->panel_bytes > largest_panel) largest_panel = parts[i].matrix->panel_bytes;
+  for (int i = 0; i < count; ++i) {
+    all_panels += matrices[i]->panels;
+    if (matrices[i]->panel_bytes > largest_panel) largest_panel = matrices[i]->panel_bytes;
   }
-  const int64_t tasks_wanted = num_threads() * kTasksPerThread;
-  int64_t panels = div_up(all_panels, tasks_wanted);
-  if (blocks > 1) {
-    const int64_t fitting = kMaxTaskBytes / largest_panel;
-    if (panels > fitting) panels = fitting;
-    if (panels > kMaxTaskPanels) panels = kMaxTaskPanels;
-  } else {
-    const int64_t share = div_up(all_panels, num_threads());
-    const int64_t stream = div_up(kStreamBytes, largest_panel);
-    if (panels < stream) panels = stream < share ? stream : share;
-    if (panels * largest_panel < kMinTaskBytes) panels = div_up(kMinTaskBytes, largest_panel);
+  return Plan(all_panels, largest_panel, blocks);
+}
+
+// body(i, first, count): panels [first, first + count) of matrix i, for all that [first_panel, last_panel) covers.
+template <typename F>
+void for_panels(const Matrix* const* matrices, int count, int64_t first_panel, int64_t last_panel, F&& body) {
+  for (int i = 0; i < count && last_panel > 0; ++i) {
+    const int64_t of_matrix = matrices[i]->panels;
+    const int64_t end = last_panel < of_matrix ? last_panel : of_matrix;
+    if (first_panel < end) body(i, first_panel, end - first_panel);
+    first_panel = first_panel > of_matrix ? first_panel - of_matrix : 0;
+    last_panel -= of_matrix;
   }
-  if (panels < 1) panels = 1;
-  const int64_t panel_tasks = div_up(all_panels, panels);
+}
+
+// Asks for the start of what a task of the next product will read.
+void prefetch_task(const Upcoming& next, int64_t task) {
+  const Plan division = plan(next.matrices, next.count, 1);
+  if (task >= division.tasks) return;
+  int64_t left = kAheadBytes;
+  for_panels(next.matrices, next.count, task * division.panels, (task + 1) * division.panels,
+             [&](int i, int64_t first, int64_t count) {
+               const Matrix& matrix = *next.matrices[i];
+               const uint8_t* const start = matrix.panel_data + first * matrix.panel_bytes;
+               const int64_t bytes = count * matrix.panel_bytes < left ? count * matrix.panel_bytes : left;
+               for (int64_t at = 0; at < bytes; at += kVectorBytes) __builtin_prefetch(start + at, 0, 2);
+               left -= bytes;
+             });
+}
+
+void run(const Product* products, const Matrix* const* matrices, int count, int64_t blocks, const Upcoming& next) {
+  const Plan division = plan(matrices, count, blocks);
   // Where panels are few for the threads, the tokens are divided as well.
-  int64_t token_tasks = num_threads() > 1 && panel_tasks < tasks_wanted ? div_up(tasks_wanted, panel_tasks) : 1;
+  const int64_t tasks_wanted = num_threads() * kTasksPerThread;
+  int64_t token_tasks = num_threads() > 1 && division.tasks < tasks_wanted ? div_up(tasks_wanted, division.tasks) : 1;
   if (token_tasks > blocks) token_tasks = blocks;
   const int64_t blocks_of_task = div_up(blocks, token_tasks);
-  parallel_for(panel_tasks * token_tasks, [&](int64_t task) {
+  const int64_t tasks = division.tasks * token_tasks;
+  parallel_for(tasks, [&](int64_t task) {
     const int64_t start = task % token_tasks * blocks_of_task;
     const int64_t stop = start + blocks_of_task < blocks ? start + blocks_of_task : blocks;
-    int64_t first = task / token_tasks * panels;
-    int64_t last = first + panels;
-    for (int i = 0; i < part_count && last > 0; ++i) {
-      const int64_t of_part = parts[i].matrix->panels;
-      const int64_t end = last < of_part ? last : of_part;
-      if (first < end) parts[i].run(first, end - first, start, stop);
-      first = first > of_part ? first - of_part : 0;
-      last -= of_part;
-    }
+    const int64_t first = task / token_tasks * division.panels;
+    for_panels(matrices, count, first, first + division.panels, [&](int i, int64_t first_panel, int64_t panels) {
+      products[i].run(first_panel, panels, start, stop);
+    });
+    // The last task of each thread, if they take turns.
+    if (next.count > 0 && task + num_threads() >= tasks) prefetch_task(next, task + num_threads() - tasks);
   });
 }
 
 }  // namespace
 
-int multiply(const Kernels& kernels, const MultiplyPart* parts, int count, QuantizedActivations& x) {
+int multiply(const Kernels& kernels, const MultiplyPart* parts, int count, QuantizedActivations& x, const Upcoming& next) {
   if (count < 1 || count > kMaxParts) return BD_ERROR_ARGUMENT;
   Product products[kMaxParts];
+  const Matrix* matrices[kMaxParts];
   for (int i = 0; i < count; ++i) {
     // The sums of one group size at a time are kept: parts that differ in it are multiplied one by one.
     if (parts[i].matrix->group_size != parts[0].matrix->group_size) {
       BD_RETURN_IF_ERROR(multiply(kernels, parts, i, x));
-      return multiply(kernels, parts + i, count - i, x);
+      return multiply(kernels, parts + i, count - i, x, next);
     }
     const int32_t* group_sums = x.group_sums(parts[i].matrix->group_size);
     if (group_sums == nullptr) return BD_ERROR_OUT_OF_MEMORY;
     products[i] = {&kernels, parts[i].matrix, &x, &parts[i].output, group_sums};
+    matrices[i] = parts[i].matrix;
   }
-  run(products, count, x.blocks());
+  run(products, matrices, count, x.blocks(), next);
   return BD_OK;
 }
 

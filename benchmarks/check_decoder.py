@@ -1,0 +1,156 @@
+"""Whether the native decoder answers as the online student in torch does.
+
+    python benchmarks/check_decoder.py --model FOLDER [--output FILE]
+
+FOLDER holds a full-precision model, which is ternarised as it is, or an online student. Compared are the logits of all positions of
+20 prompts, and greedy continuations of 128 tokens: one by one, in padded batches of 8, and after the rows of a cache were exchanged.
+Embedding, head, keys and values are float32 here, so that differences come from the order of float32 sums alone: such a difference can carry an
+activation over the rounding boundary of its int8 value. Where a continuation differs, the lead that torch's choice had is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_bitdistill import BitNetConfig
+from hf_bitdistill.environment import describe_environment
+
+
+PROMPTS = [
+    "The harbour was quiet that morning, and",
+    "To compile the program you need",
+    "Water boils at a lower temperature when",
+    "She opened the letter slowly because",
+    "The three largest cities of the country are",
+    "A good recipe for bread begins with",
+    "In 1969 two men walked on",
+    "The doctor said that the results",
+    "Once upon a time, in a small village,",
+    "The main difference between a list and a tuple is",
+    "Birds fly south in winter because",
+    "He had never seen so many books, so",
+    "If you multiply seven by eight, you get",
+    "The museum is open every day except",
+    "My favourite season is autumn, since",
+    "The engine started, coughed twice and",
+    "Light travels faster than sound, which is why",
+    "Dear Sir or Madam, I am writing to",
+    "The committee decided to postpone",
+    "Under the old bridge there was",
+]
+
+
+def greedy(model, ids: torch.Tensor, mask: torch.Tensor, new_tokens: int, pad: int) -> torch.Tensor:
+    output = model.generate(
+        ids, attention_mask=mask, do_sample=False, min_new_tokens=new_tokens, max_new_tokens=new_tokens, pad_token_id=pad
+    )
+    return output[:, ids.shape[1] :]
+
+
+def lead(model, ids: torch.Tensor, continuation: torch.Tensor, step: int) -> float:
+    """By how much the logit of the token chosen at `step` leads the next one."""
+    logits = model(torch.cat([ids, continuation[None, :step]], dim=1)).logits[0, -1]
+    best = logits.topk(2).values
+    return (best[0] - best[1]).item()
+
+
+@torch.inference_mode()
+def main() -> None:
+    from optimum.bitnet import BitNetModelForCausalLM
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--new_tokens", type=int, default=128)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    tokenizer.pad_token_id = pad
+    torch_model = AutoModelForCausalLM.from_pretrained(
+        args.model, quantization_config=BitNetConfig(), dtype=torch.float32
+    ).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        torch_model.save_pretrained(folder)
+        native = BitNetModelForCausalLM.from_pretrained(folder, export=True, head_bits=32, kv_dtype="float32")
+    if native.backend != "native":
+        raise SystemExit(f"the native decoder is not in use: {native.backend}")
+
+    worst, size, equal_argmax, positions = 0.0, 0.0, 0, 0
+    singles, differing = [], []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        mask = torch.ones_like(ids)
+        expected, got = torch_model(ids).logits, native(ids, attention_mask=mask).logits
+        worst = max(worst, (expected - got).abs().max().item())
+        size = max(size, expected.abs().max().item())
+        equal_argmax += (expected.argmax(-1) == got.argmax(-1)).sum().item()
+        positions += ids.shape[1]
+        wanted = greedy(torch_model, ids, mask, args.new_tokens, pad)[0]
+        singles.append(wanted)
+        found = greedy(native, ids, mask, args.new_tokens, pad)[0]
+        if not torch.equal(wanted, found):
+            step = int((wanted != found).nonzero()[0])
+            differing.append({"prompt": prompt, "token": step, "lead": lead(torch_model, ids, wanted, step)})
+
+    batch_differing = []
+    for start in range(0, len(PROMPTS), 8):
+        batch = tokenizer(PROMPTS[start : start + 8], return_tensors="pt", padding=True)
+        found = greedy(native, batch.input_ids, batch.attention_mask, args.new_tokens, pad)
+        for row, (ids, wanted) in enumerate(zip(found, singles[start : start + 8], strict=True)):
+            if not torch.equal(ids, wanted):
+                step = int((wanted != ids).nonzero()[0])
+                prompt = tokenizer(PROMPTS[start + row], return_tensors="pt").input_ids
+                batch_differing.append(
+                    {"prompt": PROMPTS[start + row], "token": step, "lead": lead(torch_model, prompt, wanted, step)}
+                )
+
+    # Rows exchanged in the middle must go on as what they became.
+    batch = tokenizer(PROMPTS[:4], return_tensors="pt", padding=True)
+    order = torch.tensor([2, 0, 3, 1])
+    output = native(**batch, use_cache=True)
+    cache = output.past_key_values
+    cache.reorder_cache(order)
+    tokens = output.logits[:, -1].argmax(-1)[order]
+    straight = native(**batch, use_cache=True)
+    next_straight = native(
+        straight.logits[:, -1].argmax(-1)[:, None],
+        attention_mask=torch.nn.functional.pad(batch.attention_mask, (0, 1), value=1),
+        past_key_values=straight.past_key_values,
+    ).logits[order]
+    exchanged = native(
+        tokens[:, None],
+        attention_mask=torch.nn.functional.pad(batch.attention_mask, (0, 1), value=1)[order],
+        past_key_values=cache,
+    ).logits
+
+    result = {
+        "model": args.model.name,
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "environment": describe_environment(),
+        "prompts": len(PROMPTS),
+        "largest_logit": size,
+        "largest_logit_difference": worst,
+        "positions": positions,
+        "positions_with_equal_argmax": equal_argmax,
+        "new_tokens": args.new_tokens,
+        "equal_continuations": len(PROMPTS) - len(differing),
+        "differing": differing,
+        "equal_continuations_in_batches_of_8": len(PROMPTS) - len(batch_differing),
+        "differing_in_batches": batch_differing,
+        "reorder_largest_difference": (next_straight - exchanged).abs().max().item(),
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.output:
+        args.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

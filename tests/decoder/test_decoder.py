@@ -9,8 +9,7 @@ from architectures import random_tokens
 from hf_bitdistill.decoder import ContextLengthError, load_decoder
 from hf_bitdistill.decoder import decoder as decoder_module
 from hf_bitdistill.decoder.families import FAMILIES
-from students import assert_close, open_student
-from test_families import VARIANTS
+from students import VARIANTS, assert_close, open_student
 
 
 pytestmark = pytest.mark.usefixtures("native_decoder")
@@ -147,7 +146,7 @@ def test_a_failure_leaves_the_sequences_as_they_were(saved, monkeypatch):
 def test_several_threads_and_two_models(saved):
     loaded = []
     for model_type in ("llama", "gemma2"):
-        student, folder = saved(model_type)
+        _, folder = saved(model_type)
         tokens = random_tokens(1, 20)
         decoder = load_decoder(open_student(folder), head_bits=32, kv_dtype="float32", num_threads=2)
         loaded.append((decoder, tokens[0], run(decoder, decoder.new_cache(1), [tokens[0]])[0]))

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
+from test_generation import prompts
 
 from architectures import random_tokens
 from optimum.bitnet import BitNetCache
 from students import assert_close
-from test_generation import prompts
 
 
 pytestmark = pytest.mark.usefixtures("native_decoder")

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -116,6 +118,23 @@ class Student:
         for name in self.model.state_dict():
             if name not in inner and not (name in tied and name not in self.files.headers):
                 yield name, self.files.read(name).clone()
+
+    def save(self, folder: Path, max_shard_size: str = "50GB") -> None:
+        """Write the offline checkpoint of this student: weights and `config.json`.
+
+        Raises:
+            ValueError: `folder` is the one it is read from.
+            CheckpointError: a layer's content is damaged; nothing was written.
+        """
+        if folder.resolve() in {Path(header.file).parent.resolve() for header in self.files.headers.values()}:
+            raise ValueError(f"{folder} is the folder this model is read from; save it to another one.")
+        try:
+            tensors = dict(self.offline_tensors())
+        finally:
+            self.files.close()
+        folder.mkdir(parents=True, exist_ok=True)
+        save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size, metadata={"format": "pt"})
+        self.config.save_pretrained(folder)
 
 
 def _read_quantization(config: PreTrainedConfig) -> tuple[BitNetConfig, BitNetQuantConfig | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, save_torch_state_dict
+from huggingface_hub import HfApi
 from optimum.modeling_base import OptimizedModel
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, http_user_agent
@@ -154,7 +154,7 @@ class BitNetModel(OptimizedModel):
         unknown = sorted(set(hub) - set(_HUB_OPTIONS))
         if unknown:
             raise TypeError(f"{cls.__name__}.from_pretrained got unknown options: {', '.join(unknown)}.")
-        student = Student(config, _safetensors(model_id, hub), cls.head)
+        student = Student(config, find_safetensors(model_id, hub), cls.head)
         if student.needs_export and not may_export:
             raise NotAStudentError(f"{model_id} is not packed yet: load it with export=True, which packs it.")
         try:
@@ -209,16 +209,8 @@ class BitNetModel(OptimizedModel):
             self.push_to_hub(folder, kwargs.pop("repo_id", folder.name), **kwargs)
 
     def _save_pretrained(self, save_directory: Path, max_shard_size: str = "50GB") -> None:
-        sources = {Path(header.file).parent.resolve() for header in self._student.files.headers.values()}
-        if save_directory.resolve() in sources:
-            raise ValueError(f"{save_directory} is the folder this model was loaded from; save it to another one.")
         # Read from the files again: what is in memory may have fewer bits (head_bits).
-        try:
-            tensors = dict(self._student.offline_tensors())
-        finally:
-            self._student.files.close()
-        save_torch_state_dict(tensors, save_directory, max_shard_size=max_shard_size, metadata={"format": "pt"})
-        self._save_config(save_directory)
+        self._student.save(save_directory, max_shard_size)
 
     def push_to_hub(
         self,
@@ -245,7 +237,7 @@ class BitNetModel(OptimizedModel):
         return student_config(self.model) if is_student(self.model) else None
 
 
-def _safetensors(model_id: str, hub: dict[str, Any]) -> list[str]:
+def find_safetensors(model_id: str, hub: dict[str, Any]) -> list[str]:
     """The weight files of a model, downloaded if need be.
 
     Raises:

@@ -30,7 +30,7 @@ def test_padding_takes_no_part(pair, side, model_type):
 
 @torch.no_grad()
 def test_columns_kept(pair):
-    packed, native = pair()
+    _, native = pair()
     tokens, mask = prompts("left")
     every = native(tokens, attention_mask=mask).logits
     for keep in (1, 3, 20, torch.tensor([8, 2]), torch.tensor([-1])):
@@ -57,7 +57,7 @@ def test_loss_and_tuples(pair):
 
 @torch.no_grad()
 def test_a_cache_remembers_padding(pair):
-    packed, native = pair()
+    _, native = pair()
     tokens, mask = prompts("right")
     more = random_tokens(2, 4, seed=3)
     whole, full_mask = torch.cat([tokens, more], 1), torch.cat([mask, torch.ones_like(more)], 1)

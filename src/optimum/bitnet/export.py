@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from optimum.exporters.base import ExportConfig
+from optimum.exporters.base import ExporterConfig
 from optimum.exporters.tasks import TasksManager
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
@@ -23,12 +23,20 @@ TASKS = {"text-generation": "causal_lm", "text-classification": "sequence_classi
 register_tasks_manager_bitnet = TasksManager.create_register("bitnet")
 
 
-class BitNetExportConfig(ExportConfig):
-    """What is exported: a model type and a task. There is nothing to trace, so no dummy inputs."""
+class BitNetExportConfig(ExporterConfig):
+    """What is exported: a model type and a task. Nothing is traced, so there are no dummy inputs."""
 
-    def __init__(self, config: Any, task: str = "text-generation", **kwargs: Any):
+    SUPPORTS_PAST = True
+
+    def __init__(self, config: Any, task: str = "text-generation", use_past: bool = False, **kwargs: Any):
         self.config = config
         self.task = task
+        self.use_past = use_past
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        axes = {0: "batch_size", 1: "sequence_length"}
+        return {"input_ids": axes, "attention_mask": axes}
 
 
 for _model_type in FAMILIES:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from optimum.exporters.tasks import TasksManager
@@ -84,3 +85,10 @@ def test_registration_imports_nothing_heavy():
         times.append(float(out[0]))
         time.sleep(0.05)
     assert min(times) < 0.1, times
+
+
+def test_optimum_stays_a_namespace():
+    """An `__init__.py` of ours would hide the installed optimum."""
+    source = Path(__file__).resolve().parents[2] / "src" / "optimum"
+    for folder in (source, source / "commands", source / "commands" / "register"):
+        assert folder.is_dir() and not (folder / "__init__.py").exists()

@@ -12,7 +12,7 @@ from ..checkpoint import TensorHeader
 
 
 # A memory-mapped page counts as memory of the process until the file is closed, so it is opened again now and then.
-_BYTES_BEFORE_REOPENING = 48 << 20
+_BYTES_BEFORE_REOPENING = 16 << 20
 
 
 class TensorFiles:
@@ -53,11 +53,11 @@ class TensorFiles:
         """A matrix in pieces `(first row, rows)`, in the file's dtype.
 
         Args:
-            count: rows a piece; default: about 16 MB.
+            count: rows a piece; default: about 4 MB of float32.
         """
         header = self.headers[name]
         width = torch.Size(header.shape[1:]).numel() * 4
-        count = count or max(1, (16 << 20) // width)
+        count = count or max(1, (4 << 20) // width)
         for start in range(0, header.shape[0], count):
             stop = min(start + count, header.shape[0])
             yield start, self._open(header.file, (stop - start) * width).get_slice(header.key)[start:stop]

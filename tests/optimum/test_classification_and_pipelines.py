@@ -50,7 +50,13 @@ def test_pipelines(tmp_path, classifier, tiny_tokenizer, caplog):
     pack(make_student(vocab_size=384)).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     options = {"max_new_tokens": 4, "do_sample": False}
-    ours = pipeline("text-generation", folder, model_kwargs={"head_bits": 32})
+    logger = transformers.utils.logging.get_logger("transformers.pipelines.base")
+    logger.addHandler(caplog.handler)
+    try:
+        ours = pipeline("text-generation", folder, model_kwargs={"head_bits": 32})
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not any("is not supported" in record.message for record in caplog.records)
     first = ours("the little robot", **options)
     model = BitNetModelForCausalLM.from_pretrained(folder, head_bits=32)
     other = transformers.pipeline("text-generation", model=model, tokenizer=tiny_tokenizer)

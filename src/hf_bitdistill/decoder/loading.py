@@ -68,8 +68,8 @@ def load_decoder(
     """
     if head_bits not in HEAD_BITS:
         raise ValueError(f"head_bits={head_bits!r} is not supported; choose one of {HEAD_BITS}.")
-    load_library()
     spec = describe(student.model)
+    load_library()  # before anything is read
     try:
         return NativeDecoder(spec, StudentWeights(student, head_bits), kv_dtype, num_threads)
     finally:

@@ -145,15 +145,23 @@ def check_packed_layers(model: nn.Module, headers: dict[str, TensorHeader] | Non
         CheckpointError: code 3, a constant matrix, a scale that is not finite and positive.
     """
     for name, module in model.named_modules():
-        if not isinstance(module, TernaryLinear) or module.weight.device.type == "meta":
-            continue  # a disk-offloaded layer has nothing in memory to check
-        try:
-            module.check()
-        except PackedWeightError as error:
-            tensor, _, problem = str(error).partition(" ")
-            header = (headers or {}).get(f"{name}.{tensor}")
-            where = f"{header.file}: tensor {header.key!r}" if header else f"tensor '{name}.{tensor}'"
-            raise CheckpointError(f"{where} {problem}.") from None
+        if isinstance(module, TernaryLinear) and module.weight.device.type != "meta":
+            check_packed_layer(name, module, headers)  # (a disk-offloaded layer has nothing in memory to check)
+
+
+def check_packed_layer(name: str, layer: TernaryLinear, headers: dict[str, TensorHeader] | None = None) -> None:
+    """Check the content of the packed layer `name`.
+
+    Raises:
+        CheckpointError: code 3, a constant matrix, a scale that is not finite and positive.
+    """
+    try:
+        layer.check()
+    except PackedWeightError as error:
+        tensor, _, problem = str(error).partition(" ")
+        header = (headers or {}).get(f"{name}.{tensor}")
+        where = f"{header.file}: tensor {header.key!r}" if header else f"tensor '{name}.{tensor}'"
+        raise CheckpointError(f"{where} {problem}.") from None
 
 
 def safetensors_files(checkpoint_files: Iterable[str | Path] | None) -> list[str]:

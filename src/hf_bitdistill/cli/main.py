@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 # Command -> what the overview says. The module of the same name in this package has `run(argv, prog)`.
@@ -15,6 +15,7 @@ COMMANDS = {
     "distill": "distil a teacher into a ternary student on a task",
     "pack": "pack a trained student into 2 bits a weight",
     "evaluate": "measure a model on a task, or its perplexity on a text",
+    "benchmark": "speed, memory and size of a packed model on this CPU, against other systems",
     "env": "what is installed, and what computes",
 }
 
@@ -54,10 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_command(command: str, argv: Sequence[str], prog: str) -> int:
     """Run one command with its own arguments. `prog` is how its messages call it."""
     module = importlib.import_module(f".{command}", __package__)
+    return explain_errors(lambda: module.run(list(argv), prog), prog)
+
+
+def explain_errors(run: Callable[[], None], prog: str) -> int:
+    """Run something; what a user can cause becomes one line on stderr. Returns the exit status."""
     from safetensors import SafetensorError
 
     try:
-        module.run(list(argv), prog)
+        run()
     except (
         SafetensorError,
         ValueError,

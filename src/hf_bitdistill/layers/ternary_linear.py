@@ -114,7 +114,7 @@ class TernaryLinear(nn.Module):
             norm = self.rms_norm
             return packed_linear(
                 x,
-                self._kernel_weight(),
+                self.kernel_weight(),
                 self.out_features,
                 self.bias,
                 None if norm is None else norm.weight,
@@ -136,7 +136,7 @@ class TernaryLinear(nn.Module):
             return False
         return not torch.is_autocast_enabled("cpu") and self.in_features <= MAX_COLUMNS
 
-    def _kernel_weight(self) -> Tensor:
+    def kernel_weight(self) -> Tensor:
         """The weight in the layout of the kernels, made on first use."""
         if self._packed_for_kernels is None:
             self._packed_for_kernels = ternary_pack(

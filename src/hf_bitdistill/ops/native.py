@@ -112,6 +112,26 @@ class NativeLibrary:
         self._threads = 0
         self.isa  # noqa: B018 - fails now rather than in the first product
 
+    def declare(self, signatures: dict[str, list]) -> None:
+        """Add functions, for [`call`] and [`size`]: `bd_name` -> types of its arguments.
+
+        Raises:
+            NativeLibraryError: the library has no such function.
+        """
+        for name, arguments in signatures.items():
+            try:
+                function = getattr(self._library, name)
+            except AttributeError:
+                raise NativeLibraryError(
+                    f"{self.path} has no function {name}: it was built from older sources, build it again"
+                ) from None
+            function.argtypes, function.restype = arguments, c_int
+            self._functions[name] = function
+
+    def status(self, name: str, *args) -> int:
+        """Call `bd_<name>` and leave its status to the caller."""
+        return self._functions[f"bd_{name}"](*args)
+
     def check(self, status: int, what: str) -> None:
         """Raise for a status that is not success."""
         if status != 0:

@@ -81,19 +81,40 @@ def check_packed_weight(packed: Tensor, rows: int, columns: int) -> None:
         PackedWeightError: wrong dtype or shape, code 3 in a field, or all weights equal.
     """
     _check_storage(packed, rows, columns)
-    threes = packed & (packed >> 1) & _LOW_BITS
-    if threes.any():
-        row, column = (threes != 0).nonzero()[0].tolist()
+    if _has_code_three(packed):
+        row, column = (_threes(packed) != 0).nonzero()[0].tolist()
         raise PackedWeightError(f"holds the invalid code 3 (first in byte [{row}, {column}])")
-    stride = packed.shape[0]
     first = packed[0, 0] & 0b11
-    constant = all(
-        bool(((packed[: min(stride, rows - k * stride)] >> (2 * k)) & 0b11 == first).all())
+    # Almost always the first rows tell already.
+    constant = _is_constant(packed[:1], 1, first) and _is_constant(packed, rows, first)
+    if constant and (first == 1 or rows * columns >= _MIN_WEIGHTS_FOR_CONSTANT_CHECK):
+        raise PackedWeightError(f"is constant: every weight is {int(first) - 1}")
+
+
+def _threes(packed: Tensor) -> Tensor:
+    """Not zero where a byte, or an integer of bytes, holds code 3."""
+    low_bits = int.from_bytes(bytes([_LOW_BITS] * packed.element_size()), "little")
+    return packed & (packed >> 1) & low_bits
+
+
+def _has_code_three(packed: Tensor) -> bool:
+    flat = packed.reshape(-1)
+    whole = flat.numel() // 8 * 8
+    if flat.device.type != "cpu" or whole == 0:
+        return bool(_threes(flat).any())
+    # Eight bytes at a time; torch shifts bytes one by one. No bit comes from another byte: bit 0 alone moves there.
+    words = flat[:whole] if flat.storage_offset() % 8 == 0 else flat[:whole].clone()
+    return bool(_threes(words.view(torch.int64)).any()) or bool(_threes(flat[whole:]).any())
+
+
+def _is_constant(packed: Tensor, rows: int, code: Tensor) -> bool:
+    """Whether all codes of the first `rows` rows are `code`."""
+    stride = packed.shape[0]
+    return all(
+        bool(((packed[: min(stride, rows - k * stride)] >> (2 * k)) & 0b11 == code).all())
         for k in range(VALUES_PER_BYTE)
         if rows > k * stride
     )
-    if constant and (first == 1 or rows * columns >= _MIN_WEIGHTS_FOR_CONSTANT_CHECK):
-        raise PackedWeightError(f"is constant: every weight is {int(first) - 1}")
 
 
 def check_weight_scale(weight_scale: Tensor, shape: tuple[int, ...]) -> None:

@@ -1,0 +1,49 @@
+"""`bitdistill benchmark`: decode and prefill speed, time to first token, load time, file size and peak memory of a
+ternary model on this CPU, against its full-precision model and llama.cpp. Each system runs in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+
+def run(argv: list[str], prog: str) -> None:
+    from ..benchmark import System, format_table, measure, save_plot
+    from ..environment import describe_environment
+    from .models import check_path
+
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser.add_argument("model", help="folder or Hub id of a ternary model")
+    parser.add_argument("--baseline", help="folder or Hub id of a full-precision model to compare with")
+    parser.add_argument("--baseline_dtype", default="auto", choices=["auto", "bfloat16", "float32"])
+    parser.add_argument("--gguf", type=Path, help="GGUF file to compare with, in llama.cpp (needs llama-cpp-python)")
+    parser.add_argument("--prompt_tokens", type=int, default=128, help="length of the prompt (default: 128)")
+    parser.add_argument("--new_tokens", type=int, default=32, help="length of the continuation (default: 32)")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements, of which the best counts (default: 3)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--head_bits", type=int, default=16, choices=[32, 16, 8, 4], help="embedding and output head")
+    parser.add_argument("--output_file", type=Path, help="also write the result here, as JSON")
+    parser.add_argument("--plot", type=Path, help="also draw it, as PNG")
+    options = parser.parse_args(argv)
+    for name in ("prompt_tokens", "new_tokens", "repeats", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, not {value}")
+    if options.gguf is not None and not options.gguf.is_file():
+        raise FileNotFoundError(f"there is no GGUF file {options.gguf}")
+
+    common = {name: getattr(options, name) for name in ("prompt_tokens", "new_tokens", "repeats", "threads")}
+    systems = [System("native", check_path(options.model), head_bits=options.head_bits, **common)]
+    if options.baseline is not None:
+        systems.append(System("transformers", check_path(options.baseline), dtype=options.baseline_dtype, **common))
+    if options.gguf is not None:
+        systems.append(System("llama.cpp", str(options.gguf), **common))
+    measurements = [measure(system) for system in systems]
+    print(format_table(measurements))
+    if options.output_file is not None:
+        result = {"environment": describe_environment(), "measurements": [asdict(m) for m in measurements]}
+        options.output_file.write_text(json.dumps(result, indent=2) + "\n")
+    if options.plot is not None:
+        save_plot(measurements, options.plot)

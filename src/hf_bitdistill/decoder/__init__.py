@@ -1,0 +1,22 @@
+"""The native decoder: a whole student in the C++ library, from a checkpoint's files to logits."""
+
+from .decoder import ContextLengthError, NativeCache, NativeDecoder
+from .families import DecoderSpec, UnsupportedModelError, describe
+from .loading import StudentWeights, load_decoder
+from .students import NotAStudentError, Student
+from .tables import HEAD_BITS
+
+
+__all__ = [
+    "HEAD_BITS",
+    "ContextLengthError",
+    "DecoderSpec",
+    "NativeCache",
+    "NativeDecoder",
+    "NotAStudentError",
+    "Student",
+    "StudentWeights",
+    "UnsupportedModelError",
+    "describe",
+    "load_decoder",
+]

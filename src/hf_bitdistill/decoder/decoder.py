@@ -1,0 +1,311 @@
+"""`NativeDecoder`: a whole decoder in the native library, over ragged batches of tokens."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..ops import native as ops_native
+from . import native
+from .families import DecoderSpec, Layer, Norm, Projection, UnsupportedModelError
+from .tables import Table
+
+
+CHUNK = 512
+"""Tokens a call of the library: between calls Python sees a KeyboardInterrupt."""
+
+_KV_DTYPES = {"float32": native.KV_FLOAT32, "float16": native.KV_FLOAT16}
+
+
+class ContextLengthError(ValueError):
+    """A sequence would grow beyond the model's `max_position_embeddings`."""
+
+
+@dataclass(frozen=True)
+class LoadedProjection:
+    """Packed weight (1-dimensional uint8), float32 bias, float32 weight and epsilon of the norm in front."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    norm_weight: Tensor | None = None
+    norm_eps: float = 0.0
+
+
+class Weights(Protocol):
+    """Gives the parts that a [`DecoderSpec`] names."""
+
+    def norm(self, norm: Norm) -> Tensor:
+        """Its weight, float32, offset added."""
+
+    def projection(self, projection: Projection) -> LoadedProjection:
+        """A ternary layer, packed for the kernels."""
+
+    def table(self, name: str) -> Table:
+        """Embedding or head. The same object for the same name."""
+
+
+class NativeCache:
+    """Keys and values of a number of sequences of one decoder."""
+
+    def __init__(self, decoder: NativeDecoder, sequences: int):
+        self._handle = native.CacheHandle(decoder._handle, sequences)
+
+    @property
+    def sequences(self) -> int:
+        return self._handle.sequences
+
+    @property
+    def lengths(self) -> list[int]:
+        """Positions that each sequence has."""
+        return self._handle.lengths
+
+    @property
+    def nbytes(self) -> int:
+        """Memory in use, in bytes."""
+        return self._handle.nbytes
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Keep the first `length` positions of a sequence."""
+        self._handle.truncate(sequence, length)
+
+    def reorder(self, source: Sequence[int]) -> None:
+        """Afterwards there are `len(source)` sequences, and number i holds what number `source[i]` held."""
+        self._handle.reorder(source)
+
+
+class NativeDecoder:
+    """A decoder in the native library. Immutable: any number of threads may use one, each with a cache of its own.
+
+    Args:
+        spec: what it consists of.
+        weights: where its parts come from; asked once for each.
+        kv_dtype: how keys and values are kept.
+        num_threads: threads of a call; default: those of torch.
+
+    Raises:
+        UnsupportedModelError: there is no native library, or it refuses the model.
+        ValueError: `kv_dtype` or `num_threads` has no meaning.
+    """
+
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        weights: Weights,
+        kv_dtype: Literal["float16", "float32"] = "float16",
+        num_threads: int | None = None,
+    ):
+        if kv_dtype not in _KV_DTYPES:
+            raise ValueError(f"kv_dtype={kv_dtype!r} is not supported; choose one of {tuple(_KV_DTYPES)}.")
+        if num_threads is not None and num_threads < 1:
+            raise ValueError(f"num_threads={num_threads} must be at least 1.")
+        self.spec = spec
+        self.num_threads = num_threads
+        self.kv_dtype = kv_dtype
+        self._library = load_library()
+        builder = _Builder(spec, weights)
+        config = builder.config(_KV_DTYPES[kv_dtype])
+        try:
+            self._handle = native.DecoderHandle(self._library, config, builder.borrowed)
+        except native.NativeLibraryError as error:
+            raise UnsupportedModelError(f"the native library refuses the model ({error})") from None
+        self.weight_bytes = sum(t.nbytes for t in builder.borrowed)
+
+    def new_cache(self, sequences: int) -> NativeCache:
+        """A cache of empty sequences."""
+        return NativeCache(self, sequences)
+
+    def forward(
+        self, cache: NativeCache, tokens: Tensor, sequences: Tensor, output_index: Tensor, hidden: bool = False
+    ) -> Tensor:
+        """Append tokens to sequences.
+
+        Args:
+            tokens: token ids, int64 `[n]`.
+            sequences: the sequence each is appended to, int64 `[n]`, not decreasing.
+            output_index: the tokens (indices into `tokens`, increasing) whose outputs are wanted, int64 `[m]`.
+            hidden: give hidden states (after the final norm) instead of logits.
+
+        Returns:
+            float32 `[m, vocab_size or hidden_size]`.
+
+        Raises:
+            ContextLengthError: a sequence would grow beyond `max_positions`; nothing was appended.
+            IndexError: a token id is out of range; nothing was appended.
+        """
+        width = self.spec.hidden_size if hidden else self.spec.vocab_size
+        out = torch.empty((output_index.numel(), width), dtype=torch.float32)
+        count = tokens.numel()
+        if count == 0:
+            return out
+        tokens, sequences, output_index = (t.to(torch.int64).contiguous() for t in (tokens, sequences, output_index))
+        lengths = cache.lengths
+        self._check_lengths(lengths, sequences)
+        if not hidden and self.spec.head is None:
+            raise ValueError("this decoder has no output head: ask for hidden states")
+        self._library.set_threads(self.num_threads or ops.num_threads())
+        starts = list(range(0, count, CHUNK))
+        bounds = torch.searchsorted(output_index, torch.tensor([*starts, count])).tolist()
+        output = native.OUTPUT_HIDDEN if hidden else native.OUTPUT_LOGITS
+        try:
+            for number, start in enumerate(starts):
+                size = min(CHUNK, count - start)
+                first, last = bounds[number], bounds[number + 1]
+                index = output_index[first:last] - start if start else output_index[first:last]
+                status = self._handle.forward(
+                    cache._handle,
+                    (tokens.data_ptr() + 8 * start, size),
+                    sequences.data_ptr() + 8 * start,
+                    (index.data_ptr(), last - first),
+                    output,
+                    (out.data_ptr() + 4 * width * first, (last - first) * width),
+                )
+                if status != 0:
+                    self._fail(status, tokens)
+        except BaseException:  # KeyboardInterrupt above all: the sequences are as before
+            for sequence, (before, after) in enumerate(zip(lengths, cache.lengths, strict=True)):
+                if after > before:
+                    cache.truncate(sequence, before)
+            raise
+        return out
+
+    def _check_lengths(self, lengths: list[int], sequences: Tensor) -> None:
+        limit = self.spec.max_positions
+        if max(lengths) + sequences.numel() <= limit:
+            return
+        for row, added in enumerate(torch.bincount(sequences, minlength=len(lengths)).tolist()):
+            if lengths[row] + added > limit:
+                raise ContextLengthError(
+                    f"sequence {row} would have {lengths[row] + added} tokens, but the model has "
+                    f"{limit} positions (max_position_embeddings): shorten the prompt or max_new_tokens."
+                )
+
+    def _fail(self, status: int, tokens: Tensor) -> None:
+        low, high = (int(bound) for bound in torch.aminmax(tokens))
+        if low < 0 or high >= self.spec.vocab_size:
+            token = low if low < 0 else high
+            raise IndexError(f"token id {token} is not in the vocabulary of {self.spec.vocab_size} tokens.")
+        self._library.check(status, "decoder_forward")
+
+
+def load_library() -> ops_native.NativeLibrary:
+    """The native library with its decoder functions.
+
+    Raises:
+        UnsupportedModelError: there is none, or it has no decoder.
+    """
+    library, reason = ops_native.load()
+    if library is None:
+        raise UnsupportedModelError(f"there is no native library ({reason})")
+    try:
+        native.declare_decoder(library)
+    except native.NativeLibraryError as error:
+        raise UnsupportedModelError(str(error)) from None
+    return library
+
+
+class _Builder:
+    """C structures of a decoder, and everything that must live as long as they are read (`_kept`) or used (`borrowed`)."""
+
+    def __init__(self, spec: DecoderSpec, weights: Weights):
+        self.spec, self.weights = spec, weights
+        self.borrowed: list[Tensor] = []
+        self._kept: list[object] = []
+
+    def _address(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        if not tensor.is_contiguous():
+            raise ValueError("a part of a decoder is not contiguous")
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+    def _norm_struct(self, weight: Tensor | None, eps: float) -> native.NormStruct:
+        return native.NormStruct(self._address(weight), 0 if weight is None else weight.numel(), eps)
+
+    def _norm(self, norm: Norm | None) -> native.NormStruct:
+        return native.NormStruct() if norm is None else self._norm_struct(self.weights.norm(norm), norm.eps)
+
+    def _projection(self, projection: Projection) -> native.ProjectionStruct:
+        loaded = self.weights.projection(projection)
+        self.borrowed.append(loaded.weight)
+        return native.ProjectionStruct(
+            loaded.weight.data_ptr(),
+            loaded.weight.numel(),
+            self._address(loaded.bias),
+            0 if loaded.bias is None else loaded.bias.numel(),
+            self._norm_struct(loaded.norm_weight, loaded.norm_eps),
+        )
+
+    def _layer(self, layer: Layer) -> native.LayerStruct:
+        struct = native.LayerStruct(
+            input_norm=self._norm(layer.input_norm),
+            post_attention_norm=self._norm(layer.post_attention_norm),
+            pre_feedforward_norm=self._norm(layer.pre_feedforward_norm),
+            post_feedforward_norm=self._norm(layer.post_feedforward_norm),
+            q_norm=self._norm(layer.q_norm),
+            k_norm=self._norm(layer.k_norm),
+            qkv_count=len(layer.qkv),
+            gate_up_count=len(layer.gate_up),
+            o=self._projection(layer.o),
+            down=self._projection(layer.down),
+            rope=layer.rope,
+            has_gate=1,
+            window=layer.window,
+        )
+        for index, projection in enumerate(layer.qkv):
+            struct.qkv[index] = self._projection(projection)
+        for index, projection in enumerate(layer.gate_up):
+            struct.gate_up[index] = self._projection(projection)
+        return struct
+
+    def _table(self, table: Table | None) -> native.TableStruct:
+        if table is None:
+            return native.TableStruct(native.TABLE_FLOAT32, None, 0)
+        if not any(table.data is tensor for tensor in self.borrowed):
+            self.borrowed.append(table.data)
+        return native.TableStruct(table.kind, table.data.data_ptr(), table.data.nbytes)
+
+    def config(self, kv_dtype: int) -> native.ConfigStruct:
+        spec = self.spec
+        # Tables first: packing one takes as much memory again for a moment.
+        embedding = self.weights.table(spec.embedding)
+        head = None if spec.head is None else self.weights.table(spec.head)
+        tables = self._table(embedding), self._table(head)
+        layers = (native.LayerStruct * len(spec.layers))(*(self._layer(layer) for layer in spec.layers))
+        ropes = (native.RopeStruct * len(spec.ropes))(
+            *(
+                native.RopeStruct(self._address(r.inv_freq), r.inv_freq.numel(), r.attention_scaling)
+                for r in spec.ropes
+            )
+        )
+        self._kept += [layers, ropes]
+        # transformers multiplies by the scale in the dtype of the embedding.
+        scale = torch.tensor(spec.embedding_scale, dtype=embedding.dtype).item()
+        return native.ConfigStruct(
+            vocab_size=spec.vocab_size,
+            hidden_size=spec.hidden_size,
+            intermediate_size=spec.intermediate_size,
+            head_dim=spec.head_dim,
+            max_positions=spec.max_positions,
+            heads=spec.heads,
+            kv_heads=spec.kv_heads,
+            layer_count=len(spec.layers),
+            rope_count=len(spec.ropes),
+            layers=ctypes.cast(layers, ctypes.POINTER(native.LayerStruct)),
+            ropes=ctypes.cast(ropes, ctypes.POINTER(native.RopeStruct)),
+            embedding=tables[0],
+            head=tables[1],
+            final_norm=self._norm(spec.final_norm),
+            embedding_scale=scale,
+            attention_scale=spec.attention_scale,
+            attention_softcap=spec.attention_softcap,
+            logit_softcap=spec.logit_softcap,
+            activation=spec.activation,
+            kv_dtype=kv_dtype,
+        )

@@ -1,0 +1,311 @@
+"""What a decoder of each architecture consists of, as data: names of tensors, windows, rotary frequencies, scales.
+
+Whatever is not understood is refused, so that the native decoder never computes something else than transformers would:
+an unknown architecture, activation or attention type, frequencies that depend on the length, a linear layer that is
+not ternary, and any tensor of the model that no part of the description uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..layers import BitLinear, TernaryLinear
+
+
+class UnsupportedModelError(ValueError):
+    """The native decoder cannot compute this model; transformers can."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An RMSNorm: name of its weight, epsilon, and what is added to the stored weight."""
+
+    tensor: str
+    eps: float
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A ternary linear layer: its module's name, and a norm in front that belongs to the architecture (no SubLN of ours)."""
+
+    module: str
+    norm: Norm | None = None
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary frequencies, float32 `[rotary_dim / 2]`, and the factor on cosine and sine."""
+
+    inv_freq: Tensor
+    attention_scaling: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer; see `bd_layer` in `csrc/bitdistill.h`. `rope`: index or -1. `window`: positions seen, 0: all."""
+
+    input_norm: Norm | None
+    post_attention_norm: Norm | None
+    pre_feedforward_norm: Norm | None
+    post_feedforward_norm: Norm | None
+    q_norm: Norm | None
+    k_norm: Norm | None
+    qkv: tuple[Projection, ...]
+    gate_up: tuple[Projection, ...]
+    o: Projection
+    down: Projection
+    rope: int
+    window: int
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A whole decoder; see `bd_decoder_config`. `head`: name of the output head's tensor, `None`: hidden states only."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    head_dim: int
+    max_positions: int
+    heads: int
+    kv_heads: int
+    layers: tuple[Layer, ...]
+    ropes: tuple[Rope, ...]
+    embedding: str
+    head: str | None
+    final_norm: Norm
+    embedding_scale: float
+    attention_scale: float
+    attention_softcap: float
+    logit_softcap: float
+    activation: int
+
+
+_PRE_NORMS = {"input_norm": "input_layernorm", "pre_feedforward_norm": "post_attention_layernorm"}
+_POST_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_feedforward_norm": "post_feedforward_layernorm",
+}
+_SANDWICH_NORMS = {
+    **_POST_NORMS,
+    "input_norm": "input_layernorm",
+    "pre_feedforward_norm": "pre_feedforward_layernorm",
+}
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How an architecture differs from Llama.
+
+    Attributes:
+        norms: field of [`Layer`] -> module in a layer.
+        windows: whether `sliding_window` holds for no layer, all, or those of `layer_types`.
+        gemma: norms store weight - 1, embeddings are scaled by sqrt(hidden_size), logits are capped, and the attention
+            scale is `query_pre_attn_scalar ** -0.5`.
+        attention_softcap: the scores are capped by `attn_logit_softcapping` (Gemma 3 has the option and ignores it).
+        own_sub_norms: it has norms of its own before the output projections.
+        partial_rotary: it leaves the rest of a head alone where there are fewer frequencies than half a head.
+    """
+
+    norms: dict[str, str]
+    windows: Literal["none", "all", "layer_types"] = "none"
+    qk_norm: bool = False
+    fused: bool = False
+    gemma: bool = False
+    attention_softcap: bool = False
+    own_sub_norms: bool = False
+    partial_rotary: bool = False
+
+
+_LLAMA = _Family(_PRE_NORMS)
+_GEMMA = _Family(_SANDWICH_NORMS, windows="layer_types", gemma=True)
+
+FAMILIES: dict[str, _Family] = {
+    "llama": _LLAMA,
+    "mistral": replace(_LLAMA, windows="all"),
+    "qwen2": replace(_LLAMA, windows="layer_types"),
+    "qwen3": replace(_LLAMA, windows="layer_types", qk_norm=True),
+    "smollm3": replace(_LLAMA, windows="layer_types"),
+    "gemma2": replace(_GEMMA, attention_softcap=True),
+    "gemma3_text": replace(_GEMMA, qk_norm=True),
+    "phi3": replace(_LLAMA, windows="all", fused=True, partial_rotary=True),
+    "olmo2": replace(_LLAMA, norms=_POST_NORMS, qk_norm=True),
+    "bitnet": replace(_LLAMA, own_sub_norms=True),
+}
+
+_SILU, _GELU, _GELU_TANH, _RELU, _RELU_SQUARED = range(5)
+_ACTIVATIONS = {
+    "silu": _SILU,
+    "swish": _SILU,
+    "gelu": _GELU,
+    "gelu_new": _GELU_TANH,
+    "gelu_pytorch_tanh": _GELU_TANH,
+    "relu": _RELU,
+    "relu2": _RELU_SQUARED,
+}
+# Those whose frequencies do not depend on the length of the sequence.
+_FIXED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+def describe(model: PreTrainedModel) -> DecoderSpec:
+    """The description of a student.
+
+    Args:
+        model: a causal LM or sequence classifier with ternary layers, on any device, "meta" included.
+
+    Raises:
+        UnsupportedModelError: naming what the native decoder cannot compute.
+    """
+    config = model.config
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise UnsupportedModelError(f"architecture {config.model_type!r} (there are: {', '.join(sorted(FAMILIES))})")
+    if getattr(config, "use_bidirectional_attention", False):
+        raise UnsupportedModelError("bidirectional attention")
+    body = model.base_model_prefix
+    embedding = f"{body}.embed_tokens.weight"
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    ropes, rope_of = _ropes(model.base_model.rotary_emb, config, family, head_dim)
+    spec = DecoderSpec(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        head_dim=head_dim,
+        max_positions=config.max_position_embeddings,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        layers=tuple(
+            _layer(config, family, f"{body}.layers.{index}", rope_of[index], _window(config, family, index))
+            for index in range(config.num_hidden_layers)
+        ),
+        ropes=ropes,
+        embedding=embedding,
+        head=_head(model, embedding),
+        final_norm=_norm(f"{body}.norm", config, family),
+        embedding_scale=config.hidden_size**0.5 if family.gemma else 1.0,
+        attention_scale=(config.query_pre_attn_scalar if family.gemma else head_dim) ** -0.5,
+        attention_softcap=(config.attn_logit_softcapping or 0.0) if family.attention_softcap else 0.0,
+        logit_softcap=(config.final_logit_softcapping or 0.0) if family.gemma else 0.0,
+        activation=_activation(config, family),
+    )
+    _check_complete(model, spec)
+    return spec
+
+
+def projections(spec: DecoderSpec) -> list[str]:
+    """Names of all ternary layers of a decoder."""
+    return [p.module for layer in spec.layers for p in (*layer.qkv, layer.o, *layer.gate_up, layer.down)]
+
+
+def _norm(module: str, config: PreTrainedConfig, family: _Family) -> Norm:
+    return Norm(f"{module}.weight", config.rms_norm_eps, 1.0 if family.gemma else 0.0)
+
+
+def _layer(config: PreTrainedConfig, family: _Family, name: str, rope: int, window: int) -> Layer:
+    attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+    norms = {field: _norm(f"{name}.{module}", config, family) for field, module in family.norms.items()}
+    qk = [_norm(f"{attention}.{part}_norm", config, family) if family.qk_norm else None for part in "qk"]
+    inputs = ["qkv_proj"] if family.fused else ["q_proj", "k_proj", "v_proj"]
+    own = family.own_sub_norms
+    return Layer(
+        input_norm=norms.get("input_norm"),
+        post_attention_norm=norms.get("post_attention_norm"),
+        pre_feedforward_norm=norms.get("pre_feedforward_norm"),
+        post_feedforward_norm=norms.get("post_feedforward_norm"),
+        q_norm=qk[0],
+        k_norm=qk[1],
+        qkv=tuple(Projection(f"{attention}.{part}") for part in inputs),
+        gate_up=tuple(
+            Projection(f"{mlp}.{part}") for part in (["gate_up_proj"] if family.fused else ["gate_proj", "up_proj"])
+        ),
+        o=Projection(f"{attention}.o_proj", _norm(f"{attention}.attn_sub_norm", config, family) if own else None),
+        down=Projection(f"{mlp}.down_proj", _norm(f"{mlp}.ffn_sub_norm", config, family) if own else None),
+        rope=rope,
+        window=window,
+    )
+
+
+def _window(config: PreTrainedConfig, family: _Family, index: int) -> int:
+    # A window W lets a token at p see (p - W, p], in transformers (`sliding_window_overlay`) as in the library.
+    window = getattr(config, "sliding_window", None)
+    if family.windows == "none" or (family.windows == "all" and window is None):
+        return 0
+    if family.windows == "all":
+        return window
+    kind = config.layer_types[index]
+    if kind == "full_attention":
+        return 0
+    if kind != "sliding_attention" or not window:
+        raise UnsupportedModelError(f"attention of type {kind!r} with sliding_window={window} (layer {index})")
+    return window
+
+
+def _ropes(
+    module: torch.nn.Module, config: PreTrainedConfig, family: _Family, head_dim: int
+) -> tuple[tuple[Rope, ...], list[int]]:
+    """All rotary frequencies, computed by transformers, and which of them each layer has."""
+    rotary = type(module)(config)  # the given one may be on the meta device
+    layers = range(config.num_hidden_layers)
+    types = rotary.rope_type if isinstance(rotary.rope_type, dict) else {"": rotary.rope_type}
+    for rope_type in types.values():
+        if rope_type not in _FIXED_ROPE_TYPES:
+            raise UnsupportedModelError(
+                f"rotary embedding of type {rope_type!r} (fixed frequencies only: {', '.join(_FIXED_ROPE_TYPES)})"
+            )
+    names = sorted(types)
+    ropes = []
+    for name in names:
+        prefix = f"{name}_" if name else ""
+        inv_freq = getattr(rotary, f"{prefix}inv_freq").float().contiguous()
+        if 2 * inv_freq.numel() > head_dim or (2 * inv_freq.numel() < head_dim and not family.partial_rotary):
+            raise UnsupportedModelError(f"{inv_freq.numel()} rotary frequencies for heads of {head_dim}")
+        ropes.append(Rope(inv_freq, float(getattr(rotary, f"{prefix}attention_scaling"))))
+    if names != [""]:
+        return tuple(ropes), [names.index(config.layer_types[index]) for index in layers]
+    has_rope = getattr(config, "no_rope_layers", None) or [1] * len(layers)  # 1 means "has one"
+    return tuple(ropes), [0 if has_rope[index] else -1 for index in layers]
+
+
+def _activation(config: PreTrainedConfig, family: _Family) -> int:
+    name = config.hidden_activation if family.gemma else config.hidden_act
+    if name not in _ACTIVATIONS:
+        raise UnsupportedModelError(f"activation {name!r} (there are: {', '.join(_ACTIVATIONS)})")
+    return _ACTIVATIONS[name]
+
+
+def _head(model: PreTrainedModel, embedding: str) -> str | None:
+    if model.get_output_embeddings() is None:
+        return None
+    return model.all_tied_weights_keys.get("lm_head.weight", "lm_head.weight")
+
+
+def _check_complete(model: PreTrainedModel, spec: DecoderSpec) -> None:
+    """Every ternary layer that is described must be one, and every tensor of the model must have a place."""
+    names = projections(spec)
+    for name in names:
+        module = model.get_submodule(name)
+        if not isinstance(module, (BitLinear, TernaryLinear)):
+            raise UnsupportedModelError(f"{name} is not ternary ({type(module).__name__})")
+        if module.activation_bits is None:
+            raise UnsupportedModelError("activations in floating point (activation_bits=None)")
+    norms = [norm for layer in spec.layers for norm in vars(layer).values() if isinstance(norm, Norm)]
+    norms += [p.norm for layer in spec.layers for p in (layer.o, layer.down) if p.norm is not None]
+    known = {spec.embedding, spec.head, "lm_head.weight", spec.final_norm.tensor, *(norm.tensor for norm in norms)}
+    if spec.head is None:
+        known.add("score.weight")  # a classification head, which is not the decoder's
+    owners = set(names)
+    for tensor in model.state_dict():
+        parent = tensor.rpartition(".")[0]
+        if tensor in known or parent in owners or parent.removesuffix(".rms_norm") in owners:
+            continue
+        raise UnsupportedModelError(f"tensor {tensor!r} has no place in the native decoder")
+    for layer in spec.layers:
+        for projection in (layer.o, layer.down):
+            if projection.norm is not None and model.get_submodule(projection.module).rms_norm is not None:
+                raise UnsupportedModelError(f"{projection.module} has two norms in front")

@@ -1,0 +1,67 @@
+"""Tensors of safetensors files, one at a time, without keeping the files in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ..checkpoint import TensorHeader
+
+
+# A memory-mapped page counts as memory of the process until the file is closed, so it is opened again now and then.
+_BYTES_BEFORE_REOPENING = 16 << 20
+
+
+class TensorFiles:
+    """Reads tensors by the name they have in the model.
+
+    Args:
+        headers: from [`hf_bitdistill.checkpoint.read_headers`].
+    """
+
+    def __init__(self, headers: dict[str, TensorHeader]):
+        self.headers = headers
+        self._file, self._reader, self._read = None, None, 0
+
+    def _open(self, file: str, size: int):
+        if file != self._file or self._read > _BYTES_BEFORE_REOPENING:
+            self._reader = None
+            self._reader, self._file, self._read = safe_open(file, framework="pt"), file, 0
+        self._read += size
+        return self._reader
+
+    def read(self, name: str) -> Tensor:
+        """A tensor, in the file's dtype. It may be a view into the file: do not keep it.
+
+        Raises:
+            KeyError: no file has it.
+        """
+        header = self.headers[name]
+        tensor = self._open(header.file, 0).get_tensor(header.key)
+        self._read += tensor.nbytes
+        return tensor
+
+    def group(self, module: str) -> dict[str, Tensor]:
+        """All tensors below a module, by their names within it."""
+        prefix = f"{module}."
+        return {name.removeprefix(prefix): self.read(name) for name in self.headers if name.startswith(prefix)}
+
+    def rows(self, name: str, count: int | None = None) -> Iterator[tuple[int, Tensor]]:
+        """A matrix in pieces `(first row, rows)`, in the file's dtype.
+
+        Args:
+            count: rows a piece; default: about 4 MB of float32.
+        """
+        header = self.headers[name]
+        width = torch.Size(header.shape[1:]).numel() * 4
+        count = count or max(1, (4 << 20) // width)
+        for start in range(0, header.shape[0], count):
+            stop = min(start + count, header.shape[0])
+            yield start, self._open(header.file, (stop - start) * width).get_slice(header.key)[start:stop]
+
+    def close(self) -> None:
+        """Unmap the files."""
+        self._file, self._reader, self._read = None, None, 0

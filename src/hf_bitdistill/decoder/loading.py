@@ -1,0 +1,79 @@
+"""From a checkpoint's files to a [`NativeDecoder`], one tensor at a time."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from .decoder import LoadedProjection, NativeDecoder, load_library
+from .families import Norm, Projection, UnsupportedModelError, describe
+from .students import Student
+from .tables import HEAD_BITS, Table, load_table
+
+
+class StudentWeights:
+    """Parts of a decoder from a checkpoint.
+
+    Args:
+        student: the checkpoint.
+        head_bits: see [`load_table`].
+    """
+
+    def __init__(self, student: Student, head_bits: int = 16):
+        self._student, self._head_bits = student, head_bits
+        self._tables: dict[str, Table] = {}
+
+    def norm(self, norm: Norm) -> Tensor:
+        """Its weight, float32, offset added."""
+        # A copy: what the file gives is a view into it.
+        return self._student.files.read(norm.tensor).float().add(norm.offset).contiguous()
+
+    def projection(self, projection: Projection) -> LoadedProjection:
+        """A ternary layer, packed for the kernels."""
+        layer = self._student.layer(projection.module)
+        weight, eps = None, 0.0
+        if layer.rms_norm is not None:
+            weight, eps = layer.rms_norm.weight.detach().float().clone(), layer.rms_norm.eps
+        elif projection.norm is not None:
+            weight, eps = self.norm(projection.norm), projection.norm.eps
+        bias = None if layer.bias is None else layer.bias.detach().float().clone()
+        return LoadedProjection(layer.kernel_weight(), bias, weight, eps)
+
+    def table(self, name: str) -> Table:
+        """Embedding or head, loaded once."""
+        if name not in self._tables:
+            self._tables[name] = load_table(self._student.files, name, self._head_bits)
+        return self._tables[name]
+
+
+def load_decoder(
+    student: Student,
+    head_bits: int = 16,
+    kv_dtype: Literal["float16", "float32"] = "float16",
+    num_threads: int | None = None,
+) -> NativeDecoder:
+    """The native decoder of a checkpoint.
+
+    Args:
+        student: the checkpoint.
+        head_bits: how the embedding and the output head are kept, see [`load_table`].
+        kv_dtype: how keys and values are kept.
+        num_threads: threads of a call; default: those of torch.
+
+    Raises:
+        UnsupportedModelError: the native decoder cannot compute this model.
+        CheckpointError: the content of a tensor is damaged; names tensor and file.
+        ValueError: an option has no meaning.
+    """
+    if head_bits not in HEAD_BITS:
+        raise ValueError(f"head_bits={head_bits!r} is not supported; choose one of {HEAD_BITS}.")
+    spec = describe(student.model)
+    load_library()  # before anything is read
+    try:
+        return NativeDecoder(spec, StudentWeights(student, head_bits), kv_dtype, num_threads)
+    finally:
+        student.files.close()
+
+
+__all__ = ["StudentWeights", "UnsupportedModelError", "load_decoder"]

@@ -1,0 +1,167 @@
+"""Ternary checkpoints in every format that can be loaded, each layer in our offline form.
+
+| format | weights | scale |
+|---|---|---|
+| bitdistill offline | packed | multiplies |
+| bitdistill online | latent, packed while loading | absmean |
+| transformers `bitnet`, `bitlinear` | packed | divides |
+| transformers `bitnet`, `autobitlinear` offline (microsoft/bitnet-b1.58-2B-4T) | packed | multiplies, the bias too |
+| transformers `bitnet`, `autobitlinear` online | latent | absmean |
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.quantizers_utils import should_convert_module
+from transformers.utils.quantization_config import BitNetQuantConfig
+
+from ..checkpoint import CheckpointError, check_headers, check_packed_layer, read_headers
+from ..config import QUANT_METHOD, BitNetConfig
+from ..layers import BitLinear, TernaryLinear
+from ..quantization import PackedWeightError
+from ..surgery import convert_modules
+from .files import TensorFiles
+
+
+HEADS = {"causal_lm": AutoModelForCausalLM, "sequence_classification": AutoModelForSequenceClassification}
+
+
+class NotAStudentError(ValueError):
+    """A checkpoint holds no ternary model, or one that has to be exported first."""
+
+
+class Student:
+    """A ternary checkpoint.
+
+    Args:
+        config: of the checkpoint, with its `quantization_config`.
+        files: its safetensors files.
+        head: key of [`HEADS`].
+
+    Attributes:
+        model: the model on the meta device, with [`BitLinear`] or [`TernaryLinear`] layers.
+        config: `config` with the quantisation of the offline student.
+        needs_export: whether the files are anything but our offline format.
+
+    Raises:
+        NotAStudentError: not a ternary checkpoint.
+        CheckpointError: a file is damaged, or a tensor is missing or has a wrong shape or dtype.
+    """
+
+    def __init__(self, config: PreTrainedConfig, files: list[str], head: str = "causal_lm"):
+        if not files:
+            raise CheckpointError("the checkpoint has no safetensors file.")
+        source, self._stock = _read_quantization(config)
+        self.needs_export = self._stock is not None or source.quantization_mode == "online"
+        full_precision = copy.deepcopy(config)
+        del full_precision.quantization_config
+        with torch.device("meta"):
+            self.model: PreTrainedModel = HEADS[head].from_config(full_precision)
+        if self._stock is not None:
+            source.modules_to_not_convert = _kept_by_stock(self.model, self._stock, source)
+        convert_modules(self.model, source)
+        headers = read_headers(self.model, files)
+        check_headers(self.model, headers, may_add_head=False)
+        self.files = TensorFiles(headers)
+        self._offline = copy.deepcopy(source)
+        self._offline.quantization_mode = "offline"
+        self.config = copy.deepcopy(config)
+        self.config.quantization_config = self._offline
+
+    def layer(self, name: str) -> TernaryLinear:
+        """The packed layer of a ternary module. Some of its tensors may be views into the file.
+
+        Raises:
+            CheckpointError: its content cannot be that of a ternary layer; names tensor and file.
+        """
+        layer = copy.deepcopy(self.model.get_submodule(name))
+        tensors = self.files.group(name)
+        if isinstance(layer, BitLinear):
+            layer.load_state_dict(tensors, assign=True)
+            try:
+                return TernaryLinear.from_bit_linear(layer, self._offline)
+            except PackedWeightError as error:
+                header = self.files.headers[f"{name}.weight"]
+                raise CheckpointError(f"{header.file}: tensor {header.key!r} {error}.") from None
+        scale = tensors["weight_scale"].float()
+        if self._stock is not None and self._stock.linear_class == "bitlinear":
+            scale = 1.0 / scale
+        elif self._stock is not None and "bias" in tensors:
+            tensors["bias"] = (tensors["bias"].float() * scale).to(tensors["bias"].dtype)
+        layer.load_state_dict({**tensors, "weight_scale": scale}, assign=True)
+        check_packed_layer(name, layer, self.files.headers)
+        return layer
+
+    def offline_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors of the offline checkpoint of this student."""
+        tied = self.model.all_tied_weights_keys
+        inner = set()
+        for name, module in self.model.named_modules():
+            if isinstance(module, (BitLinear, TernaryLinear)):
+                for key, tensor in self.layer(name).state_dict().items():
+                    inner.add(f"{name}.{key}")
+                    yield f"{name}.{key}", tensor.clone()
+        for name in self.model.state_dict():
+            if name not in inner and not (name in tied and name not in self.files.headers):
+                yield name, self.files.read(name).clone()
+
+    def save(self, folder: Path, max_shard_size: str = "50GB") -> None:
+        """Write the offline checkpoint of this student: weights and `config.json`.
+
+        Raises:
+            ValueError: `folder` is the one it is read from.
+            CheckpointError: a layer's content is damaged; nothing was written.
+        """
+        if folder.resolve() in {Path(header.file).parent.resolve() for header in self.files.headers.values()}:
+            raise ValueError(f"{folder} is the folder this model is read from; save it to another one.")
+        try:
+            tensors = dict(self.offline_tensors())
+        finally:
+            self.files.close()
+        folder.mkdir(parents=True, exist_ok=True)
+        save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size, metadata={"format": "pt"})
+        self.config.save_pretrained(folder)
+
+
+def _read_quantization(config: PreTrainedConfig) -> tuple[BitNetConfig, BitNetQuantConfig | None]:
+    """What the checkpoint holds, in our terms, and transformers' own description if it is one of its formats."""
+    quantization: Any = getattr(config, "quantization_config", None)
+    if quantization is not None and not isinstance(quantization, dict):
+        quantization = quantization.to_dict()
+    method = (quantization or {}).get("quant_method")
+    if method == QUANT_METHOD:
+        return BitNetConfig.from_dict(quantization), None
+    if method != "bitnet":
+        found = "it is in full precision" if method is None else f"it is quantised by {method!r}"
+        raise NotAStudentError(f"not a ternary checkpoint: {found} (expected {QUANT_METHOD!r} or 'bitnet').")
+    stock = BitNetQuantConfig.from_dict(quantization)
+    packed = stock.linear_class == "bitlinear" or stock.quantization_mode == "offline"
+    ours = BitNetConfig(
+        quantization_mode="offline" if packed else "online",
+        sub_norm="all" if stock.use_rms_norm else "none",
+        sub_norm_eps=stock.rms_norm_eps,
+    )
+    return ours, stock
+
+
+def _kept_by_stock(model: PreTrainedModel, stock: BitNetQuantConfig, ours: BitNetConfig) -> list[str] | None:
+    """Linear layers that transformers leaves in full precision and we would not."""
+    skip = stock.modules_to_not_convert or get_keys_to_not_convert(model)
+    head = model.get_output_embeddings()
+    linears = {name for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    kept = sorted(name for name in linears if not should_convert_module(name, skip))
+    return kept or None

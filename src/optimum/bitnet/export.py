@@ -1,0 +1,79 @@
+"""Export to the packed checkpoint that the native decoder loads, and what Optimum's `TasksManager` knows of it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from optimum.exporters.base import ExporterConfig
+from optimum.exporters.tasks import TasksManager
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from hf_bitdistill.decoder import Student
+from hf_bitdistill.decoder.families import FAMILIES
+
+from .modeling_base import find_safetensors
+
+
+logger = logging.getLogger(__name__)
+
+TASKS = {"text-generation": "causal_lm", "text-classification": "sequence_classification"}
+
+register_tasks_manager_bitnet = TasksManager.create_register("bitnet")
+
+
+class BitNetExportConfig(ExporterConfig):
+    """What is exported: a model type and a task. Nothing is traced, so there are no dummy inputs."""
+
+    SUPPORTS_PAST = True
+
+    def __init__(self, config: Any, task: str = "text-generation", use_past: bool = False, **kwargs: Any):
+        self.config = config
+        self.task = task
+        self.use_past = use_past
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        axes = {0: "batch_size", 1: "sequence_length"}
+        return {"input_ids": axes, "attention_mask": axes}
+
+
+for _model_type in FAMILIES:
+    register_tasks_manager_bitnet(_model_type, "text-generation", "text-generation-with-past", "text-classification")(
+        BitNetExportConfig
+    )
+
+
+def export(model_id: str, output: Path, task: str = "auto", max_shard_size: str = "50GB", **hub: Any) -> None:
+    """Write a packed checkpoint, with tokenizer and generation settings.
+
+    Args:
+        model_id: folder or Hub id of an online student, a packed one, or a BitNet model in a format of transformers.
+        output: folder to write.
+        task: `"text-generation"`, `"text-classification"`, or `"auto"`: what the checkpoint is.
+        hub: options of `from_pretrained` of transformers (`revision`, `token`, ...).
+
+    Raises:
+        NotAStudentError: it is no ternary checkpoint.
+        CheckpointError: a damaged file; names file and tensor.
+        ValueError: an unknown task.
+        OSError: no such model.
+    """
+    config = AutoConfig.from_pretrained(model_id, **hub)
+    if task == "auto":
+        classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+        task = "text-classification" if classifier else "text-generation"
+    if task not in TASKS:
+        raise ValueError(f"task {task!r} is not supported; choose auto, {' or '.join(TASKS)}.")
+    if config.model_type not in FAMILIES:
+        logger.warning(
+            f"{model_id}: the native decoder cannot compute {config.model_type!r}; the exported checkpoint will run on "
+            "packed layers in transformers."
+        )
+    Student(config, find_safetensors(model_id, hub), TASKS[task]).save(output, max_shard_size)
+    for kind in (AutoTokenizer, GenerationConfig):
+        try:
+            kind.from_pretrained(model_id, **hub).save_pretrained(output)
+        except (OSError, ValueError) as error:
+            logger.info(f"{model_id}: no {kind.__name__} to export ({error})")

@@ -1,0 +1,254 @@
+"""What the models of the native backend share: finding, loading, falling back, saving and pushing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from optimum.modeling_base import OptimizedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, http_user_agent
+from transformers.utils.hub import get_checkpoint_shard_files
+
+from hf_bitdistill import pack
+from hf_bitdistill.decoder import NativeDecoder, NotAStudentError, Student, UnsupportedModelError, load_decoder
+from hf_bitdistill.decoder.students import HEADS
+from hf_bitdistill.surgery import is_student, student_config
+
+
+logger = logging.getLogger(__name__)
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+class BitNetModel(OptimizedModel):
+    """A ternary model on the native CPU decoder, or, where that cannot compute it, on packed layers in transformers.
+
+    Attributes:
+        decoder: the native decoder, `None` on the transformers path.
+        model: the transformers model on that path, `None` otherwise.
+        config: the model's configuration.
+    """
+
+    base_model_prefix = "bitnet_model"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    head = ""  # key of `HEADS`
+    _auto_class = None
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        decoder: NativeDecoder | None = None,
+        student: Student | None = None,
+        model: PreTrainedModel | None = None,
+        preprocessors: Sequence[Any] = (),
+    ):
+        super().__init__(model, config, list(preprocessors))
+        self.decoder = decoder
+        self._student = student
+
+    @property
+    def backend(self) -> str:
+        """`"native"` or `"transformers"`: what computes."""
+        return "native" if self.decoder is not None else "transformers"
+
+    # ---- what transformers asks of a model ----------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Always the CPU."""
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the outputs."""
+        return torch.float32 if self.model is None else self.model.dtype
+
+    @property
+    def name_or_path(self) -> str:
+        return self.config.name_or_path
+
+    def to(self, *args, **kwargs) -> BitNetModel:
+        """Accepts the CPU only.
+
+        Raises:
+            ValueError: another device.
+        """
+        device = kwargs.get("device", args[0] if args else None)
+        if isinstance(device, (str, int, torch.device)) and torch.device(device).type != "cpu":
+            raise ValueError(f"{type(self).__name__} computes on the CPU; it cannot move to {device}.")
+        return self
+
+    def eval(self) -> BitNetModel:
+        return self
+
+    def train(self, mode: bool = True) -> BitNetModel:
+        """Refuses training: weights are packed.
+
+        Raises:
+            ValueError: `mode` is true.
+        """
+        if mode:
+            raise ValueError(
+                "packed weights are not trainable: train the online student (hf_bitdistill) and export it."
+            )
+        return self
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return False
+
+    @classmethod
+    def is_remote_code(cls) -> bool:
+        return False
+
+    def get_experts_implementation(self) -> dict[str, str]:
+        return {}
+
+    # ---- loading ------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, model_id: str | Path, export: bool = False, **kwargs) -> BitNetModel:
+        """Load a ternary model.
+
+        Args:
+            model_id: folder or Hub id of a packed (offline) checkpoint.
+            export: also accept an online student, which is packed while it is loaded, and the BitNet formats of
+                transformers (`quant_method` "bitnet").
+            num_threads: threads of a call; default: those of torch.
+            head_bits: 32, 16 (default), 8 or 4: how the embedding and the output head are kept in memory. 16 is the
+                checkpoint's own 16-bit dtype; of a float32 checkpoint, the 16-bit dtype that changes it least.
+            kv_dtype: `"float16"` (default) or `"float32"`: how keys and values are kept.
+            config, subfolder, revision, cache_dir, force_download, local_files_only, token: as in transformers.
+
+        Raises:
+            NotAStudentError: no ternary checkpoint, or one that needs `export=True`.
+            CheckpointError: a damaged file; names file and tensor.
+            OSError: no such model.
+            ValueError: an option has no meaning.
+        """
+        return super().from_pretrained(model_id, export=export, **kwargs)
+
+    @classmethod
+    def _export(cls, model_id: str, config: PreTrainedConfig, **kwargs) -> BitNetModel:
+        return cls._from_pretrained(model_id, config, may_export=True, **kwargs)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        model_id: str,
+        config: PreTrainedConfig,
+        may_export: bool = False,
+        num_threads: int | None = None,
+        head_bits: int = 16,
+        kv_dtype: str = "float16",
+        trust_remote_code: bool = False,
+        **hub: Any,
+    ) -> BitNetModel:
+        unknown = sorted(set(hub) - set(_HUB_OPTIONS))
+        if unknown:
+            raise TypeError(f"{cls.__name__}.from_pretrained got unknown options: {', '.join(unknown)}.")
+        student = Student(config, find_safetensors(model_id, hub), cls.head)
+        if student.needs_export and not may_export:
+            raise NotAStudentError(f"{model_id} is not packed yet: load it with export=True, which packs it.")
+        try:
+            decoder = load_decoder(student, head_bits, kv_dtype, num_threads)
+        except UnsupportedModelError as reason:
+            logger.warning(
+                f"{model_id}: the native decoder cannot compute this model: {reason}. It runs on packed layers in "
+                "transformers instead, which is slower."
+            )
+            model = HEADS[cls.head].from_pretrained(model_id, **hub)
+            if student.needs_export and is_student(model):
+                model = pack(model, inplace=True)
+            instance = cls(model.config, model=model)
+        else:
+            instance = cls(student.config, decoder=decoder, student=student)
+            instance._finish_loading()
+        instance._load_generation_config(model_id, hub)
+        return instance
+
+    def _finish_loading(self) -> None:
+        """Load what the decoder does not have."""
+
+    def _load_generation_config(self, model_id: str, hub: dict[str, Any]) -> None:
+        """Only of models that generate."""
+
+    # ---- saving -------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Write the packed checkpoint: what it was loaded from, or what the export packed.
+
+        It loads with this class and with transformers (`import hf_bitdistill` first).
+
+        Args:
+            max_shard_size: largest file, e.g. `"5GB"`.
+            repo_id, private, token, commit_message, revision: see [`push_to_hub`], with `push_to_hub=True`.
+
+        Raises:
+            ValueError: `save_directory` is the folder the model was loaded from.
+        """
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise ValueError(f"{folder} is a file; give a folder.")
+        max_shard_size = kwargs.pop("max_shard_size", "50GB")
+        folder.mkdir(parents=True, exist_ok=True)
+        for preprocessor in self.preprocessors:
+            preprocessor.save_pretrained(folder)
+        if self.model is not None:
+            self.model.save_pretrained(folder, max_shard_size=max_shard_size)
+        else:
+            self._save_pretrained(folder, max_shard_size)
+        if push_to_hub:
+            self.push_to_hub(folder, kwargs.pop("repo_id", folder.name), **kwargs)
+
+    def _save_pretrained(self, save_directory: Path, max_shard_size: str = "50GB") -> None:
+        # Read from the files again: what is in memory may have fewer bits (head_bits).
+        self._student.save(save_directory, max_shard_size)
+
+    def push_to_hub(
+        self,
+        save_directory: str | os.PathLike,
+        repo_id: str,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload BitNet model",
+        revision: str | None = None,
+    ) -> str:
+        """Upload a saved folder in one commit, subfolders as they are; returns the commit's address."""
+        api = HfApi(user_agent=http_user_agent(), token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=save_directory, commit_message=commit_message, revision=revision
+        )
+        return commit.commit_url
+
+    @property
+    def quantization_config(self):
+        """The student's [`BitNetConfig`], `None` for a model that transformers' own layers compute."""
+        if self.decoder is not None:
+            return self.config.quantization_config
+        return student_config(self.model) if is_student(self.model) else None
+
+
+def find_safetensors(model_id: str, hub: dict[str, Any]) -> list[str]:
+    """The weight files of a model, downloaded if need be.
+
+    Raises:
+        OSError: there is none.
+    """
+    optional = {"_raise_exceptions_for_missing_entries": False}
+    index = cached_file(model_id, SAFE_WEIGHTS_INDEX_NAME, **hub, **optional)
+    if index is not None:
+        files, _ = get_checkpoint_shard_files(model_id, index, **hub)
+        return list(files)
+    file = cached_file(model_id, SAFE_WEIGHTS_NAME, **hub, **optional)
+    if file is None:
+        raise OSError(f"{model_id} has no {SAFE_WEIGHTS_NAME}: a ternary checkpoint must be safetensors.")
+    return [file]

@@ -1,0 +1,85 @@
+"""`BitNetModelForSequenceClassification`: a classification head on the native decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+from .cache import BitNetCache
+from .inputs import Inputs, check_arguments
+from .modeling_base import BitNetModel
+
+
+class BitNetModelForSequenceClassification(BitNetModel):
+    """A ternary sequence classifier: the head sees the hidden state of each row's last token that is not padding.
+
+    Attributes:
+        score: weight of the head, float32 `[labels, hidden_size]`.
+    """
+
+    auto_model_class = AutoModelForSequenceClassification
+    head = "sequence_classification"
+    score: Tensor
+
+    def _finish_loading(self) -> None:
+        self.score = self._student.files.read("score.weight").float().clone()
+        self._student.files.close()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast | tuple:
+        """Class logits.
+
+        Args:
+            input_ids: `[B, T]`.
+            attention_mask: zeros and ones `[B, T]`; without it all tokens are real. Which token is classified then
+                depends on the model's `pad_token_id`, as in transformers.
+            labels: `[B]`: adds the loss of the model's `problem_type`.
+
+        Returns:
+            `logits`, float32 `[B, labels]`.
+
+        Raises:
+            ContextLengthError: a row has more tokens than the model has positions.
+            ValueError: inputs that contradict each other, or that the native decoder cannot honour.
+        """
+        if self.model is not None:
+            return self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                labels=labels,
+                return_dict=return_dict,
+                **kwargs,
+            )
+        position_ids = kwargs.pop("position_ids", None)
+        check_arguments(kwargs, kwargs.pop("past_key_values", None))
+        inputs = Inputs(input_ids, attention_mask, BitNetCache(self.decoder))
+        inputs.check_positions(position_ids)
+        states = inputs.run(self.decoder, self._classified(inputs, input_ids)[:, None], hidden=True)
+        logits = F.linear(states[:, 0], self.score)
+        loss = None
+        if labels is not None:
+            loss = ForSequenceClassificationLoss(labels=labels, pooled_logits=logits, config=self.config)
+        output = SequenceClassifierOutputWithPast(loss=loss, logits=logits)
+        return output.to_tuple() if return_dict is False else output
+
+    def _classified(self, inputs: Inputs, input_ids: Tensor) -> Tensor:
+        """The column of each row whose state is classified, int64 `[B]`."""
+        pad = self.config.pad_token_id
+        if pad is None:
+            return inputs.last_real()
+        # As transformers does: the last token that is not the padding token, even if that ends the text by design.
+        candidates = inputs.real & (input_ids != pad)
+        last = torch.arange(inputs.width).expand(inputs.rows, -1).masked_fill(~candidates, -1).amax(dim=1)
+        return torch.where(last < 0, inputs.last_real(), last)

@@ -1,0 +1,124 @@
+"""`BitNetModelForCausalLM`: text generation on the native decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .cache import BitNetCache
+from .inputs import Inputs, check_arguments
+from .modeling_base import BitNetModel
+
+
+class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
+    """A ternary causal LM; use it like a model of transformers.
+
+    ```python
+    model = BitNetModelForCausalLM.from_pretrained("me/my-student")
+    model.generate(**tokenizer("Once upon a time", return_tensors="pt"), max_new_tokens=32)
+    ```
+    """
+
+    auto_model_class = AutoModelForCausalLM
+    head = "causal_lm"
+    _is_stateful = False
+    _supports_cache_class = True
+
+    generation_config: GenerationConfig
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return True
+
+    def _load_generation_config(self, model_id: str, hub: dict[str, Any]) -> None:
+        if self.model is not None:
+            self.generation_config = self.model.generation_config
+            return
+        try:
+            self.generation_config = GenerationConfig.from_pretrained(model_id, **hub)
+        except OSError:  # there is no generation_config.json
+            self.generation_config = GenerationConfig.from_model_config(self.config)
+
+    def _save_pretrained(self, save_directory, max_shard_size: str = "50GB") -> None:
+        super()._save_pretrained(save_directory, max_shard_size)
+        self.generation_config.save_pretrained(save_directory)
+
+    def generate(self, *args, **kwargs):
+        """As `generate` of transformers, with all of its options. Prompts may be padded on either side."""
+        return (self.model if self.model is not None else super()).generate(*args, **kwargs)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"cache_implementation={generation_config.cache_implementation!r} is not for the native decoder, which "
+                "has a cache of its own; leave it out."
+            )
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None:
+            cache._is_user_defined = True
+        elif generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = BitNetCache(self.decoder)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: BitNetCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple:
+        """Logits of new tokens.
+
+        Args:
+            input_ids: `[B, T]`.
+            attention_mask: zeros and ones `[B, past + T]`, past columns as they were given before. Padding may be
+                anywhere; it takes no part in anything.
+            past_key_values: cache of a previous call; it is extended in place.
+            labels: `[B, T]`, -100 where there is none: adds the shifted cross entropy as `loss`.
+            logits_to_keep: 0: logits of all T columns; n: of the last n; 1 means each row's last real token, wherever
+                padding is; or columns, int64 `[n]`.
+            position_ids: accepted if they are what the mask says: consecutive numbers of real tokens from 0.
+
+        Returns:
+            `logits`, float32 `[B, columns kept, vocab_size]`, zeros at padding, and `past_key_values` (unless
+            `use_cache=False`).
+
+        Raises:
+            ContextLengthError: a row would have more tokens than the model has positions.
+            ValueError: inputs that contradict each other, or that the native decoder cannot honour.
+        """
+        if self.model is not None:
+            return self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                labels=labels,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+                return_dict=return_dict,
+                **kwargs,
+            )
+        position_ids = kwargs.pop("position_ids", None)
+        check_arguments(kwargs, past_key_values)
+        if past_key_values is not None and past_key_values.decoder is not self.decoder:
+            raise ValueError("past_key_values is the cache of another model.")
+        cache = past_key_values if past_key_values is not None else BitNetCache(self.decoder)
+        inputs = Inputs(input_ids, attention_mask, cache)
+        inputs.check_positions(position_ids)
+        logits = inputs.run(self.decoder, inputs.columns(logits_to_keep))
+        loss = None
+        if labels is not None:
+            if logits.shape[1] != labels.shape[1]:
+                raise ValueError("labels need the logits of all columns (logits_to_keep=0).")
+            loss = ForCausalLMLoss(logits, labels, vocab_size=logits.shape[-1])
+        output = CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=None if use_cache is False else cache
+        )
+        return output.to_tuple() if return_dict is False else output

@@ -1,0 +1,85 @@
+"""`optimum-cli bitnet ...` and `optimum-cli export bitnet`. Read at every start of optimum-cli: imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+from optimum.commands.export.base import ExportCommand
+
+
+class _BitDistillCommand(BaseOptimumCLICommand):
+    """A command of `bitdistill`, with all arguments handed through to it."""
+
+    @staticmethod
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        # `bitdistill` parses them: nothing is an option here, not even --help.
+        parser.prefix_chars = "\0"
+        parser.add_argument("arguments", nargs=argparse.REMAINDER)
+
+    def run(self) -> None:
+        from hf_bitdistill.cli.main import run_command
+
+        name = self.COMMAND.name
+        status = run_command(name, self.args.arguments, prog=f"optimum-cli bitnet {name}")
+        if status:
+            sys.exit(status)
+
+
+def _command(name: str, summary: str) -> CommandInfo:
+    return CommandInfo(name, summary, _BitDistillCommand)
+
+
+class BitNetCommand(BaseOptimumCLICommand):
+    """`optimum-cli bitnet`."""
+
+    COMMAND = CommandInfo("bitnet", "Ternary (1.58-bit) students: train, evaluate, benchmark.")
+    # The names and summaries are those of `bitdistill`, which is too heavy to ask.
+    SUBCOMMANDS = (
+        _command("distill", "distil a teacher into a ternary student on a task"),
+        _command(
+            "pretrain",
+            "continual pre-training: make a ternary student of a model and train it on plain text",
+        ),
+        _command("evaluate", "measure a model on a task, or its perplexity on a text"),
+        _command("benchmark", "speed, memory and size of a packed model on this CPU, against other systems"),
+        _command("env", "what is installed, and what computes"),
+    )
+
+
+class BitNetExportCommand(BaseOptimumCLICommand):
+    """`optimum-cli export bitnet`."""
+
+    COMMAND = CommandInfo("bitnet", "Pack a ternary model for the native CPU decoder.")
+
+    @staticmethod
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("-m", "--model", required=True, help="Folder or Hub id of a ternary model.")
+        parser.add_argument(
+            "--task",
+            default="auto",
+            choices=["auto", "text-generation", "text-classification"],
+            help="Default: what the checkpoint is.",
+        )
+        parser.add_argument("--revision", default=None, help="Branch, tag or commit on the Hub.")
+        parser.add_argument("--max_shard_size", default="50GB", help="Largest file.")
+        parser.add_argument("output", type=Path, help="Folder to write.")
+
+    def run(self) -> None:
+        from hf_bitdistill.cli.main import explain_errors
+        from optimum.bitnet.export import export
+
+        hub = {} if self.args.revision is None else {"revision": self.args.revision}
+
+        def run() -> None:
+            export(self.args.model, self.args.output, self.args.task, self.args.max_shard_size, **hub)
+            print(f"{self.args.output}: packed")
+
+        status = explain_errors(run, prog="optimum-cli export bitnet")
+        if status:
+            sys.exit(status)
+
+
+REGISTER_COMMANDS = [BitNetCommand, (BitNetExportCommand, ExportCommand)]

@@ -1,0 +1,28 @@
+import pytest
+
+from hf_bitdistill import pack
+from hf_bitdistill.decoder import UnsupportedModelError
+from hf_bitdistill.decoder.decoder import load_library
+from students import make_student
+
+
+@pytest.fixture
+def native_decoder():
+    """Skips where the native library, or its decoder, is missing."""
+    try:
+        load_library()
+    except UnsupportedModelError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Saves a student, packed unless told otherwise, and returns `(online student, folder)`."""
+
+    def save(model_type="llama", packed=True, **kwargs):
+        student = make_student(model_type, **kwargs)
+        folder = tmp_path / f"{model_type}-{'packed' if packed else 'online'}"
+        (pack(student) if packed else student).save_pretrained(folder)
+        return student, folder
+
+    return save

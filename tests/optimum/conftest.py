@@ -1,0 +1,32 @@
+import pytest
+
+from hf_bitdistill import pack
+from hf_bitdistill.decoder import UnsupportedModelError
+from hf_bitdistill.decoder.decoder import load_library
+from students import make_student
+
+
+@pytest.fixture
+def native_decoder():
+    """Skips where the native library, or its decoder, is missing."""
+    try:
+        load_library()
+    except UnsupportedModelError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A packed student in transformers and the same one on the native decoder, both exact to float32."""
+    from optimum.bitnet import BitNetModelForCausalLM
+
+    def make(model_type="llama", **kwargs):
+        packed = pack(make_student(model_type, **kwargs))
+        packed.generation_config.eos_token_id = None  # so that all continuations are of full length
+        folder = tmp_path / model_type
+        packed.save_pretrained(folder)
+        native = BitNetModelForCausalLM.from_pretrained(folder, head_bits=32, kv_dtype="float32")
+        assert native.backend == "native"
+        return packed, native
+
+    return make

@@ -1,0 +1,75 @@
+"""Classification on the native decoder, and pipelines around both models."""
+
+import pytest
+import torch
+import transformers
+from test_generation import prompts
+from transformers import AutoModelForSequenceClassification
+
+from architectures import tiny_config
+from hf_bitdistill import apply_bitnet, pack
+from optimum.bitnet import BitNetModelForCausalLM, BitNetModelForSequenceClassification, pipeline
+from students import make_student
+
+
+pytestmark = pytest.mark.usefixtures("native_decoder")
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    def make(model_type="llama", **options):
+        torch.manual_seed(0)
+        config = tiny_config(model_type, num_labels=3, id2label={0: "no", 1: "maybe", 2: "yes"}, **options)
+        student = apply_bitnet(AutoModelForSequenceClassification.from_config(config)).eval()
+        packed = pack(student)
+        packed.save_pretrained(tmp_path / "classifier")
+        return packed, tmp_path / "classifier"
+
+    return make
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "qwen3"])
+@torch.no_grad()
+def test_classes(classifier, side, model_type):
+    packed, folder = classifier(model_type)
+    model = BitNetModelForSequenceClassification.from_pretrained(folder, head_bits=32, kv_dtype="float32")
+    assert model.backend == "native"
+    tokens, mask = prompts(side)
+    labels = torch.tensor([0, 2])
+    ours, theirs = (m(tokens, attention_mask=mask, labels=labels) for m in (model, packed))
+    torch.testing.assert_close(ours.logits, theirs.logits, rtol=0, atol=2e-3)
+    torch.testing.assert_close(ours.loss, theirs.loss, rtol=0, atol=2e-3)
+    model.save_pretrained(folder.parent / "again")
+    again = BitNetModelForSequenceClassification.from_pretrained(folder.parent / "again", head_bits=32)
+    assert again.config.id2label[2] == "yes" and again.score.equal(model.score)
+
+
+def test_pipelines(tmp_path, classifier, tiny_tokenizer, caplog):
+    folder = tmp_path / "generator"
+    pack(make_student(vocab_size=384)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    options = {"max_new_tokens": 4, "do_sample": False}
+    logger = transformers.utils.logging.get_logger("transformers.pipelines.base")
+    logger.addHandler(caplog.handler)
+    try:
+        ours = pipeline("text-generation", folder, model_kwargs={"head_bits": 32})
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not any("is not supported" in record.message for record in caplog.records)
+    first = ours("the little robot", **options)
+    model = BitNetModelForCausalLM.from_pretrained(folder, head_bits=32)
+    other = transformers.pipeline("text-generation", model=model, tokenizer=tiny_tokenizer)
+    assert other("the little robot", **options) == first
+    assert first[0]["generated_text"].startswith("the little robot")
+    batch = other(["a warm film", "the old stone bridge remembers"], batch_size=2, **options)
+    assert [len(answers) for answers in batch] == [1, 1]
+
+    _, folder = classifier(vocab_size=384)
+    tiny_tokenizer.save_pretrained(folder)
+    classify = pipeline("text-classification", folder)
+    assert classify("a warm and funny film")[0]["label"] in ("no", "maybe", "yes")
+    with pytest.raises(ValueError, match="task 'translation'"):
+        pipeline("translation", folder)
+    with pytest.raises(ValueError, match="needs its tokenizer"):
+        pipeline("text-generation", model)

@@ -31,8 +31,10 @@ def run(argv: list[str], prog: str) -> None:
     model_arguments, task_arguments, corpus, output = parse(kinds, argv, prog, __doc__)
     if (task_arguments.task is None) == (corpus.corpus is None):
         raise ValueError("give --task for a task's metric, or --corpus for a perplexity")
-    result = _perplexity(model_arguments, corpus, output) if corpus.corpus else _task(
-        model_arguments, task_arguments, output
+    result = (
+        _perplexity(model_arguments, corpus, output)
+        if corpus.corpus
+        else _task(model_arguments, task_arguments, output)
     )
     text = json.dumps(result, indent=2)
     if output.output_file:

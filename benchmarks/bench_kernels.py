@@ -4,7 +4,10 @@
 
 Every time is the best of interleaved rounds: a round runs every contender once, so that a disturbance of the machine
 hits all of them alike, and so are the limits of the machine. Matrix-vector products walk through copies of the matrix that together exceed `--set-mb`, so that
-weights come from memory; that is stated as `cold`. `--set-mb` must exceed the last-level cache for this to be true.
+weights come from memory; that is stated as `cold`. `--set-mb` must exceed the last-level cache for this to be true (by far: 1200 for a
+cache of 260 MB). All sets and the buffer of the read bandwidth lie in huge pages where the system gives them. The time of a product is
+that of a call from Python; `call_overhead_microseconds` is what a call with a 16 x 16 weight takes, and the share of the bandwidth is given
+with and without it.
 """
 
 from __future__ import annotations
@@ -12,18 +15,23 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import mmap
 import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from hf_bitdistill import ops
+from hf_bitdistill.environment import processor_name
 from hf_bitdistill.ops import native
 
+
+_HUGE_PAGE = 2 << 20
 
 # (rows, columns) of the projections of a 0.6B model and of BitNet b1.58 2B4T.
 SHAPES = {
@@ -33,14 +41,40 @@ SHAPES = {
 HEADS = {"0.6B": (151936, 1024), "2B4T": (128256, 2560)}
 
 
-def cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+class HugeBuffer:
+    """Memory in huge pages, as far as the system gives them: what the library's own large buffers lie in. With small pages a walk
+    through a large set measures the page tables."""
+
+    def __init__(self, size: int):
+        length = -(-size // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            # Private: shared memory, the default, gets huge pages by another switch that is mostly off.
+            memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        else:
+            memory = mmap.mmap(-1, length)
+        whole = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the map alive
+        self._free = whole[-whole.data_ptr() % _HUGE_PAGE :]
+
+    def take(self, t: torch.Tensor) -> torch.Tensor:
+        """A copy of `t` in this memory, behind what was taken before."""
+        size = t.numel() * t.element_size()
+        copy = self._free[:size].view(t.dtype).view(t.shape).copy_(t)
+        self._free = self._free[_aligned(size) :]
+        return copy
+
+    def rest(self) -> torch.Tensor:
+        return self._free
+
+
+def last_level_cache_bytes() -> int | None:
+    """Size of the largest cache, where Linux tells it."""
+    files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    return max((int(file.read_text().strip().removesuffix("K")) << 10 for file in files), default=None)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // native.ALIGNMENT) * native.ALIGNMENT
 
 
 def best_times(contenders: dict, rounds: int, limit) -> tuple[dict[str, float], float]:
@@ -72,11 +106,13 @@ def packed_weight(kind: str, rows: int, cols: int) -> torch.Tensor:
 
 
 def copies(t: torch.Tensor, set_bytes: int) -> list[torch.Tensor]:
-    n = max(1, -(-set_bytes // (t.numel() * t.element_size())))
-    return [t] + [t.clone() for _ in range(n - 1)]
+    size = _aligned(t.numel() * t.element_size())
+    n = max(1, -(-set_bytes // size))
+    buffer = HugeBuffer(n * size)
+    return [buffer.take(t) for _ in range(n)]
 
 
-def walk(function, weights: list) -> callable:
+def walk(function: Callable, weights: list) -> Callable[[], None]:
     def run():
         for weight in weights:
             function(weight)
@@ -84,17 +120,23 @@ def walk(function, weights: list) -> callable:
     return run
 
 
-def bench_gemv(library, rows, cols, kinds, set_bytes, rounds, read):
-    x = torch.randn(1, cols)
-    out = torch.empty(1, rows)
+def product_with_vector(library, rows: int, cols: int) -> Callable[[torch.Tensor], None]:
+    """The C function itself, called from Python; the torch operator around it is not in these times."""
+    x, out = torch.randn(1, cols), torch.empty(1, rows)
 
     def kernel(w):
-        # The C function itself: the operators' Python overhead is the caller's, and is given separately.
         status = library.linear(
             w.data_ptr(), w.numel(), x.data_ptr(), cols, native.FLOAT32, 1, None, 0, 0.0, None, 0, out.data_ptr(), rows
         )
         library.check(status, "linear")
 
+    return kernel
+
+
+def bench_gemv(library, threads, rows, cols, kinds, set_bytes, rounds, read):
+    x = torch.randn(1, cols)
+    kernel, tiny = product_with_vector(library, rows, cols), product_with_vector(library, 16, 16)
+    calls = [packed_weight("ternary", 16, 16)] * 1000
     results = {}
     for kind in kinds:
         sets = {kind: copies(packed_weight(kind, rows, cols), set_bytes)}
@@ -106,19 +148,24 @@ def bench_gemv(library, rows, cols, kinds, set_bytes, rounds, read):
             kind: walk(kernel, sets[kind]),
             "float32": walk(lambda w: F.linear(x, w), sets["float32"]),
             "bfloat16": walk(lambda w, half=half: F.linear(half, w), sets["bfloat16"]),
+            "call": walk(tiny, calls),
         }
+        sets["call"] = calls
+        library.set_threads(threads)  # packing, a torch operator, has set the library's threads to torch's
         times, bandwidth = best_times(runs, rounds, read)
         times = {name: t / len(sets[name]) for name, t in times.items()}
-        size = sets[kind][0].numel()
+        size, cache = sets[kind][0].numel(), last_level_cache_bytes()
         rate = size / times[kind]
         results[kind] = {
             "microseconds": times[kind] * 1e6,
+            "call_overhead_microseconds": times["call"] * 1e6,
             "bytes": size,
             "copies": len(sets[kind]),
-            "cold": True,
+            "cold": None if cache is None else len(sets[kind]) * size > 2 * cache,
             "gigabytes_per_second": rate / 1e9,
             "read_gigabytes_per_second": bandwidth / 1e9,
             "share_of_read_bandwidth": rate / bandwidth,
+            "share_of_read_bandwidth_without_call_overhead": size / (times[kind] - times["call"]) / bandwidth,
             "times_faster_than_float32": times["float32"] / times[kind],
             "times_faster_than_bfloat16": times["bfloat16"] / times[kind],
         }
@@ -167,18 +214,19 @@ def main() -> None:
         raise SystemExit(f"the native library is not loaded: {reason}")
     report = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": cpu_name(),
+        "cpu": processor_name(),
         "cpus": os.cpu_count(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "library": library.version,
+        "last_level_cache_bytes": last_level_cache_bytes(),
         "set_megabytes": args.set_mb,
         "rounds": args.rounds,
         "runs": [],
     }
     set_bytes = args.set_mb << 20
     rounds = 3 * args.rounds  # of the short measurements
-    buffer = torch.ones(set_bytes, dtype=torch.uint8)
+    buffer = HugeBuffer(set_bytes).rest()[:set_bytes].fill_(1)
 
     def read() -> float:
         return library.read_bandwidth(buffer.data_ptr(), set_bytes)
@@ -189,6 +237,7 @@ def main() -> None:
             library.set_isa(isa)
             for threads in args.threads:
                 torch.set_num_threads(threads)
+                ops.set_num_threads(threads)
                 library.set_threads(threads)
                 run = {"isa": isa, "threads": threads, "gemv": [], "gemm": []}
                 report["runs"].append(run)
@@ -200,11 +249,12 @@ def main() -> None:
                         shapes.append((HEADS[model], ["int8", "int4"]))
                     for (rows, cols), shape_kinds in shapes:
                         for kind, result in bench_gemv(
-                            library, rows, cols, shape_kinds, set_bytes, args.rounds, read
+                            library, threads, rows, cols, shape_kinds, set_bytes, args.rounds, read
                         ).items():
                             run["gemv"].append({"model": model, "rows": rows, "cols": cols, "weight": kind, **result})
                             print(f"  gemv {rows}x{cols} {kind}: {result['gigabytes_per_second']:.1f} GB/s, "
-                                  f"{result['share_of_read_bandwidth']:.0%} of the bandwidth, "
+                                  f"{result['share_of_read_bandwidth']:.0%} of the bandwidth "
+                                  f"({result['share_of_read_bandwidth_without_call_overhead']:.0%} without the call), "
                                   f"{result['times_faster_than_bfloat16']:.1f} x bfloat16", file=sys.stderr)  # fmt: skip
                     for rows, cols in SHAPES[model]:
                         for tokens in args.tokens:

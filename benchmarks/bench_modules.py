@@ -1,8 +1,9 @@
 """Speed of a whole packed model through transformers (module path) against the same model in float32 and bfloat16.
 
-Decoding: greedy `generate`, one sequence, after a prompt of 16 tokens. Prefill: one forward over a prompt. Rounds are interleaved, medians
-are reported, and ratios are of medians within this run. Ternary weights are those of the model, ternarised without
-training: speed does not depend on their values.
+Decoding: greedy `generate`, one sequence, after a prompt of 16 tokens, from the first new token to the last. Prefill: one forward over a
+prompt. Rounds are interleaved, medians are reported, and ratios are of medians within this run. Ternary weights are those of
+the model, ternarised without training: speed does not depend on their values. `packed` keeps embedding and output head in
+float32, `packed_int8_head` has them in 8 bits (`quantize_head`).
 
     python benchmarks/bench_modules.py --model MODEL_FOLDER --name SmolLM2-135M --output benchmarks/results/NAME.json
     python benchmarks/bench_modules.py --random-0.6b --name random-0.6B --output benchmarks/results/NAME.json
@@ -13,14 +14,16 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import resource
 import statistics
 import time
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
 
-from hf_bitdistill import apply_bitnet, ops, pack
+from hf_bitdistill import apply_bitnet, ops, pack, quantize_head
 from hf_bitdistill.environment import describe_environment
 
 
@@ -41,10 +44,32 @@ def load(options: argparse.Namespace) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def seconds(run) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def contenders(full: PreTrainedModel) -> dict[str, PreTrainedModel]:
+    """The models to compare. Never more than one extra float32 copy at a time."""
+    packed = pack(apply_bitnet(copy.deepcopy(full)), inplace=True)
+    return {
+        "float32": full,
+        "bfloat16": copy.deepcopy(full).to(torch.bfloat16),
+        "packed": packed,
+        "packed_int8_head": quantize_head(copy.deepcopy(packed), 8),
+    }
+
+
+class Clock(BaseStreamer):
+    """When `generate` handed over the prompt and each new token."""
+
+    def __init__(self):
+        self.times: list[float] = []
+
+    def put(self, value) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+    def seconds_a_token(self) -> float:
+        # times[0] is the prompt, times[1] the token that its forward gave
+        return (self.times[-1] - self.times[1]) / (len(self.times) - 2)
 
 
 def main() -> None:
@@ -60,19 +85,29 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
 
-    full = load(options).eval()
-    half = copy.deepcopy(full).to(torch.bfloat16)
-    packed = pack(apply_bitnet(copy.deepcopy(full)), inplace=True)
-    models = {"float32": full, "bfloat16": half, "packed": packed}
-    tokens = torch.randint(3, full.config.vocab_size, (1, options.prompt), generator=torch.Generator().manual_seed(0))
+    if options.new_tokens < 2:
+        parser.error("--new-tokens must be at least 2")
+    models = contenders(load(options).eval())
+    vocabulary = models["float32"].config.vocab_size
+    tokens = torch.randint(3, vocabulary, (1, options.prompt), generator=torch.Generator().manual_seed(0))
+    start = torch.randint(3, vocabulary, (1, 16), generator=torch.Generator().manual_seed(1))
     settings = GenerationConfig(do_sample=False, max_new_tokens=options.new_tokens, eos_token_id=None, pad_token_id=0)
     for model in models.values():
         model.generation_config.eos_token_id = None
 
-    def decode(model: PreTrainedModel) -> None:
-        start = tokens[:, :16]
-        model.generate(input_ids=start, attention_mask=torch.ones_like(start), generation_config=settings)
+    def decode(model: PreTrainedModel) -> float:
+        clock = Clock()
+        model.generate(
+            input_ids=start, attention_mask=torch.ones_like(start), generation_config=settings, streamer=clock
+        )
+        return clock.seconds_a_token()
 
+    def prefill(model: PreTrainedModel) -> float:
+        begin = time.perf_counter()
+        model(input_ids=tokens, logits_to_keep=1)
+        return (time.perf_counter() - begin) / options.prompt
+
+    measures = {"decode": decode, "prefill": prefill}
     rows = []
     with torch.inference_mode():
         for threads in options.threads:
@@ -80,20 +115,17 @@ def main() -> None:
             times: dict[tuple[str, str], list[float]] = {}
             for measured in [False] + [True] * options.rounds:  # the first round warms up
                 for name, model in models.items():
-                    for what, run in (
-                        ("decode", lambda model=model: decode(model)),
-                        ("prefill", lambda model=model: model(input_ids=tokens, logits_to_keep=1)),
-                    ):
-                        duration = seconds(run)
+                    for what, measure in measures.items():
+                        duration = measure(model)
                         if measured:
                             times.setdefault((name, what), []).append(duration)
-            count = {"decode": options.new_tokens, "prefill": options.prompt}
-            rates = {key: count[key[1]] / statistics.median(values) for key, values in times.items()}
+            rates = {key: 1 / statistics.median(values) for key, values in times.items()}
             for name in models:
                 row = {"model": name, "threads": threads}
-                for what in count:
+                for what in measures:
                     row[f"{what}_tps"] = round(rates[name, what], 2)
-                    row[f"packed_over_this_{what}"] = round(rates["packed", what] / rates[name, what], 2)
+                    for packed in ("packed", "packed_int8_head"):
+                        row[f"{packed}_over_this_{what}"] = round(rates[packed, what] / rates[name, what], 2)
                 rows.append(row)
                 print(row, flush=True)
     result = {
@@ -101,8 +133,10 @@ def main() -> None:
         "settings": {"prompt": options.prompt, "new_tokens": options.new_tokens, "rounds": options.rounds},
         "machine": describe_environment(),
         "native": {key: value for key, value in ops.status().items() if key != "path"},
+        "peak_rss_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "rows": rows,
     }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -33,6 +33,7 @@ def test_round_trip_through_a_dictionary():
         ({"activation_bits": 4}, "activation_bits"),
         ({"modules_to_not_convert": "lm_head"}, "modules_to_not_convert"),
         ({"projections": {"wq": "in"}}, "projections"),
+        ({"head_bits": 6}, "head_bits"),
         ({"granularity": "row"}, "granularity"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import quantizer as _quantizer  # noqa: F401 (registers with transformers)
 from .config import BitNetConfig
+from .heads import quantize_head
 from .packing import pack
 from .surgery import SurgeryError, apply_bitnet
 
@@ -37,6 +38,7 @@ __all__ = [
     "calibrate_sub_norm",
     "pack",
     "pack_corpus",
+    "quantize_head",
 ]
 
 

@@ -20,6 +20,7 @@ _CHOICES = {
     "weight_granularity": ("tensor", "row", "group"),
     "group_size": (64, 128),
     "activation_bits": (8, None),
+    "head_bits": (16, 8, 4),
 }
 
 
@@ -42,10 +43,14 @@ class BitNetConfig(QuantizationConfigMixin):
             stay in floating point (weight-only quantisation).
         modules_to_not_convert (`list[str]`, *optional*): names of modules that stay in full precision. An entry matches a
             module of that full name, everything below it, and any module whose name ends in `"." + entry`. The
-            embeddings and the output head always stay in full precision.
+            embeddings and the output head are never ternary (see `head_bits`).
         projections (`dict[str, str]`, *optional*): for an architecture whose projections cannot be found automatically:
             module name suffix -> `"input"` or `"output"` (`"output"`: the last projection of an attention or FFN block,
             the place of the SubLN), e.g. `{"attn.wqkv": "input", "attn.wo": "output"}`. Replaces the automatic table.
+        head_bits (`int`): what the embedding table and the output head of an *offline* checkpoint become in memory when it
+            is loaded on a CPU: 16 leaves them as stored, 8 or 4 round them (see [`quantize_head`], which does the same
+            to a loaded model: transformers ignores a `quantization_config` given for a checkpoint that has its own).
+            Training, checkpoints and [`pack`] always keep the float tables.
 
     Raises:
         ValueError: an option has a value that is not listed above.
@@ -61,6 +66,7 @@ class BitNetConfig(QuantizationConfigMixin):
         activation_bits: int | None = 8,
         modules_to_not_convert: list[str] | None = None,
         projections: dict[str, str] | None = None,
+        head_bits: int = 16,
         **kwargs: Any,
     ):
         self.quant_method = QUANT_METHOD
@@ -72,6 +78,7 @@ class BitNetConfig(QuantizationConfigMixin):
         self.activation_bits = activation_bits
         self.modules_to_not_convert = modules_to_not_convert
         self.projections = projections
+        self.head_bits = head_bits
         kwargs.pop("quant_method", None)
         if kwargs:
             raise ValueError(f"BitNetConfig got unknown options: {sorted(kwargs)}.")

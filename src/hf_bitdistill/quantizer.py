@@ -13,6 +13,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantizer
 from transformers.quantizers.base import HfQuantizer
+from transformers.utils import logging
 
 from .checkpoint import (
     CheckpointError,
@@ -26,8 +27,12 @@ from .checkpoint import (
 )
 from .config import QUANT_METHOD, BitNetConfig
 from .conversions import LoadLatentWeight, TransposeConv1D, convert_when_saved
+from .heads import head_is_quantized, quantize_head, tables_on_cpu
 from .layers import BitLinear, SubLN
 from .surgery import convert_modules
+
+
+logger = logging.get_logger(__name__)
 
 
 def _owner(model: PreTrainedModel, tensor_name: str) -> torch.nn.Module:
@@ -108,6 +113,7 @@ class BitDistillQuantizer(HfQuantizer):
         if not self.online:
             check_packed_layers(model, self._headers)
             model.requires_grad_(False)
+            self._quantize_head(model)
             return model
         if not self.pre_quantized:
             for module in model.modules():
@@ -123,6 +129,29 @@ class BitDistillQuantizer(HfQuantizer):
             if isinstance(module, PreTrainedModel) and hasattr(module.config, "_is_quantized"):
                 del module.config._is_quantized
         return model
+
+    def _quantize_head(self, model: PreTrainedModel) -> None:
+        bits = self.quantization_config.head_bits
+        if bits == 16:
+            return
+        if tables_on_cpu(model):
+            quantize_head(model, bits)
+        else:
+            logger.warning(f"head_bits={bits} works on CPUs only: the embedding and the output head stay as stored.")
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel):
+        """Called first by `save_pretrained`.
+
+        Raises:
+            ValueError: the model's float tables are gone.
+        """
+        if head_is_quantized(model):
+            raise ValueError(
+                f"{type(model).__name__} has an embedding and output head of {self.quantization_config.head_bits} bits in "
+                "memory; its float tables, which a checkpoint holds, were freed. Copy the checkpoint it was loaded from, or "
+                "load that with head_bits=16 and save. To have others load it like this, set head_bits in its config.json."
+            )
+        return super().get_state_dict_and_metadata(model)
 
     def is_serializable(self) -> bool:
         return True

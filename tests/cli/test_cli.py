@@ -80,6 +80,8 @@ def test_pretrain_distill_pack_evaluate(teacher, data, tmp_path, capsys):
 
     assert main(["pack", str(student), str(tmp_path / "packed_again")]) == 0
     assert "MB packed" in capsys.readouterr().out
+    assert main(["pack", str(student), str(tmp_path / "packed_int8"), "--head_bits", "8"]) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "packed_int8").get_input_embeddings().table.bits == 8
     first, second = (tmp_path / name / "model.safetensors" for name in ("packed", "packed_again"))
     assert first.read_bytes() == second.read_bytes()
     packed = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
@@ -91,9 +93,12 @@ def test_pretrain_distill_pack_evaluate(teacher, data, tmp_path, capsys):
     assert main(["evaluate", "--model_name_or_path", str(tmp_path / "packed"), *arguments]) == 0
     again = json.loads(result.read_text())
     assert again["accuracy"] == scores["accuracy"]
+    capsys.readouterr()
     arguments = ["--corpus", str(data / "corpus.txt"), "--block_size", "32", "--max_blocks", "4"]
     assert main(["evaluate", "--model_name_or_path", str(tmp_path / "packed"), *arguments]) == 0
-    assert '"perplexity"' in capsys.readouterr().out
+    perplexity = json.loads(capsys.readouterr().out)["perplexity"]
+    assert main(["evaluate", "--model_name_or_path", str(tmp_path / "packed"), *arguments, "--head_bits", "8"]) == 0
+    assert json.loads(capsys.readouterr().out)["perplexity"] == pytest.approx(perplexity, rel=0.05)
 
 
 def test_sequence_classification(teacher, data, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Builds the C++ tests with CMake and runs them: as they are, under sanitizers, and for ARM in an emulator."""
+"""Builds the C++ tests with CMake and runs them: as they are, under sanitizers, fuzzed, and for ARM in an emulator."""
 
 import os
 import shutil
@@ -18,12 +18,13 @@ pytestmark = [
 ]
 
 
-def build_and_run(folder: Path, *options: str) -> None:
+def build_and_run(folder: Path, *options: str, only: str | None = None) -> None:
+    """`only`: the one target to build, which is the one test to run."""
     jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     for command in (
         ["cmake", "-S", str(ROOT), "-B", str(folder), "-DBITDISTILL_TESTS=ON", *options],
-        ["cmake", "--build", str(folder), "-j", jobs],
-        ["ctest", "--test-dir", str(folder), "--output-on-failure"],
+        ["cmake", "--build", str(folder), "-j", jobs, *(["--target", only] if only else [])],
+        ["ctest", "--test-dir", str(folder), "--output-on-failure", *(["-R", f"^{only}$"] if only else [])],
     ):
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
@@ -36,6 +37,19 @@ def test_release(tmp_path):
 
 def test_sanitizers(tmp_path):
     build_and_run(tmp_path, "-DBITDISTILL_SANITIZE=address,undefined")
+
+
+def test_libfuzzer(tmp_path):
+    if not shutil.which("clang++"):
+        pytest.skip("needs clang++; the same target has run with random inputs instead")
+    source = tmp_path / "probe.cpp"
+    source.write_text('extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }')
+    probe = ["clang++", "-fsanitize=fuzzer,address", str(source), "-o", str(tmp_path / "probe")]
+    if subprocess.run(probe, capture_output=True).returncode != 0:
+        pytest.skip("this clang++ comes without libFuzzer")
+    # Undefined behaviour is looked for by test_sanitizers; here it would triple the time.
+    options = ["-DCMAKE_CXX_COMPILER=clang++", "-DBITDISTILL_LIBFUZZER=ON", "-DBITDISTILL_SANITIZE=address"]
+    build_and_run(tmp_path / "build", *options, only="libfuzzer_packed_weight")
 
 
 @pytest.mark.skipif(

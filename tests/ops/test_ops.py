@@ -190,6 +190,10 @@ def test_opcheck(backend):
         library.packed_linear.default, (x.clone().requires_grad_(), packed, 20, torch.rand(20), torch.rand(70), 1e-6)
     )
     check(library.packed_embedding.default, (torch.tensor([1, 2]), packed, 70))
+    for kind in ("int8", "int4-f16"):
+        table = make(kind, 20, 70, generator)[3]
+        check(library.packed_embedding.default, (torch.tensor([[1, 2], [0, 19]]), table, 70))
+        check(library.packed_linear.default, (x.bfloat16(), table, 20))
     check(library.quantize_activations.default, (x, torch.rand(70), 1e-6))
     check(library.packed_matmul_int32.default, (torch.ones((2, 70), dtype=torch.int8), packed, 20, 1))
 
@@ -205,3 +209,17 @@ def test_compile(backend):
         for tokens in (1, 5, 9):
             x = torch.randn(tokens, 70)
             assert torch.equal(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(backend, context):
+    values, _, _, packed, _ = make("row", 20, 70, torch.Generator().manual_seed(9))
+    x = torch.randn(3, 70, requires_grad=True)
+    with context():
+        y = ops.packed_linear(x, packed, 20)
+        assert not y.requires_grad
+        assert torch.equal(ops.packed_embedding(torch.tensor([3]), packed, 70)[0] != 0, values[3] != 0)
+        x_q, _ = ops.quantize_activations(x)
+        assert torch.equal(ops.packed_matmul_int32(x_q, packed, 20, 1)[..., 0], (x_q.int() @ values.int().T))
+        assert torch.equal(ops.int8_pack(values, torch.ones(20)), ops.int8_pack(values.clone(), torch.ones(20)))
+    assert torch.equal(y, ops.packed_linear(x.detach(), packed, 20))

@@ -7,17 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
+from ..heads import head_is_quantized, quantize_head
 from .arguments import CorpusArguments, ModelArguments, TaskArguments, parse
 from .models import load_model, load_tokenizer
 
 
 @dataclass
 class EvaluateArguments:
-    """Where the result goes."""
+    """What is evaluated, and where the result goes."""
 
     output_file: str | None = field(default=None, metadata={"help": "Also write the result here, as JSON."})
     max_blocks: int | None = field(default=None, metadata={"help": "Blocks of a perplexity. Default: all."})
+    head_bits: int = field(
+        default=16,
+        metadata={"help": "8 or 4: round embedding and head of a packed model, on the CPU.", "choices": [16, 8, 4]},
+    )
 
 
 def run(argv: list[str], prog: str) -> None:
@@ -25,18 +31,27 @@ def run(argv: list[str], prog: str) -> None:
     model_arguments, task_arguments, corpus, output = parse(kinds, argv, prog, __doc__)
     if (task_arguments.task is None) == (corpus.corpus is None):
         raise ValueError("give --task for a task's metric, or --corpus for a perplexity")
-    result = _perplexity(model_arguments, corpus, output) if corpus.corpus else _task(model_arguments, task_arguments)
+    result = (
+        _perplexity(model_arguments, corpus, output)
+        if corpus.corpus
+        else _task(model_arguments, task_arguments, output)
+    )
     text = json.dumps(result, indent=2)
     if output.output_file:
         Path(output.output_file).write_text(text + "\n")
     print(text)
 
 
-def _device() -> torch.device:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+def _load(model_arguments: ModelArguments, head_bits: int, head: str = "causal_lm") -> PreTrainedModel:
+    """The model, on an accelerator if there is one that can compute with it."""
+    model = load_model(model_arguments, head)
+    if head_bits != 16:
+        quantize_head(model, head_bits)
+    on_cpu = head_is_quantized(model) or not torch.accelerator.is_available()
+    return model if on_cpu else model.to(torch.accelerator.current_accelerator())
 
 
-def _task(model_arguments: ModelArguments, arguments: TaskArguments) -> dict:
+def _task(model_arguments: ModelArguments, arguments: TaskArguments, output: EvaluateArguments) -> dict:
     from ..data import get_task, load_task_dataset
     from ..evaluation import evaluate_task
 
@@ -44,7 +59,7 @@ def _task(model_arguments: ModelArguments, arguments: TaskArguments) -> dict:
     dataset = load_task_dataset(
         task, arguments.eval_split, data_dir=arguments.data_dir, max_samples=arguments.max_eval_samples
     )
-    model = load_model(model_arguments, arguments.head).to(_device())
+    model = _load(model_arguments, output.head_bits, arguments.head)
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     return evaluate_task(
         model,
@@ -67,7 +82,7 @@ def _perplexity(model_arguments: ModelArguments, corpus: CorpusArguments, output
     )
     if corpus.text_column not in dataset.column_names:
         raise ValueError(f"{corpus.corpus} has no column {corpus.text_column!r}; it has {dataset.column_names}")
-    model = load_model(model_arguments).to(_device())
+    model = _load(model_arguments, output.head_bits)
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     return perplexity(
         model, tokenizer, dataset[corpus.text_column], block_size=corpus.block_size, max_blocks=output.max_blocks

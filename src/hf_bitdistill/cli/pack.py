@@ -18,6 +18,13 @@ def run(argv: list[str], prog: str) -> None:
     parser.add_argument(
         "--head", default=None, choices=["causal_lm", "sequence_classification"], help="default: what the student has"
     )
+    parser.add_argument(
+        "--head_bits",
+        type=int,
+        default=None,
+        choices=[16, 8, 4],
+        help="what the stored float embedding and head become when the packed model is loaded on a CPU",
+    )
     options = parser.parse_args(argv)
     path = check_path(options.model)
     head = options.head or _head_of(path)
@@ -26,6 +33,8 @@ def run(argv: list[str], prog: str) -> None:
     model = load_model(ModelArguments(path, dtype="auto"), head)
     before = _parameter_bytes(model)
     packed = pack(model, inplace=True)
+    if options.head_bits:
+        packed.config.quantization_config.head_bits = options.head_bits
     packed.save_pretrained(options.output_dir, max_shard_size=options.max_shard_size)
     tokenizer.save_pretrained(options.output_dir)
     size = sum(file.stat().st_size for file in options.output_dir.glob("*.safetensors"))

@@ -1,8 +1,19 @@
-"""The layers of a student: `BitLinear` (online, trainable), `TernaryLinear` (offline, packed), `SubLN`."""
+"""The layers of a student: `BitLinear` (online, trainable), `TernaryLinear` (offline, packed), `SubLN`, and quantised tables."""
 
 from .bit_linear import BitLinear, full_precision, set_quantization_share
+from .quantized_table import QuantizedEmbedding, QuantizedHead, QuantizedTable, pack_table
 from .sub_norm import SubLN
 from .ternary_linear import TernaryLinear
 
 
-__all__ = ["BitLinear", "SubLN", "TernaryLinear", "full_precision", "set_quantization_share"]
+__all__ = [
+    "BitLinear",
+    "QuantizedEmbedding",
+    "QuantizedHead",
+    "QuantizedTable",
+    "SubLN",
+    "TernaryLinear",
+    "full_precision",
+    "pack_table",
+    "set_quantization_share",
+]

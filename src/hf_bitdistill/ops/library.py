@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..quantization import INT4_GROUP
 from . import native as n
 from . import packed as form
 from . import torch_reference as reference
@@ -121,7 +122,7 @@ def _int4_pack(weight, weight_scale, in_features):
 
 def _fake_int4_pack(weight, weight_scale, in_features):
     f16 = weight_scale.dtype == torch.float16
-    header = form.PackedWeight(form.INT4, weight.shape[0], in_features, form.INT4_GROUP, scale_is_f16=f16)
+    header = form.PackedWeight(form.INT4, weight.shape[0], in_features, INT4_GROUP, scale_is_f16=f16)
     return weight.new_empty(header.layout.total, dtype=torch.uint8)
 
 

@@ -12,14 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .native import ABI_VERSION, INT4, INT8, TERNARY
+from .native import ALIGNMENT as _ALIGNMENT
 
-TERNARY, INT8, INT4 = 0, 1, 2
-INT4_GROUP = 32
 
 _MAGIC = 0x6C6C697473646962
-_VERSION = 1
 _HEADER = struct.Struct("<QIiqqqiii3i")
-_ALIGNMENT = 64
 _PANEL, _STEP, _CHUNK = 16, 4, 16
 _BITS = {TERNARY: 2, INT8: 8, INT4: 4}
 _ZERO_POINT = {TERNARY: 1, INT8: 0, INT4: 8}
@@ -78,7 +76,7 @@ def read_header(packed: Tensor) -> PackedWeight:
     if packed.dtype != torch.uint8 or packed.ndim != 1 or packed.numel() < _HEADER.size:
         raise ValueError("not a packed weight")
     magic, version, kind, rows, cols, group, tensor, f16, offset, *_ = _HEADER.unpack(bytes(packed[:64].tolist()))
-    if magic != _MAGIC or version != _VERSION or kind not in _BITS or rows < 1 or cols < 1 or group < 0:
+    if magic != _MAGIC or version != ABI_VERSION or kind not in _BITS or rows < 1 or cols < 1 or group < 0:
         raise ValueError("not a packed weight of this version")
     header = PackedWeight(kind, rows, cols, group, bool(tensor), bool(f16), bool(offset))
     if header.layout.total != packed.numel():
@@ -96,7 +94,7 @@ def pack(header: PackedWeight, codes: Tensor, scale: Tensor, row_offset: Tensor 
     layout = header.layout
     out = torch.zeros(layout.total, dtype=torch.uint8)
     fields = _HEADER.pack(
-        _MAGIC, _VERSION, header.format, header.rows, header.cols, header.group_size,
+        _MAGIC, ABI_VERSION, header.format, header.rows, header.cols, header.group_size,
         header.tensor_scale, header.scale_is_f16, header.has_row_offset, 0, 0, 0,
     )  # fmt: skip
     out[: len(fields)] = torch.frombuffer(bytearray(fields), dtype=torch.uint8)

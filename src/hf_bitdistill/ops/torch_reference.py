@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..quantization import INT4_GROUP
 from . import packed as form
-from .packed import INT4, INT4_GROUP, INT8, TERNARY, PackedWeight
+from .packed import INT4, INT8, TERNARY, PackedWeight
 
 
 # Rows that are unpacked at a time, so that a large output head does not need its size again in floats.

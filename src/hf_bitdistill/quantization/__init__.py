@@ -1,4 +1,4 @@
-"""Pure functions: ternary quantisation, integer arithmetic, packing. No modules, no files."""
+"""Pure functions: quantisation, integer arithmetic, packing. No modules, no files."""
 
 from .packing import (
     PackedWeightError,
@@ -8,6 +8,7 @@ from .packing import (
     packed_rows,
     unpack_ternary,
 )
+from .table import INT4_GROUP, quantize_int4_groups, quantize_int8_rows
 from .ternary import (
     absmean_scale,
     expand_weight_scale,
@@ -22,6 +23,7 @@ from .ternary import (
 
 
 __all__ = [
+    "INT4_GROUP",
     "PackedWeightError",
     "absmean_scale",
     "check_packed_weight",
@@ -33,6 +35,8 @@ __all__ = [
     "pack_ternary",
     "packed_rows",
     "quantize_activations",
+    "quantize_int4_groups",
+    "quantize_int8_rows",
     "ternarize",
     "ternary_linear",
     "unpack_ternary",

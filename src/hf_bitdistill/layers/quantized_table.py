@@ -1,0 +1,95 @@
+"""Embedding and output head on a table of 8-bit or 4-bit integers, for inference on a CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import int4_pack, int8_pack, packed_embedding, packed_linear
+from ..quantization import quantize_int4_groups, quantize_int8_rows
+
+
+def pack_table(table: Tensor, bits: int) -> Tensor:
+    """A float table `[R, C]` rounded to `bits` (8 or 4), in the layout of the kernels: one opaque uint8 tensor.
+
+    Raises:
+        ValueError: another number of bits, or a value that is not finite.
+    """
+    if bits == 8:
+        return int8_pack(*quantize_int8_rows(table))
+    if bits == 4:
+        return int4_pack(*quantize_int4_groups(table), table.shape[1])
+    raise ValueError(f"bits={bits!r}: a table is packed with 8 or 4 bits")
+
+
+class QuantizedTable(nn.Module):
+    """What an embedding and the output head tied to it share.
+
+    Args:
+        table: floats `[R, C]` on a CPU; not kept.
+        bits: 8 or 4.
+
+    Attributes:
+        weight: the packed table, in the layout of the kernels.
+    """
+
+    def __init__(self, table: Tensor, bits: int):
+        super().__init__()
+        self.rows, self.columns = table.shape
+        self.bits = bits
+        self.register_buffer("weight", pack_table(table.detach(), bits))
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        if self.weight.device.type != "cpu":
+            raise RuntimeError(
+                f"an embedding or output head of {self.bits} bits computes on CPUs only, not on {self.weight.device}: "
+                "load the model with head_bits=16 to move it"
+            )
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.rows}, {self.columns}, bits={self.bits}"
+
+
+class QuantizedEmbedding(nn.Module):
+    """`nn.Embedding` on a [`QuantizedTable`].
+
+    Args:
+        table: shared with the output head where the two are tied.
+        dtype: of the output.
+        scale: multiplies the output; architectures that scale their embeddings keep the factor in the embedding layer.
+    """
+
+    def __init__(self, table: QuantizedTable, dtype: torch.dtype, scale: float | Tensor | None = None):
+        super().__init__()
+        self.table = table
+        self.num_embeddings, self.embedding_dim = table.rows, table.columns
+        # A buffer, so that `.to(dtype)` changes the dtype of the output as it would that of a float table.
+        factor = torch.ones(()) if scale is None else torch.as_tensor(scale)
+        self.register_buffer("scale", factor.detach().clone().to(dtype), persistent=False)
+        self._scaled = scale is not None
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Token ids `[...]` -> `[..., C]`."""
+        rows = packed_embedding(input_ids, self.table.weight, self.embedding_dim).to(self.scale.dtype)
+        return rows * self.scale if self._scaled else rows
+
+
+class QuantizedHead(nn.Module):
+    """`nn.Linear` on a [`QuantizedTable`]; each token's hidden state is rounded to int8, as in the ternary layers.
+
+    Args:
+        table: shared with the embedding where the two are tied.
+        bias: `[R]` or `None`.
+    """
+
+    def __init__(self, table: QuantizedTable, bias: Tensor | None = None):
+        super().__init__()
+        self.table = table
+        self.in_features, self.out_features = table.columns, table.rows
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., C]` -> `[..., R]`, in the dtype of `x`."""
+        return packed_linear(x, self.table.weight, self.out_features, self.bias)

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := src tests examples scripts
 
-.PHONY: demo test bench-kernels style check clean
+.PHONY: demo test bench-kernels bench-decode style check clean
 
 # The main job: the whole recipe on a small model, in minutes, on two cores. Writes quickstart/report.md.
 demo: $(VENV)/.installed
@@ -18,6 +18,10 @@ test: $(VENV)/.installed-test
 # Speed of the native kernels against torch and the machine's own limits. Nothing else should run meanwhile.
 bench-kernels: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/bench_kernels.py --output benchmarks/results/kernels.json
+
+# Speed of whole models; beside llama.cpp where llama-cpp-python and gguf are installed in $(VENV).
+bench-decode: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/bench_decode.py --output benchmarks/results/decode.json
 
 style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -14,10 +14,16 @@ import torch
 from .measure import Measurement, System
 
 
-class _Runner(ABC):
-    """A loaded model that continues token ids."""
+class Runner(ABC):
+    """A loaded model that continues token ids.
+
+    Attributes:
+        weight_bytes: of the packed weights and tables: what every decoded token reads, if the embedding is the head too.
+            0 where it is not known.
+    """
 
     backend: str
+    weight_bytes: int = 0
     vocab_size: int
     file_bytes: int
     threads: int
@@ -32,7 +38,7 @@ class _Runner(ABC):
         """Read one more token, return the next."""
 
 
-class _ModelRunner(_Runner):
+class _ModelRunner(Runner):
     """Anything with the interface of a causal LM of transformers."""
 
     def __init__(self, system: System):
@@ -45,6 +51,8 @@ class _ModelRunner(_Runner):
                 system.model, export=True, head_bits=system.head_bits, num_threads=system.threads
             )
             self.backend = self.model.backend
+            if self.model.decoder is not None:
+                self.weight_bytes = self.model.decoder.weight_bytes
         else:
             from transformers import AutoModelForCausalLM
 
@@ -72,7 +80,7 @@ class _ModelRunner(_Runner):
         return self._next([token])
 
 
-class _LlamaCppRunner(_Runner):
+class _LlamaCppRunner(Runner):
     """A GGUF file in llama.cpp, through `llama_cpp`."""
 
     def __init__(self, system: System):
@@ -128,6 +136,11 @@ def _resident_bytes(peak: bool) -> int:
     return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(name)), 0)
 
 
+def load_runner(system: System) -> Runner:
+    """Load a system in this process."""
+    return _LlamaCppRunner(system) if system.kind == "llama.cpp" else _ModelRunner(system)
+
+
 def run(system: System) -> Measurement:
     """Measure a system in this process.
 
@@ -138,7 +151,7 @@ def run(system: System) -> Measurement:
 
     base = _resident_bytes(peak=False)
     start = time.perf_counter()
-    runner = _LlamaCppRunner(system) if system.kind == "llama.cpp" else _ModelRunner(system)
+    runner = load_runner(system)
     load_seconds = time.perf_counter() - start
     if system.prompt_tokens + system.new_tokens > runner.max_tokens:
         raise ValueError(

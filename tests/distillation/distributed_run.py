@@ -20,6 +20,12 @@ from transformers import (
 from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer
 
 
+# torch can hang when it frees a DDP model and gloo's process group with it: the thread that frees them holds the
+# interpreter's lock and waits for gloo's thread, which may be waiting for that lock to free the tensors of its last
+# reduction. So they are kept, and the process ends without freeing them.
+KEPT: list[DistillationTrainer] = []
+
+
 def one_step() -> dict | None:
     """Gradients, first log record and evaluation metrics; `None` in all processes but the first."""
     torch.set_num_threads(1)
@@ -65,6 +71,8 @@ def one_step() -> dict | None:
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         callbacks=[Save()],
     )
+    if processes > 1:
+        KEPT.append(trainer)
     trainer.train()
     metrics = trainer.evaluate(rows)
     trainer.end()
@@ -76,3 +84,6 @@ def one_step() -> dict | None:
 if __name__ == "__main__":
     if result := one_step():
         torch.save(result, sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -127,7 +127,11 @@ def write_gguf(shape: Shape, checkpoint: Path, file: Path) -> None:
             for ours, theirs in names.items():
                 packed = tensors.get_tensor(f"{prefix}{ours}.weight")
                 scale = tensors.get_tensor(f"{prefix}{ours}.weight_scale")
-                add(f"blk.{layer}.{theirs}.weight", unpack_ternary(packed, 4 * packed.shape[0]).float() * scale, ternary)
+                add(
+                    f"blk.{layer}.{theirs}.weight",
+                    unpack_ternary(packed, 4 * packed.shape[0]).float() * scale,
+                    ternary,
+                )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -49,7 +49,12 @@ PROMPTS = [
 
 def greedy(model, ids: torch.Tensor, mask: torch.Tensor, new_tokens: int, pad: int) -> torch.Tensor:
     output = model.generate(
-        ids, attention_mask=mask, do_sample=False, min_new_tokens=new_tokens, max_new_tokens=new_tokens, pad_token_id=pad
+        ids,
+        attention_mask=mask,
+        do_sample=False,
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
+        pad_token_id=pad,
     )
     return output[:, ids.shape[1] :]
 

@@ -206,6 +206,46 @@ int bd_int4_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, int64
   return finish_packing(status, packed);
 }
 
+int bd_table_pack_rows(int format, const void* table, size_t table_bytes, int kind, int64_t rows, int64_t cols,
+                       int64_t first_row, int64_t row_count, void* packed, size_t packed_bytes) {
+  if (table == nullptr || packed == nullptr) return BD_ERROR_NULL_POINTER;
+  if (format != BD_INT8 && format != BD_INT4) return BD_ERROR_ARGUMENT;
+  if (kind < BD_TABLE_FLOAT32 || kind > BD_TABLE_FLOAT16) return BD_ERROR_ARGUMENT;
+  if (rows < 1 || rows > BD_MAX_ROWS || cols < 1 || cols > BD_MAX_COLS) return BD_ERROR_SHAPE;
+  if (first_row < 0 || row_count < 1 || first_row > rows - row_count || first_row % kPanelRows != 0) return BD_ERROR_SHAPE;
+  if (row_count % kPanelRows != 0 && first_row + row_count != rows) return BD_ERROR_SHAPE;
+  const bool int4 = format == BD_INT4;
+  const size_t element = kind == BD_TABLE_FLOAT32 ? sizeof(float) : sizeof(uint16_t);
+  if (table_bytes != static_cast<size_t>(row_count * cols) * element) return BD_ERROR_BUFFER_SIZE;
+  if (reinterpret_cast<uintptr_t>(table) % element != 0) return BD_ERROR_ALIGNMENT;
+  Matrix matrix;
+  Layout layout;
+  BD_RETURN_IF_ERROR(describe_matrix(format, rows, cols, int4 ? kInt4Group : 0,
+                                     static_cast<size_t>(rows * (int4 ? div_up(cols, kInt4Group) : 1)), false, int4,
+                                     &matrix, &layout));
+  PackedParts parts;
+  if (first_row == 0) {
+    BD_RETURN_IF_ERROR(start_packing(matrix, layout, false, packed, packed_bytes, &parts));
+  } else {
+    // What an earlier call began, and nothing else.
+    Matrix begun;
+    BD_RETURN_IF_ERROR(open_matrix(packed, packed_bytes, &begun));
+    if (begun.format != matrix.format || begun.rows != rows || begun.cols != cols || begun.scale_is_f16 != int4) {
+      return BD_ERROR_HEADER;
+    }
+    uint8_t* base = static_cast<uint8_t*>(packed);
+    parts = {base + layout.scales, nullptr, base + layout.panel_data};
+  }
+  if (first_row + row_count == rows) {  // the rows that fill up the last panel are zeros
+    const int64_t last = (matrix.panels - 1) * matrix.panel_bytes;
+    std::memset(parts.panel_data + last, 0, static_cast<size_t>(matrix.panel_bytes));
+  }
+  const Kernels* kernels;
+  BD_RETURN_IF_ERROR(active_kernels(&kernels));
+  return finish_packing(pack_table_rows(matrix, *kernels, table, static_cast<bd_table_kind>(kind), first_row, row_count, parts),
+                        packed);
+}
+
 int bd_weight_describe(const void* packed, size_t packed_bytes, bd_weight_info* info) {
   if (info == nullptr) return BD_ERROR_NULL_POINTER;
   Matrix matrix;

@@ -62,6 +62,14 @@ typedef enum bd_format {
   BD_INT4 = 2,     // [-8, 7]; one scale a group of 32 columns
 } bd_format;
 
+// What the rows of an embedding or an output head are.
+typedef enum bd_table_kind {
+  BD_TABLE_PACKED = 0,  // packed by a function below
+  BD_TABLE_FLOAT32 = 1,
+  BD_TABLE_BFLOAT16 = 2,
+  BD_TABLE_FLOAT16 = 3,
+} bd_table_kind;
+
 #define BD_ALIGNMENT 64
 #define BD_MAX_ROWS (INT64_C(1) << 24)
 #define BD_MAX_COLS (INT64_C(1) << 17)  // keeps every int32 sum exact, for the widest weight
@@ -119,6 +127,16 @@ BD_API int bd_int4_packed_size(int64_t rows, int64_t cols, int scale_is_f16, siz
 BD_API int bd_int4_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, int64_t cols, const void* weight_scale,
                         size_t scale_count, int scale_is_f16, void* packed, size_t packed_bytes);
 
+// An int8 or int4 weight from a table of floats (bd_table_kind but BD_TABLE_PACKED), of bd_int8_packed_size or
+// bd_int4_packed_size (with half scales) bytes, a stretch of rows a call, the first stretch first: rows [first_row,
+// first_row + row_count), first_row a multiple of 16 and row_count too unless the stretch is the last.
+//   int8: scale = max|w| / 127 of the row, code = round_half_even(w / scale)
+//   int4: scale = half(w_largest / -8) of 32 columns, w_largest the value of largest magnitude (the positive one of two),
+//         code = round_half_even(clip(w / scale, -8, 7))
+// A scale of 0 has codes 0. BD_ERROR_SCALE: a value is not finite; BD_ERROR_ARGUMENT: a scale is too large for a half.
+BD_API int bd_table_pack_rows(int format, const void* table, size_t table_bytes, int kind, int64_t rows, int64_t cols,
+                              int64_t first_row, int64_t row_count, void* packed, size_t packed_bytes);
+
 // Reads and checks the header of a packed weight.
 BD_API int bd_weight_describe(const void* packed, size_t packed_bytes, bd_weight_info* info);
 
@@ -160,8 +178,6 @@ BD_API int bd_matmul_int32(const void* packed, size_t packed_bytes, const int8_t
 // A linear layer norms (SubLN) and quantises its input as bd_linear does. Everything else is float32; keys and values are
 // kept as kv_dtype.
 typedef enum bd_activation { BD_SILU = 0, BD_GELU = 1, BD_GELU_TANH = 2, BD_RELU = 3, BD_RELU_SQUARED = 4 } bd_activation;
-
-typedef enum bd_table_kind { BD_TABLE_PACKED = 0, BD_TABLE_FLOAT32 = 1, BD_TABLE_BFLOAT16 = 2, BD_TABLE_FLOAT16 = 3 } bd_table_kind;
 
 typedef enum bd_output { BD_OUTPUT_LOGITS = 0, BD_OUTPUT_HIDDEN = 1 } bd_output;  // hidden: final_norm(h)
 

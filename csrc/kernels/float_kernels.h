@@ -62,6 +62,8 @@ struct FloatKernels {
                 float* out, int64_t out_stride);
   // One row of such a matrix as floats.
   void (*widen)(bd_table_kind kind, const void* row, int64_t cols, float* out);
+
+  uint16_t (*to_half)(float value);  // half to even
 };
 
 const FloatKernels* scalar_float_kernels();

@@ -441,7 +441,7 @@ void widen(bd_table_kind kind, const void* row, int64_t cols, float* out) {
 }
 
 constexpr FloatKernels kFloatKernels = {attend,   store_key_value, rms_norm, rotate, activate,
-                                        add,      softcap,         dense,    widen};
+                                        add,      softcap,         dense,    widen,  Float16::float_to_half};
 
 }  // namespace
 }  // namespace bitdistill

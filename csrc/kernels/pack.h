@@ -1,6 +1,7 @@
 // From storage layouts to the library's own (matrix.h). Shapes and buffer sizes must have been checked against `matrix`.
 #pragma once
 
+#include "kernels/kernels.h"
 #include "kernels/matrix.h"
 
 namespace bitdistill {
@@ -20,5 +21,10 @@ int pack_int4(const Matrix& matrix, const uint8_t* weight, const PackedParts& pa
 // BD_ERROR_SCALE if one is not finite. `scales`: floats, or halves if matrix.scale_is_f16.
 int pack_scales(const Matrix& matrix, const void* scales, const PackedParts& packed);
 int pack_row_offset(const Matrix& matrix, const float* row_offset, const PackedParts& packed);
+
+// Rows [first_row, first_row + rows) of an int8 or int4 matrix from floats: `table` starts with the first of them, which
+// is the first of a panel. BD_ERROR_SCALE if one is not finite, BD_ERROR_ARGUMENT if one is too large for a half scale.
+int pack_table_rows(const Matrix& matrix, const Kernels& kernels, const void* table, bd_table_kind kind, int64_t first_row,
+                    int64_t rows, const PackedParts& packed);
 
 }  // namespace bitdistill

@@ -34,7 +34,9 @@ def test_error_is_half_a_step(table, shape, monkeypatch):
     files = table(values)
     monkeypatch.setattr(files_module, "_BYTES_BEFORE_REOPENING", 64)
     monkeypatch.setattr(
-        TensorFiles, "rows", lambda self, name, count=5, rows=TensorFiles.rows: rows(self, name, count)
+        TensorFiles,
+        "rows",
+        lambda self, name, count=5, multiple=1, rows=TensorFiles.rows: rows(self, name, count, multiple),
     )
     assert torch.equal(rows(load_table(files, "table", 32)), values)
     eight = rows(load_table(files, "table", 8))
@@ -63,5 +65,5 @@ def test_the_16_bit_dtype_that_loses_least(table):
 def test_values_that_are_not_finite(table, bits):
     values = torch.randn(40, 32)
     values[17, 3] = torch.inf
-    with pytest.raises(ValueError, match=r"table.safetensors: tensor 'table' holds a value that is not finite"):
+    with pytest.raises(ValueError, match=r"table.safetensors: tensor 'table': a value is not finite"):
         load_table(table(values), "table", bits)

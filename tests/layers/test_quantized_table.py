@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_bitdistill.layers import QuantizedEmbedding, QuantizedHead, QuantizedTable, pack_table
-from hf_bitdistill.ops import native
+from hf_bitdistill.layers import QuantizedEmbedding, QuantizedHead, QuantizedTable
+from hf_bitdistill.ops import native, pack_table
 
 
 def random(*shape, seed=0):

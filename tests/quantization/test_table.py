@@ -26,12 +26,15 @@ def test_int8_is_within_half_a_step_of_a_row():
 
 
 @pytest.mark.parametrize("columns", [1, 31, 32, 33, 70, 96])
-def test_int4_is_within_half_a_step_of_a_group(columns):
+def test_int4_is_within_a_step_of_a_group(columns):
     table = torch.randn(9, columns, generator=torch.Generator().manual_seed(columns))
     codes, scale = quantize_int4_groups(table)
     assert codes.shape == (9, math.ceil(columns / 2)) and scale.shape == (9, math.ceil(columns / 32))
     steps = scale.float().repeat_interleave(32, dim=1)[:, :columns]
-    assert ((dense_int4(codes, scale, columns) - table).abs() <= 0.5 * steps + 4e-3 * table.abs()).all()
+    error = (dense_int4(codes, scale, columns) - table).abs()
+    # Half a step, but for values beyond 7.5 steps on the side that ends at 7.
+    limit = torch.where(table / steps > 7.5, 1.0, 0.5)
+    assert (error <= limit * steps.abs() + 4e-3 * table.abs()).all()
 
 
 def test_rows_of_zeros_and_half_precision_tables():

@@ -49,15 +49,16 @@ class TensorFiles:
         prefix = f"{module}."
         return {name.removeprefix(prefix): self.read(name) for name in self.headers if name.startswith(prefix)}
 
-    def rows(self, name: str, count: int | None = None) -> Iterator[tuple[int, Tensor]]:
+    def rows(self, name: str, count: int | None = None, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
         """A matrix in pieces `(first row, rows)`, in the file's dtype.
 
         Args:
-            count: rows a piece; default: about 4 MB of float32.
+            count: rows a piece; default: about 16 MB of float32.
+            multiple: every piece but the last has a multiple of as many rows.
         """
         header = self.headers[name]
         width = torch.Size(header.shape[1:]).numel() * 4
-        count = count or max(1, (4 << 20) // width)
+        count = -(-(count or max(1, (16 << 20) // width)) // multiple) * multiple
         for start in range(0, header.shape[0], count):
             stop = min(start + count, header.shape[0])
             yield start, self._open(header.file, (stop - start) * width).get_slice(header.key)[start:stop]

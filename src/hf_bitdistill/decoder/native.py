@@ -7,10 +7,16 @@ import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 
-from ..ops.native import NativeLibrary, NativeLibraryError
+from ..ops.native import (
+    TABLE_BFLOAT16,
+    TABLE_FLOAT16,
+    TABLE_FLOAT32,
+    TABLE_PACKED,
+    NativeLibrary,
+    NativeLibraryError,
+)
 
 
-TABLE_PACKED, TABLE_FLOAT32, TABLE_BFLOAT16, TABLE_FLOAT16 = 0, 1, 2, 3
 OUTPUT_LOGITS, OUTPUT_HIDDEN = 0, 1
 KV_FLOAT32, KV_FLOAT16 = 0, 2
 

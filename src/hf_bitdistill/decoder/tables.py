@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import int4_pack, int8_pack
+from ..ops import TablePacker
 from . import native
 from .files import TensorFiles
 
@@ -20,7 +19,6 @@ _KINDS = {
     torch.bfloat16: native.TABLE_BFLOAT16,
     torch.float16: native.TABLE_FLOAT16,
 }
-_INT4_GROUP = 32
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,18 @@ def load_table(files: TensorFiles, name: str, bits: int) -> Table:
             least); 8: int8, a scale a row; 4: int4, a scale for 32 columns.
 
     Raises:
-        ValueError: another number of bits, or a value that is not finite.
+        ValueError: another number of bits, or a value that is not finite (or too large for 4 bits).
     """
     rows, columns = files.headers[name].shape
     dtype = next(files.rows(name, 1))[1].dtype
-    if bits == 8:
-        data = _int8(files, name, rows, columns)
-    elif bits == 4:
-        data = _int4(files, name, rows, columns)
+    if bits in (8, 4):
+        packer = TablePacker(rows, columns, bits)
+        for _, piece in files.rows(name, multiple=TablePacker.ROWS):
+            try:
+                packer.add(piece)
+            except ValueError as error:
+                raise ValueError(f"{_place(files, name)}: {error}.") from None
+        data = packer.packed()
     elif bits in HEAD_BITS:
         target = torch.float32 if bits == 32 else dtype if dtype.itemsize == 2 else _least_lossy(files, name)
         data = torch.empty((rows, columns), dtype=target)
@@ -66,9 +68,13 @@ def load_table(files: TensorFiles, name: str, bits: int) -> Table:
 def _finite(piece: Tensor, files: TensorFiles, name: str) -> Tensor:
     # min and max of a tensor with a NaN are NaN: one pass over the piece instead of three.
     if not torch.isfinite(torch.stack(torch.aminmax(piece))).all():
-        header = files.headers[name]
-        raise ValueError(f"{header.file}: tensor {header.key!r} holds a value that is not finite.")
+        raise ValueError(f"{_place(files, name)}: a value is not finite.")
     return piece
+
+
+def _place(files: TensorFiles, name: str) -> str:
+    header = files.headers[name]
+    return f"{header.file}: tensor {header.key!r}"
 
 
 def _least_lossy(files: TensorFiles, name: str) -> torch.dtype:
@@ -79,36 +85,3 @@ def _least_lossy(files: TensorFiles, name: str) -> torch.dtype:
         for dtype in errors:
             errors[dtype] += (piece.to(dtype).float() - piece).abs().sum().item()
     return min(errors, key=errors.get)
-
-
-def _int8(files: TensorFiles, name: str, rows: int, columns: int) -> Tensor:
-    codes = torch.empty((rows, columns), dtype=torch.int8)
-    scales = torch.empty(rows)
-    for start, piece in files.rows(name):
-        piece = _finite(piece, files, name).float()
-        scale = piece.abs().amax(dim=1) / 127
-        scale[scale == 0] = 1.0  # a row of zeros: any scale will do
-        stop = start + len(piece)
-        torch.round(piece / scale[:, None], out=piece)
-        codes[start:stop], scales[start:stop] = piece.clamp_(-127, 127), scale
-    return int8_pack(codes, scales)
-
-
-def _int4(files: TensorFiles, name: str, rows: int, columns: int) -> Tensor:
-    groups = (columns + _INT4_GROUP - 1) // _INT4_GROUP
-    storage = torch.empty((rows, (columns + 1) // 2), dtype=torch.uint8)
-    scales = torch.empty((rows, groups), dtype=torch.float16)
-    for start, piece in files.rows(name):
-        piece = _finite(piece, files, name).float()
-        piece = F.pad(piece, (0, groups * _INT4_GROUP - columns)).view(len(piece), groups, _INT4_GROUP)
-        # The value of largest magnitude becomes -8, the end of the range that has one step more.
-        largest = piece.gather(2, piece.abs().argmax(dim=2, keepdim=True))
-        scale = (largest / -8).clamp_(-65504, 65504).half()
-        divisor = torch.where(scale == 0, 1.0, scale.float())
-        codes = (piece / divisor).round_().clamp_(-8, 7).add_(8).to(torch.uint8)
-        codes = codes.view(len(piece), -1)[:, :columns]
-        codes = F.pad(codes, (0, columns % 2), value=8)
-        stop = start + len(piece)
-        storage[start:stop] = codes[:, 0::2] | (codes[:, 1::2] << 4)
-        scales[start:stop] = scale.squeeze(2)
-    return int4_pack(storage, scales, columns)

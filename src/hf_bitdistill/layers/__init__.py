@@ -1,7 +1,7 @@
 """The layers of a student: `BitLinear` (online, trainable), `TernaryLinear` (offline, packed), `SubLN`, and quantised tables."""
 
 from .bit_linear import BitLinear, full_precision, set_quantization_share
-from .quantized_table import QuantizedEmbedding, QuantizedHead, QuantizedTable, pack_table
+from .quantized_table import QuantizedEmbedding, QuantizedHead, QuantizedTable
 from .sub_norm import SubLN
 from .ternary_linear import TernaryLinear
 
@@ -14,6 +14,5 @@ __all__ = [
     "SubLN",
     "TernaryLinear",
     "full_precision",
-    "pack_table",
     "set_quantization_share",
 ]

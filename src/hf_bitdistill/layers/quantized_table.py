@@ -5,21 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..ops import int4_pack, int8_pack, packed_embedding, packed_linear
-from ..quantization import quantize_int4_groups, quantize_int8_rows
-
-
-def pack_table(table: Tensor, bits: int) -> Tensor:
-    """A float table `[R, C]` rounded to `bits` (8 or 4), in the layout of the kernels: one opaque uint8 tensor.
-
-    Raises:
-        ValueError: another number of bits, or a value that is not finite.
-    """
-    if bits == 8:
-        return int8_pack(*quantize_int8_rows(table))
-    if bits == 4:
-        return int4_pack(*quantize_int4_groups(table), table.shape[1])
-    raise ValueError(f"bits={bits!r}: a table is packed with 8 or 4 bits")
+from ..ops import pack_table, packed_embedding, packed_linear
 
 
 class QuantizedTable(nn.Module):
@@ -37,7 +23,7 @@ class QuantizedTable(nn.Module):
         super().__init__()
         self.rows, self.columns = table.shape
         self.bits = bits
-        self.register_buffer("weight", pack_table(table.detach(), bits))
+        self.register_buffer("weight", pack_table(table, bits))
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)

@@ -7,6 +7,7 @@ from typing import Any
 from . import native as _native
 from .library import _ops, num_threads, set_num_threads
 from .native import NativeLibraryError, UnsupportedISAError
+from .tables import TablePacker, pack_table
 
 
 MAX_COLUMNS = 131072
@@ -45,10 +46,12 @@ def status() -> dict[str, Any]:
 __all__ = [
     "MAX_COLUMNS",
     "NativeLibraryError",
+    "TablePacker",
     "UnsupportedISAError",
     "int4_pack",
     "int8_pack",
     "num_threads",
+    "pack_table",
     "packed_embedding",
     "packed_linear",
     "packed_matmul_int32",

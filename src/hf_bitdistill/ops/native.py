@@ -16,6 +16,8 @@ ALIGNMENT = 64
 
 FLOAT32, BFLOAT16 = 0, 1
 TERNARY, INT8, INT4 = 0, 1, 2
+TABLE_PACKED, TABLE_FLOAT32, TABLE_BFLOAT16, TABLE_FLOAT16 = 0, 1, 2, 3
+ERROR_ARGUMENT, ERROR_SCALE = 5, 7
 _ERROR_ISA = 10
 
 _LIBRARY_NAMES = {"win32": "bitdistill.dll", "darwin": "libbitdistill.dylib"}
@@ -39,6 +41,7 @@ _SIGNATURES = {
     "bd_quantize_activations": [c_void_p, c_size_t, c_int, c_int64, c_int64, c_void_p, c_size_t, c_float]
     + [c_void_p, c_size_t, c_void_p, c_size_t],
     "bd_matmul_int32": [c_void_p, c_size_t, c_void_p, c_size_t, c_int64, c_void_p, c_size_t],
+    "bd_table_pack_rows": [c_int, c_void_p, c_size_t, c_int] + [c_int64] * 4 + [c_void_p, c_size_t],
     "bd_measure_read_bandwidth": [c_void_p, c_size_t, c_int, POINTER(c_double)],
     "bd_measure_multiply_add": [c_int, POINTER(c_double)],
 }

@@ -1,8 +1,9 @@
 """Rows of 8-bit or 4-bit integers: how the table of an embedding or an output head is rounded.
 
-int8: one float32 scale a row, `max|w| / 127`. int4: one float16 scale for every 32 columns of a row, `max|w| / 7`, codes
--7 to 7 stored plus 8, even column in the low nibble. An element is at most half a scale from its float value, and for int4
-up to 0.4 % more of its size, by the rounding of the scale.
+int8: one float32 scale a row, `max|w| / 127`; an element is at most half a scale from its float value. int4: one float16
+scale for every 32 columns of a row, codes -8 to 7 stored plus 8, even column in the low nibble. The value of the largest
+magnitude becomes -8, so the scale has its sign reversed (as in llama.cpp's Q4_0); a value of the other sign and nearly that magnitude is up to
+a whole scale from its float value, every other one half a scale.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def quantize_int8_rows(table: Tensor) -> tuple[Tensor, Tensor]:
     for rows in _row_slices(table):
         values = _finite(table[rows])
         scale[rows] = values.abs().amax(dim=1) / 127
-        codes[rows] = _round(values, scale[rows, None], 127)
+        codes[rows] = _round(values, scale[rows, None], -127, 127)
     return codes, scale
 
 
@@ -57,10 +58,11 @@ def quantize_int4_groups(table: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.empty((count, groups), dtype=torch.float16)
     for rows in _row_slices(table):
         values = F.pad(_finite(table[rows]), (0, groups * INT4_GROUP - columns)).view(-1, groups, INT4_GROUP)
-        scale[rows] = (values.abs().amax(dim=2) / 7).half()
+        low, high = values.amin(dim=2), values.amax(dim=2)
+        scale[rows] = (torch.where(high >= -low, high, low) / -8).half()
         if not torch.isfinite(scale[rows]).all():
             raise ValueError("a value is too large for a scale in float16")
-        fields = (_round(values, scale[rows].float()[:, :, None], 7) + 8).to(torch.uint8)
+        fields = (_round(values, scale[rows].float()[:, :, None], -8, 7) + 8).to(torch.uint8)
         fields = fields.view(values.shape[0], -1)
         fields[:, columns:] = 0  # nothing is stored there, so every packing of it is the same
         pairs = fields.view(values.shape[0], -1, 2)[:, : codes.shape[1]]
@@ -78,7 +80,7 @@ def _finite(values: Tensor) -> Tensor:
     return values.float()
 
 
-def _round(values: Tensor, scale: Tensor, largest: int) -> Tensor:
+def _round(values: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     # Where the scale is zero (also by underflow of float16) every value counts as zero.
-    quotient = torch.where(scale > 0, values / scale, 0.0)
-    return quotient.round().clamp(-largest, largest).to(torch.int8)
+    quotient = torch.where(scale != 0, values / scale, 0.0)
+    return quotient.round().clamp(low, high).to(torch.int8)

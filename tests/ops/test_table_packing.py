@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from hf_bitdistill import ops
+from hf_bitdistill.ops import TablePacker, native, pack_table
+
+
+def rows(packed, shape):
+    return ops.packed_embedding(torch.arange(shape[0]), packed, shape[1])
+
+
+@pytest.fixture
+def without_library(monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: None)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 1), (16, 32), (50, 33), (37, 100), (130, 576)])
+def test_library_packs_as_torch_does(bits, dtype, shape, monkeypatch):
+    table = torch.randn(shape, generator=torch.Generator().manual_seed(shape[1])).to(dtype)
+    table[shape[0] // 2] = 0
+    table[-1, -1] = -table[-1].abs().max()
+    table[-1, 0] = table[-1].abs().max()  # two values of the largest magnitude
+    found = rows(pack_table(table, bits), shape)
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert torch.equal(found, rows(pack_table(table, bits), shape))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_pieces(bits):
+    table = torch.randn(70, 48, generator=torch.Generator().manual_seed(0))
+    packer = TablePacker(70, 48, bits)
+    for start, stop in ((0, 16), (16, 64), (64, 70)):
+        packer.add(table[start:stop])
+    assert torch.equal(packer.packed(), pack_table(table, bits))
+
+
+def refusals():
+    for bits in (8, 4):
+        table = torch.ones(40, 32)
+        table[17, 3] = torch.nan
+        with pytest.raises(ValueError, match="not finite"):
+            pack_table(table, bits)
+        packer = TablePacker(40, 32, bits)
+        with pytest.raises(ValueError, match="no piece of this table"):
+            packer.add(torch.ones(5, 32))
+        with pytest.raises(ValueError, match="no piece of this table"):
+            packer.add(torch.ones(41, 32))
+        packer.add(torch.ones(32, 32))
+        with pytest.raises(ValueError, match="32 of 40 rows"):
+            packer.packed()
+    with pytest.raises(ValueError, match="too large"):
+        pack_table(torch.full((2, 32), 1e7), 4)
+    with pytest.raises(ValueError, match="8 or 4 bits"):
+        pack_table(torch.ones(2, 32), 16)
+
+
+def test_refusals():
+    refusals()
+
+
+def test_refusals_without_the_library(without_library):
+    refusals()

@@ -1,5 +1,6 @@
 """Pure functions: ternary quantisation, integer arithmetic, packing. No modules, no files."""
 
+from .folding import fold_ternary, least_squares_start
 from .packing import (
     PackedWeightError,
     check_packed_weight,
@@ -15,6 +16,7 @@ from .ternary import (
     integer_accumulators,
     num_groups,
     quantize_activations,
+    sum_per_scale,
     ternarize,
     ternary_linear,
     weight_scale_shape,
@@ -28,11 +30,14 @@ __all__ = [
     "check_weight_scale",
     "expand_weight_scale",
     "fake_quantized_linear",
+    "fold_ternary",
     "integer_accumulators",
+    "least_squares_start",
     "num_groups",
     "pack_ternary",
     "packed_rows",
     "quantize_activations",
+    "sum_per_scale",
     "ternarize",
     "ternary_linear",
     "unpack_ternary",

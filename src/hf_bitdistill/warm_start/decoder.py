@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,11 +98,9 @@ class CallRecorder:
         with ExitStack() as stack:
             for index, layer in enumerate(self.layers):
                 stack.callback(layer.register_forward_pre_hook(observe(index), with_kwargs=True).remove)
-            try:
-                # The body only: nobody looks at the logits.
-                self.model.base_model(**model_inputs(self.model.base_model, inputs, None))
-            except _Stop:
-                pass
+            stack.enter_context(suppress(_Stop))
+            # The body only: nobody looks at the logits.
+            self.model.base_model(**model_inputs(self.model.base_model, inputs, None))
         if not only_first and len(calls) != len(self.layers):
             raise SurgeryError(
                 f"{type(self.model).__name__} called {len(calls)} of its {len(self.layers)} decoder layers: a warm start "

@@ -236,7 +236,7 @@ class _Run:
         return sum(self._loss(batch, first, last, unit).item() for batch in measured) / len(measured)
 
     def _window(self, first: int, last: int) -> None:
-        config, started = self.config, time.perf_counter()
+        started = time.perf_counter()
         for batch in self.batches:
             batch.target = self._through(self.teacher_layers, batch.teacher, batch, first, last)
         unit = self._unit()

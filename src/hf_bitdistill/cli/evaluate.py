@@ -6,10 +6,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from .arguments import CorpusArguments, ModelArguments, TaskArguments, parse
-from .models import load_model, load_tokenizer
+from .models import default_device, load_model, load_tokenizer
 
 
 @dataclass
@@ -32,10 +30,6 @@ def run(argv: list[str], prog: str) -> None:
     print(text)
 
 
-def _device() -> torch.device:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-
-
 def _task(model_arguments: ModelArguments, arguments: TaskArguments) -> dict:
     from ..data import get_task, load_task_dataset
     from ..evaluation import evaluate_task
@@ -44,7 +38,7 @@ def _task(model_arguments: ModelArguments, arguments: TaskArguments) -> dict:
     dataset = load_task_dataset(
         task, arguments.eval_split, data_dir=arguments.data_dir, max_samples=arguments.max_eval_samples
     )
-    model = load_model(model_arguments, arguments.head).to(_device())
+    model = load_model(model_arguments, arguments.head).to(default_device())
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     return evaluate_task(
         model,
@@ -67,7 +61,7 @@ def _perplexity(model_arguments: ModelArguments, corpus: CorpusArguments, output
     )
     if corpus.text_column not in dataset.column_names:
         raise ValueError(f"{corpus.corpus} has no column {corpus.text_column!r}; it has {dataset.column_names}")
-    model = load_model(model_arguments).to(_device())
+    model = load_model(model_arguments).to(default_device())
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     return perplexity(
         model, tokenizer, dataset[corpus.text_column], block_size=corpus.block_size, max_blocks=output.max_blocks

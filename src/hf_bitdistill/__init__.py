@@ -16,6 +16,7 @@ from .surgery import SurgeryError, apply_bitnet
 __version__ = "0.1.0.dev0"
 
 # Public name -> module that defines it. Training code imports the Trainer, which takes seconds, so it waits.
+# The function `warm_start` has the name of its package and is imported from there.
 _LAZY = {
     "DistillationConfig": "distillation",
     "DistillationTrainer": "distillation",
@@ -24,14 +25,13 @@ _LAZY = {
     "calibrate_sub_norm": "calibration",
     "least_squares_warm_start": "warm_start",
     "pack_corpus": "data",
-    "warm_start": "warm_start",
 }
 
 if TYPE_CHECKING:
     from .calibration import calibrate_sub_norm
     from .data import pack_corpus
     from .distillation import DistillationConfig, DistillationTrainer, PretrainingConfig
-    from .warm_start import WarmStartConfig, least_squares_warm_start, warm_start
+    from .warm_start import WarmStartConfig, least_squares_warm_start
 
 __all__ = [
     "BitNetConfig",
@@ -45,7 +45,6 @@ __all__ = [
     "least_squares_warm_start",
     "pack",
     "pack_corpus",
-    "warm_start",
 ]
 
 

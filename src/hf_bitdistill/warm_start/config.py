@@ -92,6 +92,14 @@ class WarmStartConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not supported; choose one of {allowed}")
 
+    def windows(self, depth: int) -> list[tuple[int, int]]:
+        """The windows of a model of `depth` layers, in order, as `(first layer, last layer + 1)`."""
+        windows = [(0, min(self.window_layers, depth))]
+        while windows[-1][1] < depth:
+            first = windows[-1][0] + self.window_stride
+            windows.append((first, min(first + self.window_layers, depth)))
+        return windows
+
     def sharpness_at(self, step: int) -> float | None:
         """Sharpness during the step after `step` finished ones; `None`: hard."""
         hardening = self.hardening_share * self.steps_per_window

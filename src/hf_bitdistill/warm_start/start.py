@@ -159,15 +159,12 @@ class _Run:
 
     def __call__(self) -> WarmStartReport:
         started = time.perf_counter()
-        config, depth = self.config, len(self.student_layers)
-        first = 0
-        while True:
-            last = min(first + config.window_layers, depth)
+        done = 0
+        for first, last in self.config.windows(len(self.student_layers)):
+            if first > done:
+                self._leave(done, first)
+                done = first
             self._window(first, last)
-            if last == depth:
-                break
-            self._leave(first, first + config.window_stride)
-            first += config.window_stride
         self.report.seconds = time.perf_counter() - started
         return self.report
 

@@ -58,20 +58,24 @@ class Benchmark:
             "base", {"model": settings.model_name, **self.task_identity, "text": self.text_identity}, self.work.base
         )
         self.add("full precision", "full precision, as it came", None, 0, [base])
-        for seed in seeds:
-            if settings.full_precision:
-                full = self.full_precision(self.work, seed)
-                self.add("fp_sft", "FP-SFT (the teacher)", None, seed, [full])
-            for name, arm in settings.arms.items():
-                if options.only and name not in options.only:
-                    continue
-                if arm.finetune and arm.finetune.teacher == "large" and not self.large:
-                    print(f"{name}: left out, it needs --large_model", flush=True)
-                    continue
-                budgets = settings.budgets if settings.budgets and (arm.pretrain or arm.warm_start) else (None,)
-                for budget in budgets:
-                    self.add(name, arm.title, budget, seed, self.run_arm(name, arm, seed, budget))
-                    gc.collect()
+        # Small budgets first, so that a run which is ended early leaves complete comparisons.
+        for budget in sorted(settings.budgets) or (None,):
+            for seed in seeds:
+                if settings.full_precision:
+                    full = self.full_precision(self.work, seed)
+                    self.add("fp_sft", "FP-SFT (the teacher)", None, seed, [full])
+                for name, arm in settings.arms.items():
+                    if self.is_wanted(name, arm):
+                        self.add(name, arm.title, budget, seed, self.run_arm(name, arm, seed, budget))
+                        gc.collect()
+
+    def is_wanted(self, name: str, arm: Arm) -> bool:
+        if self.options.only and name not in self.options.only:
+            return False
+        if arm.finetune and arm.finetune.teacher == "large" and not self.large:
+            print(f"{name}: left out, it needs --large_model", flush=True)
+            return False
+        return True
 
     # ---- Stages ----
 

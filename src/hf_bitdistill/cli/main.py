@@ -16,6 +16,7 @@ COMMANDS = {
     "distill": "distil a teacher into a ternary student on a task",
     "pack": "pack a trained student into 2 bits a weight",
     "evaluate": "measure a model on a task, or its perplexity on a text",
+    "report": "losses, scores and weights of a run on one HTML page",
     "env": "what is installed, and what computes",
 }
 

@@ -56,7 +56,7 @@ class WarmStartConfig:
         metadata={"help": "Whose activations a window reads.", "choices": list(_CHOICES["window_inputs"])},
     )
     train_norms: bool = field(default=True, metadata={"help": "Also train norm weights, SubLNs and biases."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Of the updates, in units of the weight scale."})
+    learning_rate: float = field(default=1e-2, metadata={"help": "Of the updates, in units of the weight scale."})
     factor_learning_rate: float = field(default=1e-2, metadata={"help": "Of scale, threshold and mean factors."})
     norm_learning_rate: float = field(default=1e-3, metadata={"help": "Of norm weights, SubLNs and biases."})
     sharpness: float = field(default=2.0, metadata={"help": "Of the softened ternary function at first."})

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,8 @@ class Benchmark:
                 "teacher_stage": teacher.key if teacher else None,
                 **self.task_identity,
             }
-            run = lambda folder, rate=rate: work.fine_tune(
-                options, rate, seed, source, teacher and teacher.model, folder
-            )  # noqa: E731
-            stages.append(self.store.run("finetune", identity, run, parent))
+            train = partial(work.fine_tune, options, rate, seed, source, teacher and teacher.model)
+            stages.append(self.store.run("finetune", identity, train, parent))
         best = max(range(len(rates)), key=lambda i: stages[i].result["evaluation"][work.metric])
         self.chosen_rates[name] = rates[best]
         return stages[best]
@@ -123,7 +122,7 @@ class Benchmark:
             **{key: describe(arm)[key] for key in ("student", "calibrate", "least_squares", "warm_start")},
             "steps_per_window": steps,
         }
-        start = self.store.run("start", identity, lambda folder: self.work.start(arm, seed, steps, folder))
+        start = self.store.run("start", identity, partial(self.work.start, arm, seed, steps))
         stages = [start]
         if arm.pretrain:
             spent = start.result.get("warm_start", {}).get("trained_tokens", 0)
@@ -131,8 +130,8 @@ class Benchmark:
             if tokens > 0:
                 options = arm.pretrain
                 identity = {**describe(options), "tokens": tokens, "seed": seed, "bf16": self.settings.bf16}
-                run = lambda folder: self.work.pretrain(options, tokens, seed, start.model, folder)  # noqa: E731
-                stages.append(self.store.run("pretrain", identity, run, start))
+                train = partial(self.work.pretrain, options, tokens, seed, start.model)
+                stages.append(self.store.run("pretrain", identity, train, start))
         if arm.finetune:
             teacher = None
             if arm.finetune.method == "distill":

@@ -93,6 +93,10 @@ def test_language_modelling(benchmark, data, monkeypatch, capsys):
     again = run(benchmark, monkeypatch, data, LANGUAGE_MODEL)
     assert again["rows"] == result["rows"] and "[pretrain-" not in capsys.readouterr().out
     assert str(data) not in json.dumps(result)
+    benchmark("render").render(data / "results" / "tiny.json")
+    text = (data / "results" / "tiny.md").read_text()
+    assert "| plain |" in text and "after 0.002048 M tokens" in text and "(n=1)" in text
+    assert (data / "results" / "tiny_teacher_samples.png").stat().st_size > 1000
 
 
 def test_task(benchmark, data, monkeypatch, capsys):
@@ -106,6 +110,10 @@ def test_task(benchmark, data, monkeypatch, capsys):
     assert "large: left out" in out
     assert rows["bitnet_sft"]["stages"][-1]["settings"]["learning_rate"] in (1e-4, 1e-3)
     assert str(data) not in json.dumps(result)
+    benchmark("render").render(data / "results" / "tiny.json")
+    text = (data / "results" / "tiny.md").read_text()
+    assert "| BitDistill |" in text and f"{rows['bitdistill']['evaluation']['accuracy']:.4f}" in text
+    assert "24 examples of the validation split" in text
     # A setting that changes runs again what depends on it, and nothing else.
     result = run(benchmark, monkeypatch, data, TASK.replace("tokens: 256", "tokens: 384"), "--only", "bitdistill")
     out = capsys.readouterr().out

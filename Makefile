@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := src tests examples scripts
+SOURCES := src tests examples scripts benchmarks
 
-.PHONY: demo test bench-kernels style check clean
+.PHONY: demo test bench-kernels results style check clean
 
 # The main job: the whole recipe on a small model, in minutes, on two cores. Writes quickstart/report.md.
 demo: $(VENV)/.installed
@@ -18,6 +18,10 @@ test: $(VENV)/.installed-test
 # Speed of the native kernels against torch and the machine's own limits. Nothing else should run meanwhile.
 bench-kernels: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/bench_kernels.py --output benchmarks/results/kernels.json
+
+# Tables and plots of the accuracy benchmarks from their JSON; nothing is run.
+results: $(VENV)/.installed
+	$(BIN)/python benchmarks/accuracy/render.py benchmarks/results/accuracy
 
 style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(SOURCES)

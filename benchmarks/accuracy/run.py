@@ -24,7 +24,6 @@ from texts import Texts
 from training import Work, describe
 from transformers import AutoModelForCausalLM
 
-from hf_bitdistill import WarmStartConfig
 from hf_bitdistill.cli.models import load_tokenizer
 from hf_bitdistill.environment import describe_environment
 
@@ -122,6 +121,9 @@ class Benchmark:
             **{key: describe(arm)[key] for key in ("student", "calibrate", "least_squares", "warm_start")},
             "steps_per_window": steps,
         }
+        if arm.warm_start is not None:
+            # Its defaults too: they are part of what is run.
+            identity["warm_start"] = {**arm.warm_start, **describe(arm.warm_start_config(seed, steps))}
         start = self.store.run("start", identity, partial(self.work.start, arm, seed, steps))
         stages = [start]
         if arm.pretrain:
@@ -142,14 +144,12 @@ class Benchmark:
 
     def warm_start_steps(self, arm: Arm, budget: int | None) -> int | None:
         """Steps a window, where the arm gives its warm start a share of the budget."""
-        options = dict(arm.warm_start or {})
-        share = options.pop("budget_share", None)
-        if share is None or budget is None:
+        options = arm.warm_start or {}
+        if "budget_share" not in options or budget is None:
             return None
-        batch = options.pop("batch_size", 4) * self.settings.text.block_size
-        options.pop("tokens", None)
-        windows = len(WarmStartConfig(**options).windows(self.depth))
-        return max(1, int(share * budget / (windows * batch)))
+        batch = options.get("batch_size", 4) * self.settings.text.block_size
+        windows = len(arm.warm_start_config().windows(self.depth))
+        return max(1, int(options["budget_share"] * budget / (windows * batch)))
 
     # ---- Results ----
 

@@ -9,6 +9,12 @@ from typing import Any
 
 import yaml
 
+from hf_bitdistill import WarmStartConfig
+
+
+# Options of an arm's warm start that are not `WarmStartConfig`'s.
+_WARM_START_EXTRAS = ("tokens", "batch_size", "budget_share")
+
 
 @dataclass(frozen=True)
 class TextSettings:
@@ -89,6 +95,17 @@ class Arm:
     warm_start: dict[str, Any] | None = None
     pretrain: PretrainSettings | None = None
     finetune: FineTuneSettings | None = None
+
+    def warm_start_config(self, seed: int = 0, steps_per_window: int | None = None) -> WarmStartConfig:
+        """The options of `warm_start` that are `WarmStartConfig`'s.
+
+        Args:
+            steps_per_window: instead of what the options say, where the arm's share of a budget decides it.
+        """
+        options = {name: value for name, value in self.warm_start.items() if name not in _WARM_START_EXTRAS}
+        if steps_per_window is not None:
+            options["steps_per_window"] = steps_per_window
+        return WarmStartConfig(seed=seed, **options)
 
 
 @dataclass(frozen=True)

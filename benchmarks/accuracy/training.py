@@ -17,7 +17,6 @@ from hf_bitdistill import (
     DistillationConfig,
     DistillationTrainer,
     PretrainingConfig,
-    WarmStartConfig,
     apply_bitnet,
     calibrate_sub_norm,
     least_squares_warm_start,
@@ -112,11 +111,8 @@ class Work:
         student = apply_bitnet(self.load(self.model), BitNetConfig(**arm.student)).to(self.device)
         size = self.settings.text.block_size
         result: dict[str, Any] = {}
-        options = dict(arm.warm_start or {})
-        options.pop("budget_share", None)
-        tokens, batch_size = options.pop("tokens", 2**20), options.pop("batch_size", 4)
-        if steps_per_window is not None:
-            options["steps_per_window"] = steps_per_window
+        options = arm.warm_start or {}
+        tokens, batch_size = options.get("tokens", 2**20), options.get("batch_size", 4)
         # A student that keeps its source's values needs no text.
         blocks = None
         if self.texts is not None:
@@ -131,7 +127,7 @@ class Work:
             least_squares_warm_start(student)
         if arm.warm_start is not None:
             batches = [{"input_ids": blocks[i : i + batch_size].long()} for i in range(0, len(blocks), batch_size)]
-            config = WarmStartConfig(seed=seed, **options)
+            config = arm.warm_start_config(seed, steps_per_window)
             teacher = self.load(self.model).to(self.device)
             result["warm_start"] = warm_start(student, teacher, batches, config).to_dict()
         self.save(student, folder)

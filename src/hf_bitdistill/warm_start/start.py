@@ -34,7 +34,9 @@ _MEASURED_BATCHES = 4
 def least_squares_warm_start(student: PreTrainedModel) -> int:
     """Give every layer of a new student the codes and scales nearest to its weights, see [`least_squares_start`].
 
-    Needs no data and a moment of time. The absmean quantiser starts from a scale that is too small for its own codes.
+    Needs no data and a moment of time: the absmean scale is smaller than the one that fits its own codes best. Nearer weights are
+    not always a better model, so measure: before any training stories260K (SubLNs calibrated) has 6.93 nats a token with them
+    and 6.56 without.
 
     Returns:
         Number of layers.

@@ -19,7 +19,34 @@ from hf_bitdistill import BitNetConfig, WarmStartConfig, apply_bitnet, calibrate
 from hf_bitdistill.data import load_corpus, pack_corpus
 from hf_bitdistill.environment import describe_environment
 from hf_bitdistill.evaluation import perplexity
+from hf_bitdistill.report.tables import markdown_table
 from hf_bitdistill.warm_start import warm_start
+
+
+def render(file: Path) -> None:
+    """The result as Markdown, beside its JSON."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    settings, results = content["settings"], content["results"]
+    rows = [[name, f"{row['nll_per_token']:.3f}"] for name, row in results.items()]
+    parts = [
+        f"# Start values of a ternary {settings['name']}",
+        markdown_table(["", "nats a token"], rows),
+        f"{results['full precision']['tokens']:,} held-out tokens in blocks of {settings['block_size']}. Nothing was trained as a whole.",
+    ]
+    if "warm start" in results:
+        report = results["warm start"]["warm_start"]
+        windows = [
+            [f"{w['first_layer']} to {w['last_layer']}", f"{w['error_before']:.4f}", f"{w['error_after']:.4f}"]
+            for w in report["windows"]
+        ]
+        parts += [
+            f"The warm start: {report['calibration_tokens']:,} tokens of text, {report['config']['steps_per_window']} steps of "
+            f"{settings['batch_size'] * settings['block_size']:,} tokens a window, {report['seconds']:.0f} s. Huber error of the windows:",
+            markdown_table(["layers", "before", "after"], windows),
+        ]
+    machine = ", ".join(f"{key} {value}" for key, value in content["machine"].items())
+    parts.append(f"Machine: {machine}." + (f" Note: {content['note']}." if content["note"] else ""))
+    file.with_suffix(".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -67,6 +94,7 @@ def main() -> None:
         settings = {k: v for k, v in vars(options).items() if k not in ("model", "corpus", "output", "note")}
         content = {"settings": settings, "machine": describe_environment(), "note": options.note, "results": results}
         options.output.write_text(json.dumps(content, indent=2) + "\n")
+        render(options.output)
 
     teacher = load()
     record("full precision", teacher)

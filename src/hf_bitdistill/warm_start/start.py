@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -299,8 +300,9 @@ class _Run:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 self.report.trained_tokens += batch.student.shape[0] * batch.student.shape[1]
-        tenth = max(1, len(losses) // 10)
-        return [sum(part) / len(part) for part in (losses[i : i + tenth] for i in range(0, len(losses), tenth))]
+        parts = min(10, len(losses))
+        edges = [len(losses) * part // parts for part in range(parts + 1)]
+        return [sum(losses[i:j]) / (j - i) for i, j in pairwise(edges)]
 
     def _steps(self, first: int, last: int) -> Iterable[int]:
         from tqdm.auto import tqdm

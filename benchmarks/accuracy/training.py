@@ -116,7 +116,11 @@ class Work:
         # A student that keeps its source's values needs no text.
         blocks = None
         if self.texts is not None:
-            wanted = tokens if arm.warm_start is not None else _CALIBRATION_BLOCKS * size
+            wanted = _CALIBRATION_BLOCKS * size
+            if arm.warm_start is not None:
+                # No more than its steps can read: every batch costs a pass through both models.
+                steps = arm.warm_start_config(seed, steps_per_window).steps_per_window
+                wanted = max(wanted, min(tokens, steps * batch_size * size))
             blocks = self.texts.training(wanted, seed)["input_ids"][: -(-wanted // size)]
             blocks = torch.tensor(list(blocks))
         if arm.calibrate and student_has_sub_norms(arm):

@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := src tests examples scripts
+SOURCES := src tests examples scripts benchmarks
 
-.PHONY: demo test bench-kernels bench-decode style check clean
+.PHONY: demo test bench-kernels bench-decode results style check clean
 
 # The main job: the whole recipe on a small model, in minutes, on two cores. Writes quickstart/report.md.
 demo: $(VENV)/.installed
@@ -22,6 +22,10 @@ bench-kernels: $(VENV)/.installed-test
 # Speed of whole models; beside llama.cpp where llama-cpp-python and gguf are installed in $(VENV).
 bench-decode: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/bench_decode.py --output benchmarks/results/decode.json
+
+# Tables and plots of the accuracy benchmarks from their JSON; nothing is run.
+results: $(VENV)/.installed
+	$(BIN)/python benchmarks/accuracy/render.py benchmarks/results/accuracy
 
 style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(SOURCES)

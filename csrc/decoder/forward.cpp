@@ -74,7 +74,7 @@ class Chunk {
     prepare_rotation();
     for (size_t i = 0; i < model_.layers.size(); ++i) {
       BD_RETURN_IF_ERROR(attention(model_.layers[i], static_cast<int64_t>(i)));
-      BD_RETURN_IF_ERROR(feedforward(model_.layers[i], after_layer(i)));
+      BD_RETURN_IF_ERROR(feedforward(model_.layers[i]));
     }
     BD_RETURN_IF_ERROR(outputs());
     for (const Run& run : w_.runs) run.sequence->set_length(run.position + run.count);
@@ -144,26 +144,9 @@ class Chunk {
     }
   }
 
-  static Upcoming upcoming(const Projection* projections, size_t count) {
-    Upcoming next;
-    for (size_t i = 0; i < count; ++i) next.matrices[next.count++] = &projections[i].matrix;
-    return next;
-  }
-
-  // What follows a layer: the next one, or the head.
-  Upcoming after_layer(size_t index) const {
-    if (index + 1 < model_.layers.size()) {
-      const std::vector<Projection>& qkv = model_.layers[index + 1].qkv;
-      return upcoming(qkv.data(), qkv.size());
-    }
-    Upcoming next;
-    if (model_.head.exists() && model_.head.kind == BD_TABLE_PACKED) next.matrices[next.count++] = &model_.head.matrix;
-    return next;
-  }
-
   // out [tokens, rows of all projections] = projections(norm(x [tokens, cols])).
   int project(const Projection* projections, size_t count, const NormWeights* norm, const float* x, int64_t cols,
-              float* out, int64_t out_stride, const Upcoming& next) {
+              float* out, int64_t out_stride) {
     MultiplyPart parts[kMaxParts];
     int64_t row = 0;
     bool sub_norms = false;
@@ -178,7 +161,7 @@ class Chunk {
     const bool normed = norm != nullptr && norm->exists();
     if (!sub_norms) {
       BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, x, BD_FLOAT32, tokens_, cols, normed ? norm->as_norm() : Norm{}));
-      return multiply(kernels_, parts, static_cast<int>(count), w_.activations, next);
+      return multiply(kernels_, parts, static_cast<int>(count), w_.activations);
     }
     if (normed) {
       float* const a = reserve(w_.normed, tokens_ * cols);
@@ -189,7 +172,7 @@ class Chunk {
     }
     for (size_t i = 0; i < count; ++i) {
       BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, x, BD_FLOAT32, tokens_, cols, projections[i].sub_norm.as_norm()));
-      BD_RETURN_IF_ERROR(multiply(kernels_, parts + i, 1, w_.activations, i + 1 == count ? next : Upcoming{}));
+      BD_RETURN_IF_ERROR(multiply(kernels_, parts + i, 1, w_.activations));
     }
     return BD_OK;
   }
@@ -292,7 +275,7 @@ class Chunk {
   int attention(const Layer& layer, int64_t layer_index) {
     float* const qkv = reserve(w_.qkv, tokens_ * model_.qkv_size());
     BD_RETURN_IF_ERROR(project(layer.qkv.data(), layer.qkv.size(), &layer.input_norm, h_, model_.hidden_size, qkv,
-                               model_.qkv_size(), upcoming(&layer.o, 1)));
+                               model_.qkv_size()));
     finish_qkv(layer, layer_index, qkv);
     float* const heads = reserve(w_.heads, tokens_ * model_.q_size());
     std::atomic<bool> failed{false};
@@ -306,25 +289,24 @@ class Chunk {
     }
     if (failed) return BD_ERROR_OUT_OF_MEMORY;
     float* const projected = reserve(w_.projected, tokens_ * model_.hidden_size);
-    BD_RETURN_IF_ERROR(project(&layer.o, 1, nullptr, heads, model_.q_size(), projected, model_.hidden_size,
-                               upcoming(layer.gate_up.data(), layer.gate_up.size())));
+    BD_RETURN_IF_ERROR(project(&layer.o, 1, nullptr, heads, model_.q_size(), projected, model_.hidden_size));
     add_residual(layer.post_attention_norm, projected);
     return BD_OK;
   }
 
-  int feedforward(const Layer& layer, const Upcoming& next) {
+  int feedforward(const Layer& layer) {
     const int64_t n = model_.intermediate_size;
     const int64_t width = layer.has_gate ? 2 * n : n;
     float* const gate_up = reserve(w_.gate_up, tokens_ * width);
     BD_RETURN_IF_ERROR(project(layer.gate_up.data(), layer.gate_up.size(), &layer.pre_feedforward_norm, h_,
-                               model_.hidden_size, gate_up, width, upcoming(&layer.down, 1)));
+                               model_.hidden_size, gate_up, width));
     float* const inner = reserve(w_.inner, tokens_ * n);
     for_tokens(tokens_, 4 * n, [&](int64_t t) {
       const float* const row = gate_up + t * width;
       floats_.activate(model_.activation, layer.has_gate ? row : nullptr, layer.has_gate ? row + n : row, n, inner + t * n);
     });
     float* const projected = reserve(w_.projected, tokens_ * model_.hidden_size);
-    BD_RETURN_IF_ERROR(project(&layer.down, 1, nullptr, inner, n, projected, model_.hidden_size, next));
+    BD_RETURN_IF_ERROR(project(&layer.down, 1, nullptr, inner, n, projected, model_.hidden_size));
     add_residual(layer.post_feedforward_norm, projected);
     return BD_OK;
   }

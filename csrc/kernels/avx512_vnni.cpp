@@ -25,28 +25,6 @@ inline __m512i broadcast(const int8_t* x) {
   return _mm512_set1_epi32(bits);
 }
 
-// acc + codes . values. Written as instructions, because GCC moves the sum to another register before and after each, and
-// loads the values apart: half the instructions of the loop, which then reach less far ahead into memory.
-inline void add_products(__m512i& acc, __m512i codes, __m512i values) {
-#if defined(__SANITIZE_ADDRESS__)
-  acc = _mm512_dpbusd_epi32(acc, codes, values);
-#else
-  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(codes), "v"(values));
-#endif
-}
-
-// The same with 4 activations for every row.
-inline void add_products(__m512i& acc, __m512i codes, const int8_t* x) {
-#if defined(__SANITIZE_ADDRESS__)
-  acc = _mm512_dpbusd_epi32(acc, codes, broadcast(x));
-#else
-  struct Four {
-    int8_t values[4];
-  };
-  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(codes), "m"(*reinterpret_cast<const Four*>(x)));
-#endif
-}
-
 inline Ints as_ints(__m512i v) { return load_vector<Ints>(&v); }
 
 // ---- Decoding: get(step) of a chunk ----------------------------------------------------------------------------------
@@ -104,7 +82,7 @@ void multiply_many(const Tile& tile, int panel) {
         for (int t = 0; t < T; ++t) {
           const __m512i values = broadcast(x + t * kChunkCols + step * kStepCols);
 #pragma GCC unroll 2
-          for (int p = 0; p < P; ++p) add_products(acc[p][t], codes[p], values);
+          for (int p = 0; p < P; ++p) acc[p][t] = _mm512_dpbusd_epi32(acc[p][t], codes[p], values);
         }
       }
       w += Codes::kChunkBytes;
@@ -136,7 +114,7 @@ struct FewTokens {
       const __m512i codes = source.get(step);
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
-        add_products(acc[t][step], codes, x + t * kChunkCols + step * kStepCols);
+        acc[t][step] = _mm512_dpbusd_epi32(acc[t][step], codes, broadcast(x + t * kChunkCols + step * kStepCols));
       }
     }
   }
@@ -158,7 +136,7 @@ struct FewTokens<TernaryCodes> {
       const __m512i codes = _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(3 << (2 * step))));
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
-        add_products(acc[t][step], codes, x + t * kChunkCols + step * kStepCols);
+        acc[t][step] = _mm512_dpbusd_epi32(acc[t][step], codes, broadcast(x + t * kChunkCols + step * kStepCols));
       }
     }
   }
@@ -252,7 +230,7 @@ double multiply_add_loop(int64_t iterations) {
   for (int64_t i = 0; i < iterations; ++i) {
     asm volatile("" : "+v"(codes), "+v"(values));
 #pragma GCC unroll 20
-    for (__m512i& a : acc) add_products(a, codes, values);
+    for (__m512i& a : acc) a = _mm512_dpbusd_epi32(a, codes, values);
   }
   for (__m512i& a : acc) asm volatile("" : : "v"(a));
   return static_cast<double>(iterations) * 20 * 64;

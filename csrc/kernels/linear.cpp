@@ -20,9 +20,6 @@ constexpr int64_t kMaxTaskBytes = 256 * 1024;
 constexpr int64_t kMinTaskBytes = 16 * 1024;
 constexpr int64_t kMaxTaskPanels = 16;
 
-// How much of the next product's weights a thread asks for when it has done its part of this one.
-constexpr int64_t kAheadBytes = 32 * 1024;
-
 // A matrix times a batch of activations.
 struct Product {
   const Kernels* kernels;
@@ -116,44 +113,26 @@ void for_panels(const Matrix* const* matrices, int count, int64_t first_panel, i
   }
 }
 
-// Asks for the start of what a task of the next product will read.
-void prefetch_task(const Upcoming& next, int64_t task) {
-  const Plan division = plan(next.matrices, next.count, 1);
-  if (task >= division.tasks) return;
-  int64_t left = kAheadBytes;
-  for_panels(next.matrices, next.count, task * division.panels, (task + 1) * division.panels,
-             [&](int i, int64_t first, int64_t count) {
-               const Matrix& matrix = *next.matrices[i];
-               const uint8_t* const start = matrix.panel_data + first * matrix.panel_bytes;
-               const int64_t bytes = count * matrix.panel_bytes < left ? count * matrix.panel_bytes : left;
-               for (int64_t at = 0; at < bytes; at += kVectorBytes) __builtin_prefetch(start + at, 0, 2);
-               left -= bytes;
-             });
-}
-
-void run(const Product* products, const Matrix* const* matrices, int count, int64_t blocks, const Upcoming& next) {
+void run(const Product* products, const Matrix* const* matrices, int count, int64_t blocks) {
   const Plan division = plan(matrices, count, blocks);
   // Where panels are few for the threads, the tokens are divided as well.
   const int64_t tasks_wanted = num_threads() * kTasksPerThread;
   int64_t token_tasks = num_threads() > 1 && division.tasks < tasks_wanted ? div_up(tasks_wanted, division.tasks) : 1;
   if (token_tasks > blocks) token_tasks = blocks;
   const int64_t blocks_of_task = div_up(blocks, token_tasks);
-  const int64_t tasks = division.tasks * token_tasks;
-  parallel_for(tasks, [&](int64_t task) {
+  parallel_for(division.tasks * token_tasks, [&](int64_t task) {
     const int64_t start = task % token_tasks * blocks_of_task;
     const int64_t stop = start + blocks_of_task < blocks ? start + blocks_of_task : blocks;
     const int64_t first = task / token_tasks * division.panels;
     for_panels(matrices, count, first, first + division.panels, [&](int i, int64_t first_panel, int64_t panels) {
       products[i].run(first_panel, panels, start, stop);
     });
-    // The last task of each thread, if they take turns.
-    if (next.count > 0 && task + num_threads() >= tasks) prefetch_task(next, task + num_threads() - tasks);
   });
 }
 
 }  // namespace
 
-int multiply(const Kernels& kernels, const MultiplyPart* parts, int count, QuantizedActivations& x, const Upcoming& next) {
+int multiply(const Kernels& kernels, const MultiplyPart* parts, int count, QuantizedActivations& x) {
   if (count < 1 || count > kMaxParts) return BD_ERROR_ARGUMENT;
   Product products[kMaxParts];
   const Matrix* matrices[kMaxParts];
@@ -161,14 +140,14 @@ int multiply(const Kernels& kernels, const MultiplyPart* parts, int count, Quant
     // The sums of one group size at a time are kept: parts that differ in it are multiplied one by one.
     if (parts[i].matrix->group_size != parts[0].matrix->group_size) {
       BD_RETURN_IF_ERROR(multiply(kernels, parts, i, x));
-      return multiply(kernels, parts + i, count - i, x, next);
+      return multiply(kernels, parts + i, count - i, x);
     }
     const int32_t* group_sums = x.group_sums(parts[i].matrix->group_size);
     if (group_sums == nullptr) return BD_ERROR_OUT_OF_MEMORY;
     products[i] = {&kernels, parts[i].matrix, &x, &parts[i].output, group_sums};
     matrices[i] = parts[i].matrix;
   }
-  run(products, matrices, count, x.blocks(), next);
+  run(products, matrices, count, x.blocks());
   return BD_OK;
 }
 

@@ -23,16 +23,8 @@ struct MultiplyPart {
   Output output;
 };
 
-// The matrices that will be multiplied next, if that is known. Memory then stays busy while the caller does what lies
-// between two products.
-struct Upcoming {
-  const Matrix* matrices[kMaxParts];
-  int count = 0;
-};
-
 // Several matrices of equal cols times the same x, as one job of the threads.
-int multiply(const Kernels& kernels, const MultiplyPart* parts, int count, QuantizedActivations& x,
-             const Upcoming& next = {});
+int multiply(const Kernels& kernels, const MultiplyPart* parts, int count, QuantizedActivations& x);
 
 // out [cols]: row `row` of the dequantised matrix.
 void dequantize_row(const Matrix& matrix, int64_t row, float* out);

@@ -17,25 +17,33 @@ from .surgery import SurgeryError, apply_bitnet
 __version__ = "0.1.0.dev0"
 
 # Public name -> module that defines it. Training code imports the Trainer, which takes seconds, so it waits.
+# The function `warm_start` has the name of its package and is imported from there.
 _LAZY = {
     "DistillationConfig": "distillation",
     "DistillationTrainer": "distillation",
+    "PretrainingConfig": "distillation",
+    "WarmStartConfig": "warm_start",
     "calibrate_sub_norm": "calibration",
+    "least_squares_warm_start": "warm_start",
     "pack_corpus": "data",
 }
 
 if TYPE_CHECKING:
     from .calibration import calibrate_sub_norm
     from .data import pack_corpus
-    from .distillation import DistillationConfig, DistillationTrainer
+    from .distillation import DistillationConfig, DistillationTrainer, PretrainingConfig
+    from .warm_start import WarmStartConfig, least_squares_warm_start
 
 __all__ = [
     "BitNetConfig",
     "DistillationConfig",
     "DistillationTrainer",
+    "PretrainingConfig",
     "SurgeryError",
+    "WarmStartConfig",
     "apply_bitnet",
     "calibrate_sub_norm",
+    "least_squares_warm_start",
     "pack",
     "pack_corpus",
     "quantize_head",

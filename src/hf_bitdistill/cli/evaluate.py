@@ -6,12 +6,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel
 
 from ..heads import head_is_quantized, quantize_head
 from .arguments import CorpusArguments, ModelArguments, TaskArguments, parse
-from .models import load_model, load_tokenizer
+from .models import default_device, load_model, load_tokenizer
 
 
 @dataclass
@@ -47,8 +46,7 @@ def _load(model_arguments: ModelArguments, head_bits: int, head: str = "causal_l
     model = load_model(model_arguments, head)
     if head_bits != 16:
         quantize_head(model, head_bits)
-    on_cpu = head_is_quantized(model) or not torch.accelerator.is_available()
-    return model if on_cpu else model.to(torch.accelerator.current_accelerator())
+    return model if head_is_quantized(model) else model.to(default_device())
 
 
 def _task(model_arguments: ModelArguments, arguments: TaskArguments, output: EvaluateArguments) -> dict:

@@ -8,14 +8,16 @@ import sys
 from collections.abc import Callable, Sequence
 
 
-# Command -> what the overview says. The module of the same name in this package has `run(argv, prog)`.
+# Command -> what the overview says. The module of the same name (with `_`) in this package has `run(argv, prog)`.
 COMMANDS = {
     "quickstart": "show the whole recipe on a small model in minutes: no download, no options needed",
+    "warm-start": "make a ternary student whose blocks learned from the model's own, from little text",
     "pretrain": "continual pre-training: make a ternary student of a model and train it on plain text",
     "distill": "distil a teacher into a ternary student on a task",
     "pack": "pack a trained student into 2 bits a weight",
     "evaluate": "measure a model on a task, or its perplexity on a text",
     "benchmark": "speed, memory and size of a packed model on this CPU, against other systems",
+    "report": "losses, scores and weights of a run on one HTML page",
     "env": "what is installed, and what computes",
 }
 
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(command: str, argv: Sequence[str], prog: str) -> int:
     """Run one command with its own arguments. `prog` is how its messages call it."""
-    module = importlib.import_module(f".{command}", __package__)
+    module = importlib.import_module(f".{command.replace('-', '_')}", __package__)
     return explain_errors(lambda: module.run(list(argv), prog), prog)
 
 

@@ -1,6 +1,8 @@
-"""`bitdistill pretrain`: continual pre-training of a ternary student on plain text, with the stock `Trainer`.
+"""`bitdistill pretrain`: continual pre-training of a ternary student on plain text.
 
-Takes all options of transformers' `TrainingArguments` besides its own.
+With --teacher_model_name_or_path (usually the model the student was made of) the student also learns the teacher's
+next-token distributions. Takes all options of `PretrainingConfig` (and so of transformers' `TrainingArguments`) besides its
+own.
 """
 
 from __future__ import annotations
@@ -9,22 +11,35 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, Trainer, TrainerState, TrainingArguments
+from datasets import Dataset, IterableDataset
+from transformers import (
+    AutoConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..distillation import DistillationTrainer, PretrainingConfig, QuantizationWarmupCallback
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
-from .models import calibrate, load_student, load_tokenizer
+from .models import calibrate, check_path, load_student, load_tokenizer
 
 
 def run(argv: list[str], prog: str) -> None:
-    from ..data import collate, load_corpus, pack_corpus
+    from ..data import load_corpus, pack_corpus
 
-    kinds = (ModelArguments, StudentArguments, CorpusArguments, TrainingArguments)
+    kinds = (ModelArguments, StudentArguments, CorpusArguments, PretrainingConfig)
     model_arguments, student_arguments, corpus, training = parse(kinds, argv, prog, __doc__)
     require(corpus.corpus, "corpus")
     if corpus.streaming and training.max_steps <= 0:
         raise ValueError("--streaming needs --max_steps: the length of a streamed corpus is not known")
+    if training.teacher_model_name_or_path:
+        check_path(training.teacher_model_name_or_path)
+    elif training.attention_loss_weight:
+        raise ValueError("--attention_loss_weight needs --teacher_model_name_or_path")
     dataset = load_corpus(
         corpus.corpus,
         corpus.corpus_split,
@@ -38,14 +53,33 @@ def run(argv: list[str], prog: str) -> None:
     if is_new:
         first = islice(iter(blocks), student_arguments.calibration_batches)
         calibrate(student, student_arguments, ({"input_ids": torch.tensor([row["input_ids"]])} for row in first))
-    trainer = Trainer(
-        model=student,
-        args=training,
-        train_dataset=blocks,
-        data_collator=collate(tokenizer),
-        processing_class=tokenizer,
-    )
-    train_and_save(trainer)
+    train_and_save(make_trainer(student, training, blocks, tokenizer))
+
+
+def make_trainer(
+    student: PreTrainedModel,
+    training: PretrainingConfig,
+    blocks: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher: PreTrainedModel | None = None,
+) -> Trainer:
+    """The trainer of continual pre-training: with a teacher (an object, or named in `training`) it is a
+    [`DistillationTrainer`], without one the stock `Trainer`."""
+    from ..data import collate
+
+    options = {
+        "model": student,
+        "args": training,
+        "train_dataset": blocks,
+        "data_collator": collate(tokenizer),
+        "processing_class": tokenizer,
+    }
+    if teacher is not None or training.teacher_model_name_or_path:
+        return DistillationTrainer(teacher_model=teacher, **options)
+    trainer = Trainer(**options)
+    if training.quantization_warmup_steps:
+        trainer.add_callback(QuantizationWarmupCallback(training.quantization_warmup_steps))
+    return trainer
 
 
 def train_and_save(trainer: Trainer) -> None:

@@ -2,7 +2,7 @@
 
 from .attention_states import AttentionStateCapture, AttentionStates
 from .callbacks import QuantizationWarmupCallback
-from .config import DistillationConfig
+from .config import DistillationConfig, PretrainingConfig
 from .losses import (
     RelationLossSums,
     TokenLossSums,
@@ -22,6 +22,7 @@ __all__ = [
     "AttentionStates",
     "DistillationConfig",
     "DistillationTrainer",
+    "PretrainingConfig",
     "QuantizationWarmupCallback",
     "RelationLossSums",
     "TokenLossSums",

@@ -101,6 +101,22 @@ class DistillationConfig(TrainingArguments):
         _validate(self)
 
 
+@dataclass
+class PretrainingConfig(DistillationConfig):
+    """[`DistillationConfig`] with the defaults of continual pre-training on plain text.
+
+    With a teacher, its whole next-token distribution is a second target beside the token itself, unsoftened: of plain text
+    every position is a label, and a teacher of the same tokens knows more of it than the one token that came. The relation
+    loss is off; it may be turned on. Without a teacher (`bitdistill pretrain` without one) only the tokens count.
+    """
+
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of the logits loss."})
+    logits_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the logits loss, with a teacher."})
+    attention_loss_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the attention relation loss; 0 turns it off."}
+    )
+
+
 def _validate(config: DistillationConfig) -> None:
     if isinstance(config.teacher_model_init_kwargs, str):
         raise ValueError(f"teacher_model_init_kwargs is not a JSON object: {config.teacher_model_init_kwargs!r}")

@@ -1,5 +1,6 @@
 """Pure functions: quantisation, integer arithmetic, packing. No modules, no files."""
 
+from .folding import fold_ternary, least_squares_start
 from .packing import (
     PackedWeightError,
     check_packed_weight,
@@ -16,6 +17,7 @@ from .ternary import (
     integer_accumulators,
     num_groups,
     quantize_activations,
+    sum_per_scale,
     ternarize,
     ternary_linear,
     weight_scale_shape,
@@ -30,13 +32,16 @@ __all__ = [
     "check_weight_scale",
     "expand_weight_scale",
     "fake_quantized_linear",
+    "fold_ternary",
     "integer_accumulators",
+    "least_squares_start",
     "num_groups",
     "pack_ternary",
     "packed_rows",
     "quantize_activations",
     "quantize_int4_groups",
     "quantize_int8_rows",
+    "sum_per_scale",
     "ternarize",
     "ternary_linear",
     "unpack_ternary",

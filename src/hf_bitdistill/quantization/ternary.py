@@ -39,6 +39,25 @@ def weight_scale_shape(rows: int, columns: int, granularity: str, group_size: in
     return (rows, num_groups(columns, group_size))
 
 
+def _group_counts(columns: int, group_size: int, device: torch.device) -> Tensor:
+    """Columns of each group of a row, float32 `[G]`."""
+    groups = num_groups(columns, group_size)
+    counts = torch.full((groups,), group_size, dtype=torch.float32, device=device)
+    counts[-1] = columns - (groups - 1) * group_size
+    return counts
+
+
+def sum_per_scale(values: Tensor, granularity: str = "tensor", group_size: int | None = None) -> Tensor:
+    """Sums of `values` `[R, C]` over the elements that share one scale: `[1]`, `[R]` or `[R, G]`, dtype of `values`."""
+    if granularity == "tensor":
+        return values.sum().reshape(1)
+    if granularity == "row":
+        return values.sum(dim=1)
+    rows, columns = values.shape
+    groups = num_groups(columns, group_size)
+    return F.pad(values, (0, groups * group_size - columns)).view(rows, groups, group_size).sum(dim=-1)
+
+
 def absmean_scale(weight: Tensor, granularity: str = "tensor", group_size: int | None = None) -> Tensor:
     """`gamma = max(mean(|W|), 1e-5)` over what shares a scale.
 
@@ -56,12 +75,9 @@ def absmean_scale(weight: Tensor, granularity: str = "tensor", group_size: int |
     elif granularity == "row":
         scale = magnitude.mean(dim=1)
     else:
-        rows, columns = weight.shape
-        groups = num_groups(columns, group_size)
-        sums = F.pad(magnitude, (0, groups * group_size - columns)).view(rows, groups, group_size).sum(dim=-1)
-        counts = torch.full((groups,), group_size, dtype=torch.float32, device=weight.device)
-        counts[-1] = columns - (groups - 1) * group_size
-        scale = sums / counts
+        scale = sum_per_scale(magnitude, "group", group_size) / _group_counts(
+            weight.shape[1], group_size, weight.device
+        )
     return scale.clamp(min=MIN_SCALE)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from ..report.figures import LOSS_NAMES, Curves, plot_panels
+from ..report.tables import markdown_table
 from .corpus import QUICKSTART_PACKAGES
 from .results import RunResult
 from .scoring import AnswerScores, paired_difference
@@ -18,17 +20,6 @@ _WAYS = {
     "BitNet-SFT": "ternary, fine-tuned on the labels only: no SubLN, no continual pre-training, no teacher",
     "BitDistill": "ternary, calibrated SubLN, continual pre-training, then labels + logits + attention relations of FP-SFT",
 }
-_LOSS_NAMES = {
-    "loss": "total",
-    "loss_ce": "cross entropy",
-    "loss_logits": "logits (unweighted)",
-    "loss_attention": "attention relations (unweighted)",
-}
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _size(count: int) -> str:
@@ -88,7 +79,7 @@ def _accuracy_section(result: RunResult) -> str:
         [
             "## Held-out answers",
             "The task: write the summary line of a function's or class's documentation, given its signature.",
-            _table(["model", "what it is", "token accuracy", "against FP-SFT", "perplexity"], rows),
+            markdown_table(["model", "what it is", "token accuracy", "against FP-SFT", "perplexity"], rows),
             f"BitDistill against BitNet-SFT: {gain}. All on the same {len(full.tokens)} held-out examples "
             f"({sum(full.tokens):,} answer tokens). Token accuracy: how often the model's first choice is the true next "
             "token of the answer, given the true ones before it; perplexity: of the answer tokens. ± is one standard error "
@@ -129,7 +120,7 @@ def _size_and_speed_section(result: RunResult) -> str:
     return "\n\n".join(
         [
             "## Size and speed",
-            _table([*header, "reading, tokens/s", "writing, tokens/s"], rows),
+            markdown_table([*header, "reading, tokens/s", "writing, tokens/s"], rows),
             "On disk: `model.safetensors`. Projections are the linear layers that become ternary, 2 bits a weight; embeddings "
             "stay in bfloat16 in both, and in a model this small they are a large share (in a model of billions they are "
             "not). Reading: a prompt of 256 tokens; writing: 64 tokens, greedily, one sequence; medians, computed in "
@@ -146,7 +137,7 @@ def _perplexity_section(result: RunResult) -> str:
     return "\n\n".join(
         [
             "## Perplexity on held-out text, before fine-tuning",
-            _table(["model", "perplexity"], rows),
+            markdown_table(["model", "perplexity"], rows),
             f"{result.data['perplexity: held-out tokens']:,} tokens in blocks of {settings.block_size}. Continual "
             f"pre-training read {result.logs['continual pre-training'].tokens:,} tokens, with the next token and the full "
             "precision base model's logits as targets.",
@@ -159,7 +150,7 @@ def _examples_section(result: RunResult) -> str:
     return "\n\n".join(
         [
             "## The reloaded packed model at work",
-            _table(["held-out signature", "its documentation", "BitDistill, packed", "FP-SFT"], rows),
+            markdown_table(["held-out signature", "its documentation", "BitDistill, packed", "FP-SFT"], rows),
             "Loaded with `AutoModelForCausalLM.from_pretrained`, greedy `generate`; the first held-out examples, not a "
             "selection. A model of this size writes plausible documentation, not true one.",
         ]
@@ -175,7 +166,7 @@ def _text_section(result: RunResult) -> str:
             f"{', '.join(QUICKSTART_PACKAGES[1:])}), parsed from source files. A hash of a paragraph's first words decides "
             "whether it is held out, so that paragraphs which begin alike are on the same side, and whatever is held out "
             "here was also held out when the shipped base model was trained.",
-            _table(["", "number"], rows),
+            markdown_table(["", "number"], rows),
         ]
     )
 
@@ -190,38 +181,28 @@ def _run_section(result: RunResult) -> str:
     return "\n\n".join(
         [
             "## The run",
-            _table(["machine", ""], [[name, value] for name, value in result.machine.items()]),
-            _table(["stage", "wall time"], stages),
-            _table(["setting", "value"], [[name, str(getattr(settings, name))] for name in names]),
+            markdown_table(["machine", ""], [[name, value] for name, value in result.machine.items()]),
+            markdown_table(["stage", "wall time"], stages),
+            markdown_table(["setting", "value"], [[name, str(getattr(settings, name))] for name in names]),
         ]
     )
 
 
 def plot_losses(logs: dict[str, StageLog], output: Path) -> dict[str, str]:
     """Draw the loss curves; returns title -> file name."""
-    # The object interface with the Agg canvas: no display, and the user's own matplotlib state stays as it is.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    files: dict[str, str] = {}
 
-    def save(title: str, file: str, curves: Sequence[Sequence[tuple[str, StageLog, str]]]) -> None:
-        figure = Figure(figsize=(4.5 * len(curves), 3.4), layout="constrained")
-        FigureCanvasAgg(figure)
-        for axes, lines in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
-            for label, log, name in lines:
-                axes.plot(log.steps, log.losses[name], label=label)
-            axes.set_xlabel("step")
-            axes.grid(alpha=0.3)
-            axes.legend(fontsize="small")
-        figure.suptitle(title, fontsize="medium")
-        figure.savefig(output / file, dpi=110)
+    def save(title: str, file: str, panels: Sequence[Curves]) -> None:
+        plot_panels(title, output / file, panels)
         files[title] = file
 
-    files: dict[str, str] = {}
-    labels_only = [
-        (name, logs[name], "loss_ce" if "loss_ce" in logs[name].losses else "loss") for name in _WAYS if name in logs
-    ]
+    labels_only = {
+        name: (logs[name].steps, logs[name].losses["loss_ce" if "loss_ce" in logs[name].losses else "loss"])
+        for name in _WAYS
+        if name in logs
+    }
     save("Cross entropy on the training labels, nats a token", "loss_fine_tuning.png", [labels_only])
     for name, file in (("BitDistill", "loss_distillation.png"), ("continual pre-training", "loss_pretraining.png")):
-        parts = [[(_LOSS_NAMES[loss], logs[name], loss)] for loss in logs[name].losses]
-        save(f"{name}: its losses", file, parts)
+        log = logs[name]
+        save(f"{name}: its losses", file, [{LOSS_NAMES[loss]: (log.steps, log.losses[loss])} for loss in log.losses])
     return files

@@ -1,0 +1,175 @@
+"""What an accuracy benchmark runs, read from YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_bitdistill import WarmStartConfig
+
+
+# Options of an arm's warm start that are not `WarmStartConfig`'s.
+_WARM_START_EXTRAS = ("tokens", "batch_size", "budget_share")
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """The plain text of warm start, continual pre-training and perplexity.
+
+    Args:
+        source: `"corpus"` (the folder `corpus` of the data) or `"teacher"` (sampled from the full-precision model).
+        block_size: tokens of a block.
+        sampled_tokens: of text sampled from the teacher; a larger budget reads it more than once.
+        splits: of the corpus, for perplexity; with `"teacher"` held-out samples are read instead.
+        eval_blocks: blocks of each of them, at most.
+    """
+
+    source: str = "corpus"
+    block_size: int = 512
+    sampled_tokens: int = 1_000_000
+    splits: tuple[str, ...] = ("validation", "wikitext2_test")
+    eval_blocks: int = 128
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """Continual pre-training.
+
+    Args:
+        tokens: read by the optimiser.
+        batch_size, micro_batch_size: blocks a step, and at once.
+        logits_loss_weight: of the full-precision model's distributions (temperature 1); 0: no teacher.
+        quantization_warmup_share: share of the steps over which layers go from full precision to ternary.
+    """
+
+    tokens: int = 1_000_000
+    batch_size: int = 32
+    micro_batch_size: int = 8
+    learning_rate: float = 1e-3
+    logits_loss_weight: float = 0.0
+    quantization_warmup_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class FineTuneSettings:
+    """Fine-tuning on the task, with or without a teacher.
+
+    Args:
+        method: `"sft"` (labels only) or `"distill"` (also the fine-tuned teacher's logits and attention relations).
+        learning_rates: the best one is found with the first seed, by the metric on the evaluation split.
+        options: further options of `DistillationConfig` (`"distill"` only).
+        teacher: `"same"` (FP-SFT of this model) or `"large"` (FP-SFT of `--large_model`).
+    """
+
+    method: str = "sft"
+    steps: int = 1000
+    batch_size: int = 32
+    micro_batch_size: int = 32
+    learning_rates: tuple[float, ...] = (1e-4,)
+    options: dict[str, Any] = field(default_factory=dict)
+    teacher: str = "same"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to a student.
+
+    Args:
+        title: in tables.
+        student: options of `BitNetConfig`.
+        calibrate: SubLN start values from activations.
+        least_squares: start from the nearest codes and scales.
+        warm_start: options of `WarmStartConfig`, and `tokens` (calibration text), `batch_size` (blocks a step), and
+            `budget_share` (that share of the arm's token budget goes to the warm start's optimiser steps). `None`: none.
+        pretrain, finetune: `None`: without that stage.
+    """
+
+    title: str
+    student: dict[str, Any] = field(default_factory=dict)
+    calibrate: bool = True
+    least_squares: bool = False
+    warm_start: dict[str, Any] | None = None
+    pretrain: PretrainSettings | None = None
+    finetune: FineTuneSettings | None = None
+
+    def warm_start_config(self, seed: int = 0, steps_per_window: int | None = None) -> WarmStartConfig:
+        """The options of `warm_start` that are `WarmStartConfig`'s.
+
+        Args:
+            steps_per_window: instead of what the options say, where the arm's share of a budget decides it.
+        """
+        options = {name: value for name, value in self.warm_start.items() if name not in _WARM_START_EXTRAS}
+        if steps_per_window is not None:
+            options["steps_per_window"] = steps_per_window
+        return WarmStartConfig(seed=seed, **options)
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """A whole benchmark.
+
+    Args:
+        name: of the result files.
+        title: of the table.
+        model_name: how results call the model; its folder is given on the command line.
+        task: of `hf_bitdistill.data`, or `None` for language modelling only.
+        eval_examples: of the task's evaluation split, at most.
+        max_length: of an example; `None`: the task's.
+        seeds: of everything random.
+        bf16: autocast.
+        text: see there.
+        full_precision: fine-tuning of the full-precision model (the teacher of `"distill"`).
+        budgets: token budgets; every arm with pre-training runs once for each, and what its warm start reads counts.
+        arms: by name.
+    """
+
+    name: str
+    title: str
+    model_name: str
+    task: str | None = None
+    eval_examples: int | None = None
+    max_length: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    bf16: bool = False
+    text: TextSettings = TextSettings()
+    full_precision: FineTuneSettings | None = None
+    budgets: tuple[int, ...] = ()
+    arms: dict[str, Arm] = field(default_factory=dict)
+
+
+def _build(kind: type, values: dict[str, Any], where: str, **more: Any) -> Any:
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"{where}: unknown option {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return kind(**{**values, **more})
+
+
+def load_settings(path: Path) -> BenchmarkSettings:
+    """Read a configuration. `pretrain` and `finetune` at the top are defaults of those of the arms.
+
+    Raises:
+        ValueError: an unknown option, with the place where it is.
+    """
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    defaults = {name: values.pop(name, {}) for name in ("pretrain", "finetune")}
+    kinds = {"pretrain": PretrainSettings, "finetune": FineTuneSettings}
+    arms = {}
+    for name, arm in values.pop("arms").items():
+        stages = {}
+        for stage, kind in kinds.items():
+            own = arm.pop(stage, None)
+            stages[stage] = (
+                None if own is None else _build(kind, {**defaults[stage], **own}, f"{path}: {name}.{stage}")
+            )
+        arms[name] = _build(Arm, arm, f"{path}: arms.{name}", **stages)
+    full = values.pop("full_precision", None)
+    if full is not None:
+        full = _build(FineTuneSettings, {**defaults["finetune"], **full}, f"{path}: full_precision")
+    text = _build(TextSettings, values.pop("text", {}), f"{path}: text")
+    return _build(BenchmarkSettings, values, str(path), arms=arms, text=text, full_precision=full)

@@ -1,0 +1,234 @@
+"""The work of each stage: student, continual pre-training, fine-tuning, evaluation. Each leaves `model/` in its folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from settings import Arm, BenchmarkSettings, FineTuneSettings, PretrainSettings
+from texts import Texts
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_bitdistill import (
+    BitNetConfig,
+    DistillationConfig,
+    DistillationTrainer,
+    PretrainingConfig,
+    apply_bitnet,
+    calibrate_sub_norm,
+    least_squares_warm_start,
+)
+from hf_bitdistill.cli.models import default_device
+from hf_bitdistill.cli.pretrain import make_trainer
+from hf_bitdistill.data import build_dataset, collate, get_task, load_task_dataset
+from hf_bitdistill.evaluation import evaluate_task, perplexity
+from hf_bitdistill.warm_start import warm_start
+
+
+_CALIBRATION_BLOCKS = 16
+
+
+class Work:
+    """Everything that the stages of one benchmark share."""
+
+    def __init__(
+        self,
+        settings: BenchmarkSettings,
+        tokenizer: PreTrainedTokenizerBase,
+        model: str,
+        data_dir: Path | None,
+        texts: Texts | None,
+    ):
+        self.settings, self.tokenizer, self.model, self.data_dir, self.texts = (
+            settings,
+            tokenizer,
+            model,
+            data_dir,
+            texts,
+        )
+        self.device = default_device()
+        if settings.task:
+            self.task = get_task(settings.task)
+            data = {"data_dir": None if data_dir is None else str(data_dir)}
+            self.validation = load_task_dataset(self.task, "validation", max_samples=settings.eval_examples, **data)
+            train = load_task_dataset(self.task, "train", **data)
+            self.train = build_dataset(self.task, train, tokenizer, settings.max_length, skip_overlong=True)
+
+    def load(self, folder: str | Path) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    def save(self, model: PreTrainedModel, folder: Path) -> None:
+        model.save_pretrained(folder / "model")
+        self.tokenizer.save_pretrained(folder / "model")
+
+    # ---- Evaluation ----
+
+    @property
+    def metric(self) -> str:
+        """The one number of the table: accuracy, ROUGE-Lsum, or nats a token."""
+        if not self.settings.task:
+            return "nll_per_token"
+        return "accuracy" if self.task.kind == "classification" else "rougeLsum"
+
+    def perplexities(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Of all held-out texts, by name."""
+        if self.texts is None:
+            return {}
+        model = model.to(self.device)
+        size = self.settings.text.block_size
+        return {
+            name: perplexity(model, self.tokenizer, blocks, size, batch_size=8, progress=False)
+            for name, blocks in self.texts.held_out().items()
+        }
+
+    def scores(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Of the task."""
+        return evaluate_task(
+            model.to(self.device),
+            self.tokenizer,
+            self.task,
+            self.validation,
+            batch_size=32,
+            max_length=self.settings.max_length,
+            progress=False,
+        )
+
+    # ---- Stages ----
+
+    def base(self, folder: Path) -> dict[str, Any]:
+        model = self.load(self.model)
+        result: dict[str, Any] = {"perplexity": self.perplexities(model)}
+        if self.settings.task:
+            result["evaluation"] = self.scores(model)
+        return result
+
+    def start(self, arm: Arm, seed: int, steps_per_window: int | None, folder: Path) -> dict[str, Any]:
+        """A student before any training of it as a whole."""
+        set_seed(seed)
+        student = apply_bitnet(self.load(self.model), BitNetConfig(**arm.student)).to(self.device)
+        size = self.settings.text.block_size
+        result: dict[str, Any] = {}
+        options = arm.warm_start or {}
+        tokens, batch_size = options.get("tokens", 2**20), options.get("batch_size", 4)
+        # A student that keeps its source's values needs no text.
+        blocks = None
+        if self.texts is not None:
+            wanted = _CALIBRATION_BLOCKS * size
+            if arm.warm_start is not None:
+                # No more than its steps can read: every batch costs a pass through both models.
+                steps = arm.warm_start_config(seed, steps_per_window).steps_per_window
+                wanted = max(wanted, min(tokens, steps * batch_size * size))
+            blocks = self.texts.training(wanted, seed)["input_ids"][: -(-wanted // size)]
+            blocks = torch.tensor(list(blocks))
+        if arm.calibrate and student_has_sub_norms(arm):
+            rows = blocks[:_CALIBRATION_BLOCKS]
+            calibrate_sub_norm(student, [{"input_ids": row[None]} for row in rows])
+            result["calibration_tokens"] = rows.numel()
+        if arm.least_squares:
+            least_squares_warm_start(student)
+        if arm.warm_start is not None:
+            batches = [{"input_ids": blocks[i : i + batch_size].long()} for i in range(0, len(blocks), batch_size)]
+            config = arm.warm_start_config(seed, steps_per_window)
+            teacher = self.load(self.model).to(self.device)
+            result["warm_start"] = warm_start(student, teacher, batches, config).to_dict()
+        self.save(student, folder)
+        return {**result, "perplexity": self.perplexities(student)}
+
+    def pretrain(self, options: PretrainSettings, tokens: int, seed: int, source: Path, folder: Path) -> dict:
+        """Continual pre-training of a student."""
+        set_seed(seed)
+        size = self.settings.text.block_size
+        steps = max(1, round(tokens / (options.batch_size * size)))
+        arguments = self._arguments(
+            PretrainingConfig,
+            folder,
+            steps,
+            options.batch_size,
+            options.micro_batch_size,
+            options.learning_rate,
+            seed,
+            logits_loss_weight=options.logits_loss_weight,
+            quantization_warmup_steps=round(options.quantization_warmup_share * steps),
+        )
+        teacher = self.load(self.model) if options.logits_loss_weight else None
+        blocks = self.texts.training(tokens, seed)
+        trainer = make_trainer(self.load(source), arguments, blocks, self.tokenizer, teacher)
+        result = self._train(trainer, folder)
+        read = steps * options.batch_size * size
+        return {**result, "tokens": read, "perplexity": self.perplexities(trainer.model)}
+
+    def fine_tune(
+        self, options: FineTuneSettings, rate: float, seed: int, source: str | Path, teacher: Path | None, folder: Path
+    ) -> dict[str, Any]:
+        """Fine-tuning of a student, or of the full-precision model, on the task."""
+        set_seed(seed)
+        distill = options.method == "distill"
+        weights = {} if distill else {"logits_loss_weight": 0.0, "attention_loss_weight": 0.0}
+        arguments = self._arguments(
+            DistillationConfig,
+            folder,
+            options.steps,
+            options.batch_size,
+            options.micro_batch_size,
+            rate,
+            seed,
+            train_sampling_strategy="group_by_length",
+            teacher_model_name_or_path=str(teacher) if distill else None,
+            **{**weights, **options.options},
+        )
+        trainer = DistillationTrainer(
+            model=self.load(source),
+            args=arguments,
+            train_dataset=self.train,
+            data_collator=collate(self.tokenizer),
+            processing_class=self.tokenizer,
+        )
+        result = self._train(trainer, folder)
+        self.save(trainer.model, folder)
+        return {**result, "examples": options.steps * options.batch_size, "evaluation": self.scores(trainer.model)}
+
+    def _arguments(self, kind, folder, steps, batch, micro, rate, seed, **more):
+        micro = min(batch, micro)
+        if batch % micro:
+            raise ValueError(f"batch_size={batch} is no multiple of micro_batch_size={micro}")
+        return kind(
+            output_dir=str(folder / "checkpoints"),
+            max_steps=steps,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=batch // micro,
+            learning_rate=rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=max(1, steps // 20),
+            weight_decay=0.01,
+            adam_beta2=0.95,
+            logging_steps=max(1, steps // 50),
+            save_steps=max(1, steps // 4),
+            save_total_limit=1,
+            bf16=self.settings.bf16,
+            seed=seed,
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=self.device.type == "cpu",
+            **more,
+        )
+
+    def _train(self, trainer: Trainer, folder: Path) -> dict[str, Any]:
+        checkpoints = folder / "checkpoints"
+        resume = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
+        trainer.train(resume_from_checkpoint=resume)
+        trainer.model.eval()
+        self.save(trainer.model, folder)
+        curve = [row for row in trainer.state.log_history if "loss" in row]
+        return {"curve": curve, "resumed": resume is not None}
+
+
+def student_has_sub_norms(arm: Arm) -> bool:
+    return arm.student.get("sub_norm", "output") != "none"
+
+
+def describe(value: Any) -> dict[str, Any]:
+    """A settings object as what identifies a stage."""
+    return asdict(value)

@@ -1,0 +1,8 @@
+"""Start values of a ternary student from little text: closed form a layer, or block by block against the teacher."""
+
+from .config import WarmStartConfig
+from .report import WarmStartReport, WindowReport
+from .start import least_squares_warm_start, warm_start
+
+
+__all__ = ["WarmStartConfig", "WarmStartReport", "WindowReport", "least_squares_warm_start", "warm_start"]

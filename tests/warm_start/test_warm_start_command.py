@@ -1,0 +1,56 @@
+"""`bitdistill warm-start`, and `bitdistill pretrain` with a teacher from what it leaves."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from hf_bitdistill.cli.main import main
+from hf_bitdistill.layers import BitLinear
+
+
+@pytest.fixture
+def model(tmp_path, tiny_llama_config, tiny_tokenizer):
+    torch.manual_seed(0)
+    LlamaForCausalLM(tiny_llama_config).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "corpus.txt").write_text("The robot waters the plant near the window.\n" * 200)
+    return tmp_path / "model"
+
+
+def run(command, *arguments):
+    return main([command, *map(str, arguments)])
+
+
+def test_warm_start_then_pretraining_with_the_teacher(model, tmp_path, capsys):
+    text = ["--corpus", tmp_path / "corpus.txt", "--sample_by", "line", "--block_size", 32]
+    started = tmp_path / "started"
+    options = ["--output_dir", started, "--steps_per_window", 5, "--warm_start_tokens", 1000, "--rank", 4]
+    assert run("warm-start", "--model_name_or_path", model, *text, *options) == 0
+    report = json.loads((started / "warm_start.json").read_text())
+    assert report["calibration_tokens"] == 1024 and report["config"]["rank"] == 4
+    assert "layers 0 to 1: error" in capsys.readouterr().out
+    student = AutoModelForCausalLM.from_pretrained(started)
+    assert sum(isinstance(module, BitLinear) for module in student.modules()) == 14
+
+    training = ["--max_steps", 2, "--per_device_train_batch_size", 4, "--logging_steps", 1, "--report_to", "none"]
+    training += ["--use_cpu", "true", "--disable_tqdm", "true"]
+    for name, more, terms in (
+        ("taught", ["--teacher_model_name_or_path", model], {"loss_ce", "loss_logits"}),
+        ("alone", ["--quantization_warmup_steps", 2], set()),
+    ):
+        command = ["--model_name_or_path", started, *text, "--output_dir", tmp_path / name, *training, *more]
+        assert run("pretrain", *command) == 0
+        log = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        assert terms == {key for key in log[0] if key.startswith("loss_")}
+        assert "calibrated" not in capsys.readouterr().out  # it keeps the start it was given
+
+
+def test_refusals(model, tmp_path, capsys):
+    text = ["--corpus", tmp_path / "corpus.txt", "--block_size", 32]
+    assert run("warm-start", "--model_name_or_path", model, *text) == 1
+    assert "--output_dir is required" in capsys.readouterr().err
+    wrong = ["--output_dir", tmp_path / "out", "--attention_loss_weight", 1]
+    assert run("pretrain", "--model_name_or_path", model, *text, *wrong) == 1
+    assert "--attention_loss_weight needs --teacher_model_name_or_path" in capsys.readouterr().err

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import mmap
 import os
 import platform
 import sys
@@ -29,9 +28,8 @@ import torch.nn.functional as F
 from hf_bitdistill import ops
 from hf_bitdistill.environment import processor_name
 from hf_bitdistill.ops import native
+from hf_bitdistill.ops.huge_pages import HugePageArena, aligned
 
-
-_HUGE_PAGE = 2 << 20
 
 # (rows, columns) of the projections of a 0.6B model and of BitNet b1.58 2B4T.
 SHAPES = {
@@ -41,40 +39,10 @@ SHAPES = {
 HEADS = {"0.6B": (151936, 1024), "2B4T": (128256, 2560)}
 
 
-class HugeBuffer:
-    """Memory in huge pages, as far as the system gives them: what the library's own large buffers lie in. With small pages a walk
-    through a large set measures the page tables."""
-
-    def __init__(self, size: int):
-        length = -(-size // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            # Private: shared memory, the default, gets huge pages by another switch that is mostly off.
-            memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        else:
-            memory = mmap.mmap(-1, length)
-        whole = torch.frombuffer(memory, dtype=torch.uint8)  # keeps the map alive
-        self._free = whole[-whole.data_ptr() % _HUGE_PAGE :]
-
-    def take(self, t: torch.Tensor) -> torch.Tensor:
-        """A copy of `t` in this memory, behind what was taken before."""
-        size = t.numel() * t.element_size()
-        copy = self._free[:size].view(t.dtype).view(t.shape).copy_(t)
-        self._free = self._free[_aligned(size) :]
-        return copy
-
-    def rest(self) -> torch.Tensor:
-        return self._free
-
-
 def last_level_cache_bytes() -> int | None:
     """Size of the largest cache, where Linux tells it."""
     files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
     return max((int(file.read_text().strip().removesuffix("K")) << 10 for file in files), default=None)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // native.ALIGNMENT) * native.ALIGNMENT
 
 
 def best_times(contenders: dict, rounds: int, limit) -> tuple[dict[str, float], float]:
@@ -106,9 +74,9 @@ def packed_weight(kind: str, rows: int, cols: int) -> torch.Tensor:
 
 
 def copies(t: torch.Tensor, set_bytes: int) -> list[torch.Tensor]:
-    size = _aligned(t.numel() * t.element_size())
+    size = aligned(t.numel() * t.element_size())
     n = max(1, -(-set_bytes // size))
-    buffer = HugeBuffer(n * size)
+    buffer = HugePageArena(n * size)
     return [buffer.take(t) for _ in range(n)]
 
 
@@ -226,7 +194,7 @@ def main() -> None:
     }
     set_bytes = args.set_mb << 20
     rounds = 3 * args.rounds  # of the short measurements
-    buffer = HugeBuffer(set_bytes).rest()[:set_bytes].fill_(1)
+    buffer = HugePageArena(set_bytes).rest()[:set_bytes].fill_(1)
 
     def read() -> float:
         return library.read_bandwidth(buffer.data_ptr(), set_bytes)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import ops
 from ..ops import native as ops_native
+from ..ops.huge_pages import HugePagePool
 from . import native
 from .families import DecoderSpec, Layer, Norm, Projection, UnsupportedModelError
 from .tables import Table
@@ -216,6 +217,7 @@ class _Builder:
         self.spec, self.weights = spec, weights
         self.borrowed: list[Tensor] = []
         self._kept: list[object] = []
+        self._pool = HugePagePool()
 
     def _address(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -233,10 +235,11 @@ class _Builder:
 
     def _projection(self, projection: Projection) -> native.ProjectionStruct:
         loaded = self.weights.projection(projection)
-        self.borrowed.append(loaded.weight)
+        weight = self._pool.take(loaded.weight)
+        self.borrowed.append(weight)
         return native.ProjectionStruct(
-            loaded.weight.data_ptr(),
-            loaded.weight.numel(),
+            weight.data_ptr(),
+            weight.numel(),
             self._address(loaded.bias),
             0 if loaded.bias is None else loaded.bias.numel(),
             self._norm_struct(loaded.norm_weight, loaded.norm_eps),

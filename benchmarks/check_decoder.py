@@ -3,7 +3,8 @@
     python benchmarks/check_decoder.py --model FOLDER [--output FILE]
 
 FOLDER holds a full-precision model, which is ternarised as it is, or an online student. Compared are the logits of all positions of
-20 prompts, and greedy continuations of 128 tokens: one by one, in padded batches of 8, and after the rows of a cache were exchanged.
+20 prompts, and greedy continuations of 128 tokens: one by one, in padded batches of 8, and after the rows of a cache were exchanged. The
+continuations of torch come from the packed model, whose logits equal those of the online student bit for bit (checked here for every prompt).
 Embedding, head, keys and values are float32 here, so that differences come from the order of float32 sums alone: such a difference can carry an
 activation over the rounding boundary of its int8 value. Where a continuation differs, the lead that torch's choice had is reported.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_bitdistill import BitNetConfig
+from hf_bitdistill import BitNetConfig, pack
 from hf_bitdistill.environment import describe_environment
 
 
@@ -84,6 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         torch_model.save_pretrained(folder)
         native = BitNetModelForCausalLM.from_pretrained(folder, export=True, head_bits=32, kv_dtype="float32")
+    packed = pack(torch_model)
     if native.backend != "native":
         raise SystemExit(f"the native decoder is not in use: {native.backend}")
 
@@ -97,12 +99,14 @@ def main() -> None:
         size = max(size, expected.abs().max().item())
         equal_argmax += (expected.argmax(-1) == got.argmax(-1)).sum().item()
         positions += ids.shape[1]
-        wanted = greedy(torch_model, ids, mask, args.new_tokens, pad)[0]
+        if not torch.equal(expected, packed(ids).logits):
+            raise SystemExit("the packed model differs from the online student")
+        wanted = greedy(packed, ids, mask, args.new_tokens, pad)[0]
         singles.append(wanted)
         found = greedy(native, ids, mask, args.new_tokens, pad)[0]
         if not torch.equal(wanted, found):
             step = int((wanted != found).nonzero()[0])
-            differing.append({"prompt": prompt, "token": step, "lead": lead(torch_model, ids, wanted, step)})
+            differing.append({"prompt": prompt, "token": step, "lead": lead(packed, ids, wanted, step)})
 
     batch_differing = []
     for start in range(0, len(PROMPTS), 8):
@@ -113,7 +117,7 @@ def main() -> None:
                 step = int((wanted != ids).nonzero()[0])
                 prompt = tokenizer(PROMPTS[start + row], return_tensors="pt").input_ids
                 batch_differing.append(
-                    {"prompt": PROMPTS[start + row], "token": step, "lead": lead(torch_model, prompt, wanted, step)}
+                    {"prompt": PROMPTS[start + row], "token": step, "lead": lead(packed, prompt, wanted, step)}
                 )
 
     # Rows exchanged in the middle must go on as what they became.

@@ -50,6 +50,45 @@ void test_sizes() {
                                   &bytes));
 }
 
+// Tables: a right call in two stretches, and each argument wrong once.
+void test_table_pack() {
+  constexpr int64_t rows = 20, cols = 70;
+  std::vector<float> table(rows * cols, 0.5f);
+  table[3] = -1.0f;
+  size_t bytes;
+  CHECK_OK(bd_int4_packed_size(rows, cols, 1, &bytes));
+  Packed packed(bytes);
+  const auto pack = [&](int format, const void* data, size_t data_bytes, int kind, int64_t first, int64_t count, size_t size) {
+    return bd_table_pack_rows(format, data, data_bytes, kind, rows, cols, first, count, packed.data(), size);
+  };
+  constexpr size_t row = cols * sizeof(float);
+  const float* const data = table.data();
+  CHECK_STATUS(pack(BD_INT4, data + 16 * cols, 4 * row, BD_TABLE_FLOAT32, 16, 4, bytes), BD_ERROR_HEADER);  // not begun
+  CHECK_OK(pack(BD_INT4, data, 16 * row, BD_TABLE_FLOAT32, 0, 16, bytes));
+  CHECK_STATUS(pack(BD_INT8, data + 16 * cols, 4 * row, BD_TABLE_FLOAT32, 16, 4, bytes), BD_ERROR_HEADER);  // begun otherwise
+  CHECK_OK(pack(BD_INT4, data + 16 * cols, 4 * row, BD_TABLE_FLOAT32, 16, 4, bytes));
+  std::vector<float> out(cols);
+  const int64_t last = rows - 1;
+  CHECK_OK(bd_embedding(packed.data(), bytes, &last, 1, out.data(), out.size()));
+  for (const float value : out) CHECK(value == 0.5f);
+  CHECK_STATUS(pack(BD_TERNARY, data, 16 * row, BD_TABLE_FLOAT32, 0, 16, bytes), BD_ERROR_ARGUMENT);
+  CHECK_STATUS(pack(BD_INT4, data, 16 * row, BD_TABLE_PACKED, 0, 16, bytes), BD_ERROR_ARGUMENT);
+  CHECK_STATUS(pack(BD_INT4, nullptr, 16 * row, BD_TABLE_FLOAT32, 0, 16, bytes), BD_ERROR_NULL_POINTER);
+  CHECK_STATUS(pack(BD_INT4, data, 16 * row - 1, BD_TABLE_FLOAT32, 0, 16, bytes), BD_ERROR_BUFFER_SIZE);
+  CHECK_STATUS(pack(BD_INT4, data, 16 * row, BD_TABLE_FLOAT32, 0, 16, bytes - 1), BD_ERROR_BUFFER_SIZE);
+  CHECK_STATUS(pack(BD_INT4, reinterpret_cast<const char*>(data) + 1, 16 * row, BD_TABLE_FLOAT32, 0, 16, bytes), BD_ERROR_ALIGNMENT);
+  CHECK_STATUS(pack(BD_INT4, data, 8 * row, BD_TABLE_FLOAT32, 8, 8, bytes), BD_ERROR_SHAPE);
+  CHECK_STATUS(pack(BD_INT4, data, 10 * row, BD_TABLE_FLOAT32, 0, 10, bytes), BD_ERROR_SHAPE);
+  CHECK_STATUS(pack(BD_INT4, data, 20 * row, BD_TABLE_FLOAT32, 16, 20, bytes), BD_ERROR_SHAPE);
+  CHECK_STATUS(pack(BD_INT4, data, 16 * row, BD_TABLE_FLOAT32, INT64_MIN, 16, bytes), BD_ERROR_SHAPE);
+  table[40] = std::numeric_limits<float>::quiet_NaN();
+  CHECK_STATUS(pack(BD_INT4, data, 20 * row, BD_TABLE_FLOAT32, 0, 20, bytes), BD_ERROR_SCALE);
+  bd_weight_info info;
+  CHECK_STATUS(bd_weight_describe(packed.data(), bytes, &info), BD_ERROR_HEADER);  // what failed is no weight
+  table[40] = 1e30f;
+  CHECK_STATUS(pack(BD_INT4, data, 20 * row, BD_TABLE_FLOAT32, 0, 20, bytes), BD_ERROR_ARGUMENT);
+}
+
 void test_pack(test::Random& random) {
   const Case made = random_case(random, BD_TERNARY, kRows, kCols, 1, true);
   std::vector<uint8_t> storage = made.ternary_storage();
@@ -177,6 +216,7 @@ int main() {
   test::Random random(3);
   test_strings();
   test_sizes();
+  test_table_pack();
   test_pack(random);
   test_linear(random);
   std::printf("abi: ok\n");

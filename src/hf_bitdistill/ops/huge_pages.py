@@ -1,7 +1,8 @@
 """Memory in large pages, for weights that are streamed through.
 
-A matrix of a small model is smaller than a large page (2 MB on x86), so none of its own memory can be in one; and with
-small pages the address translation takes a fifth of the time of a matrix-vector product. So matrices share large pages.
+A matrix of a small model is smaller than a large page (2 MB on x86), so none of its own memory can be in one, and with
+small pages every few kilobytes cost an address translation: decoding with a 0.6B model went from 73 to 85 % of the read
+bandwidth when its matrices began to share large pages.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ FOLDER holds a full-precision model, which is ternarised as it is, or an online 
 20 prompts, and greedy continuations of 128 tokens: one by one, in padded batches of 8, and after the rows of a cache were exchanged. The
 continuations of torch come from the packed model, whose logits equal those of the online student bit for bit (checked here for every prompt).
 Embedding, head, keys and values are float32 here, so that differences come from the order of float32 sums alone: such a difference can carry an
-activation over the rounding boundary of its int8 value. Where a continuation differs, the lead that torch's choice had is reported.
+activation over the rounding boundary of its int8 value. Where a continuation differs, the lead that torch's choice had is reported. And as a
+measure of what the order of sums does to this model, torch is compared with itself: its `eager` attention with its `sdpa` attention.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import statistics
 import tempfile
 from pathlib import Path
 
@@ -89,8 +91,12 @@ def main() -> None:
     if native.backend != "native":
         raise SystemExit(f"the native decoder is not in use: {native.backend}")
 
+    eager = pack(torch_model)
+    eager.set_attn_implementation("eager")
+
     worst, size, equal_argmax, positions = 0.0, 0.0, 0, 0
     singles, differing = [], []
+    median, torch_median, torch_worst, torch_equal = [], [], 0.0, 0
     for prompt in PROMPTS:
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         mask = torch.ones_like(ids)
@@ -101,8 +107,13 @@ def main() -> None:
         positions += ids.shape[1]
         if not torch.equal(expected, packed(ids).logits):
             raise SystemExit("the packed model differs from the online student")
+        other = eager(ids).logits
+        torch_worst = max(torch_worst, (expected - other).abs().max().item())
+        torch_median.append((expected - other).abs().median().item())
+        median.append((expected - got).abs().median().item())
         wanted = greedy(packed, ids, mask, args.new_tokens, pad)[0]
         singles.append(wanted)
+        torch_equal += torch.equal(wanted, greedy(eager, ids, mask, args.new_tokens, pad)[0])
         found = greedy(native, ids, mask, args.new_tokens, pad)[0]
         if not torch.equal(wanted, found):
             step = int((wanted != found).nonzero()[0])
@@ -146,6 +157,12 @@ def main() -> None:
         "prompts": len(PROMPTS),
         "largest_logit": size,
         "largest_logit_difference": worst,
+        "median_logit_difference": statistics.median(median),
+        "torch_eager_against_sdpa": {
+            "largest_logit_difference": torch_worst,
+            "median_logit_difference": statistics.median(torch_median),
+            "equal_continuations": torch_equal,
+        },
         "positions": positions,
         "positions_with_equal_argmax": equal_argmax,
         "new_tokens": args.new_tokens,

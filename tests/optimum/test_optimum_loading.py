@@ -136,7 +136,7 @@ def set_scale(value):
         (f"'{Q}.weight_scale' is missing", lambda t: t.pop(f"{Q}.weight_scale")),
         ("has shape", lambda t: t.update({f"{Q}.weight": t[f"{Q}.weight"][:5].clone()})),
         (
-            "'model.embed_tokens.weight' holds a value that is not",
+            "'model.embed_tokens.weight': a value is not finite",
             lambda t: t["model.embed_tokens.weight"][3].fill_(torch.nan),
         ),
     ],

@@ -2,9 +2,10 @@
 
     python benchmarks/check_decoder.py --model FOLDER [--output FILE]
 
-FOLDER holds a full-precision model, which is ternarised as it is, or an online student. Compared are the logits of all positions of
+FOLDER holds a full-precision model, which is ternarised as it is, or a student, online or packed. Compared are the logits of all positions of
 20 prompts, and greedy continuations of 128 tokens: one by one, in padded batches of 8, and after the rows of a cache were exchanged. The
-continuations of torch come from the packed model, whose logits equal those of the online student bit for bit (checked here for every prompt).
+continuations of torch come from the packed model, whose logits equal those of the online student bit for bit (checked here for every prompt, unless
+FOLDER holds a packed one).
 Embedding, head, keys and values are float32 here, so that differences come from the order of float32 sums alone: such a difference can carry an
 activation over the rounding boundary of its int8 value. Where a continuation differs, the lead that torch's choice had is reported. And as a
 measure of what the order of sums does to this model, torch is compared with itself: its `eager` attention with its `sdpa` attention.
@@ -20,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hf_bitdistill import BitNetConfig, pack
 from hf_bitdistill.environment import describe_environment
@@ -69,6 +70,19 @@ def lead(model, ids: torch.Tensor, continuation: torch.Tensor, step: int) -> flo
     return (best[0] - best[1]).item()
 
 
+def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedModel]:
+    """The student as it is stored, packed, and packed with `eager` attention."""
+    stored = getattr(AutoConfig.from_pretrained(folder), "quantization_config", None) or {}
+    mode = stored.get("quantization_mode") if isinstance(stored, dict) else stored.quantization_mode
+    # What the folder says of a student's quantisation stands; a full-precision model gets the default.
+    options = {} if mode else {"quantization_config": BitNetConfig()}
+    models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval() for _ in range(3)]
+    if mode != "offline":
+        models[1:] = [pack(model, inplace=True) for model in models[1:]]
+    models[2].set_attn_implementation("eager")
+    return tuple(models)
+
+
 @torch.inference_mode()
 def main() -> None:
     from optimum.bitnet import BitNetModelForCausalLM
@@ -81,18 +95,12 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     tokenizer.pad_token_id = pad
-    torch_model = AutoModelForCausalLM.from_pretrained(
-        args.model, quantization_config=BitNetConfig(), dtype=torch.float32
-    ).eval()
+    torch_model, packed, eager = load(args.model)
     with tempfile.TemporaryDirectory() as folder:
         torch_model.save_pretrained(folder)
         native = BitNetModelForCausalLM.from_pretrained(folder, export=True, head_bits=32, kv_dtype="float32")
-    packed = pack(torch_model)
     if native.backend != "native":
         raise SystemExit(f"the native decoder is not in use: {native.backend}")
-
-    eager = pack(torch_model)
-    eager.set_attn_implementation("eager")
 
     worst, size, equal_argmax, positions = 0.0, 0.0, 0, 0
     singles, differing = [], []

@@ -124,6 +124,11 @@ int bd_set_num_threads(int threads) { return set_num_threads(threads); }
 
 int bd_get_num_threads(void) { return num_threads(); }
 
+int bd_set_team(bd_team team) {
+  set_team(team);
+  return BD_OK;
+}
+
 int bd_ternary_packed_size(int64_t rows, int64_t cols, int64_t group_size, size_t scale_count, int has_row_offset,
                            size_t* bytes) {
   if (bytes == nullptr) return BD_ERROR_NULL_POINTER;

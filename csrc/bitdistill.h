@@ -33,7 +33,7 @@ extern "C" {
 #endif
 
 // Raised when a signature or the layout of a packed weight changes: a caller built for another version must refuse.
-#define BD_ABI_VERSION 2
+#define BD_ABI_VERSION 3
 
 typedef enum bd_status {
   BD_OK = 0,
@@ -103,6 +103,13 @@ BD_API const char* const* bd_supported_isas(void);
 // Threads that a call may use, the calling one included. Default: the CPUs this process may run on.
 BD_API int bd_set_num_threads(int threads);
 BD_API int bd_get_num_threads(void);
+
+// Threads of the host program to compute on, in place of the library's own: two pools of busy threads on the same CPUs would
+// slow each other down. A team runs `body(context)` on up to `threads` threads at once, the calling one included, and returns
+// when all have returned; `flags` is 0. GOMP_parallel of an OpenMP run-time library is one. NULL: the library's own threads,
+// which a child process after fork() has in any case.
+typedef void (*bd_team)(void (*body)(void*), void* context, unsigned threads, unsigned flags);
+BD_API int bd_set_team(bd_team team);
 
 // ---- Packing: from storage layout to the library's own --------------------------------------------------------------
 // A packed weight is one caller-owned buffer, self-describing, aligned to BD_ALIGNMENT. bd_*_packed_size tells its size.

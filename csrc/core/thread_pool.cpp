@@ -9,8 +9,6 @@
 #include <atomic>
 #include <new>
 
-#include "bitdistill.h"
-
 namespace bitdistill {
 namespace {
 
@@ -56,6 +54,7 @@ struct Pool {
   std::atomic<uint64_t> done{0};
   std::atomic<int> limit{1};     // threads in use, the caller included
   std::atomic<int> sleepers{0};
+  std::atomic<bd_team> team{nullptr};  // the host's threads, used instead of workers
   int64_t count = 0;
   void* context = nullptr;
   Task task = nullptr;
@@ -86,6 +85,8 @@ void run_tasks(Pool* pool) {
   }
   t_in_task = outer;
 }
+
+void run_tasks_of(void* pool) { run_tasks(static_cast<Pool*>(pool)); }
 
 bool open_for(const Pool* pool, int index, uint64_t gate, uint64_t seen) {
   return (gate & kOpen) != 0 && (gate >> kGenerationShift) != seen &&
@@ -150,7 +151,7 @@ void start_workers(Pool* pool, int wanted) {
 }
 
 // fork() copies only the calling thread. It waits for a running job, so that the child's memory is at rest; the child
-// leaves the old pool alone and starts a new one of the same size.
+// leaves the old pool alone and starts a new one of the same size. The host's threads are gone as well, so it has its own.
 void before_fork() {
   Pool* pool = g_pool.load();
   if (pool != nullptr && !t_in_task) pthread_mutex_lock(&pool->call);
@@ -197,6 +198,10 @@ int set_num_threads(int threads) {
   return BD_OK;
 }
 
+void set_team(bd_team team) {
+  if (Pool* pool = get_pool()) pool->team.store(team);
+}
+
 void parallel_for_impl(int64_t count, void* context, Task task) {
   Pool* pool = count > 1 && !t_in_task ? get_pool() : nullptr;
   if (pool == nullptr || pool->limit.load(std::memory_order_relaxed) < 2) {
@@ -204,11 +209,17 @@ void parallel_for_impl(int64_t count, void* context, Task task) {
     return;
   }
   pthread_mutex_lock(&pool->call);
-  start_workers(pool, pool->limit.load() - 1);
   pool->count = count;
   pool->context = context;
   pool->task = task;
   pool->next.store(0, std::memory_order_relaxed);
+  if (const bd_team team = pool->team.load(std::memory_order_relaxed)) {
+    // Always as many as there are: a GOMP team that shrinks ends threads, and starts them again when it grows.
+    team(run_tasks_of, pool, static_cast<unsigned>(pool->limit.load()), 0);
+    pthread_mutex_unlock(&pool->call);
+    return;
+  }
+  start_workers(pool, pool->limit.load() - 1);
   pool->done.store(0, std::memory_order_relaxed);
   // Generation 0 is what a new worker has "seen": skip it when the counter wraps.
   uint64_t generation = ((pool->gate.load(std::memory_order_relaxed) >> kGenerationShift) + 1) & 0xffffffffu;

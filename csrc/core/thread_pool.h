@@ -1,8 +1,10 @@
-// The library's own threads. One pool a process; calls from several threads take turns.
+// Threads: the library's own pool, one a process, or a team that the host program lends. Calls from several threads take turns.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
+
+#include "bitdistill.h"
 
 namespace bitdistill {
 
@@ -11,6 +13,9 @@ int num_threads();
 
 // BD_ERROR_THREADS if out of range. Threads are started when first needed, not here.
 int set_num_threads(int threads);
+
+// Threads of the host program, see bd_set_team. Null: the library's own.
+void set_team(bd_team team);
 
 using Task = void (*)(void* context, int64_t index);
 

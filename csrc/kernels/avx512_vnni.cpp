@@ -10,6 +10,10 @@
 #include "kernels/portable.h"
 #include "kernels/x86_prefetch.h"
 
+#ifndef BITDISTILL_REGISTER  // an emulation of these instructions has none
+#define BITDISTILL_REGISTER "v"
+#endif
+
 namespace bitdistill {
 namespace {
 
@@ -228,11 +232,11 @@ double multiply_add_loop(int64_t iterations) {
   for (__m512i& a : acc) a = _mm512_setzero_si512();
   __m512i codes = _mm512_set1_epi8(2), values = _mm512_set1_epi8(3);
   for (int64_t i = 0; i < iterations; ++i) {
-    asm volatile("" : "+v"(codes), "+v"(values));
+    asm volatile("" : "+" BITDISTILL_REGISTER(codes), "+" BITDISTILL_REGISTER(values));
 #pragma GCC unroll 20
     for (__m512i& a : acc) a = _mm512_dpbusd_epi32(a, codes, values);
   }
-  for (__m512i& a : acc) asm volatile("" : : "v"(a));
+  for (__m512i& a : acc) asm volatile("" : : BITDISTILL_REGISTER(a));
   return static_cast<double>(iterations) * 20 * 64;
 }
 

@@ -1,6 +1,7 @@
 """Builds the C++ tests with CMake and runs them: as they are, under sanitizers, fuzzed, and for ARM in an emulator."""
 
 import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -37,6 +38,12 @@ def test_release(tmp_path):
 
 def test_sanitizers(tmp_path):
     build_and_run(tmp_path, "-DBITDISTILL_SANITIZE=address,undefined")
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="instructions of x86")
+def test_emulated_vnni(tmp_path):
+    # On a CPU without these instructions nothing else runs the kernels that use them.
+    build_and_run(tmp_path, "-DBITDISTILL_EMULATE_VNNI=ON", only="test_kernels")
 
 
 def test_libfuzzer(tmp_path):

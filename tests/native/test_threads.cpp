@@ -73,6 +73,40 @@ void test_several_callers() {
   resizer.join();
 }
 
+// The host's threads instead of the library's: as many as asked for, each call joined at its end.
+std::atomic<int> team_calls{0};
+
+void team_of_threads(void (*body)(void*), void* context, unsigned threads, unsigned flags) {
+  CHECK(threads == 3 && flags == 0);
+  ++team_calls;
+  std::vector<std::thread> others;
+  for (unsigned i = 1; i < threads; ++i) others.emplace_back(body, context);
+  body(context);
+  for (std::thread& other : others) other.join();
+}
+
+void test_team(bool may_fork) {
+  CHECK_OK(bd_set_num_threads(3));
+  CHECK_OK(bd_set_team(team_of_threads));
+  for (const int64_t count : {2, 3, 17, 1000}) check_every_task_once(count);
+  CHECK(team_calls == 4);
+  check_every_task_once(1);  // not worth a team
+  std::atomic<int> total{0};
+  bitdistill::parallel_for(10, [&](int64_t) { bitdistill::parallel_for(10, [&](int64_t) { ++total; }); });
+  CHECK(total == 100 && team_calls == 5);
+  const pid_t child = may_fork ? fork() : -1;
+  if (child == 0) {  // the host's threads did not come along
+    alarm(20);
+    check_every_task_once(100);
+    _exit(team_calls == 5 ? 0 : 2);
+  }
+  int status = -1;
+  if (may_fork) CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  CHECK_OK(bd_set_team(nullptr));
+  check_every_task_once(100);
+  CHECK(team_calls == 5);
+}
+
 // Forks while another thread keeps the pool busy: the child must compute, and keep its number of threads.
 void test_fork() {
   CHECK_OK(bd_set_num_threads(3));
@@ -106,7 +140,9 @@ int main(int argc, char** argv) {
   test_sleeping_workers();
   test_nested();
   test_several_callers();
-  if (argc < 2 || std::strcmp(argv[1], "no-fork") != 0) test_fork();
+  const bool may_fork = argc < 2 || std::strcmp(argv[1], "no-fork") != 0;
+  test_team(may_fork);
+  if (may_fork) test_fork();
   std::printf("threads: ok\n");
   return 0;
 }

@@ -111,6 +111,32 @@ def test_several_python_threads(library):
     assert not failures
 
 
+COUNT_THREADS = """
+import os, torch
+from hf_bitdistill import ops
+torch.set_num_threads(2)
+weight, scale = torch.ones((4000, 512), dtype=torch.int8), torch.ones(4000)
+torch.ones(1 << 20).add(1)  # starts torch's threads
+before = len(os.listdir("/proc/self/task"))
+packed = ops.int8_pack(weight, scale)
+y = ops.packed_linear(torch.ones(64, 512), packed, 4000)
+assert (y > 0).all()
+print(ops.status()["shares_torch_threads"], len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+@pytest.mark.parametrize("shared", [True, False])
+def test_threads_of_torch_are_shared(library, shared):
+    env = {**os.environ, "HF_BITDISTILL_OPENMP": "1" if shared else "0", "OMP_NUM_THREADS": "2"}
+    result = subprocess.run([sys.executable, "-c", COUNT_THREADS], env=env, capture_output=True, text=True, check=True)
+    says, started = result.stdout.split()
+    if shared and says == "False":
+        pytest.skip("torch was built with another OpenMP than GNU's, or none")
+    assert says == str(shared)
+    assert int(started) == (0 if shared else 1)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_fork(library):
     packed = ops.int8_pack(torch.ones((100, 64), dtype=torch.int8), torch.ones(100))

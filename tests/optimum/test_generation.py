@@ -75,11 +75,15 @@ def test_sampling_with_a_seed(pair):
     tokens = random_tokens(2, 6)
     options = {"do_sample": True, "temperature": 0.9, "top_k": 20, "top_p": 0.95, "max_new_tokens": 12}
     options |= {"num_return_sequences": 2, "repetition_penalty": 1.1}
-    results = []
-    for model in (packed, native, native):
+
+    def sample(model, **more):
         torch.manual_seed(7)
-        results.append(model.generate(tokens, **options).tolist())
-    assert results[1] == results[2] == results[0]
+        return model.generate(tokens, **options, **more)
+
+    assert sample(native).tolist() == sample(native).tolist()
+    # The random numbers are transformers' own where its scores are asked for.
+    more = {"return_dict_in_generate": True, "output_scores": True}
+    assert sample(native, **more).sequences.tolist() == sample(packed).tolist()
 
 
 def test_dictionary_of_results(pair):

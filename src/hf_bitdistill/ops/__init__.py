@@ -23,7 +23,8 @@ quantize_activations = _ops.quantize_activations
 
 
 def status() -> dict[str, Any]:
-    """What computes: `loaded`, `path`, `version`, `isa`, `supported_isas`, `threads`, and `reason` if not loaded.
+    """What computes: `loaded`, `path`, `version`, `isa`, `supported_isas`, `threads`, whether they are those that torch's
+    own operators run on (`shares_torch_threads`), and `reason` if not loaded.
 
     Never raises, never warns.
     """
@@ -39,6 +40,7 @@ def status() -> dict[str, Any]:
         "isa": isa,
         "supported_isas": library.supported_isas if library is not None else [],
         "threads": num_threads(),
+        "shares_torch_threads": library is not None and library.shares_torch_threads,
         "reason": reason,
     }
 

@@ -10,8 +10,10 @@ import warnings
 from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
+import torch
 
-ABI_VERSION = 2
+
+ABI_VERSION = 3
 ALIGNMENT = 64
 
 FLOAT32, BFLOAT16 = 0, 1
@@ -27,6 +29,7 @@ _SIGNATURES = {
     "bd_get_isa": [POINTER(c_char_p)],
     "bd_set_isa": [c_char_p],
     "bd_set_num_threads": [c_int],
+    "bd_set_team": [c_void_p],
     "bd_ternary_packed_size": [c_int64, c_int64, c_int64, c_size_t, c_int, POINTER(c_size_t)],
     "bd_ternary_pack": [c_void_p, c_size_t, c_int64, c_int64, c_void_p, c_size_t, c_int64]
     + [c_void_p, c_size_t, c_void_p, c_size_t],
@@ -113,7 +116,25 @@ class NativeLibrary:
         self.linear = functions["bd_linear"]  # the hot one: its status is checked where it is called
         self._functions = functions
         self._threads = 0
+        self.shares_torch_threads = self._share_torch_threads()
         self.isa  # noqa: B018 - fails now rather than in the first product
+
+    def _share_torch_threads(self) -> bool:
+        """Compute on the OpenMP threads that torch's own operators run on.
+
+        Two pools of threads on the same CPUs would be in each other's way: OpenMP's spin for milliseconds after each
+        operator of torch. `HF_BITDISTILL_OPENMP=0` keeps the library's own threads.
+        """
+        if os.environ.get("HF_BITDISTILL_OPENMP") == "0" or not torch.backends.openmp.is_available():
+            return False
+        name = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}.get(sys.platform, "libtorch_cpu.so")
+        try:
+            # A symbol is looked up in the dependencies of a library, too: this is the run-time library that torch uses.
+            team = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name)).GOMP_parallel
+        except (OSError, AttributeError):  # another OpenMP, or none
+            return False
+        self.call("set_team", ctypes.cast(team, c_void_p))
+        return True
 
     def declare(self, signatures: dict[str, list]) -> None:
         """Add functions, for [`call`] and [`size`]: `bd_name` -> types of its arguments.

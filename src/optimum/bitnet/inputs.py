@@ -55,7 +55,9 @@ class Inputs:
         self.all_real = bool(self.real.all())
         if self.all_real:
             self.tokens = input_ids.reshape(-1)
-            self.sequences = torch.arange(self.rows).repeat_interleave(self.width)
+            self.sequences = torch.arange(self.rows)
+            if self.width > 1:
+                self.sequences = self.sequences.repeat_interleave(self.width)
         else:
             self.tokens = input_ids[self.real]
             self.sequences = self.real.nonzero()[:, 0]
@@ -107,6 +109,10 @@ class Inputs:
         Returns:
             float32 `[B, n, vocab_size or hidden_size]`, zeros at padding.
         """
+        if self.width == 1 and self.all_real and columns.tolist() == [0]:  # a step of decoding: it is short
+            values = decoder.forward(self.native, self.tokens, self.sequences, self.sequences, hidden)
+            self.cache.append(self.real)
+            return values[:, None]
         columns = columns.expand(self.rows, -1)
         place = self.real.reshape(-1).cumsum(dim=0).view(self.rows, self.width) - 1
         wanted = self.real.gather(1, columns)

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .cache import BitNetCache
 from .inputs import Inputs, check_arguments
 from .modeling_base import BitNetModel
+from .sampling import draw_in_processors
 
 
 class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
@@ -50,6 +51,11 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
     def generate(self, *args, **kwargs):
         """As `generate` of transformers, with all of its options. Prompts may be padded on either side."""
         return (self.model if self.model is not None else super()).generate(*args, **kwargs)
+
+    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        """Greedy decoding and sampling."""
+        logits_processor, generation_config = draw_in_processors(logits_processor, generation_config)
+        return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
         if generation_config.cache_implementation not in (None, "dynamic"):

@@ -81,3 +81,15 @@ def tiny_llama_config():
         bos_token_id=1,
         eos_token_id=2,
     )
+
+
+@pytest.fixture
+def native_decoder():
+    """Skips where the native library, or its decoder, is missing."""
+    from hf_bitdistill.decoder import UnsupportedModelError
+    from hf_bitdistill.decoder.decoder import load_library
+
+    try:
+        load_library()
+    except UnsupportedModelError as error:
+        pytest.skip(str(error))

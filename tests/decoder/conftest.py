@@ -1,18 +1,7 @@
 import pytest
 
 from hf_bitdistill import pack
-from hf_bitdistill.decoder import UnsupportedModelError
-from hf_bitdistill.decoder.decoder import load_library
 from students import make_student
-
-
-@pytest.fixture
-def native_decoder():
-    """Skips where the native library, or its decoder, is missing."""
-    try:
-        load_library()
-    except UnsupportedModelError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ class PretrainSettings:
         batch_size, micro_batch_size: blocks a step, and at once.
         logits_loss_weight: of the full-precision model's distributions (temperature 1); 0: no teacher.
         quantization_warmup_share: share of the steps over which layers go from full precision to ternary.
+        dead_zone_leak: see `DistillationConfig`.
     """
 
     tokens: int = 1_000_000
@@ -52,6 +53,7 @@ class PretrainSettings:
     learning_rate: float = 1e-3
     logits_loss_weight: float = 0.0
     quantization_warmup_share: float = 0.0
+    dead_zone_leak: float = 0.0
 
 
 @dataclass(frozen=True)

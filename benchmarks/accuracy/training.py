@@ -152,6 +152,7 @@ class Work:
             seed,
             logits_loss_weight=options.logits_loss_weight,
             quantization_warmup_steps=round(options.quantization_warmup_share * steps),
+            dead_zone_leak=options.dead_zone_leak,
         )
         teacher = self.load(self.model) if options.logits_loss_weight else None
         blocks = self.texts.training(tokens, seed)

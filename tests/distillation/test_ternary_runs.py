@@ -6,7 +6,7 @@ from test_trainer_runs import KeepGradients, training_losses
 from transformers import TrainerCallback
 
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack
-from hf_bitdistill.distillation import QuantizationWarmupCallback
+from hf_bitdistill.distillation import DeadZoneLeakCallback, QuantizationWarmupCallback
 from hf_bitdistill.layers import BitLinear, set_quantization_share
 
 
@@ -130,6 +130,35 @@ def test_quantization_warmup(make_student, make_model, make_trainer, lm_rows, tm
     assert run("none", max_steps=1, quantization_warmup_steps=0)[1] != losses[:1]
     with pytest.raises(ValueError, match="at least 1"):
         QuantizationWarmupCallback(0)
+
+
+def test_dead_zone_leak(make_student, make_model, make_trainer, lm_rows, tmp_path):
+    class Watch(TrainerCallback):
+        def __init__(self):
+            self.leaks = []
+
+        def on_substep_end(self, args, state, control, model=None, **kwargs):
+            self.on_step_end(args, state, control, model)
+
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            leaks = {layer.dead_zone_leak for layer in model.modules() if isinstance(layer, BitLinear)}
+            self.leaks.append(round(leaks.pop(), 6))
+            assert not leaks
+
+    def run(name, resume=None, **more):
+        watch, student = Watch(), make_student(0)
+        options = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 1, "max_steps": 5, **more}
+        trainer = make_trainer(student, make_model(1), lm_rows, name=name, callbacks=[watch], **options)
+        trainer.train(resume_from_checkpoint=resume and str(resume))
+        assert {layer.dead_zone_leak for layer in student.modules() if isinstance(layer, BitLinear)} == {0.0}
+        return watch.leaks, training_losses(trainer)
+
+    leaks, losses = run("whole", dead_zone_leak=0.4)
+    assert leaks == [0.4, 0.3, 0.2, 0.1, 0.0]
+    assert run("resumed", tmp_path / "whole" / "checkpoint-2", dead_zone_leak=0.4) == (leaks[2:], losses)
+    assert run("without")[1] != losses
+    with pytest.raises(ValueError, match="leak must be in"):
+        DeadZoneLeakCallback(0.0)
 
 
 def test_the_share_changes_training_and_not_evaluation(make_student, make_model, make_trainer, lm_rows):

@@ -180,3 +180,20 @@ def test_packed_layers_pass_gradients_to_their_input():
     codes, scale = ternarize(torch.randn(3, 20))
     ternary_linear(x, codes, scale).sum().backward()
     torch.testing.assert_close(x.grad, (codes * scale).sum(0).expand(2, 20))
+
+
+@pytest.mark.parametrize(("granularity", "group_size"), [("tensor", None), ("row", None), ("group", 64)])
+def test_dead_zone_leak(granularity, group_size):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((3, 128), generator=generator, requires_grad=True)
+    weight = torch.randn((5, 128), generator=generator, requires_grad=True)
+    options = {"granularity": granularity, "group_size": group_size}
+    codes, scale = ternarize(weight.detach(), granularity, group_size)
+    x_q, s = quantize_activations(x.detach())
+    expected = torch.where(codes == 0, 0.25 * weight.detach(), codes * expand_weight_scale(scale, 128, group_size))
+    assert 0 < (codes == 0).sum() < codes.numel()
+    y = fake_quantized_linear(x, weight, dead_zone_leak=0.25, **options)
+    torch.testing.assert_close(y, (x_q / s) @ expected.T, rtol=1e-5, atol=1e-5)
+    y.sum().backward()
+    torch.testing.assert_close(weight.grad, (x_q / s).sum(0).expand(5, -1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(x.grad, expected.sum(0).expand(3, -1), rtol=1e-5, atol=1e-5)

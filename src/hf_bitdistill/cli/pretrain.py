@@ -23,7 +23,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..distillation import DistillationTrainer, PretrainingConfig, QuantizationWarmupCallback
+from ..distillation import DistillationTrainer, PretrainingConfig, layer_callbacks
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
 from .models import calibrate, check_path, load_student, load_tokenizer
 
@@ -77,8 +77,8 @@ def make_trainer(
     if teacher is not None or training.teacher_model_name_or_path:
         return DistillationTrainer(teacher_model=teacher, **options)
     trainer = Trainer(**options)
-    if training.quantization_warmup_steps:
-        trainer.add_callback(QuantizationWarmupCallback(training.quantization_warmup_steps))
+    for callback in layer_callbacks(training):
+        trainer.add_callback(callback)
     return trainer
 
 

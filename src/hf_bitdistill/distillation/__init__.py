@@ -1,7 +1,7 @@
 """Distillation of a full-precision teacher into a (ternary) student: losses, Q/K/V capture, teacher, trainer."""
 
 from .attention_states import AttentionStateCapture, AttentionStates
-from .callbacks import QuantizationWarmupCallback
+from .callbacks import DeadZoneLeakCallback, QuantizationWarmupCallback, layer_callbacks
 from .config import DistillationConfig, PretrainingConfig
 from .losses import (
     RelationLossSums,
@@ -20,6 +20,7 @@ from .trainer import DistillationTrainer
 __all__ = [
     "AttentionStateCapture",
     "AttentionStates",
+    "DeadZoneLeakCallback",
     "DistillationConfig",
     "DistillationTrainer",
     "PretrainingConfig",
@@ -30,6 +31,7 @@ __all__ = [
     "check_same_tokenizer",
     "distillation_token_losses",
     "largest_relation_heads",
+    "layer_callbacks",
     "load_teacher",
     "regroup_heads",
     "relation_divisor",

@@ -59,6 +59,9 @@ class DistillationConfig(TrainingArguments):
             Over so many steps the student's layers go from full precision to ternary (share
             `min(1, (step + 1) / quantization_warmup_steps)`). 0: ternary from the first step. Evaluation is always
             fully ternary.
+        dead_zone_leak (`float`, defaults to 0.0):
+            Weights with code 0 take part with this share of their value, falling to 0 over four fifths of the training
+            (see [`DeadZoneLeakCallback`]). Evaluation is always fully ternary.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
@@ -94,6 +97,9 @@ class DistillationConfig(TrainingArguments):
     kl_chunk_size: int = field(default=256, metadata={"help": "Tokens a chunk of the logits losses."})
     quantization_warmup_steps: int = field(
         default=0, metadata={"help": "Steps over which the student goes from full precision to ternary."}
+    )
+    dead_zone_leak: float = field(
+        default=0.0, metadata={"help": "Share of their value with which weights of code 0 take part at first."}
     )
 
     def __post_init__(self):
@@ -139,6 +145,8 @@ def _validate(config: DistillationConfig) -> None:
         raise ValueError(f"kl_chunk_size must be at least 1, got {config.kl_chunk_size}")
     if config.quantization_warmup_steps < 0:
         raise ValueError(f"quantization_warmup_steps must not be negative, got {config.quantization_warmup_steps}")
+    if not 0.0 <= config.dead_zone_leak <= 1.0:
+        raise ValueError(f"dead_zone_leak must be between 0 and 1, got {config.dead_zone_leak}")
     student_layers, teacher_layers = config.attention_layers, config.teacher_attention_layers
     if student_layers is not None and not student_layers:
         raise ValueError("attention_layers is empty: set attention_loss_weight=0 to turn the relation loss off")

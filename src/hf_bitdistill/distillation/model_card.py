@@ -49,6 +49,7 @@ _HYPER_PARAMETERS = (
     "relation_normalization",
     "relation_causal",
     "quantization_warmup_steps",
+    "dead_zone_leak",
 )
 # Not a quality of the model.
 _SPEED_SUFFIXES = ("_runtime", "_per_second", "_time")

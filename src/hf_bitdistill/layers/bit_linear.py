@@ -41,6 +41,7 @@ class BitLinear(nn.Linear):
         weight: latent weight `[R, C]`.
         rms_norm: the [`SubLN`] or `None`.
         quantization_share: 1 is ternary; less is the warm-up mix of [`fake_quantized_linear`], training mode only.
+        dead_zone_leak: share of their value with which weights of code 0 take part, training mode only.
         quantize: `False` computes with the latent weight itself, see [`full_precision`].
     """
 
@@ -61,6 +62,7 @@ class BitLinear(nn.Linear):
         self.group_size = config.scale_group_size
         self.activation_bits = config.activation_bits
         self.quantization_share = 1.0
+        self.dead_zone_leak = 0.0
         self.quantize = True
         self.transposed_source = transposed_source
         self.rms_norm = SubLN(in_features, config.sub_norm_eps, device=device, dtype=dtype) if sub_norm else None
@@ -100,6 +102,7 @@ class BitLinear(nn.Linear):
                 self.bias,
                 granularity=self.weight_granularity,
                 quantization_share=share,
+                dead_zone_leak=self.dead_zone_leak if self.training else 0.0,
                 **options,
             )
         codes, weight_scale = self.ternarize()
@@ -144,3 +147,16 @@ def set_quantization_share(model: nn.Module, share: float) -> None:
     for module in model.modules():
         if isinstance(module, BitLinear):
             module.quantization_share = share
+
+
+def set_dead_zone_leak(model: nn.Module, leak: float) -> None:
+    """Set `dead_zone_leak` in every [`BitLinear`] of `model`; evaluation always sees the ternary model.
+
+    Raises:
+        ValueError: `leak` is outside [0, 1].
+    """
+    if not 0.0 <= leak <= 1.0:
+        raise ValueError(f"The leak of the dead zone must be between 0 and 1, got {leak}.")
+    for module in model.modules():
+        if isinstance(module, BitLinear):
+            module.dead_zone_leak = leak

@@ -231,6 +231,7 @@ def fake_quantized_linear(
     group_size: int | None = None,
     activation_bits: int | None = 8,
     quantization_share: float = 1.0,
+    dead_zone_leak: float = 0.0,
 ) -> Tensor:
     """The training forward: same value as [`ternary_linear`] on the ternarised weight, straight-through gradients.
 
@@ -242,6 +243,9 @@ def fake_quantized_linear(
         weight: `[R, C]` latent weights, in the training dtype.
         quantization_share: 1 = ternary; below 1 the operands are `v + share * (dequantised(v) - v)` (warm-up from full
             precision to ternary).
+        dead_zone_leak: weights with code 0 take part with this share of their value, so that their gradients say what
+            they do (after Tequila, arXiv 2509.23809, which keeps such a share for ever, as a bias; here it must be 0
+            when training ends). Without effect while `quantization_share` is below 1.
 
     Returns:
         `[..., R]`, in the dtype that `F.linear` returns (the autocast dtype under autocast).
@@ -259,9 +263,13 @@ def fake_quantized_linear(
 
     # The product runs on integers, which bfloat16 holds exactly, and the scales are applied to its result: under
     # autocast only that result is rounded, and the training forward equals the deployed one.
-    if weight_scale.ndim == 2:
+    scale_result = weight_scale.ndim == 1 and not dead_zone_leak
+    if not scale_result:
         # One scale a row and group cannot leave the product, so here the weights are dequantised first.
-        weight = _StraightThrough.apply(weight, (codes * divisor).to(weight.dtype), divisor.new_ones(()))
+        dequantized = codes * divisor
+        if dead_zone_leak:
+            dequantized = torch.where(codes == 0, dead_zone_leak * weight.detach(), dequantized)
+        weight = _StraightThrough.apply(weight, dequantized.to(weight.dtype), divisor.new_ones(()))
     else:
         weight = _StraightThrough.apply(weight, codes.to(weight.dtype), 1.0 / divisor)
     token_scale = None
@@ -271,7 +279,7 @@ def fake_quantized_linear(
     y = F.linear(x, weight)
     dtype = y.dtype
     # In the order of ternary_linear: a last-bit difference here can move an int8 rounding in the next layer.
-    if weight_scale.ndim == 1:
+    if scale_result:
         y = y * weight_scale
     if token_scale is not None:
         y = y * token_scale.reciprocal()

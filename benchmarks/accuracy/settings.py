@@ -13,6 +13,9 @@ from hf_bitdistill import WarmStartConfig
 
 
 # Options of an arm's warm start that are not `WarmStartConfig`'s.
+ADDED = {"added": True}
+"""Metadata of a field that came later: its default does not count in what identifies a stage, see `describe`."""
+
 _WARM_START_EXTRAS = ("tokens", "batch_size", "budget_share")
 
 
@@ -53,7 +56,7 @@ class PretrainSettings:
     learning_rate: float = 1e-3
     logits_loss_weight: float = 0.0
     quantization_warmup_share: float = 0.0
-    dead_zone_leak: float = 0.0
+    dead_zone_leak: float = field(default=0.0, metadata=ADDED)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from settings import Arm, BenchmarkSettings, FineTuneSettings, PretrainSettings
+from settings import ADDED, Arm, BenchmarkSettings, FineTuneSettings, PretrainSettings
 from texts import Texts
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -231,5 +231,7 @@ def student_has_sub_norms(arm: Arm) -> bool:
 
 
 def describe(value: Any) -> dict[str, Any]:
-    """A settings object as what identifies a stage."""
-    return asdict(value)
+    """A settings object as what identifies a stage. Options that came later count only if they are used: else a new one
+    would make every finished stage run again."""
+    unused = {f.name for f in fields(value) if f.metadata == ADDED and getattr(value, f.name) == f.default}
+    return {name: item for name, item in asdict(value).items() if name not in unused}

@@ -16,6 +16,16 @@ from hf_bitdistill import WarmStartConfig
 ADDED = {"added": True}
 """Metadata of a field that came later: its default does not count in what identifies a stage, see `describe`."""
 
+PASSED_ON = (
+    "dead_zone_leak",
+    "attention_loss_weight",
+    "scale_gradient",
+    "weight_decay",
+    "weight_decay_share",
+    "lr_scheduler_type",
+)
+"""Fields of `PretrainSettings` that are options of `PretrainingConfig` of the same name."""
+
 _WARM_START_EXTRAS = ("tokens", "batch_size", "budget_share")
 
 
@@ -47,7 +57,8 @@ class PretrainSettings:
         batch_size, micro_batch_size: blocks a step, and at once.
         logits_loss_weight: of the full-precision model's distributions (temperature 1); 0: no teacher.
         quantization_warmup_share: share of the steps over which layers go from full precision to ternary.
-        dead_zone_leak: see `DistillationConfig`.
+        dead_zone_leak, attention_loss_weight, scale_gradient, weight_decay, weight_decay_share, lr_scheduler_type: see
+            `DistillationConfig`. The relation loss needs `logits_loss_weight` too, which decides whether there is a teacher.
     """
 
     tokens: int = 1_000_000
@@ -57,6 +68,11 @@ class PretrainSettings:
     logits_loss_weight: float = 0.0
     quantization_warmup_share: float = 0.0
     dead_zone_leak: float = field(default=0.0, metadata=ADDED)
+    attention_loss_weight: float = field(default=0.0, metadata=ADDED)
+    scale_gradient: bool = field(default=False, metadata=ADDED)
+    weight_decay: float = field(default=0.01, metadata=ADDED)
+    weight_decay_share: float = field(default=1.0, metadata=ADDED)
+    lr_scheduler_type: str = field(default="cosine", metadata=ADDED)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from settings import ADDED, Arm, BenchmarkSettings, FineTuneSettings, PretrainSettings
+from settings import ADDED, PASSED_ON, Arm, BenchmarkSettings, FineTuneSettings, PretrainSettings
 from texts import Texts
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -152,7 +152,7 @@ class Work:
             seed,
             logits_loss_weight=options.logits_loss_weight,
             quantization_warmup_steps=round(options.quantization_warmup_share * steps),
-            dead_zone_leak=options.dead_zone_leak,
+            **{name: getattr(options, name) for name in PASSED_ON},
         )
         teacher = self.load(self.model) if options.logits_loss_weight else None
         blocks = self.texts.training(tokens, seed)
@@ -196,14 +196,13 @@ class Work:
         if batch % micro:
             raise ValueError(f"batch_size={batch} is no multiple of micro_batch_size={micro}")
         return kind(
+            **{"lr_scheduler_type": "cosine", "weight_decay": 0.01, **more},
             output_dir=str(folder / "checkpoints"),
             max_steps=steps,
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=batch // micro,
             learning_rate=rate,
-            lr_scheduler_type="cosine",
             warmup_steps=max(1, steps // 20),
-            weight_decay=0.01,
             adam_beta2=0.95,
             logging_steps=max(1, steps // 50),
             save_steps=max(1, steps // 4),
@@ -213,7 +212,6 @@ class Work:
             report_to=[],
             disable_tqdm=True,
             use_cpu=self.device.type == "cpu",
-            **more,
         )
 
     def _train(self, trainer: Trainer, folder: Path) -> dict[str, Any]:

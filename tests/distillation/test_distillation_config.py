@@ -40,6 +40,7 @@ def test_command_line(tmp_path):
         ({"kl_chunk_size": 0}, "kl_chunk_size must be at least 1"),
         ({"quantization_warmup_steps": -1}, "quantization_warmup_steps must not be negative"),
         ({"dead_zone_leak": 1.5}, "dead_zone_leak must be between 0 and 1"),
+        ({"weight_decay_share": -0.5}, "weight_decay_share must be between 0 and 1"),
         ({"attention_layers": []}, "attention_layers is empty"),
         ({"attention_layers": [1, 2], "teacher_attention_layers": [1]}, "must be of equal number"),
         ({"teacher_attention_layers": [1, 2]}, "default: one layer"),

@@ -6,7 +6,7 @@ from test_trainer_runs import KeepGradients, training_losses
 from transformers import TrainerCallback
 
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack
-from hf_bitdistill.distillation import DeadZoneLeakCallback, QuantizationWarmupCallback
+from hf_bitdistill.distillation import DeadZoneLeakCallback, QuantizationWarmupCallback, WeightDecayCallback
 from hf_bitdistill.layers import BitLinear, set_quantization_share
 
 
@@ -159,6 +159,50 @@ def test_dead_zone_leak(make_student, make_model, make_trainer, lm_rows, tmp_pat
     assert run("without")[1] != losses
     with pytest.raises(ValueError, match="leak must be in"):
         DeadZoneLeakCallback(0.0)
+
+
+def test_scale_gradient(make_student, make_model, make_trainer, lm_rows):
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            assert {layer.scale_gradient for layer in model.modules() if isinstance(layer, BitLinear)} == {True}
+
+    def run(name, callbacks=(), **more):
+        student = make_student(0)
+        options = {"logging_steps": 1, "max_steps": 3, **more}
+        trainer = make_trainer(student, make_model(1), lm_rows, name=name, callbacks=list(callbacks), **options)
+        trainer.train()
+        assert {layer.scale_gradient for layer in student.modules() if isinstance(layer, BitLinear)} == {False}
+        return training_losses(trainer)
+
+    learned, constant = run("learned", [Watch()], scale_gradient=True), run("constant")
+    assert learned[0] == constant[0]
+    assert learned[-1] != constant[-1]
+
+
+def test_weight_decay_stops(make_student, make_model, make_trainer, lm_rows, tmp_path):
+    class Watch(TrainerCallback):
+        def __init__(self):
+            self.decays = []
+
+        def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+            self.decays.append([group["weight_decay"] for group in optimizer.param_groups])
+
+    def run(name, resume=None, share=0.5):
+        watch = Watch()
+        options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "weight_decay": 0.1}
+        trainer = make_trainer(
+            make_student(0), make_model(1), lm_rows, name=name, callbacks=[watch], weight_decay_share=share, **options
+        )
+        trainer.train(resume_from_checkpoint=resume and str(resume))
+        return watch.decays
+
+    decays = run("half")
+    assert decays == [[0.1, 0.0]] * 2 + [[0.0, 0.0]] * 2
+    for step in (1, 3):
+        assert run(f"resumed{step}", tmp_path / "half" / f"checkpoint-{step}") == decays[step:]
+    assert run("whole", share=1.0) == [[0.1, 0.0]] * 4
+    with pytest.raises(ValueError, match="share must be in"):
+        WeightDecayCallback(1.0)
 
 
 def test_the_share_changes_training_and_not_evaluation(make_student, make_model, make_trainer, lm_rows):

@@ -10,6 +10,7 @@ from hf_bitdistill.quantization import (
     fake_quantized_linear,
     integer_accumulators,
     quantize_activations,
+    sum_per_scale,
     ternarize,
     ternary_linear,
     weight_scale_shape,
@@ -197,3 +198,29 @@ def test_dead_zone_leak(granularity, group_size):
     y.sum().backward()
     torch.testing.assert_close(weight.grad, (x_q / s).sum(0).expand(5, -1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(x.grad, expected.sum(0).expand(3, -1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("leak", [0.0, 0.25])
+@pytest.mark.parametrize(("granularity", "group_size"), [("tensor", None), ("row", None), ("group", 64)])
+def test_scale_gradient(granularity, group_size, leak):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((3, 96), generator=generator)
+    weight = torch.randn((5, 96), generator=generator)
+    options = {"granularity": granularity, "group_size": group_size, "dead_zone_leak": leak}
+
+    def run(**more):
+        latent = weight.clone().requires_grad_()
+        y = fake_quantized_linear(x, latent, **options, **more)
+        y.square().sum().backward()
+        return y.detach(), latent.grad
+
+    y, without = run()
+    same, learned = run(scale_gradient=True)
+    torch.testing.assert_close(same, y, rtol=0, atol=0)
+    # dL/dgamma over the weights that share it, and its part of each of them.
+    codes, _ = ternarize(weight, granularity, group_size)
+    per_scale = sum_per_scale(without * codes, granularity, group_size)
+    counts = sum_per_scale(torch.ones_like(weight), granularity, group_size)
+    expected = expand_weight_scale(per_scale / counts, 96, group_size) * weight.sign()
+    assert expected.abs().max() > 0.01
+    torch.testing.assert_close(learned - without, expected, rtol=1e-3, atol=1e-3)

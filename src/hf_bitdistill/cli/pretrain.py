@@ -23,7 +23,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..distillation import DistillationTrainer, PretrainingConfig, layer_callbacks
+from ..distillation import DistillationTrainer, PretrainingConfig, training_callbacks
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
 from .models import calibrate, check_path, load_student, load_tokenizer
 
@@ -77,7 +77,7 @@ def make_trainer(
     if teacher is not None or training.teacher_model_name_or_path:
         return DistillationTrainer(teacher_model=teacher, **options)
     trainer = Trainer(**options)
-    for callback in layer_callbacks(training):
+    for callback in training_callbacks(training):
         trainer.add_callback(callback)
     return trainer
 

@@ -1,7 +1,13 @@
 """Distillation of a full-precision teacher into a (ternary) student: losses, Q/K/V capture, teacher, trainer."""
 
 from .attention_states import AttentionStateCapture, AttentionStates
-from .callbacks import DeadZoneLeakCallback, QuantizationWarmupCallback, layer_callbacks
+from .callbacks import (
+    DeadZoneLeakCallback,
+    QuantizationWarmupCallback,
+    ScaleGradientCallback,
+    WeightDecayCallback,
+    training_callbacks,
+)
 from .config import DistillationConfig, PretrainingConfig
 from .losses import (
     RelationLossSums,
@@ -26,14 +32,16 @@ __all__ = [
     "PretrainingConfig",
     "QuantizationWarmupCallback",
     "RelationLossSums",
+    "ScaleGradientCallback",
     "TokenLossSums",
+    "WeightDecayCallback",
     "attention_relation_loss",
     "check_same_tokenizer",
     "distillation_token_losses",
     "largest_relation_heads",
-    "layer_callbacks",
     "load_teacher",
     "regroup_heads",
     "relation_divisor",
     "shift_labels",
+    "training_callbacks",
 ]

@@ -1,11 +1,12 @@
-"""What changes in the student's layers while it is trained: quantisation warm-up, and the leak of the dead zone."""
+"""What changes while a student is trained: quantisation warm-up, the leak of the dead zone, learned scales, weight decay."""
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..layers import set_dead_zone_leak, set_quantization_share
+from ..layers import set_dead_zone_leak, set_quantization_share, set_scale_gradient
 
 
 class QuantizationWarmupCallback(TrainerCallback):
@@ -79,11 +80,57 @@ class DeadZoneLeakCallback(TrainerCallback):
         set_dead_zone_leak(model, 0.0)
 
 
-def layer_callbacks(args: TrainingArguments) -> list[TrainerCallback]:
+class ScaleGradientCallback(TrainerCallback):
+    """Lets the gradients of the student's scales through while it is trained."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module = None, **kwargs
+    ) -> None:
+        set_scale_gradient(model, True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module = None, **kwargs
+    ) -> None:
+        set_scale_gradient(model, False)
+
+
+class WeightDecayCallback(TrainerCallback):
+    """Turns the weight decay off after a share of the steps.
+
+    The magnitude of a latent weight says how settled its code is; a decay that goes on keeps codes from settling
+    (*The Era of 1-bit LLMs: Training Tips, Code and FAQ*, section 2, which stops it half way).
+
+    Args:
+        share: of the steps, in [0, 1).
+    """
+
+    def __init__(self, share: float):
+        if not 0.0 <= share < 1.0:
+            raise ValueError(f"share must be in [0, 1), got {share}")
+        self.share = share
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: torch.optim.Optimizer = None,
+        **kwargs,
+    ) -> None:
+        if state.global_step >= self.share * state.max_steps:
+            for group in optimizer.param_groups:
+                group["weight_decay"] = 0.0
+
+
+def training_callbacks(args: TrainingArguments) -> list[TrainerCallback]:
     """The callbacks that a [`DistillationConfig`] asks for."""
     callbacks: list[TrainerCallback] = []
     if args.quantization_warmup_steps:
         callbacks.append(QuantizationWarmupCallback(args.quantization_warmup_steps))
     if args.dead_zone_leak:
         callbacks.append(DeadZoneLeakCallback(args.dead_zone_leak))
+    if args.scale_gradient:
+        callbacks.append(ScaleGradientCallback())
+    if args.weight_decay and args.weight_decay_share < 1.0:
+        callbacks.append(WeightDecayCallback(args.weight_decay_share))
     return callbacks

@@ -62,6 +62,11 @@ class DistillationConfig(TrainingArguments):
         dead_zone_leak (`float`, defaults to 0.0):
             Weights with code 0 take part with this share of their value, falling to 0 over four fifths of the training
             (see [`DeadZoneLeakCallback`]). Evaluation is always fully ternary.
+        scale_gradient (`bool`, defaults to `False`):
+            The scales are learned too: latent weights get the gradient of their absmean as well, which is a constant
+            otherwise (see [`~hf_bitdistill.quantization.fake_quantized_linear`]).
+        weight_decay_share (`float`, defaults to 1.0):
+            Share of the steps with weight decay (see [`WeightDecayCallback`]).
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
@@ -101,6 +106,10 @@ class DistillationConfig(TrainingArguments):
     dead_zone_leak: float = field(
         default=0.0, metadata={"help": "Share of their value with which weights of code 0 take part at first."}
     )
+    scale_gradient: bool = field(
+        default=False, metadata={"help": "Whether the scales of the weights are learned too."}
+    )
+    weight_decay_share: float = field(default=1.0, metadata={"help": "Share of the steps with weight decay."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -147,6 +156,8 @@ def _validate(config: DistillationConfig) -> None:
         raise ValueError(f"quantization_warmup_steps must not be negative, got {config.quantization_warmup_steps}")
     if not 0.0 <= config.dead_zone_leak <= 1.0:
         raise ValueError(f"dead_zone_leak must be between 0 and 1, got {config.dead_zone_leak}")
+    if not 0.0 <= config.weight_decay_share <= 1.0:
+        raise ValueError(f"weight_decay_share must be between 0 and 1, got {config.weight_decay_share}")
     student_layers, teacher_layers = config.attention_layers, config.teacher_attention_layers
     if student_layers is not None and not student_layers:
         raise ValueError("attention_layers is empty: set attention_loss_weight=0 to turn the relation loss off")

@@ -36,6 +36,7 @@ _HYPER_PARAMETERS = (
     "lr_scheduler_type",
     "warmup_steps",
     "weight_decay",
+    "weight_decay_share",
     "max_grad_norm",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -50,6 +51,7 @@ _HYPER_PARAMETERS = (
     "relation_causal",
     "quantization_warmup_steps",
     "dead_zone_leak",
+    "scale_gradient",
 )
 # Not a quality of the model.
 _SPEED_SUFFIXES = ("_runtime", "_per_second", "_time")

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..data.preprocessing import IGNORE_INDEX, collate
 from .attention_states import AttentionStateCapture, AttentionStates, number_of_layers
-from .callbacks import layer_callbacks
+from .callbacks import training_callbacks
 from .config import DistillationConfig, relation_layers
 from .losses import (
     attention_relation_loss,
@@ -143,7 +143,7 @@ class DistillationTrainer(Trainer):
         self.teacher_name: str | None = None
         if args.logits_loss_weight or args.attention_loss_weight:
             self._set_teacher(teacher_model, teacher_processing_class)
-        for callback in layer_callbacks(args):
+        for callback in training_callbacks(args):
             self.add_callback(callback)
 
     # ---- Setting up ----

@@ -1,6 +1,6 @@
 """The layers of a student: `BitLinear` (online, trainable), `TernaryLinear` (offline, packed), `SubLN`, and quantised tables."""
 
-from .bit_linear import BitLinear, full_precision, set_dead_zone_leak, set_quantization_share
+from .bit_linear import BitLinear, full_precision, set_dead_zone_leak, set_quantization_share, set_scale_gradient
 from .quantized_table import QuantizedEmbedding, QuantizedHead, QuantizedTable
 from .sub_norm import SubLN
 from .ternary_linear import TernaryLinear
@@ -16,4 +16,5 @@ __all__ = [
     "full_precision",
     "set_dead_zone_leak",
     "set_quantization_share",
+    "set_scale_gradient",
 ]

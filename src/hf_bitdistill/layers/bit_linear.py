@@ -42,6 +42,7 @@ class BitLinear(nn.Linear):
         rms_norm: the [`SubLN`] or `None`.
         quantization_share: 1 is ternary; less is the warm-up mix of [`fake_quantized_linear`], training mode only.
         dead_zone_leak: share of their value with which weights of code 0 take part, training mode only.
+        scale_gradient: the scales are learned too (see [`fake_quantized_linear`]), training mode only.
         quantize: `False` computes with the latent weight itself, see [`full_precision`].
     """
 
@@ -63,6 +64,7 @@ class BitLinear(nn.Linear):
         self.activation_bits = config.activation_bits
         self.quantization_share = 1.0
         self.dead_zone_leak = 0.0
+        self.scale_gradient = False
         self.quantize = True
         self.transposed_source = transposed_source
         self.rms_norm = SubLN(in_features, config.sub_norm_eps, device=device, dtype=dtype) if sub_norm else None
@@ -103,6 +105,7 @@ class BitLinear(nn.Linear):
                 granularity=self.weight_granularity,
                 quantization_share=share,
                 dead_zone_leak=self.dead_zone_leak if self.training else 0.0,
+                scale_gradient=self.scale_gradient and self.training,
                 **options,
             )
         codes, weight_scale = self.ternarize()
@@ -160,3 +163,10 @@ def set_dead_zone_leak(model: nn.Module, leak: float) -> None:
     for module in model.modules():
         if isinstance(module, BitLinear):
             module.dead_zone_leak = leak
+
+
+def set_scale_gradient(model: nn.Module, scale_gradient: bool) -> None:
+    """Set `scale_gradient` in every [`BitLinear`] of `model`."""
+    for module in model.modules():
+        if isinstance(module, BitLinear):
+            module.scale_gradient = scale_gradient

@@ -58,18 +58,21 @@ def sum_per_scale(values: Tensor, granularity: str = "tensor", group_size: int |
     return F.pad(values, (0, groups * group_size - columns)).view(rows, groups, group_size).sum(dim=-1)
 
 
-def absmean_scale(weight: Tensor, granularity: str = "tensor", group_size: int | None = None) -> Tensor:
+def absmean_scale(
+    weight: Tensor, granularity: str = "tensor", group_size: int | None = None, *, differentiable: bool = False
+) -> Tensor:
     """`gamma = max(mean(|W|), 1e-5)` over what shares a scale.
 
     Args:
         weight: `[R, C]`, any floating dtype; the mean is taken in float32.
         granularity: `"tensor"`, `"row"` or `"group"`.
         group_size: columns per group, for `"group"`.
+        differentiable: keep the gradient to `weight`; otherwise the scale is a constant.
 
     Returns:
         float32 `[1]`, `[R]` or `[R, G]`.
     """
-    magnitude = weight.detach().abs().float()
+    magnitude = (weight if differentiable else weight.detach()).abs().float()
     if granularity == "tensor":
         scale = magnitude.mean().reshape(1)
     elif granularity == "row":
@@ -232,11 +235,12 @@ def fake_quantized_linear(
     activation_bits: int | None = 8,
     quantization_share: float = 1.0,
     dead_zone_leak: float = 0.0,
+    scale_gradient: bool = False,
 ) -> Tensor:
     """The training forward: same value as [`ternary_linear`] on the ternarised weight, straight-through gradients.
 
     The gradient is that of `F.linear(x_dq, W_dq)` with respect to its two dequantised operands, passed on unchanged to
-    `x` and `W` (straight-through estimator on both roundings; scales are treated as constants).
+    `x` and `W` (straight-through estimator on both roundings; scales are treated as constants, see `scale_gradient`).
 
     Args:
         x: `[..., C]`.
@@ -246,6 +250,8 @@ def fake_quantized_linear(
         dead_zone_leak: weights with code 0 take part with this share of their value, so that their gradients say what
             they do (after Tequila, arXiv 2509.23809, which keeps such a share for ever, as a bias; here it must be 0
             when training ends). Without effect while `quantization_share` is below 1.
+        scale_gradient: `W` also gets the gradient of its scale, `dL/dgamma * sign(W) / n` for each of the `n` weights that
+            share it: the scale is learned, and stays the absmean. Without effect while `quantization_share` is below 1.
 
     Returns:
         `[..., R]`, in the dtype that `F.linear` returns (the autocast dtype under autocast).
@@ -261,6 +267,8 @@ def fake_quantized_linear(
             x = x + quantization_share * (x_q / s - x.detach()).to(x.dtype)
         return F.linear(x, weight, bias)
 
+    if scale_gradient:
+        weight_scale = absmean_scale(weight, granularity, group_size, differentiable=True)
     # The product runs on integers, which bfloat16 holds exactly, and the scales are applied to its result: under
     # autocast only that result is rounded, and the training forward equals the deployed one.
     scale_result = weight_scale.ndim == 1 and not dead_zone_leak
@@ -270,6 +278,10 @@ def fake_quantized_linear(
         if dead_zone_leak:
             dequantized = torch.where(codes == 0, dead_zone_leak * weight.detach(), dequantized)
         weight = _StraightThrough.apply(weight, dequantized.to(weight.dtype), divisor.new_ones(()))
+        if scale_gradient:
+            # Adds nothing but the gradient.
+            learned = expand_weight_scale(weight_scale, columns, group_size)
+            weight = weight + (codes * (learned - learned.detach())).to(weight.dtype)
     else:
         weight = _StraightThrough.apply(weight, codes.to(weight.dtype), 1.0 / divisor)
     token_scale = None

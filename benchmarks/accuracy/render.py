@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
+
 from hf_bitdistill.report.figures import draw_curves, new_figure, save_figure
 from hf_bitdistill.report.tables import markdown_table
 
@@ -81,8 +83,8 @@ def language_model_table(rows: list[Row], text: str) -> str:
 
 
 def plot_language_model(title: str, rows: list[Row], text: str, file: Path) -> None:
-    """Nats a token against tokens, one point a budget (mean over seeds)."""
-    figure, (axes,) = new_figure(width=7, height=4.2)
+    """Nats a token against tokens, one point a budget (mean over seeds); the legend in the order of the last points."""
+    figure, (axes,) = new_figure(width=11, height=4.6)
     curves = {}
     for arm, mine in by_arm(rows).items():
         budgets = sorted({row["budget"] for row in mine if row["budget"]})
@@ -91,10 +93,17 @@ def plot_language_model(title: str, rows: list[Row], text: str, file: Path) -> N
         elif budgets:
             means = [statistics.fmean(nats(r, text) for r in mine if r["budget"] == b) for b in budgets]
             curves[mine[0]["title"]] = (budgets, means)
+    curves = dict(sorted(curves.items(), key=lambda item: item[1][1][-1], reverse=True))
+    # More arms than the default has colours.
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)
     draw_curves(
         axes, curves, xlabel="tokens read by the optimiser, warm start included", ylabel="nats a token", marker="o"
     )
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.01, 0.5))
     axes.set_xscale("log")
+    ticks = sorted({budget for budgets, _ in curves.values() for budget in budgets})
+    axes.set_xticks(ticks, [millions(tick) for tick in ticks])
+    axes.minorticks_off()
     save_figure(figure, title, file)
 
 
@@ -143,7 +152,7 @@ def render(file: Path) -> None:
     for text in rows[0]["perplexity"]:
         parts.append(f"## Nats a token on `{text}`")
         parts.append(language_model_table(rows, text))
-        if settings["budgets"]:
+        if len(settings["budgets"]) > 1:
             image = file.with_name(f"{file.stem}_{text}.png")
             plot_language_model(settings["title"], rows, text, image)
             parts.append(f"![{settings['title']}]({image.name})")

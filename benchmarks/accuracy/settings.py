@@ -12,13 +12,13 @@ import yaml
 from hf_bitdistill import WarmStartConfig
 
 
-# Options of an arm's warm start that are not `WarmStartConfig`'s.
 ADDED = {"added": True}
 """Metadata of a field that came later: its default does not count in what identifies a stage, see `describe`."""
 
 PASSED_ON = (
     "dead_zone_leak",
     "attention_loss_weight",
+    "hidden_loss_weight",
     "scale_gradient",
     "weight_decay",
     "weight_decay_share",
@@ -26,6 +26,7 @@ PASSED_ON = (
 )
 """Fields of `PretrainSettings` that are options of `PretrainingConfig` of the same name."""
 
+# Options of an arm's warm start that are not `WarmStartConfig`'s.
 _WARM_START_EXTRAS = ("tokens", "batch_size", "budget_share")
 
 
@@ -57,8 +58,9 @@ class PretrainSettings:
         batch_size, micro_batch_size: blocks a step, and at once.
         logits_loss_weight: of the full-precision model's distributions (temperature 1); 0: no teacher.
         quantization_warmup_share: share of the steps over which layers go from full precision to ternary.
-        dead_zone_leak, attention_loss_weight, scale_gradient, weight_decay, weight_decay_share, lr_scheduler_type: see
-            `DistillationConfig`. The relation loss needs `logits_loss_weight` too, which decides whether there is a teacher.
+        dead_zone_leak, attention_loss_weight, hidden_loss_weight, scale_gradient, weight_decay, weight_decay_share,
+            lr_scheduler_type: see `DistillationConfig`. Losses on a teacher need `logits_loss_weight` too, which decides
+            whether there is one.
     """
 
     tokens: int = 1_000_000
@@ -69,6 +71,7 @@ class PretrainSettings:
     quantization_warmup_share: float = 0.0
     dead_zone_leak: float = field(default=0.0, metadata=ADDED)
     attention_loss_weight: float = field(default=0.0, metadata=ADDED)
+    hidden_loss_weight: float = field(default=0.0, metadata=ADDED)
     scale_gradient: bool = field(default=False, metadata=ADDED)
     weight_decay: float = field(default=0.01, metadata=ADDED)
     weight_decay_share: float = field(default=1.0, metadata=ADDED)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hf_bitdistill.distillation import (
     attention_relation_loss,
     distillation_token_losses,
+    hidden_state_loss,
     largest_relation_heads,
     regroup_heads,
     relation_divisor,
@@ -339,3 +340,23 @@ def test_regrouping_and_its_defaults():
     assert largest_relation_heads([7, 3]) == 1
     assert relation_divisor("cosine", 2, 32) == 64
     assert relation_divisor("scaled_dot", 2, 32) == 2
+
+
+def test_hidden_state_loss():
+    generator = torch.Generator().manual_seed(0)
+    teacher = [torch.randn(2, 5, 8, generator=generator) * scale for scale in (1.0, 1e3)]
+    student = [(state * 1.5).bfloat16().requires_grad_() for state in teacher]
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    teacher[0][0, 4] = float("nan")  # padding is never read
+    loss = hidden_state_loss(teacher, student, mask)
+    assert loss.dtype == torch.float32
+    # Half too large everywhere, whatever the size of the states: 0.25 a token and layer.
+    assert loss.item() == pytest.approx(2 * 8 * 0.25, rel=0.02)
+    loss.backward()
+    assert all(state.grad[0, 3:].eq(0).all() and state.grad[1].ne(0).any() for state in student)
+    empty = hidden_state_loss(teacher, student, torch.zeros(2, 5))
+    assert empty.item() == 0.0 and torch.autograd.grad(empty, student[0])[0].eq(0).all()
+    with pytest.raises(ValueError, match="set hidden_loss_weight=0"):
+        hidden_state_loss([teacher[0]], [student[0][..., :4]], mask)
+    with pytest.raises(ValueError, match="1 layers of the student and 2 of the teacher"):
+        hidden_state_loss(teacher, student[:1], mask)

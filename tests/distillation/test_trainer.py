@@ -277,12 +277,58 @@ def test_relation_layers():
         layers([28], None)
 
 
+def hidden_term(teacher, student, rows):
+    """The relative squared error, from unpadded sequences one at a time; the teacher is twice as deep."""
+    total, count = 0.0, 0
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]])
+        t, s = (m(input_ids=ids, output_hidden_states=True).hidden_states for m in (teacher, student))
+        # Middles of the student's two layers, at 1/4 and 3/4 of the depth: the teacher's second and fourth layer.
+        for mine, theirs in ((s[1], t[2]), (s[2], t[4])):
+            theirs = theirs.detach()
+            total = total + ((mine - theirs).square().sum(-1) / theirs.square().sum(-1)).sum()
+        count += ids.shape[1]
+    return total / (2 * count)
+
+
+def test_hidden_state_loss(make_model, make_trainer, lm_rows):
+    student, teacher = make_model(0).eval(), make_model(1, num_hidden_layers=4)
+    trainer = make_trainer(
+        student, teacher, lm_rows, logits_loss_weight=0, attention_loss_weight=0, hidden_loss_weight=3.0
+    )
+    # A row without a label takes no part.
+    unlabelled = {**lm_rows[2], "labels": [-100] * len(lm_rows[2]["labels"])}
+    batch = batch_of(trainer, [*lm_rows[:2], unlabelled])
+    loss, outputs = trainer.compute_loss(student, batch, return_outputs=True)
+    assert "hidden_states" not in outputs
+    expected = token_terms(teacher, student, lm_rows[:2])[0] + 3.0 * hidden_term(teacher, student, lm_rows[:2])
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients(loss, student), gradients(expected, student), rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_states_of_a_classifier(make_model, make_trainer, class_rows):
+    """Next to every other loss, in training and in an evaluation that asks for predictions."""
+    student, teacher = make_model(0, classes=3), make_model(1, classes=3)
+    options = {"eval_dataset": class_rows, "relation_heads": 4, "gradient_checkpointing": True, "logging_steps": 1}
+    trainer = make_trainer(student, teacher, class_rows, hidden_loss_weight=1.0, max_steps=2, **options)
+    trainer.train()
+    logged = [record for record in trainer.state.log_history if "loss_hidden" in record]
+    assert len(logged) == 2 and all(record["loss_hidden"] > 0 for record in logged)
+    for record in logged:
+        total = record["loss_ce"] + 10 * record["loss_logits"] + 100 * record["loss_attention"] + record["loss_hidden"]
+        assert record["loss"] == pytest.approx(total, abs=2e-3)
+    prediction = trainer.predict(class_rows)
+    assert prediction.predictions.shape == (len(class_rows), 3) and prediction.metrics["test_loss_hidden"] > 0
+
+
 def test_refusals(make_model, make_trainer, lm_rows, class_rows, tiny_tokenizer, tmp_path):
     student, teacher = make_model(0), make_model(1)
     with pytest.raises(TypeError, match="must be a DistillationConfig, got TrainingArguments"):
         DistillationTrainer(model=student, teacher_model=teacher, args=TrainingArguments(str(tmp_path)))
-    with pytest.raises(ValueError, match="need a teacher"):
+    with pytest.raises(ValueError, match="logits_loss_weight, attention_loss_weight need a teacher"):
         make_trainer(student, None, lm_rows)
+    with pytest.raises(ValueError, match="hidden states are 32 wide and the teacher's 128"):
+        make_trainer(student, make_model(1, hidden_size=128), lm_rows, hidden_loss_weight=1.0)
     with pytest.raises(ValueError, match="same object"):
         make_trainer(student, student, lm_rows)
     with pytest.raises(ValueError, match="causal_lm head and the teacher a sequence_classification head"):

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..distillation import DistillationConfig, DistillationTrainer
+from ..distillation import DistillationConfig, DistillationTrainer, needs_teacher
 from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, check_path, load_student, load_tokenizer
 from .pretrain import train_and_save
@@ -30,7 +30,7 @@ def run(argv: list[str], prog: str) -> None:
     kinds = (ModelArguments, StudentArguments, TaskArguments, DistillArguments, DistillationConfig)
     model_arguments, student_arguments, arguments, after, training = parse(kinds, argv, prog, __doc__)
     task = get_task(require(arguments.task, "task"))
-    if training.logits_loss_weight or training.attention_loss_weight:
+    if needs_teacher(training):
         check_path(require(training.teacher_model_name_or_path, "teacher_model_name_or_path"))
     data = {"data_dir": arguments.data_dir}
     train = load_task_dataset(

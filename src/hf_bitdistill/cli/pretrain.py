@@ -23,7 +23,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..distillation import DistillationTrainer, PretrainingConfig, training_callbacks
+from ..distillation import TEACHER_LOSS_WEIGHTS, DistillationTrainer, PretrainingConfig, training_callbacks
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
 from .models import calibrate, check_path, load_student, load_tokenizer
 
@@ -38,8 +38,10 @@ def run(argv: list[str], prog: str) -> None:
         raise ValueError("--streaming needs --max_steps: the length of a streamed corpus is not known")
     if training.teacher_model_name_or_path:
         check_path(training.teacher_model_name_or_path)
-    elif training.attention_loss_weight:
-        raise ValueError("--attention_loss_weight needs --teacher_model_name_or_path")
+    # The weight of the logits loss is on by default: without a teacher it means nothing.
+    for name in set(TEACHER_LOSS_WEIGHTS) - {"logits_loss_weight"}:
+        if getattr(training, name) and not training.teacher_model_name_or_path:
+            raise ValueError(f"--{name} needs --teacher_model_name_or_path")
     dataset = load_corpus(
         corpus.corpus,
         corpus.corpus_split,

@@ -8,12 +8,13 @@ from .callbacks import (
     WeightDecayCallback,
     training_callbacks,
 )
-from .config import DistillationConfig, PretrainingConfig
+from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, PretrainingConfig, needs_teacher
 from .losses import (
     RelationLossSums,
     TokenLossSums,
     attention_relation_loss,
     distillation_token_losses,
+    hidden_state_loss,
     largest_relation_heads,
     regroup_heads,
     relation_divisor,
@@ -24,6 +25,7 @@ from .trainer import DistillationTrainer
 
 
 __all__ = [
+    "TEACHER_LOSS_WEIGHTS",
     "AttentionStateCapture",
     "AttentionStates",
     "DeadZoneLeakCallback",
@@ -38,8 +40,10 @@ __all__ = [
     "attention_relation_loss",
     "check_same_tokenizer",
     "distillation_token_losses",
+    "hidden_state_loss",
     "largest_relation_heads",
     "load_teacher",
+    "needs_teacher",
     "regroup_heads",
     "relation_divisor",
     "shift_labels",

@@ -11,13 +11,18 @@ from transformers import TrainingArguments
 from .attention_states import resolve_layer
 
 
+TEACHER_LOSS_WEIGHTS = ("logits_loss_weight", "attention_loss_weight", "hidden_loss_weight")
+"""Weights of the losses that compare the student with a teacher."""
+
+
 @dataclass
 class DistillationConfig(TrainingArguments):
-    r"""Arguments of [`DistillationTrainer`]: all of `transformers.TrainingArguments`, and those of the three losses
+    r"""Arguments of [`DistillationTrainer`]: all of `transformers.TrainingArguments`, and those of the losses
 
         loss = ce_loss_weight * L_CE + logits_loss_weight * L_LD + attention_loss_weight * L_AD
+               + hidden_loss_weight * L_hidden
 
-    of BitNet Distillation (arXiv 2510.13998, stage 3). Published coefficients, all with `temperature=5` and the
+    The first three are those of BitNet Distillation (arXiv 2510.13998, stage 3). Published coefficients, all with `temperature=5` and the
     `"cosine"` relation of 32 heads: classification `logits_loss_weight=10, attention_loss_weight=1e5` (the defaults),
     summarisation `logits_loss_weight=1, attention_loss_weight=1e3`. Published schedule: batch 32, learning rate 5e-6
     to 5e-5, weight decay 0.01 to 0.1, warm-up over 5 % of the steps, 2 to 3 epochs.
@@ -52,6 +57,10 @@ class DistillationConfig(TrainingArguments):
             coefficients are not interchangeable, see [`attention_relation_loss`].
         relation_causal (`bool`, defaults to `False`):
             Whether a token relates only to itself and its predecessors.
+        hidden_loss_weight (`float`, defaults to 0.0):
+            Weight of the hidden state loss (see [`hidden_state_loss`]), which asks of every layer of the student what the
+            layer at the same relative depth of the teacher hands on. Both must be equally wide. Not part of the published
+            recipe.
         kl_chunk_size (`int`, defaults to 256):
             Tokens whose float32 softmaxes over the vocabulary exist at the same time: they take about
             `6 * kl_chunk_size * vocabulary * 4` bytes (0.9 GB for a vocabulary of 150,000).
@@ -99,6 +108,9 @@ class DistillationConfig(TrainingArguments):
     relation_causal: bool = field(
         default=False, metadata={"help": "Whether a token relates only to itself and its predecessors."}
     )
+    hidden_loss_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the hidden state loss; 0 turns it off."}
+    )
     kl_chunk_size: int = field(default=256, metadata={"help": "Tokens a chunk of the logits losses."})
     quantization_warmup_steps: int = field(
         default=0, metadata={"help": "Steps over which the student goes from full precision to ternary."}
@@ -137,7 +149,7 @@ def _validate(config: DistillationConfig) -> None:
         raise ValueError(f"teacher_model_init_kwargs is not a JSON object: {config.teacher_model_init_kwargs!r}")
     if not (config.temperature > 0 and math.isfinite(config.temperature)):
         raise ValueError(f"temperature must be positive, got {config.temperature}")
-    weights = ("ce_loss_weight", "logits_loss_weight", "attention_loss_weight")
+    weights = ("ce_loss_weight", *TEACHER_LOSS_WEIGHTS)
     for name in weights:
         value = getattr(config, name)
         if not (value >= 0 and math.isfinite(value)):
@@ -176,6 +188,17 @@ def _validate(config: DistillationConfig) -> None:
             )
 
 
+def needs_teacher(args: DistillationConfig) -> bool:
+    """Whether any loss on a teacher is on."""
+    return any(getattr(args, name) for name in TEACHER_LOSS_WEIGHTS)
+
+
+def relative_depth(layer: int, student_depth: int, teacher_depth: int) -> int:
+    """The teacher's layer at the relative depth of the student's: where the middle of a layer falls, so that it is the same
+    index where the depths are equal."""
+    return (2 * layer + 1) * teacher_depth // (2 * student_depth)
+
+
 def relation_layers(args: DistillationConfig, student_depth: int, teacher_depth: int) -> tuple[list[int], list[int]]:
     """The student's and the teacher's layers of the relation loss, resolved: see `DistillationConfig`.
 
@@ -186,8 +209,7 @@ def relation_layers(args: DistillationConfig, student_depth: int, teacher_depth:
     student = [student_depth * 22 // 28] if args.attention_layers is None else list(args.attention_layers)
     teacher = args.teacher_attention_layers
     if teacher is None:
-        # The middle of a layer at the same relative depth; the same index where the depths are equal.
-        teacher = [layer if layer < 0 else (2 * layer + 1) * teacher_depth // (2 * student_depth) for layer in student]
+        teacher = [layer if layer < 0 else relative_depth(layer, student_depth, teacher_depth) for layer in student]
     return (
         [resolve_layer(layer, student_depth) for layer in student],
         [resolve_layer(layer, teacher_depth) for layer in teacher],

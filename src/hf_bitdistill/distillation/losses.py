@@ -356,6 +356,42 @@ def attention_relation_loss(
     return RelationLossSums(total, rows.sum() * relation_heads)
 
 
+def hidden_state_loss(teacher_states: Sequence[Tensor], student_states: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """`sum over layers and tokens of |s - t|^2 / |t|^2`: the relative squared error of what layers hand on.
+
+    Hidden states as a target are TinyBERT's (arXiv 1909.10351, section 3; there with a learned projection, here between
+    equal widths). A residual stream grows with depth and a few tokens outweigh all others in it; dividing by the teacher's
+    square lets every token of every layer count the same.
+
+    Args:
+        teacher_states: one `[B, T, H]` a layer. No gradient flows into them.
+        student_states: their counterparts, of the same shapes.
+        mask: `[B, T]`, nonzero for the tokens that count.
+
+    Returns:
+        Scalar float32. Without any token it is zero, and so is its gradient.
+
+    Raises:
+        ValueError: numbers of layers or shapes differ.
+    """
+    if len(teacher_states) != len(student_states):
+        raise ValueError(f"{len(student_states)} layers of the student and {len(teacher_states)} of the teacher")
+    rows = mask.bool()
+    total = torch.zeros((), device=mask.device)
+    # Squares of a residual stream overflow in half precision.
+    with torch.autocast(mask.device.type, enabled=False):
+        for teacher, student in zip(teacher_states, student_states, strict=True):
+            if teacher.shape != student.shape:
+                raise ValueError(
+                    f"hidden states of shape {tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher) cannot "
+                    "be compared: set hidden_loss_weight=0"
+                )
+            target = teacher[rows].detach().float()
+            size = target.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
+            total = total + ((student[rows].float() - target).square().sum(-1) / size).sum()
+    return total
+
+
 def relation_divisor(normalization: RelationNormalization, layers: int, relation_heads: int) -> int:
     """What the mean over rows, summed over Q, K, V and layers, is divided by: see `attention_relation_loss`."""
     return layers * relation_heads if normalization == "cosine" else layers

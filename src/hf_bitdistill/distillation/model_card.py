@@ -47,6 +47,7 @@ _HYPER_PARAMETERS = (
     "ce_loss_weight",
     "logits_loss_weight",
     "attention_loss_weight",
+    "hidden_loss_weight",
     "relation_normalization",
     "relation_causal",
     "quantization_warmup_steps",

@@ -1,4 +1,4 @@
-"""`DistillationTrainer`: transformers' `Trainer` with the three losses of BitNet Distillation."""
+"""`DistillationTrainer`: transformers' `Trainer` with the losses of BitNet Distillation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from transformers.utils import logging
 from ..data.preprocessing import IGNORE_INDEX, collate
 from .attention_states import AttentionStateCapture, AttentionStates, number_of_layers
 from .callbacks import training_callbacks
-from .config import DistillationConfig, relation_layers
+from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, needs_teacher, relation_layers, relative_depth
 from .losses import (
     attention_relation_loss,
     distillation_token_losses,
+    hidden_state_loss,
     largest_relation_heads,
     relation_divisor,
     shift_labels,
@@ -42,27 +43,27 @@ logger = logging.get_logger(__name__)
 
 
 class DistillationTrainer(Trainer):
-    """Trains a student on labels, on a teacher's logits and on its attention relations.
+    """Trains a student on labels, on a teacher's logits, on its attention relations and on its hidden states.
 
     The student may be a ternary model or any other one with a causal LM or a (single-label) sequence classification
     head; the teacher has the same head and tokenizer, but any depth, width and number of heads.
 
     Positions: all token losses are taken where there is a label (for a causal LM, at the position that predicts it).
-    The relation loss is taken over all real tokens of every sequence that has a label; a sequence without any takes
+    The relation and hidden state losses are taken over all real tokens of every sequence that has a label; a sequence without any takes
     no part in the training. A batch without any label has the loss 0 and zero gradients, and a warning is logged once.
 
     Normalisation: cross entropy and KL are divided by the number of labels, the relation loss by its own number of
-    rows, both counted over the whole accumulated batch (over all processes too, with
+    rows, the hidden state loss by its tokens and layers, all counted over the whole accumulated batch (over all processes too, with
     `average_tokens_across_devices`). So the gradient depends on what is in the batch, not on how it is cut up.
 
-    Besides `loss`, the unweighted terms are logged: `loss_ce`, `loss_logits`, `loss_attention` (with the prefix of
-    the evaluation, as `eval_loss_ce`). In an evaluation they are averaged like `eval_loss`: means of batches,
+    Besides `loss`, the unweighted terms are logged: `loss_ce`, `loss_logits`, `loss_attention`, `loss_hidden` (with the
+    prefix of the evaluation, as `eval_loss_ce`). In an evaluation they are averaged like `eval_loss`: means of batches,
     weighted by their sequences (with several processes, sequences repeated to fill the last batch count too).
 
     Args:
         model: the student.
         teacher_model: a model, or a name or path (overrides `args.teacher_model_name_or_path`). Not needed if
-            neither distillation loss is on. It is put into eval mode and frozen.
+            no distillation loss is on. It is put into eval mode and frozen.
         args: a `DistillationConfig`.
         processing_class: the student's tokenizer. With it and the teacher's, different tokenizers are refused.
         teacher_processing_class: the teacher's tokenizer. Default: the one saved where the teacher was loaded from; a
@@ -141,7 +142,7 @@ class DistillationTrainer(Trainer):
         self.relation_heads = args.relation_heads if args.attention_loss_weight else None
         self.teacher: nn.Module | None = None
         self.teacher_name: str | None = None
-        if args.logits_loss_weight or args.attention_loss_weight:
+        if needs_teacher(args):
             self._set_teacher(teacher_model, teacher_processing_class)
         for callback in training_callbacks(args):
             self.add_callback(callback)
@@ -164,8 +165,8 @@ class DistillationTrainer(Trainer):
         teacher = args.teacher_model_name_or_path if teacher is None else teacher
         if teacher is None:
             raise ValueError(
-                "logits_loss_weight and attention_loss_weight need a teacher: pass teacher_model or set "
-                "teacher_model_name_or_path (or set both weights to 0)"
+                f"{', '.join(name for name in TEACHER_LOSS_WEIGHTS if getattr(args, name))} need a teacher: pass teacher_model "
+                "or set teacher_model_name_or_path (or set them to 0)"
             )
         student = self.accelerator.unwrap_model(self.model)
         if teacher is student:
@@ -194,6 +195,12 @@ class DistillationTrainer(Trainer):
             # Both are built now, so that an architecture without Q, K, V to capture is refused before training.
             self._student_capture = AttentionStateCapture(self.model, self.relation_layers[0])
             self._teacher_capture = AttentionStateCapture(self.teacher, self.relation_layers[1])
+        if args.hidden_loss_weight:
+            widths = [model.config.get_text_config().hidden_size for model in (student, self.teacher)]
+            if widths[0] != widths[1]:
+                raise ValueError(
+                    f"the student's hidden states are {widths[0]} wide and the teacher's {widths[1]}: set hidden_loss_weight=0"
+                )
         self._prepared_teacher = prepare_teacher(self.teacher, self.accelerator)
 
     # ---- Counting ----
@@ -229,7 +236,7 @@ class DistillationTrainer(Trainer):
         return mask.bool() & labelled[:, None]
 
     def _count(self, batch: Mapping[str, Any]) -> Tensor:
-        """`[2]` int64: labels, and tokens that take part in the relation loss."""
+        """`[2]` int64: labels, and tokens that take part in the relation and hidden state losses."""
         targets = self._targets(batch)
         return torch.stack([(targets != IGNORE_INDEX).sum(), self._relation_mask(batch, targets).sum()])
 
@@ -237,7 +244,7 @@ class DistillationTrainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
         """As in `Trainer`, but what it hands on as `num_items_in_batch` are two counts, `[2]`: labels, and tokens of
-        the relation loss."""
+        the relation and hidden state losses."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
@@ -267,7 +274,7 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """The weighted sum of the three losses for one micro-batch.
+        """The weighted sum of the losses for one micro-batch.
 
         Args:
             model: the (wrapped) student.
@@ -286,11 +293,12 @@ class DistillationTrainer(Trainer):
             self._warn_unlabelled()
 
         positions = self._labelled_positions(targets)
-        teacher_logits, teacher_states = self._teacher_forward(inputs, positions, targets.device)
+        teacher_logits, teacher_states, teacher_hidden = self._teacher_forward(inputs, positions, targets.device)
         student = self.accelerator.unwrap_model(model)
         capture = self._capture_student(model)
         with capture or nullcontext():
-            outputs = model(**model_inputs(student, inputs, positions))
+            outputs = model(**model_inputs(student, inputs, positions), **self._more_outputs)
+        outputs, hidden = self._split_hidden_states(outputs, student)
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
         if positions is not None:
             targets = targets[:, positions]
@@ -316,6 +324,12 @@ class DistillationTrainer(Trainer):
         if capture is not None:
             terms["loss_attention"] = self._relation_loss(teacher_states, capture.release(), relation_mask, tokens)
             loss = loss + args.attention_loss_weight * terms["loss_attention"]
+        if args.hidden_loss_weight:
+            counterparts = [
+                teacher_hidden[relative_depth(layer, len(hidden), len(teacher_hidden))] for layer in range(len(hidden))
+            ]
+            terms["loss_hidden"] = hidden_state_loss(counterparts, hidden, relation_mask) / (tokens * len(hidden))
+            loss = loss + args.hidden_loss_weight * terms["loss_hidden"]
 
         if accumulated and args.average_tokens_across_devices:
             # The counts are those of all processes, and the gradients will be averaged over them.
@@ -343,21 +357,37 @@ class DistillationTrainer(Trainer):
 
     def _teacher_forward(
         self, inputs: Mapping[str, Any], positions: Tensor | None, device: torch.device
-    ) -> tuple[Tensor | None, list[AttentionStates]]:
+    ) -> tuple[Tensor | None, list[AttentionStates], tuple[Tensor, ...]]:
         if self.teacher is None:
-            return None, []
+            return None, [], ()
         wants_logits = bool(self.args.logits_loss_weight)
         if not wants_logits and self.head == "causal_lm":
             positions = torch.zeros(1, dtype=torch.long, device=device)
         with torch.no_grad(), self._teacher_capture or nullcontext():
-            outputs = self._prepared_teacher(**model_inputs(self.teacher, inputs, positions))
+            outputs = self._prepared_teacher(**model_inputs(self.teacher, inputs, positions), **self._more_outputs)
+        outputs, hidden = self._split_hidden_states(outputs, self.teacher)
         states = self._teacher_capture.release() if self._teacher_capture is not None else []
         if not wants_logits:
-            return None, states
+            return None, states, hidden
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
         if positions is not None and "logits_to_keep" not in forward_parameters(self.teacher):
             logits = logits[:, positions]
-        return logits, states
+        return logits, states, hidden
+
+    @property
+    def _more_outputs(self) -> dict[str, bool]:
+        return {"output_hidden_states": True, "return_dict": True} if self.args.hidden_loss_weight else {}
+
+    def _split_hidden_states(self, outputs: Any, model: nn.Module) -> tuple[Any, tuple[Tensor, ...]]:
+        """Outputs without hidden states (an evaluation would collect them as predictions), and those after every layer,
+        `[B, T, H]` each."""
+        if not self.args.hidden_loss_weight:
+            return outputs, ()
+        hidden = outputs.get("hidden_states")
+        # The first are the embeddings.
+        if hidden is None or len(hidden) < 2:
+            raise ValueError(f"{type(model).__name__} returns no hidden states: set hidden_loss_weight=0")
+        return type(outputs)(**{key: value for key, value in outputs.items() if key != "hidden_states"}), hidden[1:]
 
     def _capture_student(self, model: nn.Module) -> AttentionStateCapture | None:
         if self._student_capture is None:

@@ -16,6 +16,7 @@ LOSS_NAMES = {
     "loss_ce": "cross entropy",
     "loss_logits": "logits (unweighted)",
     "loss_attention": "attention relations (unweighted)",
+    "loss_hidden": "hidden states (unweighted)",
 }
 """Terms of a training loss as they are logged -> how figures call them."""
 

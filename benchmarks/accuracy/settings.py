@@ -19,6 +19,7 @@ PASSED_ON = (
     "dead_zone_leak",
     "attention_loss_weight",
     "hidden_loss_weight",
+    "hidden_loss_share",
     "scale_gradient",
     "weight_decay",
     "weight_decay_share",
@@ -58,7 +59,7 @@ class PretrainSettings:
         batch_size, micro_batch_size: blocks a step, and at once.
         logits_loss_weight: of the full-precision model's distributions (temperature 1); 0: no teacher.
         quantization_warmup_share: share of the steps over which layers go from full precision to ternary.
-        dead_zone_leak, attention_loss_weight, hidden_loss_weight, scale_gradient, weight_decay, weight_decay_share,
+        dead_zone_leak, attention_loss_weight, hidden_loss_weight, hidden_loss_share, scale_gradient, weight_decay, weight_decay_share,
             lr_scheduler_type: see `DistillationConfig`. Losses on a teacher need `logits_loss_weight` too, which decides
             whether there is one.
     """
@@ -72,6 +73,7 @@ class PretrainSettings:
     dead_zone_leak: float = field(default=0.0, metadata=ADDED)
     attention_loss_weight: float = field(default=0.0, metadata=ADDED)
     hidden_loss_weight: float = field(default=0.0, metadata=ADDED)
+    hidden_loss_share: float | None = field(default=None, metadata=ADDED)
     scale_gradient: bool = field(default=False, metadata=ADDED)
     weight_decay: float = field(default=0.01, metadata=ADDED)
     weight_decay_share: float = field(default=1.0, metadata=ADDED)

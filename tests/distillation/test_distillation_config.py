@@ -40,6 +40,7 @@ def test_command_line(tmp_path):
         ({"kl_chunk_size": 0}, "kl_chunk_size must be at least 1"),
         ({"quantization_warmup_steps": -1}, "quantization_warmup_steps must not be negative"),
         ({"hidden_loss_weight": -1.0}, "hidden_loss_weight must be finite and not negative"),
+        ({"hidden_loss_share": 0.0}, "hidden_loss_share must be above 0 and at most 1"),
         ({"dead_zone_leak": 1.5}, "dead_zone_leak must be between 0 and 1"),
         ({"weight_decay_share": -0.5}, "weight_decay_share must be between 0 and 1"),
         ({"attention_layers": []}, "attention_layers is empty"),

@@ -321,6 +321,22 @@ def test_hidden_states_of_a_classifier(make_model, make_trainer, class_rows):
     assert prediction.predictions.shape == (len(class_rows), 3) and prediction.metrics["test_loss_hidden"] > 0
 
 
+def test_hidden_state_loss_that_falls(make_model, make_trainer, lm_rows):
+    """Full at first, gone after its share of the steps, and then no teacher runs for it any more."""
+    student, teacher = make_model(0).eval(), make_model(1)
+    calls = []
+    teacher.register_forward_hook(lambda *args: calls.append(1))
+    options = {"logits_loss_weight": 0, "attention_loss_weight": 0, "logging_steps": 1, "max_steps": 4}
+    trainer = make_trainer(student, teacher, lm_rows, hidden_loss_weight=2.0, hidden_loss_share=0.5, **options)
+    assert trainer.compute_loss(student, batch_of(trainer, lm_rows[:2])).isfinite() and len(calls) == 1
+    trainer.train()
+    records = [record for record in trainer.state.log_history if "loss" in record]
+    assert ["loss_hidden" in record for record in records] == [True, True, False, False] and len(calls) == 3
+    for record, weight in zip(records, (2.0, 1.0, 0.0, 0.0), strict=True):
+        total = record["loss_ce"] + weight * record.get("loss_hidden", 0.0)
+        assert record["loss"] == pytest.approx(total, abs=2e-3)
+
+
 def test_refusals(make_model, make_trainer, lm_rows, class_rows, tiny_tokenizer, tmp_path):
     student, teacher = make_model(0), make_model(1)
     with pytest.raises(TypeError, match="must be a DistillationConfig, got TrainingArguments"):

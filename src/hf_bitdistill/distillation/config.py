@@ -61,6 +61,9 @@ class DistillationConfig(TrainingArguments):
             Weight of the hidden state loss (see [`hidden_state_loss`]), which asks of every layer of the student what the
             layer at the same relative depth of the teacher hands on. Both must be equally wide. Not part of the published
             recipe.
+        hidden_loss_share (`float`, *optional*):
+            Share of the steps over which the weight of the hidden state loss falls linearly to 0; after them it is neither
+            computed nor logged. Default: it stays.
         kl_chunk_size (`int`, defaults to 256):
             Tokens whose float32 softmaxes over the vocabulary exist at the same time: they take about
             `6 * kl_chunk_size * vocabulary * 4` bytes (0.9 GB for a vocabulary of 150,000).
@@ -110,6 +113,10 @@ class DistillationConfig(TrainingArguments):
     )
     hidden_loss_weight: float = field(
         default=0.0, metadata={"help": "Weight of the hidden state loss; 0 turns it off."}
+    )
+    hidden_loss_share: float | None = field(
+        default=None,
+        metadata={"help": "Share of the steps over which the hidden state loss falls to 0. Default: it stays."},
     )
     kl_chunk_size: int = field(default=256, metadata={"help": "Tokens a chunk of the logits losses."})
     quantization_warmup_steps: int = field(
@@ -170,6 +177,8 @@ def _validate(config: DistillationConfig) -> None:
         raise ValueError(f"dead_zone_leak must be between 0 and 1, got {config.dead_zone_leak}")
     if not 0.0 <= config.weight_decay_share <= 1.0:
         raise ValueError(f"weight_decay_share must be between 0 and 1, got {config.weight_decay_share}")
+    if config.hidden_loss_share is not None and not 0.0 < config.hidden_loss_share <= 1.0:
+        raise ValueError(f"hidden_loss_share must be above 0 and at most 1, got {config.hidden_loss_share}")
     student_layers, teacher_layers = config.attention_layers, config.teacher_attention_layers
     if student_layers is not None and not student_layers:
         raise ValueError("attention_layers is empty: set attention_loss_weight=0 to turn the relation loss off")

@@ -48,6 +48,7 @@ _HYPER_PARAMETERS = (
     "logits_loss_weight",
     "attention_loss_weight",
     "hidden_loss_weight",
+    "hidden_loss_share",
     "relation_normalization",
     "relation_causal",
     "quantization_warmup_steps",

@@ -293,12 +293,14 @@ class DistillationTrainer(Trainer):
             self._warn_unlabelled()
 
         positions = self._labelled_positions(targets)
-        teacher_logits, teacher_states, teacher_hidden = self._teacher_forward(inputs, positions, targets.device)
+        hidden_weight = self._hidden_weight()
+        teacher_logits, teacher_states, teacher_hidden = self._teacher_forward(
+            inputs, positions, targets.device, bool(hidden_weight)
+        )
         student = self.accelerator.unwrap_model(model)
         capture = self._capture_student(model)
         with capture or nullcontext():
-            outputs = model(**model_inputs(student, inputs, positions), **self._more_outputs)
-        outputs, hidden = self._split_hidden_states(outputs, student)
+            outputs, hidden = self._forward(model, student, inputs, positions, bool(hidden_weight))
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
         if positions is not None:
             targets = targets[:, positions]
@@ -324,12 +326,12 @@ class DistillationTrainer(Trainer):
         if capture is not None:
             terms["loss_attention"] = self._relation_loss(teacher_states, capture.release(), relation_mask, tokens)
             loss = loss + args.attention_loss_weight * terms["loss_attention"]
-        if args.hidden_loss_weight:
+        if hidden_weight:
             counterparts = [
                 teacher_hidden[relative_depth(layer, len(hidden), len(teacher_hidden))] for layer in range(len(hidden))
             ]
             terms["loss_hidden"] = hidden_state_loss(counterparts, hidden, relation_mask) / (tokens * len(hidden))
-            loss = loss + args.hidden_loss_weight * terms["loss_hidden"]
+            loss = loss + hidden_weight * terms["loss_hidden"]
 
         if accumulated and args.average_tokens_across_devices:
             # The counts are those of all processes, and the gradients will be averaged over them.
@@ -356,16 +358,15 @@ class DistillationTrainer(Trainer):
         return positions if len(positions) else torch.zeros(1, dtype=torch.long, device=targets.device)
 
     def _teacher_forward(
-        self, inputs: Mapping[str, Any], positions: Tensor | None, device: torch.device
+        self, inputs: Mapping[str, Any], positions: Tensor | None, device: torch.device, wants_hidden: bool
     ) -> tuple[Tensor | None, list[AttentionStates], tuple[Tensor, ...]]:
-        if self.teacher is None:
-            return None, [], ()
         wants_logits = bool(self.args.logits_loss_weight)
+        if not (wants_logits or wants_hidden or self._teacher_capture is not None):
+            return None, [], ()
         if not wants_logits and self.head == "causal_lm":
             positions = torch.zeros(1, dtype=torch.long, device=device)
         with torch.no_grad(), self._teacher_capture or nullcontext():
-            outputs = self._prepared_teacher(**model_inputs(self.teacher, inputs, positions), **self._more_outputs)
-        outputs, hidden = self._split_hidden_states(outputs, self.teacher)
+            outputs, hidden = self._forward(self._prepared_teacher, self.teacher, inputs, positions, wants_hidden)
         states = self._teacher_capture.release() if self._teacher_capture is not None else []
         if not wants_logits:
             return None, states, hidden
@@ -374,19 +375,31 @@ class DistillationTrainer(Trainer):
             logits = logits[:, positions]
         return logits, states, hidden
 
-    @property
-    def _more_outputs(self) -> dict[str, bool]:
-        return {"output_hidden_states": True, "return_dict": True} if self.args.hidden_loss_weight else {}
+    def _hidden_weight(self) -> float:
+        """The weight of the hidden state loss in the next step."""
+        weight, share = self.args.hidden_loss_weight, self.args.hidden_loss_share
+        if share is None or not self.state.max_steps:  # a call before any training
+            return weight
+        return weight * max(0.0, 1.0 - self.state.global_step / (share * self.state.max_steps))
 
-    def _split_hidden_states(self, outputs: Any, model: nn.Module) -> tuple[Any, tuple[Tensor, ...]]:
-        """Outputs without hidden states (an evaluation would collect them as predictions), and those after every layer,
-        `[B, T, H]` each."""
-        if not self.args.hidden_loss_weight:
-            return outputs, ()
+    @staticmethod
+    def _forward(
+        model: nn.Module,
+        unwrapped: nn.Module,
+        inputs: Mapping[str, Any],
+        positions: Tensor | None,
+        wants_hidden: bool,
+    ) -> tuple[Any, tuple[Tensor, ...]]:
+        """Outputs, and hidden states after every layer, `[B, T, H]` each, if they are wanted. They are taken out of the
+        outputs, of which an evaluation collects everything."""
+        kwargs = model_inputs(unwrapped, inputs, positions)
+        if not wants_hidden:
+            return model(**kwargs), ()
+        outputs = model(**kwargs, output_hidden_states=True, return_dict=True)
         hidden = outputs.get("hidden_states")
         # The first are the embeddings.
         if hidden is None or len(hidden) < 2:
-            raise ValueError(f"{type(model).__name__} returns no hidden states: set hidden_loss_weight=0")
+            raise ValueError(f"{type(unwrapped).__name__} returns no hidden states: set hidden_loss_weight=0")
         return type(outputs)(**{key: value for key, value in outputs.items() if key != "hidden_states"}), hidden[1:]
 
     def _capture_student(self, model: nn.Module) -> AttentionStateCapture | None:

@@ -60,8 +60,7 @@ class PretrainSettings:
         logits_loss_weight: of the full-precision model's distributions (temperature 1); 0: no teacher.
         quantization_warmup_share: share of the steps over which layers go from full precision to ternary.
         dead_zone_leak, attention_loss_weight, hidden_loss_weight, hidden_loss_share, scale_gradient, weight_decay, weight_decay_share,
-            lr_scheduler_type: see `DistillationConfig`. Losses on a teacher need `logits_loss_weight` too, which decides
-            whether there is one.
+            lr_scheduler_type: see `DistillationConfig`.
     """
 
     tokens: int = 1_000_000

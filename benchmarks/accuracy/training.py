@@ -24,6 +24,7 @@ from hf_bitdistill import (
 from hf_bitdistill.cli.models import default_device
 from hf_bitdistill.cli.pretrain import make_trainer
 from hf_bitdistill.data import build_dataset, collate, get_task, load_task_dataset
+from hf_bitdistill.distillation import needs_teacher
 from hf_bitdistill.evaluation import evaluate_task, perplexity
 from hf_bitdistill.warm_start import warm_start
 
@@ -154,7 +155,7 @@ class Work:
             quantization_warmup_steps=round(options.quantization_warmup_share * steps),
             **{name: getattr(options, name) for name in PASSED_ON},
         )
-        teacher = self.load(self.model) if options.logits_loss_weight else None
+        teacher = self.load(self.model) if needs_teacher(arguments) else None
         blocks = self.texts.training(tokens, seed)
         trainer = make_trainer(self.load(source), arguments, blocks, self.tokenizer, teacher)
         result = self._train(trainer, folder)

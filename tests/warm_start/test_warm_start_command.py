@@ -51,6 +51,7 @@ def test_refusals(model, tmp_path, capsys):
     text = ["--corpus", tmp_path / "corpus.txt", "--block_size", 32]
     assert run("warm-start", "--model_name_or_path", model, *text) == 1
     assert "--output_dir is required" in capsys.readouterr().err
-    wrong = ["--output_dir", tmp_path / "out", "--attention_loss_weight", 1]
-    assert run("pretrain", "--model_name_or_path", model, *text, *wrong) == 1
-    assert "--attention_loss_weight needs --teacher_model_name_or_path" in capsys.readouterr().err
+    for name in ("--attention_loss_weight", "--hidden_loss_weight"):
+        wrong = ["--output_dir", tmp_path / "out", name, 1]
+        assert run("pretrain", "--model_name_or_path", model, *text, *wrong) == 1
+        assert f"{name} needs --teacher_model_name_or_path" in capsys.readouterr().err

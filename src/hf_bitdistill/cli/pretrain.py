@@ -39,8 +39,8 @@ def run(argv: list[str], prog: str) -> None:
     if training.teacher_model_name_or_path:
         check_path(training.teacher_model_name_or_path)
     # The weight of the logits loss is on by default: without a teacher it means nothing.
-    for name in set(TEACHER_LOSS_WEIGHTS) - {"logits_loss_weight"}:
-        if getattr(training, name) and not training.teacher_model_name_or_path:
+    for name in TEACHER_LOSS_WEIGHTS:
+        if name != "logits_loss_weight" and getattr(training, name) and not training.teacher_model_name_or_path:
             raise ValueError(f"--{name} needs --teacher_model_name_or_path")
     dataset = load_corpus(
         corpus.corpus,

@@ -9,6 +9,17 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..layers import set_dead_zone_leak, set_quantization_share, set_scale_gradient
 
 
+def falling_share(step: int, max_steps: int, duration: float) -> float:
+    """What falls linearly from 1 to 0 over a part of the training.
+
+    Args:
+        step: finished optimizer steps.
+        max_steps: of the training.
+        duration: share of `max_steps` after which it is 0, above 0.
+    """
+    return max(0.0, 1.0 - step / (duration * max_steps))
+
+
 class QuantizationWarmupCallback(TrainerCallback):
     """Sets the quantised share of the student's layers before every step.
 
@@ -67,7 +78,7 @@ class DeadZoneLeakCallback(TrainerCallback):
 
     def leak_at(self, step: int, max_steps: int) -> float:
         """The leak during the step that follows `step` finished ones of `max_steps`."""
-        return self.leak * max(0.0, 1.0 - step / (self.duration * max_steps))
+        return self.leak * falling_share(step, max_steps, self.duration)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module = None, **kwargs

@@ -376,7 +376,8 @@ def hidden_state_loss(teacher_states: Sequence[Tensor], student_states: Sequence
     """
     if len(teacher_states) != len(student_states):
         raise ValueError(f"{len(student_states)} layers of the student and {len(teacher_states)} of the teacher")
-    rows = mask.bool()
+    # Found once: on an accelerator the search waits for everything before it.
+    rows = mask.reshape(-1).nonzero().squeeze(-1)
     total = torch.zeros((), device=mask.device)
     # Squares of a residual stream overflow in half precision.
     with torch.autocast(mask.device.type, enabled=False):
@@ -386,9 +387,9 @@ def hidden_state_loss(teacher_states: Sequence[Tensor], student_states: Sequence
                     f"hidden states of shape {tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher) cannot "
                     "be compared: set hidden_loss_weight=0"
                 )
-            target = teacher[rows].detach().float()
+            target = teacher.detach().flatten(0, 1)[rows].float()
             size = target.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
-            total = total + ((student[rows].float() - target).square().sum(-1) / size).sum()
+            total = total + ((student.flatten(0, 1)[rows].float() - target).square().sum(-1) / size).sum()
     return total
 
 

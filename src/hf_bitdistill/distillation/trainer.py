@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..data.preprocessing import IGNORE_INDEX, collate
 from .attention_states import AttentionStateCapture, AttentionStates, number_of_layers
-from .callbacks import training_callbacks
+from .callbacks import falling_share, training_callbacks
 from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, needs_teacher, relation_layers, relative_depth
 from .losses import (
     attention_relation_loss,
@@ -380,7 +380,7 @@ class DistillationTrainer(Trainer):
         weight, share = self.args.hidden_loss_weight, self.args.hidden_loss_share
         if share is None or not self.state.max_steps:  # a call before any training
             return weight
-        return weight * max(0.0, 1.0 - self.state.global_step / (share * self.state.max_steps))
+        return weight * falling_share(self.state.global_step, self.state.max_steps, share)
 
     @staticmethod
     def _forward(

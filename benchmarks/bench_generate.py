@@ -24,6 +24,7 @@ from bench_decode import SHAPES, write_checkpoint
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from hf_bitdistill.cache_name import CACHE_NAME
 from hf_bitdistill.environment import describe_environment
 from optimum.bitnet import BitNetModelForCausalLM
 
@@ -62,7 +63,7 @@ def ways(model: BitNetModelForCausalLM, new_tokens: int) -> dict[str, Callable[[
         start = time.perf_counter()
         for _ in range(new_tokens):
             token = output.logits[:, -1].argmax(dim=-1, keepdim=True)
-            output = model(token, past_key_values=output.past_key_values, logits_to_keep=1)
+            output = model(token, logits_to_keep=1, cache=output[CACHE_NAME])
         return (time.perf_counter() - start) / new_tokens
 
     def generate(**settings) -> float:

@@ -24,6 +24,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hf_bitdistill import BitNetConfig, pack
+from hf_bitdistill.cache_name import CACHE_NAME
 from hf_bitdistill.environment import describe_environment
 
 
@@ -143,19 +144,19 @@ def main() -> None:
     batch = tokenizer(PROMPTS[:4], return_tensors="pt", padding=True)
     order = torch.tensor([2, 0, 3, 1])
     output = native(**batch, use_cache=True)
-    cache = output.past_key_values
+    cache = output[CACHE_NAME]
     cache.reorder_cache(order)
     tokens = output.logits[:, -1].argmax(-1)[order]
     straight = native(**batch, use_cache=True)
     next_straight = native(
         straight.logits[:, -1].argmax(-1)[:, None],
         attention_mask=torch.nn.functional.pad(batch.attention_mask, (0, 1), value=1),
-        past_key_values=straight.past_key_values,
+        cache=straight[CACHE_NAME],
     ).logits[order]
     exchanged = native(
         tokens[:, None],
         attention_mask=torch.nn.functional.pad(batch.attention_mask, (0, 1), value=1)[order],
-        past_key_values=cache,
+        cache=cache,
     ).logits
 
     result = {

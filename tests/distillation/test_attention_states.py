@@ -1,12 +1,14 @@
 """Q, K, V capture: the same logits, the right states, on every architecture; clear errors where it cannot work."""
 
 import copy
+import sys
 import threading
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.llama import modeling_llama
 
 from architectures import ARCHITECTURES, random_tokens, tiny_config, tiny_model
 from hf_bitdistill.distillation import AttentionStateCapture
@@ -80,6 +82,7 @@ def test_llama_states_are_after_rotary_embedding():
 
 @pytest.mark.parametrize("model_type", ["falcon", "bloom", "mpt", "gptj", "codegen"])
 def test_architectures_outside_the_interface_are_refused(model_type):
+    """Newer releases of transformers bring one after another to the interface: there it must be captured."""
     options = {
         "falcon": ARCHITECTURES["falcon"],
         "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
@@ -88,8 +91,23 @@ def test_architectures_outside_the_interface_are_refused(model_type):
         "codegen": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
     }[model_type]
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](vocab_size=64, **options))
+    if hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS"):
+        tokens = random_tokens(2, 11) % 64
+        with torch.no_grad():
+            expected = model.eval()(tokens).logits
+            with AttentionStateCapture(model, [0]) as capture:
+                assert torch.equal(model(tokens).logits, expected)
+        heads = model.config.num_attention_heads
+        assert {state.shape for state in capture.states[0]} == {(2, heads, 11, model.config.hidden_size // heads)}
+        return
     with pytest.raises(ValueError, match=rf'model type "{model_type}".*AttentionInterface.*attention_loss_weight=0'):
         AttentionStateCapture(model, [0])
+
+
+def test_a_modelling_file_without_the_interface_is_refused(monkeypatch):
+    monkeypatch.delattr(modeling_llama, "ALL_ATTENTION_FUNCTIONS")
+    with pytest.raises(ValueError, match=r'model type "llama".*AttentionInterface.*attention_loss_weight=0'):
+        AttentionStateCapture(tiny_model("llama"), [0])
 
 
 def test_a_layer_that_records_nothing_is_an_error():

@@ -7,6 +7,7 @@ import torch
 from test_generation import prompts
 
 from architectures import random_tokens
+from hf_bitdistill.cache_name import CACHE_NAME
 from optimum.bitnet import BitNetCache
 from students import assert_close
 
@@ -50,7 +51,7 @@ def test_loss_and_tuples(pair):
     labels = tokens.masked_fill(mask == 0, -100)
     ours, theirs = (model(tokens, attention_mask=mask, labels=labels) for model in (native, packed))
     torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-3, atol=1e-3)
-    assert native(tokens, use_cache=False).past_key_values is None
+    assert getattr(native(tokens, use_cache=False), CACHE_NAME) is None
     logits, cache = native(tokens, return_dict=False)
     assert logits.shape == (2, 9, 96) and isinstance(cache, BitNetCache)
 
@@ -63,27 +64,30 @@ def test_a_cache_remembers_padding(pair):
     whole, full_mask = torch.cat([tokens, more], 1), torch.cat([mask, torch.ones_like(more)], 1)
     expected = native(whole, attention_mask=full_mask).logits
     first = native(tokens, attention_mask=mask)
-    cache = first.past_key_values
+    cache = first[CACHE_NAME]
     assert cache.get_seq_length() == 9 and cache.native.lengths == [9, 5]
-    assert_close(native(more, attention_mask=full_mask, past_key_values=cache).logits, expected[:, 9:])
+    assert_close(native(more, attention_mask=full_mask, cache=cache).logits, expected[:, 9:])
+    # The older name of the argument and of the output.
+    again = native(tokens, attention_mask=mask).past_key_values
+    assert_close(native(more, attention_mask=full_mask, past_key_values=again).logits, expected[:, 9:])
     # Cropping into and beyond the padding.
     cache.crop(-6)
     assert cache.get_seq_length() == 7 and cache.native.lengths == [7, 5]
     cache.crop(-3)
     assert cache.native.lengths == [4, 4]
     rest, rest_mask = whole[:, 4:], full_mask
-    assert_close(native(rest, attention_mask=rest_mask, past_key_values=cache).logits, expected[:, 4:])
+    assert_close(native(rest, attention_mask=rest_mask, cache=cache).logits, expected[:, 4:])
     # Rows change places.
     cache.batch_repeat_interleave(2)
     assert cache.batch_size == 4 and cache.native.lengths == [13, 13, 9, 9]
     cache.batch_select_indices(torch.tensor([3, 0]))
     assert cache.native.lengths == [9, 13] and torch.equal(cache.real, full_mask.bool()[[1, 0]])
     cache.batch_select_indices(torch.tensor([False, True]))
-    new = native(more[:1], past_key_values=cache).logits
+    new = native(more[:1], cache=cache).logits
     assert_close(new, native(torch.cat([whole[:1], more[:1]], 1)).logits[:, 13:])
     cache.reset()
     assert cache.get_seq_length() == 0 and not cache.is_initialized
-    assert_close(native(tokens, attention_mask=mask, past_key_values=cache).logits, expected[:, :9])
+    assert_close(native(tokens, attention_mask=mask, cache=cache).logits, expected[:, :9])
 
 
 def test_inputs_that_contradict_each_other(pair):
@@ -103,20 +107,22 @@ def test_inputs_that_contradict_each_other(pair):
         native(attention_mask=mask)
     with pytest.raises(ValueError, match="inputs_embeds"):
         native(inputs_embeds=torch.zeros(1, 2, 48))
-    cache = native(tokens, attention_mask=mask).past_key_values
+    cache = native(tokens, attention_mask=mask)[CACHE_NAME]
     changed = torch.ones(2, 10)
     with pytest.raises(ValueError, match="hides or shows other past tokens"):
-        native(tokens[:, :1], attention_mask=changed, past_key_values=cache)
+        native(tokens[:, :1], attention_mask=changed, cache=cache)
     with pytest.raises(ValueError, match="holds 2 rows, input_ids has 1"):
-        native(tokens[:1, :1], past_key_values=cache)
+        native(tokens[:1, :1], cache=cache)
     with pytest.raises(ValueError, match="cache of another model"):
-        pair("qwen2")[1](tokens[:, :1], past_key_values=cache)
+        pair("qwen2")[1](tokens[:, :1], cache=cache)
+    with pytest.raises(ValueError, match="two names of one argument"):
+        native(tokens[:, :1], cache=cache, past_key_values=cache)
     with pytest.raises(ValueError, match="minus the number"):
         cache.crop(3)
     with pytest.raises(TypeError, match="cannot be copied"):
         copy.deepcopy(cache)
     with pytest.raises(TypeError, match="belongs to a native decoder"):
-        packed(tokens[:, :1], past_key_values=cache)
+        packed(tokens[:, :1], **{CACHE_NAME: cache})
     with pytest.raises(IndexError, match="token id 96"):
         native(torch.tensor([[96]]))
     assert cache.native.lengths == [9, 5]

@@ -16,6 +16,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from architectures import random_tokens
+from hf_bitdistill.cache_name import CACHE_NAME
 from hf_bitdistill.decoder import ContextLengthError
 from hf_bitdistill.decoder.families import FAMILIES
 from optimum.bitnet import BitNetCache
@@ -94,9 +95,10 @@ def test_dictionary_of_results(pair):
     ours, theirs = native.generate(tokens, **options), packed.generate(tokens, **options)
     assert ours.sequences.tolist() == theirs.sequences.tolist()
     torch.testing.assert_close(torch.stack(ours.logits), torch.stack(theirs.logits), rtol=0, atol=2e-2)
-    assert isinstance(ours.past_key_values, BitNetCache) and ours.past_key_values.get_seq_length() == 9
+    cache = ours[CACHE_NAME]
+    assert isinstance(cache, BitNetCache) and cache.get_seq_length() == 9 and cache.is_linear == [False, False]
     # Generation goes on from the cache.
-    more = native.generate(ours.sequences, past_key_values=ours.past_key_values, max_new_tokens=4, do_sample=False)
+    more = native.generate(ours.sequences, max_new_tokens=4, do_sample=False, **{CACHE_NAME: cache})
     assert more.tolist() == packed.generate(tokens, max_new_tokens=8, do_sample=False).tolist()
 
 
@@ -192,11 +194,11 @@ def test_an_interrupted_generation(pair):
 
     with pytest.raises(KeyboardInterrupt):
         criteria = StoppingCriteriaList([Interrupt()])
-        native.generate(tokens, max_new_tokens=8, do_sample=False, past_key_values=cache, stopping_criteria=criteria)
+        native.generate(tokens, max_new_tokens=8, do_sample=False, stopping_criteria=criteria, **{CACHE_NAME: cache})
     assert native.generate(tokens, max_new_tokens=8, do_sample=False).tolist() == expected.tolist()
     # The cache of the interrupted call is whole: what it holds can be continued.
     assert cache.get_seq_length() == 8
-    out = native.generate(expected[:, :9], past_key_values=cache, max_new_tokens=5, do_sample=False)
+    out = native.generate(expected[:, :9], max_new_tokens=5, do_sample=False, **{CACHE_NAME: cache})
     assert out.tolist() == expected.tolist()
 
 
@@ -214,7 +216,7 @@ def test_what_generate_cannot_honour_is_refused(pair):
     with pytest.raises(ValueError, match="cache_implementation='static'"):
         native.generate(tokens, max_new_tokens=2, cache_implementation="static")
     with pytest.raises(TypeError, match="DynamicCache"):
-        native.generate(tokens, max_new_tokens=2, past_key_values=DynamicCache())
+        native.generate(tokens, max_new_tokens=2, **{CACHE_NAME: DynamicCache()})
     with pytest.raises(ValueError, match="output_hidden_states"):
         native.generate(tokens, max_new_tokens=2, output_hidden_states=True, return_dict_in_generate=True)
 

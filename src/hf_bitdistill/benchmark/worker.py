@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from hf_bitdistill.cache_name import CACHE_NAME
+
 from .measure import Measurement, System
 
 
@@ -68,8 +70,9 @@ class _ModelRunner(Runner):
 
     @torch.inference_mode()
     def _next(self, tokens: list[int]) -> int:
-        output = self.model(torch.tensor([tokens]), past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache = output.past_key_values
+        past = {CACHE_NAME: self.cache}
+        output = self.model(torch.tensor([tokens]), use_cache=True, logits_to_keep=1, **past)
+        self.cache = output[CACHE_NAME]
         return int(output.logits[0, -1].argmax())
 
     def prefill(self, tokens: list[int]) -> int:

@@ -47,7 +47,7 @@ class BitNetCache(Cache):
             self.native = self.decoder.new_cache(rows)
             self.real = torch.zeros((rows, 0), dtype=torch.bool)
         if self.real.shape[0] != rows:
-            raise ValueError(f"past_key_values holds {self.real.shape[0]} rows, input_ids has {rows}.")
+            raise ValueError(f"the cache holds {self.real.shape[0]} rows, input_ids has {rows}.")
         return self.native
 
     def new_columns(self, attention_mask: Tensor | None, rows: int, columns: int) -> Tensor:
@@ -153,6 +153,10 @@ class BitNetCache(Cache):
     @property
     def is_initialized(self) -> bool:
         return self.native is not None
+
+    @property
+    def is_linear(self) -> list[bool]:
+        return [False] * len(self)
 
     @property
     def is_sliding(self) -> list[bool]:

@@ -16,7 +16,18 @@ from .cache import BitNetCache
 _HARMLESS = ("use_cache", "is_first_iteration", "return_dict", "token_type_ids", "cache_position")
 
 
-def check_arguments(arguments: dict[str, Any], past_key_values: Any) -> None:
+def given_cache(cache: Any, past_key_values: Any) -> Any:
+    """The cache that `forward` was given, by whichever of its names (see [`CACHE_NAME`]).
+
+    Raises:
+        ValueError: by both.
+    """
+    if cache is not None and past_key_values is not None:
+        raise ValueError("cache and past_key_values are two names of one argument: pass one of them.")
+    return past_key_values if cache is None else cache
+
+
+def check_arguments(arguments: dict[str, Any], cache: Any) -> None:
     """Refuse arguments of `forward` that would have to change the result and cannot.
 
     Raises:
@@ -26,9 +37,9 @@ def check_arguments(arguments: dict[str, Any], past_key_values: Any) -> None:
     for name, value in arguments.items():
         if name not in _HARMLESS and value is not None and value is not False:
             raise ValueError(f"the native decoder does not take {name}.")
-    if past_key_values is not None and not isinstance(past_key_values, BitNetCache):
+    if cache is not None and not isinstance(cache, BitNetCache):
         raise TypeError(
-            f"past_key_values is a {type(past_key_values).__name__}; the native decoder has a cache of its own "
+            f"the cache is a {type(cache).__name__}; the native decoder has a cache of its own "
             "(BitNetCache): pass None, or the one that a previous call returned."
         )
 

@@ -12,7 +12,7 @@ from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from .cache import BitNetCache
-from .inputs import Inputs, check_arguments
+from .inputs import Inputs, check_arguments, given_cache
 from .modeling_base import BitNetModel
 
 
@@ -63,7 +63,7 @@ class BitNetModelForSequenceClassification(BitNetModel):
                 **kwargs,
             )
         position_ids = kwargs.pop("position_ids", None)
-        check_arguments(kwargs, kwargs.pop("past_key_values", None))
+        check_arguments(kwargs, given_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None)))
         inputs = Inputs(input_ids, attention_mask, BitNetCache(self.decoder))
         inputs.check_positions(position_ids)
         states = inputs.run(self.decoder, self._classified(inputs, input_ids)[:, None], hidden=True)

@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from hf_bitdistill.cache_name import CACHE_NAME
+
 from .cache import BitNetCache
-from .inputs import Inputs, check_arguments
+from .inputs import Inputs, check_arguments, given_cache
 from .modeling_base import BitNetModel
 from .sampling import draw_in_processors
 
@@ -63,11 +65,11 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
                 f"cache_implementation={generation_config.cache_implementation!r} is not for the native decoder, which "
                 "has a cache of its own; leave it out."
             )
-        cache = model_kwargs.get("past_key_values")
+        cache = model_kwargs.get(CACHE_NAME)
         if cache is not None:
             cache._is_user_defined = True
         elif generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = BitNetCache(self.decoder)
+            model_kwargs[CACHE_NAME] = BitNetCache(self.decoder)
 
     def forward(
         self,
@@ -78,6 +80,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
+        cache: BitNetCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """Logits of new tokens.
@@ -86,36 +89,39 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
             input_ids: `[B, T]`.
             attention_mask: zeros and ones `[B, past + T]`, past columns as they were given before. Padding may be
                 anywhere; it takes no part in anything.
-            past_key_values: cache of a previous call; it is extended in place.
+            past_key_values: the older name of `cache`.
             labels: `[B, T]`, -100 where there is none: adds the shifted cross entropy as `loss`.
             logits_to_keep: 0: logits of all T columns; n: of the last n; 1 means each row's last real token, wherever
                 padding is; or columns, int64 `[n]`.
+            cache: of a previous call; it is extended in place.
             position_ids: accepted if they are what the mask says: consecutive numbers of real tokens from 0.
 
         Returns:
-            `logits`, float32 `[B, columns kept, vocab_size]`, zeros at padding, and `past_key_values` (unless
-            `use_cache=False`).
+            `logits`, float32 `[B, columns kept, vocab_size]`, zeros at padding, and the cache (unless
+            `use_cache=False`) under the name that the installed transformers has for it: `cache` since 5.24,
+            `past_key_values` before.
 
         Raises:
             ContextLengthError: a row would have more tokens than the model has positions.
             ValueError: inputs that contradict each other, or that the native decoder cannot honour.
         """
+        cache = given_cache(cache, past_key_values)
         if self.model is not None:
             return self.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
                 labels=labels,
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
                 return_dict=return_dict,
+                **{CACHE_NAME: cache},
                 **kwargs,
             )
         position_ids = kwargs.pop("position_ids", None)
-        check_arguments(kwargs, past_key_values)
-        if past_key_values is not None and past_key_values.decoder is not self.decoder:
-            raise ValueError("past_key_values is the cache of another model.")
-        cache = past_key_values if past_key_values is not None else BitNetCache(self.decoder)
+        check_arguments(kwargs, cache)
+        if cache is not None and cache.decoder is not self.decoder:
+            raise ValueError("this is the cache of another model.")
+        cache = cache if cache is not None else BitNetCache(self.decoder)
         inputs = Inputs(input_ids, attention_mask, cache)
         inputs.check_positions(position_ids)
         logits = inputs.run(self.decoder, inputs.columns(logits_to_keep))
@@ -125,6 +131,6 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
                 raise ValueError("labels need the logits of all columns (logits_to_keep=0).")
             loss = ForCausalLMLoss(logits, labels, vocab_size=logits.shape[-1])
         output = CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=None if use_cache is False else cache
+            loss=loss, logits=logits, **{CACHE_NAME: None if use_cache is False else cache}
         )
         return output.to_tuple() if return_dict is False else output

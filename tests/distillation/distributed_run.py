@@ -61,6 +61,7 @@ def one_step() -> dict | None:
             logging_steps=1,
             max_grad_norm=0.0,
             attention_loss_weight=100.0,
+            hidden_loss_weight=3.0,
             per_device_train_batch_size=2,
             gradient_accumulation_steps=4 // processes,
             # Whole batches for each process, so that the mean over batches is the same mean in one process and in two.

@@ -30,9 +30,9 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
     assert one["gradients"].keys() == two["gradients"].keys()
     for name, grad in one["gradients"].items():
         torch.testing.assert_close(two["gradients"][name], grad, rtol=1e-4, atol=1e-5)
-    for key in ("loss", "loss_ce", "loss_logits", "loss_attention"):
+    for key in ("loss", "loss_ce", "loss_logits", "loss_attention", "loss_hidden"):
         assert two["log"][key] == pytest.approx(one["log"][key], rel=1e-4)
     assert two["metrics"].keys() == one["metrics"].keys()
-    for key in ("eval_loss", "eval_loss_ce", "eval_loss_logits", "eval_loss_attention"):
+    for key in ("eval_loss", "eval_loss_ce", "eval_loss_logits", "eval_loss_attention", "eval_loss_hidden"):
         assert one["metrics"][key] > 0
         assert two["metrics"][key] == pytest.approx(one["metrics"][key], rel=1e-4)

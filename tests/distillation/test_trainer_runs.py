@@ -22,18 +22,25 @@ def training_losses(trainer, key="loss"):
 
 @pytest.mark.parametrize("head", ["causal_lm", "classification"])
 @pytest.mark.parametrize("average_tokens", [True, False])
-def test_accumulation_gives_the_same_gradients(head, average_tokens, make_model, make_trainer, lm_rows, class_rows):
+@pytest.mark.parametrize("hidden_loss_weight", [0.0, 3.0])
+def test_accumulation_gives_the_same_gradients(
+    head, average_tokens, hidden_loss_weight, make_model, make_trainer, lm_rows, class_rows
+):
     classes = 3 if head == "classification" else None
     rows = class_rows if classes else lm_rows
     if not classes:  # one micro-batch of the 8 has no label at all
         rows[4] = {**rows[4], "labels": [-100] * 3}
+    # Hidden states are compared between equal widths only.
+    width = {} if hidden_loss_weight else {"hidden_size": 48}
+    terms = ["loss", "loss_ce", "loss_logits", "loss_attention", *(["loss_hidden"] if hidden_loss_weight else [])]
     kept, losses = {}, {}
     for size in (8, 1, 2):
         callback = KeepGradients()
         trainer = make_trainer(
             make_model(0, classes),
-            make_model(1, classes, hidden_size=48, num_hidden_layers=3),
+            make_model(1, classes, num_hidden_layers=3, **width),
             rows,
+            hidden_loss_weight=hidden_loss_weight,
             per_device_train_batch_size=size,
             gradient_accumulation_steps=8 // size,
             max_steps=2,
@@ -54,7 +61,7 @@ def test_accumulation_gives_the_same_gradients(head, average_tokens, make_model,
             difference = max((one[name] - other[name]).abs().max() for name in one)
             assert difference < 1e-5 * max(1.0, largest), difference
         for one, other in zip(losses[8], losses[size], strict=True):
-            for key in ("loss", "loss_ce", "loss_logits", "loss_attention"):
+            for key in terms:
                 assert one[key] == pytest.approx(other[key], rel=1e-4)
 
 

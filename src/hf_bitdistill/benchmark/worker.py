@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from hf_bitdistill.cache_name import CACHE_NAME
-
+from ..cache_name import CACHE_NAME
 from .measure import Measurement, System
 
 
@@ -70,8 +69,7 @@ class _ModelRunner(Runner):
 
     @torch.inference_mode()
     def _next(self, tokens: list[int]) -> int:
-        past = {CACHE_NAME: self.cache}
-        output = self.model(torch.tensor([tokens]), use_cache=True, logits_to_keep=1, **past)
+        output = self.model(torch.tensor([tokens]), use_cache=True, logits_to_keep=1, **{CACHE_NAME: self.cache})
         self.cache = output[CACHE_NAME]
         return int(output.logits[0, -1].argmax())
 

@@ -1,4 +1,4 @@
-"""Packed models under `torch.compile`: one graph, equal results."""
+"""Students in training and packed models under `torch.compile`: one graph, equal results."""
 
 import shutil
 
@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from architectures import random_tokens, tiny_model
-from hf_bitdistill import apply_bitnet, pack, quantize_head
-from hf_bitdistill.layers import QuantizedEmbedding, QuantizedHead, QuantizedTable
+from hf_bitdistill import BitNetConfig, apply_bitnet, pack, quantize_head
+from hf_bitdistill.layers import (
+    QuantizedEmbedding,
+    QuantizedHead,
+    QuantizedTable,
+    set_dead_zone_leak,
+    set_quantization_share,
+)
 from hf_bitdistill.ops import native
 
 
@@ -37,6 +43,35 @@ def test_a_model_is_one_graph(monkeypatch, backend, head_bits, context):
             tokens = random_tokens(length=length)
             expected = model(input_ids=tokens, use_cache=False).logits
             assert torch.equal(compiled(input_ids=tokens, use_cache=False).logits, expected)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row"])
+def test_training_is_one_graph(granularity):
+    model = apply_bitnet(
+        tiny_model("llama", num_hidden_layers=1), BitNetConfig(weight_granularity=granularity)
+    ).train()
+    graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=graphs)
+    tokens = random_tokens(length=11)
+
+    def gradients(forward):
+        model.zero_grad()
+        forward(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    def compiled_graphs(setting, values):
+        for value in values:
+            setting(model, value)
+            torch.testing.assert_close(gradients(compiled), gradients(model))
+        return graphs.frame_count
+
+    compiled_graphs(set_quantization_share, [1.0])
+    # A schedule is compiled at its first step, not at every one, and what follows it is compiled already.
+    for setting, schedule in (
+        (set_quantization_share, (0.25, 0.5, 0.75, 1.0)),
+        (set_dead_zone_leak, (0.9, 0.5, 0.1, 0.0)),
+    ):
+        assert compiled_graphs(setting, schedule[:1]) == compiled_graphs(setting, schedule[1:])
 
 
 @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="inductor needs a C++ compiler")

@@ -24,6 +24,7 @@ PASSED_ON = (
     "weight_decay",
     "weight_decay_share",
     "lr_scheduler_type",
+    "torch_compile",
 )
 """Fields of `PretrainSettings` that are options of `PretrainingConfig` of the same name."""
 
@@ -60,7 +61,8 @@ class PretrainSettings:
         logits_loss_weight: of the full-precision model's distributions (temperature 1); 0: no teacher.
         quantization_warmup_share: share of the steps over which layers go from full precision to ternary.
         dead_zone_leak, attention_loss_weight, hidden_loss_weight, hidden_loss_share, scale_gradient, weight_decay, weight_decay_share,
-            lr_scheduler_type: see `DistillationConfig`.
+            lr_scheduler_type, torch_compile: see `DistillationConfig`.
+        attn_implementation: of transformers, for student and teacher; `None`: its default.
     """
 
     tokens: int = 1_000_000
@@ -77,6 +79,8 @@ class PretrainSettings:
     weight_decay: float = field(default=0.01, metadata=ADDED)
     weight_decay_share: float = field(default=1.0, metadata=ADDED)
     lr_scheduler_type: str = field(default="cosine", metadata=ADDED)
+    torch_compile: bool = field(default=False, metadata=ADDED)
+    attn_implementation: str | None = field(default=None, metadata=ADDED)
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,10 @@ class Work:
             train = load_task_dataset(self.task, "train", **data)
             self.train = build_dataset(self.task, train, tokenizer, settings.max_length, skip_overlong=True)
 
-    def load(self, folder: str | Path) -> PreTrainedModel:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    def load(self, folder: str | Path, attn_implementation: str | None = None) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attn_implementation
+        )
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(folder / "model")
@@ -155,9 +157,11 @@ class Work:
             quantization_warmup_steps=round(options.quantization_warmup_share * steps),
             **{name: getattr(options, name) for name in PASSED_ON},
         )
-        teacher = self.load(self.model) if needs_teacher(arguments) else None
+        teacher = self.load(self.model, options.attn_implementation) if needs_teacher(arguments) else None
         blocks = self.texts.training(tokens, seed)
-        trainer = make_trainer(self.load(source), arguments, blocks, self.tokenizer, teacher)
+        trainer = make_trainer(
+            self.load(source, options.attn_implementation), arguments, blocks, self.tokenizer, teacher
+        )
         result = self._train(trainer, folder)
         read = steps * options.batch_size * size
         return {**result, "tokens": read, "perplexity": self.perplexities(trainer.model)}

@@ -11,6 +11,7 @@ from hf_bitdistill.distillation import (
     distillation_token_losses,
     hidden_state_loss,
     largest_relation_heads,
+    losses,
     regroup_heads,
     relation_divisor,
     shift_labels,
@@ -55,6 +56,23 @@ def test_token_losses_and_gradients_equal_the_loop(chunk_size, temperature):
     (expected,) = torch.autograd.grad(0.3 * cross_entropy + 2.0 * kl, student)
     (actual,) = torch.autograd.grad(0.3 * sums.cross_entropy + 2.0 * sums.kl, student)
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(("elements", "chunk"), [(13, 1), (2 * 13, 2), (1, 1)])
+def test_the_default_chunk_fits_a_cache(monkeypatch, elements, chunk):
+    student, teacher, targets = token_batch()
+    expected = distillation_token_losses(student, teacher, targets, chunk_size=1000)
+    sizes = []
+    real = F.kl_div
+
+    def watched(student_chunk, *args, **kwargs):
+        sizes.append(len(student_chunk))
+        return real(student_chunk, *args, **kwargs)
+
+    monkeypatch.setattr(F, "kl_div", watched)
+    monkeypatch.setattr(losses, "_CPU_CHUNK_ELEMENTS", elements)
+    torch.testing.assert_close(distillation_token_losses(student, teacher, targets), expected)
+    assert sum(sizes) == expected.count and max(sizes) == chunk
 
 
 def test_token_losses_pass_gradcheck():

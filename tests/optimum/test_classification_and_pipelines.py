@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification
 from architectures import tiny_config
 from hf_bitdistill import apply_bitnet, pack
 from optimum.bitnet import BitNetModelForCausalLM, BitNetModelForSequenceClassification, pipeline
+from optimum.bitnet.cache import BitNetCache
 from students import make_student
 
 
@@ -40,6 +41,8 @@ def test_classes(classifier, side, model_type):
     ours, theirs = (m(tokens, attention_mask=mask, labels=labels) for m in (model, packed))
     torch.testing.assert_close(ours.logits, theirs.logits, rtol=0, atol=2e-3)
     torch.testing.assert_close(ours.loss, theirs.loss, rtol=0, atol=2e-3)
+    with pytest.raises(ValueError, match="takes no cache"):
+        model(tokens, attention_mask=mask, past_key_values=BitNetCache(model.decoder))
     model.save_pretrained(folder.parent / "again")
     again = BitNetModelForSequenceClassification.from_pretrained(folder.parent / "again", head_bits=32)
     assert again.config.id2label[2] == "yes" and again.score.equal(model.score)

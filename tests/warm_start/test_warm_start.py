@@ -115,6 +115,19 @@ def test_the_soft_function_hardens():
     assert steps[0] == 2.0 and steps[7] < 20 and steps[8] is None and steps[9] is None
 
 
+def test_bfloat16():
+    teacher, student = make_student()
+    plain = divergence(teacher, student)
+    dtypes = set()
+    teacher.model.layers[0].mlp.down_proj.register_forward_hook(lambda module, args, out: dtypes.add(out.dtype))
+    config = WarmStartConfig(steps_per_window=60, rank=8, learning_rate=1e-2, bf16=True)
+    report = warm_start(student, teacher, BATCHES, config)
+    assert torch.bfloat16 in dtypes
+    assert report.windows[0].error_after < 0.7 * report.windows[0].error_before
+    assert divergence(teacher, student) < 0.8 * plain
+    assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
+
+
 def test_the_same_arguments_give_the_same_student():
     states = []
     for _ in range(2):

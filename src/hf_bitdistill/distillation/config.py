@@ -64,9 +64,10 @@ class DistillationConfig(TrainingArguments):
         hidden_loss_share (`float`, *optional*):
             Share of the steps over which the weight of the hidden state loss falls linearly to 0; after them it is neither
             computed nor logged. Default: it stays.
-        kl_chunk_size (`int`, defaults to 256):
+        kl_chunk_size (`int`, *optional*):
             Tokens whose float32 softmaxes over the vocabulary exist at the same time: they take about
-            `6 * kl_chunk_size * vocabulary * 4` bytes (0.9 GB for a vocabulary of 150,000).
+            `6 * kl_chunk_size * vocabulary * 4` bytes. Default: 256 on an accelerator (0.9 GB for a vocabulary of 150,000);
+            on a CPU few enough for its cache.
         quantization_warmup_steps (`int`, defaults to 0):
             Over so many steps the student's layers go from full precision to ternary (share
             `min(1, (step + 1) / quantization_warmup_steps)`). 0: ternary from the first step. Evaluation is always
@@ -118,7 +119,10 @@ class DistillationConfig(TrainingArguments):
         default=None,
         metadata={"help": "Share of the steps over which the hidden state loss falls to 0. Default: it stays."},
     )
-    kl_chunk_size: int = field(default=256, metadata={"help": "Tokens a chunk of the logits losses."})
+    kl_chunk_size: int | None = field(
+        default=None,
+        metadata={"help": "Tokens a chunk of the logits losses. Default: 256, on a CPU what its cache holds."},
+    )
     quantization_warmup_steps: int = field(
         default=0, metadata={"help": "Steps over which the student goes from full precision to ternary."}
     )
@@ -169,7 +173,7 @@ def _validate(config: DistillationConfig) -> None:
         )
     if config.relation_heads is not None and config.relation_heads < 1:
         raise ValueError(f"relation_heads must be at least 1, got {config.relation_heads}")
-    if config.kl_chunk_size < 1:
+    if config.kl_chunk_size is not None and config.kl_chunk_size < 1:
         raise ValueError(f"kl_chunk_size must be at least 1, got {config.kl_chunk_size}")
     if config.quantization_warmup_steps < 0:
         raise ValueError(f"quantization_warmup_steps must not be negative, got {config.quantization_warmup_steps}")

@@ -26,6 +26,11 @@ RelationNormalization = Literal["cosine", "scaled_dot"]
 # Elements of one [sequences, A_r, T, T] float32 block of the relation loss: 2**24 are 64 MiB.
 _RELATION_BLOCK_ELEMENTS = 2**24
 
+# Of a chunk of the token losses. On a CPU its float32 softmaxes, which several operators pass over, should stay in the cache
+# (2**20 elements are 4 MiB); an accelerator wants fewer and larger operators.
+_CPU_CHUNK_ELEMENTS = 2**20
+_ACCELERATOR_CHUNK_TOKENS = 256
+
 
 class TokenLossSums(NamedTuple):
     """Sums over the selected tokens, and how many there are.
@@ -57,6 +62,12 @@ def _compute_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
+def _default_chunk_size(logits: Tensor) -> int:
+    if logits.device.type != "cpu":
+        return _ACCELERATOR_CHUNK_TOKENS
+    return max(1, _CPU_CHUNK_ELEMENTS // logits.shape[-1])
+
+
 class _ChunkedTokenLosses(torch.autograd.Function):
     """Cross entropy and distillation KL, a chunk of tokens at a time in both directions.
 
@@ -71,6 +82,8 @@ class _ChunkedTokenLosses(torch.autograd.Function):
         dtype = _compute_dtype(student)
         cross_entropy = torch.zeros((), dtype=dtype, device=student.device)
         kl = torch.zeros((), dtype=dtype, device=student.device)
+        # The softmax of the cross entropy is the KL's too.
+        one_softmax = temperature == 1 and vocab_size == student.shape[-1]
         for index, target in zip(positions.split(chunk_size), labels.split(chunk_size), strict=True):
             logits = student[index].to(dtype)
             log_p = F.log_softmax(logits, dim=-1)
@@ -78,35 +91,36 @@ class _ChunkedTokenLosses(torch.autograd.Function):
             if label_smoothing:
                 nll = (1 - label_smoothing) * nll - label_smoothing * log_p.mean(-1)
             cross_entropy += nll.sum()
-            del log_p
             if teacher is not None:
+                if not one_softmax:
+                    log_p = F.log_softmax(logits[:, :vocab_size] / temperature, dim=-1)
                 log_t = F.log_softmax(teacher[index, :vocab_size].to(dtype) / temperature, dim=-1)
-                log_s = F.log_softmax(logits[:, :vocab_size] / temperature, dim=-1)
-                kl += F.kl_div(log_s, log_t, reduction="sum", log_target=True)
+                kl += F.kl_div(log_p, log_t, reduction="sum", log_target=True)
         ctx.save_for_backward(student, teacher, positions, labels)
-        ctx.settings = (temperature, chunk_size, vocab_size, label_smoothing)
+        ctx.settings = (temperature, chunk_size, vocab_size, label_smoothing, one_softmax)
         return cross_entropy, kl * temperature**2
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_cross_entropy, grad_kl):
         student, teacher, positions, labels = ctx.saved_tensors
-        temperature, chunk_size, vocab_size, label_smoothing = ctx.settings
+        temperature, chunk_size, vocab_size, label_smoothing, one_softmax = ctx.settings
         dtype = _compute_dtype(student)
         grad_student = torch.zeros_like(student)
         for index, target in zip(positions.split(chunk_size), labels.split(chunk_size), strict=True):
             logits = student[index].to(dtype)
             # d CE / d logits = softmax(s) - target distribution
             grad = F.softmax(logits, dim=-1)
+            if teacher is not None:
+                # d (tau^2 KL) / d logits = tau * (softmax(s / tau) - softmax(t / tau))
+                softened = grad.clone() if one_softmax else F.softmax(logits[:, :vocab_size] / temperature, dim=-1)
+                softened -= F.softmax(teacher[index, :vocab_size].to(dtype) / temperature, dim=-1)
             if label_smoothing:
                 grad -= label_smoothing / logits.shape[-1]
             grad.scatter_add_(-1, target[:, None], torch.full_like(grad[:, :1], label_smoothing - 1))
             grad *= grad_cross_entropy
             if teacher is not None:
-                # d (tau^2 KL) / d logits = tau * (softmax(s / tau) - softmax(t / tau))
-                difference = F.softmax(logits[:, :vocab_size] / temperature, dim=-1)
-                difference -= F.softmax(teacher[index, :vocab_size].to(dtype) / temperature, dim=-1)
-                grad[:, :vocab_size] += difference * (temperature * grad_kl)
+                grad[:, :vocab_size] += softened.mul_(temperature * grad_kl)
             grad_student[index] = grad.to(student.dtype)
         return grad_student, None, None, None, None, None, None, None
 
@@ -117,14 +131,14 @@ def distillation_token_losses(
     targets: Tensor,
     *,
     temperature: float = 5.0,
-    chunk_size: int = 256,
+    chunk_size: int | None = None,
     vocab_size: int | None = None,
     label_smoothing: float = 0.0,
 ) -> TokenLossSums:
     """Cross entropy on the labels and `tau^2 * KL(softmax(t / tau) || softmax(s / tau))`, summed over tokens.
 
     Source: arXiv 2510.13998, stage 3 (`L_CE` and `L_LD`, tau = 5); the factor `tau^2` keeps the size of the
-    gradient independent of tau. Only positions whose target is not -100 are read, `chunk_size` of them at a time, so
+    gradient independent of tau. Only positions whose target is not -100 are read, a chunk of them at a time, so
     that no float32 copy of the whole logits exists in forward or backward.
 
     Args:
@@ -134,7 +148,8 @@ def distillation_token_losses(
         targets: `[...]` int64, *aligned with the logits* (a causal LM's labels already shifted: see
             `shift_labels`), -100 where there is nothing to learn. For classification: logits `[B, C]`, targets `[B]`.
         temperature: tau, > 0.
-        chunk_size: tokens a chunk.
+        chunk_size: tokens a chunk. Default: 256 on an accelerator; on a CPU so many that a chunk's float32 softmax is 4 MiB
+            (21 tokens of a vocabulary of 49152).
         vocab_size: the KL reads the first `vocab_size` columns of both logits. It must be given where the widths
             differ, which is right only if the surplus columns are padding rows of one embedding: check the
             tokenizers first (`check_same_tokenizer`).
@@ -149,6 +164,8 @@ def distillation_token_losses(
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+    if chunk_size is None:
+        chunk_size = _default_chunk_size(student_logits)
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     if student_logits.shape[:-1] != targets.shape:

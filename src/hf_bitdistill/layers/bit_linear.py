@@ -62,8 +62,10 @@ class BitLinear(nn.Linear):
         self.weight_granularity = config.weight_granularity
         self.group_size = config.scale_group_size
         self.activation_bits = config.activation_bits
-        self.quantization_share = 1.0
-        self.dead_zone_leak = 0.0
+        # The constants 1 and 0, or a scalar tensor, which torch.compile takes as an input: a float would be compiled in, and every
+        # step of a schedule compiled anew.
+        self._quantization_share: float | Tensor = 1.0
+        self._dead_zone_leak: float | Tensor = 0.0
         self.scale_gradient = False
         self.quantize = True
         self.transposed_source = transposed_source
@@ -85,6 +87,22 @@ class BitLinear(nn.Linear):
         layer.weight.requires_grad_(weight.requires_grad)
         return layer.train(linear.training)
 
+    @property
+    def quantization_share(self) -> float:
+        return float(self._quantization_share)
+
+    @quantization_share.setter
+    def quantization_share(self, share: float) -> None:
+        self._quantization_share = 1.0 if share == 1.0 else torch.tensor(float(share), device="cpu")
+
+    @property
+    def dead_zone_leak(self) -> float:
+        return float(self._dead_zone_leak)
+
+    @dead_zone_leak.setter
+    def dead_zone_leak(self, leak: float) -> None:
+        self._dead_zone_leak = 0.0 if leak == 0.0 else torch.tensor(float(leak), device="cpu")
+
     def ternarize(self) -> tuple[Tensor, Tensor]:
         """`(codes, weight_scale)` of the current latent weight, see [`hf_bitdistill.quantization.ternarize`]."""
         return ternarize(self.weight, self.weight_granularity, self.group_size)
@@ -97,14 +115,13 @@ class BitLinear(nn.Linear):
             return F.linear(x, self.weight, self.bias)
         options = {"group_size": self.group_size, "activation_bits": self.activation_bits}
         if self.training or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)):
-            share = self.quantization_share if self.training else 1.0
             return fake_quantized_linear(
                 x,
                 self.weight,
                 self.bias,
                 granularity=self.weight_granularity,
-                quantization_share=share,
-                dead_zone_leak=self.dead_zone_leak if self.training else 0.0,
+                quantization_share=self._quantization_share if self.training else 1.0,
+                dead_zone_leak=self._dead_zone_leak if self.training else 0.0,
                 scale_gradient=self.scale_gradient and self.training,
                 **options,
             )

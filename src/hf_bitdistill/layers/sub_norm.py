@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,8 @@ class SubLN(nn.Module):
 
     def __init__(self, features: int, eps: float = 1e-6, device=None, dtype=None):
         super().__init__()
-        self.eps = eps
+        # As float32 has it, like the native library's. Rounded here, not in the forward, where torch.compile would break its graph.
+        self.eps = ctypes.c_float(eps).value
         self.weight = nn.Parameter(torch.ones(features, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -27,9 +30,8 @@ class SubLN(nn.Module):
         values = x.float()
         # In float64 the mean does not depend on the order of summation, so every backend gets the same float32.
         mean_square = values.double().square().sum(dim=-1, keepdim=True) / values.shape[-1]
-        eps = torch.tensor(self.eps, dtype=torch.float32).item()
-        inverse_rms = (1.0 / (mean_square + eps).sqrt()).float()
+        inverse_rms = (1.0 / (mean_square + self.eps).sqrt()).float()
         return (values * inverse_rms * self.weight.float()).to(x.dtype)
 
     def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, eps={self.eps}"
+        return f"{self.weight.shape[0]}, eps={self.eps:g}"

@@ -233,8 +233,8 @@ def fake_quantized_linear(
     granularity: str = "tensor",
     group_size: int | None = None,
     activation_bits: int | None = 8,
-    quantization_share: float = 1.0,
-    dead_zone_leak: float = 0.0,
+    quantization_share: float | Tensor = 1.0,
+    dead_zone_leak: float | Tensor = 0.0,
     scale_gradient: bool = False,
 ) -> Tensor:
     """The training forward: same value as [`ternary_linear`] on the ternarised weight, straight-through gradients.
@@ -246,10 +246,11 @@ def fake_quantized_linear(
         x: `[..., C]`.
         weight: `[R, C]` latent weights, in the training dtype.
         quantization_share: 1 = ternary; below 1 the operands are `v + share * (dequantised(v) - v)` (warm-up from full
-            precision to ternary).
+            precision to ternary). A scalar tensor (on the CPU, or with `x`) always mixes.
         dead_zone_leak: weights with code 0 take part with this share of their value, so that their gradients say what
             they do (after Tequila, arXiv 2509.23809, which keeps such a share for ever, as a bias; here it must be 0
-            when training ends). Without effect while `quantization_share` is below 1.
+            when training ends). Without effect while `quantization_share` is below 1. A scalar tensor, likewise, is never
+            taken for 0.
         scale_gradient: `W` also gets the gradient of its scale, `dL/dgamma * sign(W) / n` for each of the `n` weights that
             share it: the scale is learned, and stays the absmean. Without effect while `quantization_share` is below 1.
 
@@ -261,7 +262,7 @@ def fake_quantized_linear(
     divisor = expand_weight_scale(weight_scale, columns, group_size)
     x_q, s = (None, None) if activation_bits is None else quantize_activations(x)
 
-    if quantization_share < 1.0:
+    if isinstance(quantization_share, Tensor) or quantization_share < 1.0:
         weight = weight + quantization_share * (codes * divisor - weight.detach()).to(weight.dtype)
         if x_q is not None:
             x = x + quantization_share * (x_q / s - x.detach()).to(x.dtype)
@@ -271,11 +272,12 @@ def fake_quantized_linear(
         weight_scale = absmean_scale(weight, granularity, group_size, differentiable=True)
     # The product runs on integers, which bfloat16 holds exactly, and the scales are applied to its result: under
     # autocast only that result is rounded, and the training forward equals the deployed one.
-    scale_result = weight_scale.ndim == 1 and not dead_zone_leak
+    leaks = isinstance(dead_zone_leak, Tensor) or dead_zone_leak != 0.0
+    scale_result = weight_scale.ndim == 1 and not leaks
     if not scale_result:
         # One scale a row and group cannot leave the product, so here the weights are dequantised first.
         dequantized = codes * divisor
-        if dead_zone_leak:
+        if leaks:
             dequantized = torch.where(codes == 0, dead_zone_leak * weight.detach(), dequantized)
         weight = _StraightThrough.apply(weight, dequantized.to(weight.dtype), divisor.new_ones(()))
         if scale_gradient:

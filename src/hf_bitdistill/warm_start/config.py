@@ -37,6 +37,8 @@ class WarmStartConfig:
         huber_delta (`float`): where the Huber loss turns linear, in units of the teacher's typical hidden value (the median
             over the tokens of their root mean squares).
         max_grad_norm (`float`): of all trained values together.
+        bf16 (`bool`): autocast to bfloat16, in the student and in the teacher: several times faster where the hardware multiplies it
+            fast.
         seed (`int`): of the low-rank start and of the order of the batches.
 
     Raises:
@@ -65,6 +67,7 @@ class WarmStartConfig:
     hardening_share: float = field(default=0.8, metadata={"help": "Share of the steps until it is hard."})
     huber_delta: float = field(default=1.0, metadata={"help": "Where the Huber loss turns linear."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
+    bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 (autocast)."})
     seed: int = field(default=0, metadata={"help": "Of the low-rank start and of the order of the batches."})
 
     def __post_init__(self) -> None:

@@ -102,8 +102,11 @@ class RelaxedBitLinear(nn.Module):
         return [self.scale_logit, self.threshold_logit, self.mean_logit]
 
     def normalized(self) -> Tensor:
-        """`u`, float32 `[R, C]`."""
-        update = self.update_out if self.update_in is None else self.update_out @ self.update_in
+        """`u`, float32 `[R, C]`, under autocast too: it decides the codes."""
+        update = self.update_out
+        if self.update_in is not None:
+            with torch.autocast(update.device.type, enabled=False):
+                update = update @ self.update_in
         offset = (_factor(self.mean_logit) - 1.0) * self.mean
         return (self.start + update - self._expand_factor(offset)) / self._expand_factor(
             _factor(self.threshold_logit).clamp(min=1e-3)

@@ -152,8 +152,9 @@ class _Run:
         self.batches = []
         tokens = 0
         for batch in batches:
-            hidden, calls = teacher_calls.record(batch)
-            own, _ = student_calls.record(batch, only_first=True)
+            with self._autocast():
+                hidden, calls = teacher_calls.record(batch)
+                own, _ = student_calls.record(batch, only_first=True)
             mask = batch.get("attention_mask")
             mask = None if mask is None or bool((mask != 0).all()) else mask.bool().cpu()
             tokens += batch["input_ids"].numel() if mask is None else int(mask.sum())
@@ -173,11 +174,15 @@ class _Run:
 
     # ---- Hidden states ----
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
+
     @torch.no_grad()
     def _through(self, layers: nn.ModuleList, hidden: Tensor, batch: _Batch, first: int, last: int) -> Tensor:
         hidden = hidden.to(self.device)
-        for index in range(first, last):
-            hidden = batch.calls[index](layers[index], hidden)
+        with self._autocast():
+            for index in range(first, last):
+                hidden = batch.calls[index](layers[index], hidden)
         return hidden.cpu()
 
     def _leave(self, first: int, last: int) -> None:
@@ -222,8 +227,9 @@ class _Run:
 
     def _loss(self, batch: _Batch, first: int, last: int, unit: float) -> Tensor:
         hidden = batch.student.to(self.device)
-        for index in range(first, last):
-            hidden = batch.calls[index](self.student_layers[index], hidden)
+        with self._autocast():
+            for index in range(first, last):
+                hidden = batch.calls[index](self.student_layers[index], hidden)
         target = batch.target.to(self.device)
         if batch.mask is not None:
             mask = batch.mask.to(self.device)

@@ -63,7 +63,9 @@ class BitNetModelForSequenceClassification(BitNetModel):
                 **kwargs,
             )
         position_ids = kwargs.pop("position_ids", None)
-        check_arguments(kwargs, given_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None)))
+        if given_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None)) is not None:
+            raise ValueError("the native classifier reads whole texts and takes no cache: pass all tokens at once.")
+        check_arguments(kwargs, None)
         inputs = Inputs(input_ids, attention_mask, BitNetCache(self.decoder))
         inputs.check_positions(position_ids)
         states = inputs.run(self.decoder, self._classified(inputs, input_ids)[:, None], hidden=True)

@@ -1,0 +1,136 @@
+"""Speed of continual pre-training with a teacher on this machine, and what each choice adds: JSON.
+
+    python benchmarks/bench_training.py --model MODEL --name NAME --output FILE [--settings NAME ...]
+
+Every setting runs in a process of its own, because the C library reads how to keep freed memory when it starts. Figures are
+tokens a second of optimiser steps on random tokens, after the compiler and a warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from hf_bitdistill.environment import describe_environment
+
+
+# glibc gives every freed tensor of more than 32 MB back to the system, which hands it out again page by page, zeroed.
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+# Compiles one decoder layer instead of all of them: the same code, a tenth of the compiler's time.
+COMPILE_LAYERS = {"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "1"}
+
+# name -> what it adds to the one before
+SETTINGS: dict[str, dict[str, Any]] = {
+    "float32": {"kl_chunk_size": 256},
+    "bfloat16": {"bf16": True},
+    "chunks of the loss in cache": {"kl_chunk_size": None},
+    "freed memory kept": {"environment": KEEP_MEMORY},
+    "eager attention": {"attn_implementation": "eager"},
+    "torch.compile": {"torch_compile": True, "environment": {**KEEP_MEMORY, **COMPILE_LAYERS}},
+}
+
+
+def accumulated(name: str) -> dict[str, Any]:
+    """A setting with all that come before it."""
+    options: dict[str, Any] = {}
+    for other, added in SETTINGS.items():
+        options.update(added)
+        if other == name:
+            return options
+    raise KeyError(name)
+
+
+def measure(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+    """Steps of a `DistillationTrainer`, timed between their ends."""
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, TrainerCallback
+
+    from hf_bitdistill import BitNetConfig, DistillationTrainer, PretrainingConfig, apply_bitnet
+
+    torch.set_num_threads(args.threads)
+
+    class Clock(TrainerCallback):
+        def __init__(self):
+            self.ends = []
+
+        def on_step_end(self, *_, **__):
+            self.ends.append(time.perf_counter())
+
+    attention = options.pop("attn_implementation", None)
+    options.pop("environment", None)
+    teacher, source = (
+        AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, attn_implementation=attention)
+        for _ in range(2)
+    )
+    steps = args.warmup + args.steps
+    generator = torch.Generator().manual_seed(0)
+    shape = (steps * args.batch_size, args.block_size)
+    tokens = torch.randint(source.config.vocab_size, shape, generator=generator).tolist()
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        training = PretrainingConfig(
+            folder,
+            max_steps=steps,
+            per_device_train_batch_size=args.batch_size,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
+            **options,
+        )
+        student = apply_bitnet(source, BitNetConfig())
+        rows = Dataset.from_dict({"input_ids": tokens, "labels": tokens})
+        DistillationTrainer(student, teacher, training, train_dataset=rows, callbacks=[clock]).train()
+    seconds = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)][args.warmup - 1 :]
+    size = args.batch_size * args.block_size
+    return {"tokens_per_second": round(size / statistics.median(seconds), 1), "step_seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub id of the full-precision model")
+    parser.add_argument("--name", help="of the model, in the result")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--block_size", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--warmup", type=int, default=2, help="steps before the clock, at least 1")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--worker", choices=list(SETTINGS), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.warmup < 1:
+        parser.error("--warmup must be at least 1")
+    if args.worker:
+        print(json.dumps(measure(args, accumulated(args.worker))))
+        return
+    rows = {}
+    for name in args.settings:
+        inherited = {key: value for key, value in os.environ.items() if key not in KEEP_MEMORY}
+        environment = {**inherited, **accumulated(name).get("environment", {})}
+        command = [sys.executable, __file__, *sys.argv[1:], "--worker", name]
+        finished = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        rows[name] = json.loads(finished.stdout.splitlines()[-1])
+        print(f"{name}: {rows[name]['tokens_per_second']} tokens/s", flush=True)
+    result = {
+        "model": args.name or args.model,
+        "batch": [args.batch_size, args.block_size],
+        "threads": args.threads,
+        "machine": describe_environment(),
+        "settings": rows,
+    }
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

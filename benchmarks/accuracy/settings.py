@@ -37,10 +37,11 @@ class TextSettings:
     """The plain text of warm start, continual pre-training and perplexity.
 
     Args:
-        source: `"corpus"` (the folder `corpus` of the data) or `"teacher"` (sampled from the full-precision model).
+        source: `"corpus"` (the folder `corpus` of the data), `"docstrings"` (of installed packages; splits `train`, `validation`, `test`) or
+            `"teacher"` (sampled from the full-precision model).
         block_size: tokens of a block.
         sampled_tokens: of text sampled from the teacher; a larger budget reads it more than once.
-        splits: of the corpus, for perplexity; with `"teacher"` held-out samples are read instead.
+        splits: of the corpus or the docstrings, for perplexity; with `"teacher"` held-out samples are read instead.
         eval_blocks: blocks of each of them, at most.
     """
 
@@ -145,7 +146,7 @@ class BenchmarkSettings:
         name: of the result files.
         title: of the table.
         model_name: how results call the model; its folder is given on the command line.
-        task: of `hf_bitdistill.data`, or `None` for language modelling only.
+        task: of `hf_bitdistill.data`, `docstring_summary` (see `docstrings.py`), or `None` for language modelling only.
         eval_examples: of the task's evaluation split, at most.
         max_length: of an example; `None`: the task's.
         seeds: of everything random.

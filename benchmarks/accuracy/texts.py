@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import docstrings
 import torch
 from datasets import Dataset
 from settings import TextSettings
@@ -23,7 +24,7 @@ class Texts:
 
     Args:
         settings: of the text.
-        data_dir: the folder with `corpus/`; only for `source="corpus"`.
+        data_dir: the folder with `corpus/`, for `source="corpus"`.
         cache: a folder for sampled text.
         teacher: samples the text for `source="teacher"`.
     """
@@ -49,7 +50,7 @@ class Texts:
             order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed))
             blocks = blocks[order[: -(-tokens // settings.block_size)]].tolist()
             return Dataset.from_dict({"input_ids": blocks, "labels": blocks})
-        corpus = load_corpus(self.corpus, "train").shuffle(seed=seed)
+        corpus = self._corpus("train").shuffle(seed=seed)
         characters, count = 0, 0
         for text in corpus["text"]:
             if characters > _CHARACTERS_A_TOKEN * tokens:
@@ -64,9 +65,15 @@ class Texts:
             return {"teacher_samples": self._sampled(settings.eval_blocks, _HELD_OUT_SEED).tolist()}
         held_out = {}
         for split in settings.splits:
-            blocks = pack_corpus(load_corpus(self.corpus, split), self.tokenizer, settings.block_size)
+            blocks = pack_corpus(self._corpus(split), self.tokenizer, settings.block_size)
             held_out[split] = list(blocks[: settings.eval_blocks]["input_ids"])
         return held_out
+
+    def _corpus(self, split: str) -> Dataset:
+        """Documents of a split, in the column `text`."""
+        if self.settings.source == "docstrings":
+            return Dataset.from_dict({"text": docstrings.texts(split)}).shuffle(seed=_HELD_OUT_SEED)
+        return load_corpus(self.corpus, split)
 
     def _sampled(self, blocks: int, seed: int) -> torch.Tensor:
         file = self.cache / f"teacher_text-{blocks}x{self.settings.block_size}-{seed}.pt"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from settings import ADDED, PASSED_ON, Arm, BenchmarkSettings, FineTuneSettings, PretrainSettings
+from tasks import make_task
 from texts import Texts
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -23,9 +24,9 @@ from hf_bitdistill import (
 )
 from hf_bitdistill.cli.models import default_device
 from hf_bitdistill.cli.pretrain import make_trainer
-from hf_bitdistill.data import build_dataset, collate, get_task, load_task_dataset
+from hf_bitdistill.data import collate
 from hf_bitdistill.distillation import needs_teacher
-from hf_bitdistill.evaluation import evaluate_task, perplexity
+from hf_bitdistill.evaluation import perplexity
 from hf_bitdistill.warm_start import warm_start
 
 
@@ -51,12 +52,7 @@ class Work:
             texts,
         )
         self.device = default_device()
-        if settings.task:
-            self.task = get_task(settings.task)
-            data = {"data_dir": None if data_dir is None else str(data_dir)}
-            self.validation = load_task_dataset(self.task, "validation", max_samples=settings.eval_examples, **data)
-            train = load_task_dataset(self.task, "train", **data)
-            self.train = build_dataset(self.task, train, tokenizer, settings.max_length, skip_overlong=True)
+        self.task = make_task(settings, tokenizer, data_dir) if settings.task else None
 
     def load(self, folder: str | Path, attn_implementation: str | None = None) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(
@@ -71,10 +67,8 @@ class Work:
 
     @property
     def metric(self) -> str:
-        """The one number of the table: accuracy, ROUGE-Lsum, or nats a token."""
-        if not self.settings.task:
-            return "nll_per_token"
-        return "accuracy" if self.task.kind == "classification" else "rougeLsum"
+        """The one number of the table: the task's, or nats a token."""
+        return self.task.metric if self.task else "nll_per_token"
 
     def perplexities(self, model: PreTrainedModel) -> dict[str, Any]:
         """Of all held-out texts, by name."""
@@ -89,22 +83,14 @@ class Work:
 
     def scores(self, model: PreTrainedModel) -> dict[str, Any]:
         """Of the task."""
-        return evaluate_task(
-            model.to(self.device),
-            self.tokenizer,
-            self.task,
-            self.validation,
-            batch_size=32,
-            max_length=self.settings.max_length,
-            progress=False,
-        )
+        return self.task.scores(model.to(self.device).eval())
 
     # ---- Stages ----
 
     def base(self, folder: Path) -> dict[str, Any]:
         model = self.load(self.model)
         result: dict[str, Any] = {"perplexity": self.perplexities(model)}
-        if self.settings.task:
+        if self.task:
             result["evaluation"] = self.scores(model)
         return result
 
@@ -188,7 +174,7 @@ class Work:
         trainer = DistillationTrainer(
             model=self.load(source),
             args=arguments,
-            train_dataset=self.train,
+            train_dataset=self.task.train,
             data_collator=collate(self.tokenizer),
             processing_class=self.tokenizer,
         )

@@ -1,5 +1,6 @@
 """The accuracy benchmark runs all of its stages, on a model and data made here, and runs none of them twice."""
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -11,7 +12,7 @@ from transformers import LlamaForCausalLM
 
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
-MODULES = ("settings", "stages", "teacher_text", "texts", "training", "run", "render")
+MODULES = ("settings", "stages", "docstrings", "tasks", "teacher_text", "texts", "training", "run", "render")
 
 
 @pytest.fixture
@@ -118,6 +119,21 @@ def test_task(benchmark, data, monkeypatch, capsys):
     result = run(benchmark, monkeypatch, data, TASK.replace("tokens: 256", "tokens: 384"), "--only", "bitdistill")
     out = capsys.readouterr().out
     assert (out.count("[start-"), out.count("[pretrain-"), out.count("[finetune-")) == (0, 1, 1)
+
+
+def test_docstrings(benchmark, data, monkeypatch):
+    docstrings = benchmark("docstrings")
+    small = {"source_megabytes": 0.3, "train_examples": 60, "test_examples": 20}
+    monkeypatch.setattr(docstrings, "SETTINGS", dataclasses.replace(docstrings.SETTINGS, **small))
+    config = TASK.replace("task: sst2", "task: docstring_summary").replace("text: {", "text: {source: docstrings, ")
+    rows = {row["arm"]: row for row in run(benchmark, monkeypatch, data, config)["rows"]}
+    assert set(rows) == {"full precision", "fp_sft", "bitnet_sft", "bitdistill", "no_logits"}
+    for row in rows.values():
+        scores = row["evaluation"]
+        assert 0 <= scores["token_accuracy"] <= 1 and scores["n"] == 20 and 0 < scores["chance_level"] < 1
+    assert rows["bitdistill"]["perplexity"]["validation"]["nll_per_token"] > 0
+    benchmark("render").render(data / "results" / "tiny.json")
+    assert "token_accuracy" in (data / "results" / "tiny.md").read_text()
 
 
 def test_unknown_options_are_refused(benchmark, tmp_path):

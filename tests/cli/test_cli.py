@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from hf_bitdistill.cli.arguments import ModelArguments, StudentArguments, TaskArguments, parse
 from hf_bitdistill.cli.main import main
+from hf_bitdistill.cli.models import load_model, load_student
 from hf_bitdistill.layers import TernaryLinear
 
 
@@ -99,6 +100,14 @@ def test_pretrain_distill_pack_evaluate(teacher, data, tmp_path, capsys):
     perplexity = json.loads(capsys.readouterr().out)["perplexity"]
     assert main(["evaluate", "--model_name_or_path", str(tmp_path / "packed"), *arguments, "--head_bits", "8"]) == 0
     assert json.loads(capsys.readouterr().out)["perplexity"] == pytest.approx(perplexity, rel=0.05)
+
+
+def test_attention_and_dtype_of_a_model(teacher):
+    arguments = ModelArguments(str(teacher), dtype="bfloat16", attn_implementation="eager")
+    model = load_model(arguments)
+    assert model.config._attn_implementation == "eager" and model.dtype == torch.bfloat16
+    assert load_student(arguments, StudentArguments())[0].config._attn_implementation == "eager"
+    assert load_model(ModelArguments(str(teacher))).config._attn_implementation != "eager"
 
 
 def test_sequence_classification(teacher, data, tmp_path, capsys):

@@ -26,6 +26,10 @@ class ModelArguments:
         default="float32",
         metadata={"help": "Dtype of the (latent) weights.", "choices": ["float32", "bfloat16", "auto"]},
     )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "Attention of transformers: sdpa, eager, flash_attention_2, ... Default: the model's."},
+    )
 
 
 @dataclass

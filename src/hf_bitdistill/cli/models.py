@@ -70,7 +70,13 @@ def load_model(
     if may_add_head:
         kwargs["id2label"] = task.id2label
         kwargs["label2id"] = {word: index for index, word in task.id2label.items()}
-    model, info = auto_class.from_pretrained(path, dtype=dtype, output_loading_info=True, **kwargs)
+    model, info = auto_class.from_pretrained(
+        path,
+        dtype=dtype,
+        attn_implementation=arguments.attn_implementation,
+        output_loading_info=True,
+        **kwargs,
+    )
     body = f"{model.base_model_prefix}."
     missing = sorted(key for key in info["missing_keys"] if key.startswith(body) or not may_add_head)
     if missing:

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from architectures import random_tokens, tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack, quantize_head
@@ -50,7 +51,7 @@ def test_training_is_one_graph(granularity):
     model = apply_bitnet(
         tiny_model("llama", num_hidden_layers=1), BitNetConfig(weight_granularity=granularity)
     ).train()
-    graphs = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    graphs = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=graphs)
     tokens = random_tokens(length=11)
 

@@ -21,6 +21,7 @@ def _documents() -> list[Document]:
     return extract(QUICKSTART_PACKAGES, int(SETTINGS.source_megabytes * 1e6), available_cores())
 
 
+@cache
 def texts(split: Split) -> list[str]:
     """Plain text of a split."""
     return split_texts(_documents(), split)

@@ -37,8 +37,7 @@ class WarmStartConfig:
         huber_delta (`float`): where the Huber loss turns linear, in units of the teacher's typical hidden value (the median
             over the tokens of their root mean squares).
         max_grad_norm (`float`): of all trained values together.
-        bf16 (`bool`): autocast to bfloat16, in the student and in the teacher: several times faster where the hardware multiplies it
-            fast.
+        bf16 (`bool`): autocast to bfloat16, in the student and in the teacher, for hardware that multiplies it fast.
         seed (`int`): of the low-rank start and of the order of the batches.
 
     Raises:

@@ -177,13 +177,16 @@ class _Run:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
 
-    @torch.no_grad()
-    def _through(self, layers: nn.ModuleList, hidden: Tensor, batch: _Batch, first: int, last: int) -> Tensor:
+    def _forward(self, layers: nn.ModuleList, hidden: Tensor, batch: _Batch, first: int, last: int) -> Tensor:
         hidden = hidden.to(self.device)
         with self._autocast():
             for index in range(first, last):
                 hidden = batch.calls[index](layers[index], hidden)
-        return hidden.cpu()
+        return hidden
+
+    @torch.no_grad()
+    def _through(self, layers: nn.ModuleList, hidden: Tensor, batch: _Batch, first: int, last: int) -> Tensor:
+        return self._forward(layers, hidden, batch, first, last).cpu()
 
     def _leave(self, first: int, last: int) -> None:
         """Make layers final and move the inputs on behind them."""
@@ -226,10 +229,7 @@ class _Run:
     # ---- A window ----
 
     def _loss(self, batch: _Batch, first: int, last: int, unit: float) -> Tensor:
-        hidden = batch.student.to(self.device)
-        with self._autocast():
-            for index in range(first, last):
-                hidden = batch.calls[index](self.student_layers[index], hidden)
+        hidden = self._forward(self.student_layers, batch.student, batch, first, last)
         target = batch.target.to(self.device)
         if batch.mask is not None:
             mask = batch.mask.to(self.device)

@@ -16,6 +16,7 @@ ADDED = {"added": True}
 """Metadata of a field that came later: its default does not count in what identifies a stage, see `describe`."""
 
 PASSED_ON = (
+    "ce_loss_weight",
     "dead_zone_leak",
     "attention_loss_weight",
     "hidden_loss_weight",
@@ -61,7 +62,7 @@ class PretrainSettings:
         batch_size, micro_batch_size: blocks a step, and at once.
         logits_loss_weight: of the full-precision model's distributions (temperature 1); 0: no teacher.
         quantization_warmup_share: share of the steps over which layers go from full precision to ternary.
-        dead_zone_leak, attention_loss_weight, hidden_loss_weight, hidden_loss_share, scale_gradient, weight_decay, weight_decay_share,
+        ce_loss_weight, dead_zone_leak, attention_loss_weight, hidden_loss_weight, hidden_loss_share, scale_gradient, weight_decay, weight_decay_share,
             lr_scheduler_type, torch_compile: see `DistillationConfig`.
         attn_implementation: of transformers, for student and teacher; `None`: its default.
     """
@@ -72,6 +73,7 @@ class PretrainSettings:
     learning_rate: float = 1e-3
     logits_loss_weight: float = 0.0
     quantization_warmup_share: float = 0.0
+    ce_loss_weight: float = field(default=1.0, metadata=ADDED)
     dead_zone_leak: float = field(default=0.0, metadata=ADDED)
     attention_loss_weight: float = field(default=0.0, metadata=ADDED)
     hidden_loss_weight: float = field(default=0.0, metadata=ADDED)

@@ -124,7 +124,12 @@ class Benchmark:
         if arm.warm_start is not None:
             # Its defaults too: they are part of what is run.
             identity["warm_start"] = {**arm.warm_start, **describe(arm.warm_start_config(seed, steps))}
-        start = self.store.run("start", identity, partial(self.work.start, arm, seed, steps))
+        source = self.work.model
+        if arm.from_teacher:
+            teacher = self.full_precision(self.work, seed)
+            source = teacher.model
+            identity["teacher_stage"] = teacher.key
+        start = self.store.run("start", identity, partial(self.work.start, arm, seed, steps, source))
         stages = [start]
         if arm.pretrain:
             spent = start.result.get("warm_start", {}).get("trained_tokens", 0)
@@ -147,7 +152,7 @@ class Benchmark:
         options = arm.warm_start or {}
         if "budget_share" not in options or budget is None:
             return None
-        batch = options.get("batch_size", 4) * self.settings.text.block_size
+        batch = arm.warm_start_batch_size * self.settings.text.block_size
         windows = len(arm.warm_start_config().windows(self.depth))
         return max(1, int(options["budget_share"] * budget / (windows * batch)))
 

@@ -117,6 +117,8 @@ class Arm:
         least_squares: start from the nearest codes and scales.
         warm_start: options of `WarmStartConfig`, and `tokens` (calibration text), `batch_size` (blocks a step), and
             `budget_share` (that share of the arm's token budget goes to the warm start's optimiser steps). `None`: none.
+        from_teacher: the student is made of FP-SFT, not of the model as it came, and its start (calibration, warm start) reads the task's
+            training examples instead of plain text; `tokens` are then those of whole examples, and `batch_size` examples.
         pretrain, finetune: `None`: without that stage.
     """
 
@@ -125,8 +127,14 @@ class Arm:
     calibrate: bool = True
     least_squares: bool = False
     warm_start: dict[str, Any] | None = None
+    from_teacher: bool = False
     pretrain: PretrainSettings | None = None
     finetune: FineTuneSettings | None = None
+
+    @property
+    def warm_start_batch_size(self) -> int:
+        """Blocks (or examples) that a step of the warm start reads."""
+        return (self.warm_start or {}).get("batch_size", 4)
 
     def warm_start_config(self, seed: int = 0, steps_per_window: int | None = None) -> WarmStartConfig:
         """The options of `warm_start` that are `WarmStartConfig`'s.

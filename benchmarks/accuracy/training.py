@@ -18,13 +18,14 @@ from hf_bitdistill import (
     DistillationConfig,
     DistillationTrainer,
     PretrainingConfig,
+    WarmStartConfig,
     apply_bitnet,
     calibrate_sub_norm,
     least_squares_warm_start,
 )
 from hf_bitdistill.cli.models import default_device
 from hf_bitdistill.cli.pretrain import make_trainer
-from hf_bitdistill.data import collate
+from hf_bitdistill.data import batch_by_length, collate, take_tokens
 from hf_bitdistill.distillation import needs_teacher
 from hf_bitdistill.evaluation import perplexity
 from hf_bitdistill.warm_start import warm_start
@@ -94,37 +95,45 @@ class Work:
             result["evaluation"] = self.scores(model)
         return result
 
-    def start(self, arm: Arm, seed: int, steps_per_window: int | None, folder: Path) -> dict[str, Any]:
-        """A student before any training of it as a whole."""
+    def start(
+        self, arm: Arm, seed: int, steps_per_window: int | None, source: str | Path, folder: Path
+    ) -> dict[str, Any]:
+        """A student of `source` before any training of it as a whole."""
         set_seed(seed)
-        student = apply_bitnet(self.load(self.model), BitNetConfig(**arm.student)).to(self.device)
-        size = self.settings.text.block_size
+        student = apply_bitnet(self.load(source), BitNetConfig(**arm.student)).to(self.device)
         result: dict[str, Any] = {}
-        options = arm.warm_start or {}
-        tokens, batch_size = options.get("tokens", 2**20), options.get("batch_size", 4)
-        # A student that keeps its source's values needs no text.
-        blocks = None
-        if self.texts is not None:
-            wanted = _CALIBRATION_BLOCKS * size
-            if arm.warm_start is not None:
-                # No more than its steps can read: every batch costs a pass through both models.
-                steps = arm.warm_start_config(seed, steps_per_window).steps_per_window
-                wanted = max(wanted, min(tokens, steps * batch_size * size))
-            blocks = self.texts.training(wanted, seed)["input_ids"][: -(-wanted // size)]
-            blocks = torch.tensor(list(blocks))
+        config = None if arm.warm_start is None else arm.warm_start_config(seed, steps_per_window)
+        sequences = self._start_sequences(arm, config, seed)
         if arm.calibrate and student_has_sub_norms(arm):
-            rows = blocks[:_CALIBRATION_BLOCKS]
-            calibrate_sub_norm(student, [{"input_ids": row[None]} for row in rows])
-            result["calibration_tokens"] = rows.numel()
+            rows = take_tokens(sequences, _CALIBRATION_BLOCKS * self.settings.text.block_size)
+            calibrate_sub_norm(student, [{"input_ids": torch.tensor([row])} for row in rows])
+            result["calibration_tokens"] = sum(map(len, rows))
         if arm.least_squares:
             least_squares_warm_start(student)
-        if arm.warm_start is not None:
-            batches = [{"input_ids": blocks[i : i + batch_size].long()} for i in range(0, len(blocks), batch_size)]
-            config = arm.warm_start_config(seed, steps_per_window)
-            teacher = self.load(self.model).to(self.device)
+        if config is not None:
+            batches = batch_by_length(sequences, arm.warm_start_batch_size, self.tokenizer)
+            teacher = self.load(source).to(self.device)
             result["warm_start"] = warm_start(student, teacher, batches, config).to_dict()
         self.save(student, folder)
         return {**result, "perplexity": self.perplexities(student)}
+
+    def _start_sequences(self, arm: Arm, config: WarmStartConfig | None, seed: int) -> list[list[int]]:
+        """What calibration and warm start read: blocks of plain text or examples of the task, token ids of one each."""
+        size = self.settings.text.block_size
+        wanted = _CALIBRATION_BLOCKS * size
+        tokens = (arm.warm_start or {}).get("tokens", 2**20)
+        # No more than the warm start's steps can read: every batch costs a pass through both models.
+        readable = 0 if config is None else config.steps_per_window * arm.warm_start_batch_size
+        if arm.from_teacher:
+            examples = self.task.train.shuffle(seed=seed)
+            examples = examples.select(range(min(len(examples), max(readable, _CALIBRATION_BLOCKS))))
+            return take_tokens(examples["input_ids"], max(wanted, tokens))
+        # A student that keeps its source's values needs no text.
+        if self.texts is None:
+            return []
+        if config is not None:
+            wanted = max(wanted, min(tokens, readable * size))
+        return take_tokens(self.texts.training(wanted, seed)["input_ids"], wanted)
 
     def pretrain(self, options: PretrainSettings, tokens: int, seed: int, source: Path, folder: Path) -> dict:
         """Continual pre-training of a student."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
@@ -76,6 +76,11 @@ arms:
   bitnet_sft: {title: BitNet-SFT, student: {sub_norm: none}, finetune: {learning_rates: [1.0e-4, 1.0e-3]}}
   bitdistill: {title: BitDistill, pretrain: {}, finetune: {method: distill, options: {attention_layers: [-1]}}}
   no_logits: {title: without logits, pretrain: {}, finetune: {method: distill, options: {logits_loss_weight: 0.0}}}
+  from_teacher:
+    title: from the teacher
+    from_teacher: true
+    warm_start: {tokens: 200, batch_size: 4, steps_per_window: 2, rank: 2}
+    finetune: {method: distill}
   large: {title: a larger teacher, pretrain: {}, finetune: {method: distill, teacher: large}}
 """
 
@@ -103,12 +108,25 @@ def test_language_modelling(benchmark, data, monkeypatch, capsys):
 def test_task(benchmark, data, monkeypatch, capsys):
     result = run(benchmark, monkeypatch, data, TASK)
     rows = {row["arm"]: row for row in result["rows"]}
-    assert set(rows) == {"full precision", "fp_sft", "bitnet_sft", "bitdistill", "no_logits"}
+    assert set(rows) == {"full precision", "fp_sft", "bitnet_sft", "bitdistill", "no_logits", "from_teacher"}
     assert all(0 <= row["evaluation"]["accuracy"] <= 1 for row in rows.values())
     out = capsys.readouterr().out
     assert out.count("[pretrain-") == 1  # shared by both arms
-    assert out.count("[finetune-") == 1 + 2 + 1 + 1
+    assert out.count("[finetune-") == 1 + 2 + 1 + 1 + 1
     assert "large: left out" in out
+    start = rows["from_teacher"]["stages"][0]
+    assert 512 <= start["warm_start"]["calibration_tokens"] < 560  # whole examples, as many as the calibration wants
+    stages = data / "out" / "tiny"
+    (folder,) = (f.parent for f in stages.glob("start-*/result.json") if json.loads(f.read_text()) == start)
+    student, teacher, base = (
+        AutoModelForCausalLM.from_pretrained(path).get_input_embeddings().weight
+        for path in (
+            folder / "model",
+            stages / f"finetune-{start['settings']['teacher_stage']}" / "model",
+            data / "model",
+        )
+    )
+    assert torch.equal(student, teacher) and not torch.equal(teacher, base)
     assert rows["bitnet_sft"]["stages"][-1]["settings"]["learning_rate"] in (1e-4, 1e-3)
     assert str(data) not in json.dumps(result)
     benchmark("render").render(data / "results" / "tiny.json")
@@ -127,7 +145,7 @@ def test_docstrings(benchmark, data, monkeypatch):
     monkeypatch.setattr(docstrings, "SETTINGS", dataclasses.replace(docstrings.SETTINGS, **small))
     config = TASK.replace("task: sst2", "task: docstring_summary").replace("text: {", "text: {source: docstrings, ")
     rows = {row["arm"]: row for row in run(benchmark, monkeypatch, data, config)["rows"]}
-    assert set(rows) == {"full precision", "fp_sft", "bitnet_sft", "bitdistill", "no_logits"}
+    assert set(rows) == {"full precision", "fp_sft", "bitnet_sft", "bitdistill", "no_logits", "from_teacher"}
     for row in rows.values():
         scores = row["evaluation"]
         assert 0 <= scores["token_accuracy"] <= 1 and scores["n"] == 20 and 0 < scores["chance_level"] < 1

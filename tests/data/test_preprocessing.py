@@ -4,7 +4,16 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_bitdistill.data import PromptEncoder, build_dataset, collate, ensure_pad_token, get_task, label_word_ids
+from hf_bitdistill.data import (
+    PromptEncoder,
+    batch_by_length,
+    build_dataset,
+    collate,
+    ensure_pad_token,
+    get_task,
+    label_word_ids,
+    take_tokens,
+)
 from hf_bitdistill.data.tasks import TASKS
 
 
@@ -208,3 +217,19 @@ def test_tokenizers_without_the_needed_tokens(tiny_tokenizer):
 def test_missing_columns(tiny_tokenizer):
     with pytest.raises(ValueError, match=r"needs the columns \['premise', 'hypothesis'\]"):
         build_dataset("mnli", REVIEWS, tiny_tokenizer)
+
+
+def test_take_tokens_reads_no_further_than_it_must():
+    read = iter([[1, 2], [3], [4, 5], [6]])
+    assert take_tokens(read, 3) == [[1, 2], [3]]
+    assert next(read) == [4, 5]
+    assert take_tokens([[1], [2]], 9) == [[1], [2]]
+    assert take_tokens([[1]], 0) == []
+
+
+def test_batches_by_length(tiny_tokenizer):
+    sequences = [[5] * 4, [6] * 2, [7] * 2, [8] * 3]
+    first, second = batch_by_length(sequences, 2, tiny_tokenizer)
+    assert {name: value.tolist() for name, value in first.items()} == {"input_ids": [[6, 6], [7, 7]]}
+    assert second["input_ids"].tolist() == [[8, 8, 8, tiny_tokenizer.pad_token_id], [5] * 4]
+    assert second["attention_mask"].tolist() == [[1, 1, 1, 0], [1] * 4]

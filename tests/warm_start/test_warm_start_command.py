@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification
 
 from hf_bitdistill.cli.main import main
+from hf_bitdistill.data import build_dataset, get_task
 from hf_bitdistill.layers import BitLinear
 
 
@@ -47,10 +49,45 @@ def test_warm_start_then_pretraining_with_the_teacher(model, tmp_path, capsys):
         assert "calibrated" not in capsys.readouterr().out  # it keeps the start it was given
 
 
+@pytest.mark.parametrize("head", ["causal_lm", "sequence_classification"])
+def test_warm_start_of_a_fine_tuned_model_on_its_task(model, tmp_path, tiny_llama_config, head, capsys):
+    teacher = model
+    if head == "sequence_classification":
+        teacher = tmp_path / "classifier"
+        AutoTokenizer.from_pretrained(model).save_pretrained(teacher)
+        tiny_llama_config.pad_token_id = 1
+        LlamaForSequenceClassification(tiny_llama_config).save_pretrained(teacher)
+    rows = [
+        {"sentence": f"a {word} film {'indeed ' * (i % 4)}.", "label": i % 2}
+        for i in range(20)
+        for word in ("dull", "fine")
+    ]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = ["--task", "sst2", "--data_dir", tmp_path, "--head", head]
+    started = tmp_path / "started"
+    options = ["--output_dir", started, "--steps_per_window", 3, "--batch_size", 8, "--rank", 4]
+    assert run("warm-start", "--model_name_or_path", teacher, *task, *options) == 0
+    report = json.loads((started / "warm_start.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    encoded = build_dataset(get_task("sst2"), Dataset.from_list(rows), tokenizer, head=head)
+    assert report["calibration_tokens"] == sum(map(len, encoded["input_ids"]))  # no padding among them
+    training = ["--max_steps", 2, "--per_device_train_batch_size", 4, "--logging_steps", 1, "--report_to", "none"]
+    training += ["--use_cpu", "true", "--disable_tqdm", "true", "--teacher_model_name_or_path", teacher]
+    command = ["--model_name_or_path", started, *task, "--output_dir", tmp_path / "student", *training]
+    capsys.readouterr()
+    assert run("distill", *command) == 0
+    assert "calibrated" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "student" / "evaluation.json").read_text())["n"] == 40
+
+
 def test_refusals(model, tmp_path, capsys):
     text = ["--corpus", tmp_path / "corpus.txt", "--block_size", 32]
     assert run("warm-start", "--model_name_or_path", model, *text) == 1
     assert "--output_dir is required" in capsys.readouterr().err
+    for both in ([], [*text, "--task", "sst2"]):
+        assert run("warm-start", "--model_name_or_path", model, "--output_dir", tmp_path / "out", *both) == 1
+        assert "either --corpus or --task" in capsys.readouterr().err
     for name in ("--attention_loss_weight", "--hidden_loss_weight"):
         wrong = ["--output_dir", tmp_path / "out", name, 1]
         assert run("pretrain", "--model_name_or_path", model, *text, *wrong) == 1

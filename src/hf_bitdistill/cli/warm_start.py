@@ -1,20 +1,22 @@
 """`bitdistill warm-start`: make a ternary student of a model and train its blocks, a few layers at a time, to compute what
 the model's own compute.
 
-About a million tokens of any text. The result is an online student for `bitdistill pretrain` or `bitdistill distill`; the
-errors before and after are in warm_start.json beside it. Takes all options of `WarmStartConfig` besides its own.
+Either about a million tokens of any text (--corpus), for a student that is trained further; or, of a model that is
+fine-tuned already, the examples of its task (--task), for a student of it that `bitdistill distill` finishes with the same
+model as teacher. The result is an online student; the errors before and after are in warm_start.json beside it. Takes all
+options of `WarmStartConfig` besides its own.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
-import torch
+from transformers import PreTrainedTokenizerBase
 
-from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
+from .arguments import CorpusArguments, ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, default_device, load_model, load_student, load_tokenizer
 
 
@@ -24,45 +26,54 @@ class WarmStartArguments:
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder for the student."})
     warm_start_tokens: int = field(default=2**20, metadata={"help": "Tokens of the text that are used."})
-    batch_size: int = field(default=4, metadata={"help": "Blocks a step."})
+    batch_size: int = field(default=4, metadata={"help": "Blocks, or examples of a task, a step."})
     shuffle_buffer: int = field(default=10_000, metadata={"help": "Documents among which the text is shuffled."})
 
 
 def run(argv: list[str], prog: str) -> None:
-    from ..data import load_corpus, pack_corpus
+    from ..data import batch_by_length, get_task, take_tokens
     from ..warm_start import WarmStartConfig, warm_start
 
-    kinds = (ModelArguments, StudentArguments, CorpusArguments, WarmStartArguments, WarmStartConfig)
-    model_arguments, student_arguments, corpus, arguments, config = parse(kinds, argv, prog, __doc__)
+    kinds = (
+        ModelArguments,
+        StudentArguments,
+        CorpusArguments,
+        TaskArguments,
+        WarmStartArguments,
+        WarmStartConfig,
+    )
+    model_arguments, student_arguments, corpus, task_arguments, arguments, config = parse(kinds, argv, prog, __doc__)
     output = Path(require(arguments.output_dir, "output_dir"))
-    require(corpus.corpus, "corpus")
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch_size must be at least 1, got {arguments.batch_size}")
-    # Streaming: only what is used is tokenised.
-    dataset = load_corpus(
-        corpus.corpus,
-        corpus.corpus_split,
-        streaming=True,
-        config_name=corpus.corpus_config,
-        sample_by=corpus.sample_by,
-    ).shuffle(seed=config.seed, buffer_size=arguments.shuffle_buffer)
-    student, is_new = load_student(model_arguments, student_arguments)
+    if (corpus.corpus is None) == (task_arguments.task is None):
+        raise ValueError("a warm start reads plain text or a task's examples: give either --corpus or --task")
+    task = None if task_arguments.task is None else get_task(task_arguments.task)
+    for name in ("batch_size", "warm_start_tokens"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    tokenizer = load_tokenizer(require(model_arguments.model_name_or_path, "model_name_or_path"))
+    if task is None:
+        sequences = _blocks(corpus, arguments, tokenizer, config.seed)
+    else:
+        sequences = _examples(task_arguments, tokenizer, config.seed)
+    rows = take_tokens(sequences, arguments.warm_start_tokens)
+    if not rows:
+        raise ValueError(
+            f"{corpus.corpus} has fewer tokens than one block of {corpus.block_size}"
+            if task is None
+            else f"every example of {task.name} is longer than its max_length"
+        )
+    student, is_new = load_student(model_arguments, student_arguments, task_arguments.head, task)
     if not is_new:
         raise ValueError(
             f"{model_arguments.model_name_or_path} is a student already: start from its full-precision model"
         )
-    tokenizer = load_tokenizer(model_arguments.model_name_or_path)
-    blocks = pack_corpus(dataset, tokenizer, corpus.block_size, corpus.text_column)
-    count = -(-arguments.warm_start_tokens // corpus.block_size)
-    rows = [row["input_ids"] for row in islice(blocks, count)]
-    if not rows:
-        raise ValueError(f"{corpus.corpus} has fewer tokens than one block of {corpus.block_size}")
-    size = arguments.batch_size
-    batches = [{"input_ids": torch.tensor(rows[start : start + size])} for start in range(0, len(rows), size)]
     device = default_device()
     student = student.to(device)
-    calibrate(student, student_arguments, batches[: student_arguments.calibration_batches])
-    teacher = load_model(model_arguments).to(device)
+    # A random sample: batches by length would begin with the shortest examples only.
+    sample = rows[: arguments.batch_size * student_arguments.calibration_batches]
+    calibrate(student, student_arguments, batch_by_length(sample, arguments.batch_size, tokenizer))
+    batches = batch_by_length(rows, arguments.batch_size, tokenizer)
+    teacher = load_model(model_arguments, task_arguments.head).to(device)
     report = warm_start(student, teacher, batches, config, progress=True)
     student.save_pretrained(output)
     tokenizer.save_pretrained(output)
@@ -70,3 +81,44 @@ def run(argv: list[str], prog: str) -> None:
     for window in report.windows:
         layers = f"layers {window.first_layer} to {window.last_layer}"
         print(f"{layers}: error {window.error_before:.4g} -> {window.error_after:.4g}", flush=True)
+
+
+def _blocks(
+    corpus: CorpusArguments, arguments: WarmStartArguments, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> Iterable[Sequence[int]]:
+    from ..data import load_corpus, pack_corpus
+
+    # Streaming: only what is used is tokenised.
+    dataset = load_corpus(
+        corpus.corpus,
+        corpus.corpus_split,
+        streaming=True,
+        config_name=corpus.corpus_config,
+        sample_by=corpus.sample_by,
+    ).shuffle(seed=seed, buffer_size=arguments.shuffle_buffer)
+    blocks = pack_corpus(dataset, tokenizer, corpus.block_size, corpus.text_column)
+    return (row["input_ids"] for row in blocks)
+
+
+def _examples(arguments: TaskArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterable[Sequence[int]]:
+    """Prompts with their answers (prompts alone for a classification head), as `bitdistill distill` reads them."""
+    from ..data import build_dataset, get_task, load_task_dataset
+
+    task = get_task(arguments.task)
+    examples = load_task_dataset(
+        task,
+        arguments.train_split,
+        data_dir=arguments.data_dir,
+        max_samples=arguments.max_train_samples,
+        seed=seed,
+    )
+    examples = build_dataset(
+        task,
+        examples,
+        tokenizer=tokenizer,
+        max_length=arguments.max_length,
+        head=arguments.head,
+        use_chat_template=arguments.use_chat_template,
+        skip_overlong=True,
+    )
+    return (row["input_ids"] for row in examples.shuffle(seed=seed))

@@ -8,7 +8,15 @@
 
 from .corpus import load_corpus, pack_corpus
 from .loading import load_task_dataset
-from .preprocessing import PromptEncoder, build_dataset, collate, ensure_pad_token, label_word_ids
+from .preprocessing import (
+    PromptEncoder,
+    batch_by_length,
+    build_dataset,
+    collate,
+    ensure_pad_token,
+    label_word_ids,
+    take_tokens,
+)
 from .tasks import TASKS, Task, get_task
 
 
@@ -16,6 +24,7 @@ __all__ = [
     "TASKS",
     "PromptEncoder",
     "Task",
+    "batch_by_length",
     "build_dataset",
     "collate",
     "ensure_pad_token",
@@ -24,4 +33,5 @@ __all__ = [
     "load_corpus",
     "load_task_dataset",
     "pack_corpus",
+    "take_tokens",
 ]

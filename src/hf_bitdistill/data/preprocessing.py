@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from .tasks import Task, get_task
@@ -356,3 +356,48 @@ def collate(
     return DataCollatorForSeq2Seq(
         tokenizer, label_pad_token_id=IGNORE_INDEX, pad_to_multiple_of=pad_to_multiple_of, return_tensors="pt"
     )
+
+
+def take_tokens(sequences: Iterable[Sequence[int]], tokens: int) -> list[Sequence[int]]:
+    """The first sequences, whole, until they have ``tokens`` tokens together (all, if there are fewer).
+
+    Args:
+        sequences: Token ids, one sequence each; nothing behind the last one taken is read.
+        tokens: How many are wanted.
+    """
+    taken, count = [], 0
+    if tokens > 0:
+        for sequence in sequences:
+            taken.append(sequence)
+            count += len(sequence)
+            if count >= tokens:
+                break
+    return taken
+
+
+def batch_by_length(
+    sequences: Sequence[Sequence[int]], batch_size: int, tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
+    """Model inputs without labels, sequences of like lengths together, so that little is padded.
+
+    Args:
+        sequences: Token ids, one sequence each.
+        batch_size: Sequences a batch.
+        tokenizer: Pads, on the right.
+
+    Returns:
+        Batches, shortest first; sequences of one length keep their order. Each has ``input_ids`` ``[B, T]`` int64 and,
+        where something is padded, ``attention_mask`` ``[B, T]``.
+    """
+    import torch
+
+    ordered = sorted(sequences, key=len)
+    pad = collate(tokenizer)
+    batches = []
+    for start in range(0, len(ordered), batch_size):
+        rows = [list(row) for row in ordered[start : start + batch_size]]
+        if len(rows[0]) == len(rows[-1]):
+            batches.append({"input_ids": torch.tensor(rows)})
+        else:
+            batches.append(dict(pad([{"input_ids": row} for row in rows])))
+    return batches

@@ -42,8 +42,12 @@ def stage(row: Row, kind: str) -> Row:
 
 
 def tokens_read(row: Row) -> int:
-    """By optimiser steps on plain text, the warm start's included."""
-    return stage(row, "start").get("warm_start", {}).get("trained_tokens", 0) + stage(row, "pretrain").get("tokens", 0)
+    """By optimiser steps on plain text, the warm start's included, unless it reads the task's examples."""
+    start = stage(row, "start")
+    of_warm_start = (
+        0 if "teacher_stage" in start.get("settings", {}) else start.get("warm_start", {}).get("trained_tokens", 0)
+    )
+    return of_warm_start + stage(row, "pretrain").get("tokens", 0)
 
 
 def millions(tokens: int) -> str:
@@ -71,7 +75,8 @@ def language_model_table(rows: list[Row], text: str) -> str:
             key = row["budget"] if stage(row, "start").get("warm_start") else None
             starts.setdefault(key, []).append(nats(row, text, "start"))
         start = "; ".join(
-            mean_and_spread(set(values), 3) + (f" ({millions(key)})" if key else "") for key, values in starts.items()
+            mean_and_spread(set(values), 3) + (f" ({millions(key)})" if len(starts) > 1 else "")
+            for key, values in starts.items()
         )
         cells = []
         for budget in budgets:

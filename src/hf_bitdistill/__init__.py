@@ -24,6 +24,7 @@ _LAZY = {
     "PretrainingConfig": "distillation",
     "WarmStartConfig": "warm_start",
     "calibrate_sub_norm": "calibration",
+    "find_massive_projections": "massive_activations",
     "least_squares_warm_start": "warm_start",
     "pack_corpus": "data",
 }
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .calibration import calibrate_sub_norm
     from .data import pack_corpus
     from .distillation import DistillationConfig, DistillationTrainer, PretrainingConfig
+    from .massive_activations import find_massive_projections
     from .warm_start import WarmStartConfig, least_squares_warm_start
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "WarmStartConfig",
     "apply_bitnet",
     "calibrate_sub_norm",
+    "find_massive_projections",
     "least_squares_warm_start",
     "pack",
     "pack_corpus",

@@ -29,6 +29,11 @@ def test_warm_start_then_pretraining_with_the_teacher(model, tmp_path, capsys):
     text = ["--corpus", tmp_path / "corpus.txt", "--sample_by", "line", "--block_size", 32]
     started = tmp_path / "started"
     options = ["--output_dir", started, "--steps_per_window", 5, "--warm_start_tokens", 1000, "--rank", 4]
+    kept = [*options, "--sub_norm", "none", "--keep_massive_ratio", 1.000001]  # every largest output is above
+    assert run("warm-start", "--model_name_or_path", model, *text, *kept) == 0
+    assert "kept in full precision: model.layers.0.self_attn.o_proj" in capsys.readouterr().out
+    student = AutoModelForCausalLM.from_pretrained(started)
+    assert sum(isinstance(module, BitLinear) for module in student.modules()) == 10
     assert run("warm-start", "--model_name_or_path", model, *text, *options) == 0
     report = json.loads((started / "warm_start.json").read_text())
     assert report["calibration_tokens"] == 1024 and report["config"]["rank"] == 4

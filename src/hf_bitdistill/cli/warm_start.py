@@ -28,10 +28,18 @@ class WarmStartArguments:
     warm_start_tokens: int = field(default=2**20, metadata={"help": "Tokens of the text that are used."})
     batch_size: int = field(default=4, metadata={"help": "Blocks, or examples of a task, a step."})
     shuffle_buffer: int = field(default=10_000, metadata={"help": "Documents among which the text is shuffled."})
+    keep_massive_ratio: float = field(
+        default=0.0,
+        metadata={
+            "help": "Keep projections in full precision whose largest output is so many times the median one (20 is a "
+            "good value); such a student decodes through transformers. 0: none."
+        },
+    )
 
 
 def run(argv: list[str], prog: str) -> None:
     from ..data import batch_by_length, get_task, take_tokens
+    from ..massive_activations import find_massive_projections
     from ..warm_start import WarmStartConfig, warm_start
 
     kinds = (
@@ -62,18 +70,23 @@ def run(argv: list[str], prog: str) -> None:
             if task is None
             else f"every example of {task.name} is longer than its max_length"
         )
+    # A random sample: batches by length would begin with the shortest examples only.
+    sample = rows[: arguments.batch_size * student_arguments.calibration_batches]
+    sample = batch_by_length(sample, arguments.batch_size, tokenizer)
+    device = default_device()
+    teacher = load_model(model_arguments, task_arguments.head).to(device)
+    if arguments.keep_massive_ratio:
+        found = find_massive_projections(teacher, sample, arguments.keep_massive_ratio, student_arguments.to_config())
+        student_arguments.modules_to_not_convert = [*(student_arguments.modules_to_not_convert or []), *found]
+        print(f"kept in full precision: {', '.join(found) or 'none'}", flush=True)
     student, is_new = load_student(model_arguments, student_arguments, task_arguments.head, task)
     if not is_new:
         raise ValueError(
             f"{model_arguments.model_name_or_path} is a student already: start from its full-precision model"
         )
-    device = default_device()
     student = student.to(device)
-    # A random sample: batches by length would begin with the shortest examples only.
-    sample = rows[: arguments.batch_size * student_arguments.calibration_batches]
-    calibrate(student, student_arguments, batch_by_length(sample, arguments.batch_size, tokenizer))
+    calibrate(student, student_arguments, sample)
     batches = batch_by_length(rows, arguments.batch_size, tokenizer)
-    teacher = load_model(model_arguments, task_arguments.head).to(device)
     report = warm_start(student, teacher, batches, config, progress=True)
     student.save_pretrained(output)
     tokenizer.save_pretrained(output)

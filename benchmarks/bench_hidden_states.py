@@ -1,4 +1,5 @@
-"""How large a model's hidden states are, by layer: of the first token, on which attention often rests, and of the others.
+"""How large a model's hidden states are, by layer: of the first token, on which attention often rests, and of the others;
+and which projections of the first model write such states.
 
 python benchmarks/bench_hidden_states.py --models FULL_PRECISION STUDENT --names full student --corpus DATA/corpus --output ...
 """
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import hf_bitdistill  # noqa: F401  (students load by it)
+from hf_bitdistill import find_massive_projections
 from hf_bitdistill.data import load_corpus, pack_corpus
 from hf_bitdistill.environment import describe_environment
 
@@ -37,6 +38,9 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         with torch.inference_mode():
             states = model(input_ids, output_hidden_states=True).hidden_states
+        if not rows:
+            massive = find_massive_projections(model, [{"input_ids": input_ids}])
+            print("massive projections:", massive, flush=True)
         norms = [state.norm(dim=-1) for state in states]
         rows[name] = {
             "first_token": [round(norm[:, 0].median().item(), 1) for norm in norms],
@@ -44,7 +48,7 @@ def main() -> None:
         }
         print(name, rows[name], flush=True)
     settings = {"block_size": options.block_size, "blocks": options.blocks, "statistic": "median of Euclidean norms"}
-    result = {"settings": settings, "machine": describe_environment(), "layers": rows}
+    result = {"settings": settings, "machine": describe_environment(), "massive_projections": massive, "layers": rows}
     options.output.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -194,7 +194,7 @@ def load_settings(path: Path) -> BenchmarkSettings:
     """Read a configuration. `pretrain` and `finetune` at the top are defaults of those of the arms.
 
     Raises:
-        ValueError: an unknown option, with the place where it is.
+        ValueError: an unknown option, or an arm without its teacher, with the place where it is.
     """
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     defaults = {name: values.pop(name, {}) for name in ("pretrain", "finetune")}
@@ -211,5 +211,8 @@ def load_settings(path: Path) -> BenchmarkSettings:
     full = values.pop("full_precision", None)
     if full is not None:
         full = _build(FineTuneSettings, {**defaults["finetune"], **full}, f"{path}: full_precision")
+    for name, arm in arms.items():
+        if arm.from_teacher and full is None:
+            raise ValueError(f"{path}: arms.{name}: from_teacher needs full_precision, which makes the teacher")
     text = _build(TextSettings, values.pop("text", {}), f"{path}: text")
     return _build(BenchmarkSettings, values, str(path), arms=arms, text=text, full_precision=full)

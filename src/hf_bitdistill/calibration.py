@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .layers import SubLN, TernaryLinear, full_precision
+from .observation import Observer, observe, token_rows
 
 
 class _ChannelStatistics:
@@ -24,9 +24,7 @@ class _ChannelStatistics:
         self.square = torch.zeros(features, dtype=dtype, device=device)
 
     def update(self, x: Tensor, mask: Tensor | None) -> None:
-        x = x.detach().reshape(-1, x.shape[-1]).float()
-        if mask is not None and mask.numel() == x.shape[0]:
-            x = x[mask.reshape(-1).bool().to(x.device)]
+        x = token_rows(x.detach(), mask).float()
         x_hat = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
         self.cross += (x * x_hat).sum(dim=0)
         self.square += x_hat.square().sum(dim=0)
@@ -64,29 +62,17 @@ def calibrate_sub_norm(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -
     if not sub_norms:
         return 0
     statistics = {name: _ChannelStatistics(module) for name, module in sub_norms.items()}
-    mask: Tensor | None = None
-    device = next(iter(sub_norms.values())).weight.device
-    training = model.training
-    model.eval()
-    seen = 0
-    with ExitStack() as stack:
-        stack.callback(model.train, training)
-        stack.enter_context(full_precision(model))
-        for name, module in sub_norms.items():
 
-            def observe_and_bypass(_, args, __, statistics=statistics[name]):
-                statistics.update(args[0], mask)
-                return args[0]
+    def bypass(statistics: _ChannelStatistics) -> Observer:
+        def update(x: Tensor, _, mask: Tensor | None) -> Tensor:
+            statistics.update(x, mask)
+            return x
 
-            stack.callback(module.register_forward_hook(observe_and_bypass).remove)
-        for batch in batches:
-            inputs = {key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor)}
-            inputs.pop("labels", None)
-            mask = inputs.get("attention_mask")
-            model(**inputs)
-            seen += 1
-    if not seen:
-        raise ValueError("calibrate_sub_norm needs at least one batch.")
+        return update
+
+    observers = {module: bypass(statistics[name]) for name, module in sub_norms.items()}
+    with full_precision(model):
+        observe(model, observers, batches, "calibrate_sub_norm")
     for name, module in sub_norms.items():
         module.weight.copy_(statistics[name].solution())
     return len(sub_norms)

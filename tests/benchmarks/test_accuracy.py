@@ -159,6 +159,9 @@ def test_unknown_options_are_refused(benchmark, tmp_path):
     (tmp_path / "a.yaml").write_text("name: a\ntitle: a\nmodel_name: a\narms: {plain: {title: a, pretrian: {}}}")
     with pytest.raises(ValueError, match=r"arms\.plain: unknown option 'pretrian'"):
         load(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("name: a\ntitle: a\nmodel_name: a\narms: {plain: {title: a, from_teacher: true}}")
+    with pytest.raises(ValueError, match=r"arms\.plain: from_teacher needs full_precision"):
+        load(tmp_path / "a.yaml")
 
 
 @pytest.mark.parametrize("config", sorted((FOLDER / "configs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
@@ -68,9 +69,7 @@ class StudentArguments:
 class TaskArguments:
     """The task and its data."""
 
-    task: str | None = field(
-        default=None, metadata={"help": "sst2, mnli, rte, qnli, cnn_dailymail or xsum (distill, evaluate)."}
-    )
+    task: str | None = field(default=None, metadata={"help": "sst2, mnli, rte, qnli, cnn_dailymail or xsum."})
     data_dir: str | None = field(default=None, metadata={"help": "Folder with the task's files. Default: the Hub."})
     head: str = field(
         default="causal_lm",
@@ -90,6 +89,10 @@ class TaskArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Random subset of the training split."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Random subset of the evaluation split."})
     eval_batch_size: int = field(default=16, metadata={"help": "Examples a batch in the task's evaluation."})
+
+    def prompt_options(self) -> dict[str, Any]:
+        """How examples become token ids: options of `build_dataset` and `evaluate_task`."""
+        return {"max_length": self.max_length, "head": self.head, "use_chat_template": self.use_chat_template}
 
 
 @dataclass

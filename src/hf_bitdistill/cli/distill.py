@@ -43,12 +43,7 @@ def run(argv: list[str], prog: str) -> None:
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     if student.config.pad_token_id is None:
         student.config.pad_token_id = tokenizer.pad_token_id
-    build = {
-        "tokenizer": tokenizer,
-        "max_length": arguments.max_length,
-        "head": arguments.head,
-        "use_chat_template": arguments.use_chat_template,
-    }
+    build = {"tokenizer": tokenizer, **arguments.prompt_options()}
     # Before hours of training: the prompts of the evaluation after it must fit too.
     build_dataset(task, validation, train=False, **build)
     train = build_dataset(task, train, skip_overlong=True, **build)
@@ -78,9 +73,7 @@ def run(argv: list[str], prog: str) -> None:
             task,
             validation,
             batch_size=arguments.eval_batch_size,
-            max_length=arguments.max_length,
-            head=arguments.head,
-            use_chat_template=arguments.use_chat_template,
+            **arguments.prompt_options(),
         )
         text = json.dumps(scores, indent=2)
         (Path(training.output_dir) / "evaluation.json").write_text(text + "\n")

@@ -65,9 +65,7 @@ def _task(model_arguments: ModelArguments, arguments: TaskArguments, output: Eva
         task,
         dataset,
         batch_size=arguments.eval_batch_size,
-        max_length=arguments.max_length,
-        head=arguments.head,
-        use_chat_template=arguments.use_chat_template,
+        **arguments.prompt_options(),
     )
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from ..data import Task
+from ..surgery import is_student
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, default_device, load_model, load_student, load_tokenizer
 
@@ -58,11 +60,16 @@ def run(argv: list[str], prog: str) -> None:
     for name in ("batch_size", "warm_start_tokens"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
-    tokenizer = load_tokenizer(require(model_arguments.model_name_or_path, "model_name_or_path"))
+    teacher = load_model(model_arguments, task_arguments.head)
+    if is_student(teacher):
+        raise ValueError(
+            f"{model_arguments.model_name_or_path} is a student already: start from its full-precision model"
+        )
+    tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     if task is None:
         sequences = _blocks(corpus, arguments, tokenizer, config.seed)
     else:
-        sequences = _examples(task_arguments, tokenizer, config.seed)
+        sequences = _examples(task, task_arguments, tokenizer, config.seed)
     rows = take_tokens(sequences, arguments.warm_start_tokens)
     if not rows:
         raise ValueError(
@@ -74,16 +81,12 @@ def run(argv: list[str], prog: str) -> None:
     sample = rows[: arguments.batch_size * student_arguments.calibration_batches]
     sample = batch_by_length(sample, arguments.batch_size, tokenizer)
     device = default_device()
-    teacher = load_model(model_arguments, task_arguments.head).to(device)
+    teacher = teacher.to(device)
     if arguments.keep_massive_ratio:
         found = find_massive_projections(teacher, sample, arguments.keep_massive_ratio, student_arguments.to_config())
         student_arguments.modules_to_not_convert = [*(student_arguments.modules_to_not_convert or []), *found]
         print(f"kept in full precision: {', '.join(found) or 'none'}", flush=True)
-    student, is_new = load_student(model_arguments, student_arguments, task_arguments.head, task)
-    if not is_new:
-        raise ValueError(
-            f"{model_arguments.model_name_or_path} is a student already: start from its full-precision model"
-        )
+    student, _ = load_student(model_arguments, student_arguments, task_arguments.head, task)
     student = student.to(device)
     calibrate(student, student_arguments, sample)
     batches = batch_by_length(rows, arguments.batch_size, tokenizer)
@@ -113,11 +116,12 @@ def _blocks(
     return (row["input_ids"] for row in blocks)
 
 
-def _examples(arguments: TaskArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> Iterable[Sequence[int]]:
+def _examples(
+    task: Task, arguments: TaskArguments, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> Iterable[Sequence[int]]:
     """Prompts with their answers (prompts alone for a classification head), as `bitdistill distill` reads them."""
-    from ..data import build_dataset, get_task, load_task_dataset
+    from ..data import build_dataset, load_task_dataset
 
-    task = get_task(arguments.task)
     examples = load_task_dataset(
         task,
         arguments.train_split,
@@ -125,13 +129,5 @@ def _examples(arguments: TaskArguments, tokenizer: PreTrainedTokenizerBase, seed
         max_samples=arguments.max_train_samples,
         seed=seed,
     )
-    examples = build_dataset(
-        task,
-        examples,
-        tokenizer=tokenizer,
-        max_length=arguments.max_length,
-        head=arguments.head,
-        use_chat_template=arguments.use_chat_template,
-        skip_overlong=True,
-    )
+    examples = build_dataset(task, examples, tokenizer=tokenizer, skip_overlong=True, **arguments.prompt_options())
     return (row["input_ids"] for row in examples.shuffle(seed=seed))

@@ -386,7 +386,7 @@ def batch_by_length(
         tokenizer: Pads, on the right.
 
     Returns:
-        Batches, shortest first; sequences of one length keep their order. Each has ``input_ids`` ``[B, T]`` int64 and,
+        Batches, shortest first (who looks at the first ones only sees short sequences); those of one length keep their order. Each has ``input_ids`` ``[B, T]`` int64 and,
         where something is padded, ``attention_mask`` ``[B, T]``.
     """
     import torch

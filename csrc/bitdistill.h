@@ -33,7 +33,7 @@ extern "C" {
 #endif
 
 // Raised when a signature or the layout of a packed weight changes: a caller built for another version must refuse.
-#define BD_ABI_VERSION 3
+#define BD_ABI_VERSION 4
 
 typedef enum bd_status {
   BD_OK = 0,
@@ -62,7 +62,7 @@ typedef enum bd_format {
   BD_INT4 = 2,     // [-8, 7]; one scale a group of 32 columns
 } bd_format;
 
-// What the rows of an embedding or an output head are.
+// What the rows of a bd_table are.
 typedef enum bd_table_kind {
   BD_TABLE_PACKED = 0,  // packed by a function below
   BD_TABLE_FLOAT32 = 1,
@@ -182,8 +182,8 @@ BD_API int bd_matmul_int32(const void* packed, size_t packed_bytes, const int8_t
 //   logits = cap(head(final_norm(h)))      cap(x) = c * tanh(x / c), where a cap c is set
 //
 // Norms are RMSNorms: x / sqrt(mean(x^2) + eps) * weight (an architecture that stores weight - 1 adds the one before).
-// A linear layer norms (SubLN) and quantises its input as bd_linear does. Everything else is float32; keys and values are
-// kept as kv_dtype.
+// A linear layer norms (SubLN) and quantises its input as bd_linear does; one whose weight is floats norms it and computes in
+// float32. Everything else is float32; keys and values are kept as kv_dtype.
 typedef enum bd_activation { BD_SILU = 0, BD_GELU = 1, BD_GELU_TANH = 2, BD_RELU = 3, BD_RELU_SQUARED = 4 } bd_activation;
 
 typedef enum bd_output { BD_OUTPUT_LOGITS = 0, BD_OUTPUT_HIDDEN = 1 } bd_output;  // hidden: final_norm(h)
@@ -194,20 +194,19 @@ typedef struct bd_norm {
   float eps;
 } bd_norm;
 
-typedef struct bd_projection {
-  const void* weight;  // packed by bd_*_pack
-  size_t weight_bytes;
-  const float* bias;   // or null
-  size_t bias_count;
-  bd_norm sub_norm;    // of the input
-} bd_projection;
-
-// Rows of an embedding or an output head: packed, or a contiguous matrix [rows, hidden_size] of floats.
+// A matrix, packed or contiguous floats: the rows of an embedding or an output head, or the weight of a projection.
 typedef struct bd_table {
   int32_t kind;  // bd_table_kind
   const void* data;  // null: none
   size_t bytes;
 } bd_table;
+
+typedef struct bd_projection {
+  bd_table weight;     // [rows, columns]
+  const float* bias;   // or null
+  size_t bias_count;
+  bd_norm sub_norm;    // of the input
+} bd_projection;
 
 typedef struct bd_rope {
   const float* inv_freq;  // [rotary_dim / 2]; the first rotary_dim elements of a head are rotated, halves paired

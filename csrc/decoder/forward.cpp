@@ -22,7 +22,8 @@ constexpr int64_t kChunkTokens = 512;
 constexpr int64_t kElementsPerTask = 16384;
 constexpr int64_t kAttendAlone = 65536;
 
-constexpr int64_t kTableRowsPerTask = 512;
+// Rows of a matrix of floats that a task multiplies, at most.
+constexpr int64_t kDenseRowsPerTask = 512;
 
 // Consecutive tokens of one sequence.
 struct Run {
@@ -34,7 +35,7 @@ struct Run {
 
 struct Workspace {
   QuantizedActivations activations;
-  AlignedBuffer hidden, normed, qkv, heads, gate_up, inner, projected, rotation;
+  AlignedBuffer hidden, normed, sub_normed, qkv, heads, gate_up, inner, projected, rotation;
   std::vector<int64_t> positions;
   std::vector<Run> runs;
 };
@@ -116,9 +117,8 @@ class Chunk {
   }
 
   void read_row(const Table& table, int64_t row, float* out) const {
-    if (table.kind == BD_TABLE_PACKED) return dequantize_row(table.matrix, row, out);
-    const size_t element = table.kind == BD_TABLE_FLOAT32 ? sizeof(float) : sizeof(uint16_t);
-    floats_.widen(table.kind, table.data + static_cast<size_t>(row * model_.hidden_size) * element, model_.hidden_size, out);
+    if (table.packed()) return dequantize_row(table.matrix, row, out);
+    floats_.widen(table.kind, table.float_row(row), table.cols, out);
   }
 
   // cos and sin of every token and rope, [ropes][tokens][2][half], float32 as transformers computes them.
@@ -149,32 +149,56 @@ class Chunk {
               float* out, int64_t out_stride) {
     MultiplyPart parts[kMaxParts];
     int64_t row = 0;
-    bool sub_norms = false;
+    bool one_input = true;  // the same integers for all of them
     for (size_t i = 0; i < count; ++i) {
-      parts[i].matrix = &projections[i].matrix;
+      parts[i].matrix = &projections[i].weight.matrix;
       parts[i].output.bias = projections[i].bias_or_null();
       parts[i].output.out = out + row;
       parts[i].output.out_stride = out_stride;
-      row += projections[i].matrix.rows;
-      sub_norms |= projections[i].sub_norm.exists();
+      row += projections[i].weight.rows;
+      one_input &= projections[i].weight.packed() && !projections[i].sub_norm.exists();
     }
     const bool normed = norm != nullptr && norm->exists();
-    if (!sub_norms) {
+    if (one_input) {
       BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, x, BD_FLOAT32, tokens_, cols, normed ? norm->as_norm() : Norm{}));
       return multiply(kernels_, parts, static_cast<int>(count), w_.activations);
     }
-    if (normed) {
-      float* const a = reserve(w_.normed, tokens_ * cols);
-      for_tokens(tokens_, cols, [&](int64_t t) {
-        floats_.rms_norm(x + t * cols, cols, norm->weight.data(), norm->eps, a + t * cols);
-      });
-      x = a;
-    }
+    if (normed) x = norm_tokens(*norm, x, cols, w_.normed);
     for (size_t i = 0; i < count; ++i) {
-      BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, x, BD_FLOAT32, tokens_, cols, projections[i].sub_norm.as_norm()));
-      BD_RETURN_IF_ERROR(multiply(kernels_, parts + i, 1, w_.activations));
+      const Projection& projection = projections[i];
+      if (projection.weight.packed()) {
+        BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, x, BD_FLOAT32, tokens_, cols, projection.sub_norm.as_norm()));
+        BD_RETURN_IF_ERROR(multiply(kernels_, parts + i, 1, w_.activations));
+        continue;
+      }
+      const NormWeights& own = projection.sub_norm;
+      const float* const input = own.exists() ? norm_tokens(own, x, cols, w_.sub_normed) : x;
+      multiply_floats(projection.weight, input, tokens_, parts[i].output.out, out_stride);
+      if (projection.bias.empty()) continue;
+      const int64_t rows = projection.weight.rows;
+      for_tokens(tokens_, rows, [&](int64_t t) { floats_.add(projection.bias.data(), rows, parts[i].output.out + t * out_stride); });
     }
     return BD_OK;
+  }
+
+  const float* norm_tokens(const NormWeights& norm, const float* x, int64_t cols, AlignedBuffer& buffer) {
+    float* const out = reserve(buffer, tokens_ * cols);
+    for_tokens(tokens_, cols, [&](int64_t t) {
+      floats_.rms_norm(x + t * cols, cols, norm.weight.data(), norm.eps, out + t * cols);
+    });
+    return out;
+  }
+
+  // out [tokens, rows] = x [tokens, cols] times a matrix of floats.
+  void multiply_floats(const Table& table, const float* x, int64_t tokens, float* out, int64_t out_stride) const {
+    // Four rows share what is read of x.
+    const int64_t share = round_up(div_up(table.rows, 4 * num_threads()), 4);
+    const int64_t rows = std::min(kDenseRowsPerTask, share);
+    parallel_for(div_up(table.rows, rows), [&](int64_t task) {
+      const int64_t row = task * rows;
+      floats_.dense(table.kind, table.float_row(row), std::min(rows, table.rows - row), table.cols, x, tokens, out + row,
+                    out_stride);
+    });
   }
 
   // h += norm(x [tokens, hidden])
@@ -344,19 +368,14 @@ class Chunk {
     }
     float* const out = task_.out + first * width;
     const Table& head = model_.head;
-    if (head.kind == BD_TABLE_PACKED) {
+    if (head.packed()) {
       BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, rows, BD_FLOAT32, count, n, Norm{}));
       Output output;
       output.out = out;
       output.out_stride = width;
       BD_RETURN_IF_ERROR(multiply(kernels_, head.matrix, w_.activations, output));
     } else {
-      const size_t row_bytes = static_cast<size_t>(n) * (head.kind == BD_TABLE_FLOAT32 ? sizeof(float) : sizeof(uint16_t));
-      parallel_for(div_up(width, kTableRowsPerTask), [&](int64_t task) {
-        const int64_t row = task * kTableRowsPerTask;
-        floats_.dense(head.kind, head.data + static_cast<size_t>(row) * row_bytes, std::min(kTableRowsPerTask, width - row),
-                      n, rows, count, out + row, width);
-      });
+      multiply_floats(head, rows, count, out, width);
     }
     if (model_.logit_softcap != 0.0f) {
       for_tokens(count, width, [&](int64_t t) { floats_.softcap(model_.logit_softcap, width, out + t * width); });

@@ -32,10 +32,29 @@ int copy_norm(const bd_norm& norm, int64_t count, int64_t other, NormWeights* ou
   return copy_floats(norm.weight, norm.count, &out->weight);
 }
 
+// A matrix of `cols` columns; floats have as many rows as there are bytes for.
+int open_table(const bd_table& table, int64_t cols, Table* out) {
+  if (table.data == nullptr) return BD_ERROR_NULL_POINTER;
+  if (table.kind < BD_TABLE_PACKED || table.kind > BD_TABLE_FLOAT16) return BD_ERROR_ARGUMENT;
+  out->kind = static_cast<bd_table_kind>(table.kind);
+  out->data = static_cast<const uint8_t*>(table.data);
+  out->cols = cols;
+  if (out->packed()) {
+    BD_RETURN_IF_ERROR(open_matrix(table.data, table.bytes, &out->matrix));
+    out->rows = out->matrix.rows;
+    return out->matrix.cols == cols ? BD_OK : BD_ERROR_MODEL;
+  }
+  const size_t element = out->kind == BD_TABLE_FLOAT32 ? sizeof(float) : sizeof(uint16_t);
+  if (reinterpret_cast<uintptr_t>(table.data) % element != 0) return BD_ERROR_ALIGNMENT;
+  const size_t row_bytes = static_cast<size_t>(cols) * element;
+  if (table.bytes % row_bytes != 0 || table.bytes / row_bytes > static_cast<size_t>(BD_MAX_ROWS)) return BD_ERROR_BUFFER_SIZE;
+  out->rows = static_cast<int64_t>(table.bytes / row_bytes);
+  return BD_OK;
+}
+
 int open_projection(const bd_projection& projection, int64_t cols, Projection* out) {
-  BD_RETURN_IF_ERROR(open_matrix(projection.weight, projection.weight_bytes, &out->matrix));
-  if (out->matrix.cols != cols) return BD_ERROR_MODEL;
-  if (projection.bias != nullptr && projection.bias_count != static_cast<size_t>(out->matrix.rows)) return BD_ERROR_MODEL;
+  BD_RETURN_IF_ERROR(open_table(projection.weight, cols, &out->weight));
+  if (projection.bias != nullptr && projection.bias_count != static_cast<size_t>(out->weight.rows)) return BD_ERROR_MODEL;
   BD_RETURN_IF_ERROR(copy_floats(projection.bias, projection.bias_count, &out->bias));
   return copy_norm(projection.sub_norm, cols, cols, &out->sub_norm);
 }
@@ -48,24 +67,16 @@ int open_projections(const bd_projection* projections, int count, int64_t cols, 
   for (int i = 0; i < count; ++i) {
     Projection& projection = (*out)[static_cast<size_t>(i)];
     BD_RETURN_IF_ERROR(open_projection(projections[i], cols, &projection));
-    sum += projection.matrix.rows;
+    sum += projection.weight.rows;
   }
   return sum == rows ? BD_OK : BD_ERROR_MODEL;
 }
 
-int open_table(const bd_table& table, const Model& model, Table* out) {
-  if (table.data == nullptr) return BD_ERROR_NULL_POINTER;
-  if (table.kind < BD_TABLE_PACKED || table.kind > BD_TABLE_FLOAT16) return BD_ERROR_ARGUMENT;
-  out->kind = static_cast<bd_table_kind>(table.kind);
-  out->data = static_cast<const uint8_t*>(table.data);
-  if (out->kind == BD_TABLE_PACKED) {
-    BD_RETURN_IF_ERROR(open_matrix(table.data, table.bytes, &out->matrix));
-    return out->matrix.rows == model.vocab_size && out->matrix.cols == model.hidden_size ? BD_OK : BD_ERROR_MODEL;
-  }
-  const size_t element = out->kind == BD_TABLE_FLOAT32 ? sizeof(float) : sizeof(uint16_t);
-  if (reinterpret_cast<uintptr_t>(table.data) % element != 0) return BD_ERROR_ALIGNMENT;
-  return table.bytes == static_cast<size_t>(model.vocab_size * model.hidden_size) * element ? BD_OK
-                                                                                             : BD_ERROR_BUFFER_SIZE;
+// An embedding or output head.
+int open_vocabulary(const bd_table& table, const Model& model, Table* out) {
+  BD_RETURN_IF_ERROR(open_table(table, model.hidden_size, out));
+  if (out->rows == model.vocab_size) return BD_OK;
+  return out->packed() ? BD_ERROR_MODEL : BD_ERROR_BUFFER_SIZE;
 }
 
 int build_layer(const bd_layer& layer, const Model& model, Layer* out) {
@@ -90,7 +101,7 @@ int build_layer(const bd_layer& layer, const Model& model, Layer* out) {
                                       model.intermediate_size * (out->has_gate ? 2 : 1), &out->gate_up));
   BD_RETURN_IF_ERROR(open_projection(layer.o, model.q_size(), &out->o));
   BD_RETURN_IF_ERROR(open_projection(layer.down, model.intermediate_size, &out->down));
-  return out->o.matrix.rows == hidden && out->down.matrix.rows == hidden ? BD_OK : BD_ERROR_MODEL;
+  return out->o.weight.rows == hidden && out->down.weight.rows == hidden ? BD_OK : BD_ERROR_MODEL;
 }
 
 }  // namespace
@@ -135,8 +146,8 @@ int build_model(const bd_decoder_config& config, Model* model) {
     BD_RETURN_IF_ERROR(copy_floats(rope.inv_freq, rope.count, &model->ropes[static_cast<size_t>(i)].inv_freq));
     model->ropes[static_cast<size_t>(i)].attention_scaling = rope.attention_scaling;
   }
-  BD_RETURN_IF_ERROR(open_table(config.embedding, *model, &model->embedding));
-  if (config.head.data != nullptr) BD_RETURN_IF_ERROR(open_table(config.head, *model, &model->head));
+  BD_RETURN_IF_ERROR(open_vocabulary(config.embedding, *model, &model->embedding));
+  if (config.head.data != nullptr) BD_RETURN_IF_ERROR(open_vocabulary(config.head, *model, &model->head));
   BD_RETURN_IF_ERROR(copy_norm(config.final_norm, config.hidden_size, config.hidden_size, &model->final_norm));
   model->layers.resize(static_cast<size_t>(config.layer_count));
   for (size_t i = 0; i < model->layers.size(); ++i) {

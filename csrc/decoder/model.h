@@ -18,8 +18,22 @@ struct NormWeights {
   Norm as_norm() const { return {exists() ? weight.data() : nullptr, eps}; }
 };
 
+// A matrix: packed, or floats, row by row.
+struct Table {
+  bd_table_kind kind = BD_TABLE_PACKED;
+  const uint8_t* data = nullptr;
+  int64_t rows = 0, cols = 0;
+  Matrix matrix{};  // if packed
+
+  bool exists() const { return data != nullptr; }
+  bool packed() const { return kind == BD_TABLE_PACKED; }
+  const uint8_t* float_row(int64_t row) const {
+    return data + static_cast<size_t>(row * cols) * (kind == BD_TABLE_FLOAT32 ? sizeof(float) : sizeof(uint16_t));
+  }
+};
+
 struct Projection {
-  Matrix matrix{};
+  Table weight;
   std::vector<float> bias;
   NormWeights sub_norm;
 
@@ -38,14 +52,6 @@ struct Layer {
 struct Rope {
   std::vector<float> inv_freq;
   float attention_scaling = 1.0f;
-};
-
-struct Table {
-  bd_table_kind kind = BD_TABLE_PACKED;
-  const uint8_t* data = nullptr;
-  Matrix matrix{};  // if packed
-
-  bool exists() const { return data != nullptr; }
 };
 
 struct Model {

@@ -39,7 +39,10 @@ class ReferenceDecoder:
         parts = []
         for projection in projections:
             p, rows = self.weights.projection(projection), self.rows(projection.module)
-            parts.append(packed_linear(x, p.weight, rows, p.bias, p.norm_weight, p.norm_eps))
+            if projection.ternary:
+                parts.append(packed_linear(x, p.weight, rows, p.bias, p.norm_weight, p.norm_eps))
+            else:
+                parts.append(F.linear(rms_norm(x, p.norm_weight, p.norm_eps), p.weight.float(), p.bias))
         return torch.cat(parts, -1)
 
     def table(self, name):

@@ -44,6 +44,7 @@ def test_logits(saved, model_type, options):
         {"sub_norm": "all"},
         {"sub_norm": "none", "weight_granularity": "row"},
         {"weight_granularity": "group", "group_size": 64},
+        {"modules_to_not_convert": ["layers.0.mlp.down_proj", "layers.1.self_attn.k_proj", "layers.1.mlp.gate_proj"]},
     ],
 )
 @torch.no_grad()
@@ -52,6 +53,36 @@ def test_options_of_students(saved, options):
     decoder = load_decoder(open_student(folder), head_bits=32, kv_dtype="float32")
     tokens = random_tokens(1, 17)
     assert_close(run(decoder, decoder.new_cache(1), [tokens[0]])[0], student(tokens).logits[0])
+
+
+@pytest.mark.parametrize(
+    "model_type, kept",
+    [("phi3", "mlp.gate_up_proj"), ("bitnet", "mlp.down_proj"), ("gemma2", "self_attn.q_proj"), ("llama", "layers.0")],
+)
+@torch.no_grad()
+def test_projections_in_full_precision(saved, model_type, kept):
+    student, folder = saved(model_type, options={"modules_to_not_convert": [kept]})
+    decoder = load_decoder(open_student(folder), head_bits=32, kv_dtype="float32")
+    assert not all(
+        p.ternary for layer in decoder.spec.layers for p in (*layer.qkv, layer.o, *layer.gate_up, layer.down)
+    )
+    tokens = random_tokens(1, 17)
+    assert_close(run(decoder, decoder.new_cache(1), [tokens[0]])[0], student(tokens).logits[0])
+
+
+@torch.no_grad()
+def test_projections_in_full_precision_stay_as_stored(saved):
+    """In 16 bits, whatever becomes of the head."""
+    kept = {"modules_to_not_convert": ["layers.1.mlp.down_proj"]}
+    sizes = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        student, folder = saved(dtype=dtype, options=kept, mlp_bias=True)
+        decoder = load_decoder(open_student(folder), head_bits=8, kv_dtype="float32")
+        sizes[dtype] = decoder.weight_bytes
+        weight = student.get_submodule("model.layers.1.mlp.down_proj").weight
+        tokens = random_tokens(1, 17)
+        assert_close(run(decoder, decoder.new_cache(1), [tokens[0]])[0], student.float()(tokens).logits[0], 0.05)
+    assert sizes[torch.float32] - sizes[torch.bfloat16] == 2 * weight.numel()
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])

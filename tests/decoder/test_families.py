@@ -39,13 +39,19 @@ ROPE = {"rope_theta": 1e4, "factor": 2.0}
         ("bidirectional", "gemma3_text", {"use_bidirectional_attention": True}, {}),
         ("activation 'tanh'", "llama", {"hidden_act": "tanh"}, {}),
         ("chunked_attention", "qwen3", {"layer_types": ["full_attention", "chunked_attention"]}, {}),
-        (r"layers.0.self_attn.q_proj is not ternary", "llama", {}, {"modules_to_not_convert": ["layers.0"]}),
         ("activation_bits=None", "llama", {}, {"activation_bits": None}),
     ],
 )
 def test_what_is_not_understood_is_refused(message, model_type, options, bitnet):
     with pytest.raises(UnsupportedModelError, match=message):
         describe(make_student(model_type, options=bitnet, **options))
+
+
+def test_a_projection_of_another_kind_is_refused():
+    student = make_student(options={"modules_to_not_convert": ["layers.0"]})
+    student.model.layers[0].self_attn.q_proj = torch.nn.Bilinear(4, 4, 4)
+    with pytest.raises(UnsupportedModelError, match=r"layers.0.self_attn.q_proj is no linear layer \(Bilinear\)"):
+        describe(student)
 
 
 def test_a_tensor_without_a_place_is_refused():

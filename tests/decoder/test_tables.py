@@ -57,6 +57,8 @@ def test_the_16_bit_dtype_that_loses_least(table):
     assert load_table(table(came_from_bfloat16), "table", 16).data.dtype == torch.bfloat16
     assert load_table(table(values * 1e6), "table", 16).data.dtype == torch.bfloat16
     assert load_table(table(values.half()), "table", 16).data.dtype == torch.float16
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert load_table(table(values.to(dtype)), "table", None).data.dtype == dtype
     kept = load_table(table(values.bfloat16()), "table", 16).data
     assert torch.equal(kept, values.bfloat16())
 

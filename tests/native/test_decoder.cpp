@@ -14,46 +14,6 @@ using test::random_case;
 
 // ---- A random model --------------------------------------------------------------------------------------------------
 
-struct Weight {
-  Weight(Random& random, int64_t rows, int64_t cols, int scale_kind, bool with_bias, bool with_norm)
-      : made(random_case(random, BD_TERNARY, rows, cols, scale_kind, false)), packed(made.pack()) {
-    // A trained layer keeps the size of what goes through it.
-    if (with_bias) fill(random, rows, 0.0f, 0.1f, &bias);
-    if (with_norm) fill(random, cols, 1.0f, 0.2f, &norm);
-  }
-  static void fill(Random& random, int64_t count, float mean, float deviation, std::vector<float>* out) {
-    std::normal_distribution<float> normal(mean, deviation);
-    for (int64_t i = 0; i < count; ++i) out->push_back(normal(random));
-  }
-  bd_projection view() const {
-    return {packed.data(), packed.size(), bias.empty() ? nullptr : bias.data(), bias.size(),
-            {norm.empty() ? nullptr : norm.data(), norm.size(), 1e-5f}};
-  }
-  Case made;
-  Packed packed;
-  std::vector<float> bias, norm;
-};
-
-struct Options {
-  int64_t heads = 4, kv_heads = 2, head_dim = 16, hidden = 48, inner = 80, vocab = 67, layers = 2;
-  int qk_norm = 0;  // 1: a head, 2: all heads
-  bool pre_norms = true, post_norms = false, sub_norms = false, all_sub_norms = false, bias = false, fused = false;
-  bool gate = true, packed_head = false;
-  int rotary = 16;  // 0: none
-  int64_t window = 0;
-  float attention_softcap = 0, logit_softcap = 0, embedding_scale = 1;
-  int scale_kind = 0;
-  bd_activation activation = BD_SILU;
-  bd_dtype kv_dtype = BD_FLOAT32;
-  bd_table_kind table = BD_TABLE_FLOAT32;
-};
-
-struct LayerWeights {
-  std::vector<float> input_norm, post_attention_norm, pre_feedforward_norm, post_feedforward_norm, q_norm, k_norm;
-  std::vector<Weight> qkv, gate_up;
-  std::vector<Weight> o, down;  // one each
-};
-
 float from_bits(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
@@ -69,12 +29,88 @@ float round_to_half(float x) {
   return static_cast<float>(std::ldexp(std::nearbyint(std::ldexp(static_cast<double>(x), -lowest)), lowest));
 }
 
+void fill(Random& random, int64_t count, float mean, float deviation, std::vector<float>* out) {
+  std::normal_distribution<float> normal(mean, deviation);
+  for (int64_t i = 0; i < count; ++i) out->push_back(normal(random));
+}
+
+// A random matrix of floats: its values, which the kind can hold, and their 16-bit form if it has one.
+struct Floats {
+  Floats(Random& random, int64_t count, float deviation, bd_table_kind of_kind) : kind(of_kind) {
+    fill(random, count, 0.0f, deviation, &values);
+    for (float& v : values) {
+      uint32_t bits;
+      std::memcpy(&bits, &v, sizeof bits);
+      if (kind == BD_TABLE_BFLOAT16) {
+        v = from_bits(bits & 0xffff0000u);
+        halves.push_back(static_cast<uint16_t>(bits >> 16));
+      } else if (kind == BD_TABLE_FLOAT16) {
+        v = round_to_half(v);
+        std::memcpy(&bits, &v, sizeof bits);
+        // Normal halves alone: smaller ones become zero.
+        if (std::fabs(v) < 0x1p-14f) v = 0.0f, bits = 0;
+        halves.push_back(bits == 0 ? 0 : static_cast<uint16_t>(((bits >> 16) & 0x8000u) | (((bits & 0x7fffffffu) - 0x38000000u) >> 13)));
+      }
+    }
+  }
+  bd_table view() const {
+    if (kind == BD_TABLE_FLOAT32) return {kind, values.data(), values.size() * sizeof(float)};
+    return {kind, halves.data(), halves.size() * sizeof(uint16_t)};
+  }
+  bd_table_kind kind;
+  std::vector<float> values;
+  std::vector<uint16_t> halves;
+};
+
+// Of a projection: ternary, unless `kind` is one of floats.
+struct Weight {
+  Weight(Random& random, int64_t rows, int64_t cols, int scale_kind, bool with_bias, bool with_norm, bd_table_kind kind)
+      : made(random_case(random, BD_TERNARY, rows, cols, scale_kind, false)), packed(made.pack()) {
+    if (kind != BD_TABLE_PACKED) floats.emplace_back(random, rows * cols, 0.3f, kind);
+    // A trained layer keeps the size of what goes through it.
+    if (with_bias) fill(random, rows, 0.0f, 0.1f, &bias);
+    if (with_norm) fill(random, cols, 1.0f, 0.2f, &norm);
+  }
+  bd_projection view() const {
+    const bd_table weight = floats.empty() ? bd_table{BD_TABLE_PACKED, packed.data(), packed.size()} : floats[0].view();
+    return {weight, bias.empty() ? nullptr : bias.data(), bias.size(),
+            {norm.empty() ? nullptr : norm.data(), norm.size(), 1e-5f}};
+  }
+  Case made;
+  Packed packed;
+  std::vector<Floats> floats;  // one or none
+  std::vector<float> bias, norm;
+};
+
+struct Options {
+  int64_t heads = 4, kv_heads = 2, head_dim = 16, hidden = 48, inner = 80, vocab = 67, layers = 2;
+  int qk_norm = 0;  // 1: a head, 2: all heads
+  bool pre_norms = true, post_norms = false, sub_norms = false, all_sub_norms = false, bias = false, fused = false;
+  bool gate = true, packed_head = false;
+  int rotary = 16;  // 0: none
+  int64_t window = 0;
+  float attention_softcap = 0, logit_softcap = 0, embedding_scale = 1;
+  int scale_kind = 0;
+  bd_activation activation = BD_SILU;
+  bd_dtype kv_dtype = BD_FLOAT32;
+  bd_table_kind table = BD_TABLE_FLOAT32;
+  bd_table_kind every_second = BD_TABLE_PACKED;  // projection's weight
+};
+
+struct LayerWeights {
+  std::vector<float> input_norm, post_attention_norm, pre_feedforward_norm, post_feedforward_norm, q_norm, k_norm;
+  std::vector<Weight> qkv, gate_up;
+  std::vector<Weight> o, down;  // one each
+};
+
 struct TestModel {
-  TestModel(Random& random, const Options& chosen) : options(chosen) {
+  TestModel(Random& random, const Options& chosen)
+      : options(chosen), table(random, chosen.vocab * chosen.hidden, 1.0f, chosen.table) {
     const Options& o = options;
+    int projections = 0;
     const auto vector = [&](bool wanted, int64_t count) {
       std::vector<float> v;
-      if (wanted) Weight::fill(random, count, 1.0f, 0.2f, &v);
+      if (wanted) fill(random, count, 1.0f, 0.2f, &v);
       return v;
     };
     const int64_t q = o.heads * o.head_dim, kv = o.kv_heads * o.head_dim;
@@ -87,7 +123,8 @@ struct TestModel {
       w.q_norm = vector(o.qk_norm != 0, o.qk_norm == 1 ? o.head_dim : q);
       w.k_norm = vector(o.qk_norm != 0, o.qk_norm == 1 ? o.head_dim : kv);
       const auto add = [&](std::vector<Weight>* to, int64_t rows, int64_t cols, bool norm) {
-        to->emplace_back(random, rows, cols, o.scale_kind, o.bias, norm);
+        const bd_table_kind kind = projections++ % 2 == 0 ? BD_TABLE_PACKED : o.every_second;
+        to->emplace_back(random, rows, cols, o.scale_kind, o.bias, norm, kind);
       };
       if (o.fused) {
         add(&w.qkv, q + 2 * kv, o.hidden, o.all_sub_norms);
@@ -100,22 +137,7 @@ struct TestModel {
       add(&w.down, o.hidden, o.inner, o.sub_norms || o.all_sub_norms);
       layers.push_back(std::move(w));
     }
-    Weight::fill(random, o.hidden, 1.0f, 0.2f, &final_norm);
-    Weight::fill(random, o.vocab * o.hidden, 0.0f, 1.0f, &table);
-    for (float& v : table) {
-      uint32_t bits;
-      std::memcpy(&bits, &v, sizeof bits);
-      if (o.table == BD_TABLE_BFLOAT16) {
-        v = from_bits(bits & 0xffff0000u);
-        table16.push_back(static_cast<uint16_t>(bits >> 16));
-      } else if (o.table == BD_TABLE_FLOAT16) {
-        v = round_to_half(v);
-        std::memcpy(&bits, &v, sizeof bits);
-        // Normal halves alone: smaller ones become zero.
-        if (std::fabs(v) < 0x1p-14f) v = 0.0f, bits = 0;
-        table16.push_back(bits == 0 ? 0 : static_cast<uint16_t>(((bits >> 16) & 0x8000u) | (((bits & 0x7fffffffu) - 0x38000000u) >> 13)));
-      }
-    }
+    fill(random, o.hidden, 1.0f, 0.2f, &final_norm);
     if (o.packed_head) head.push_back(random_case(random, BD_INT8, o.vocab, o.hidden, 1, false));
     if (o.packed_head) packed_head.push_back(head[0].pack());
     for (int i = 0; i < o.rotary / 2; ++i) inv_freq.push_back(std::pow(100.0f, -2.0f * static_cast<float>(i) / static_cast<float>(o.rotary)));
@@ -152,8 +174,8 @@ struct TestModel {
     config.layers = views.data();
     config.rope_count = o.rotary == 0 ? 0 : 1;
     config.ropes = &rope;
-    config.embedding = table_view();
-    config.head = o.packed_head ? bd_table{BD_TABLE_PACKED, packed_head[0].data(), packed_head[0].size()} : table_view();
+    config.embedding = table.view();
+    config.head = o.packed_head ? bd_table{BD_TABLE_PACKED, packed_head[0].data(), packed_head[0].size()} : table.view();
     config.final_norm = {final_norm.data(), final_norm.size(), 1e-5f};
     config.embedding_scale = o.embedding_scale;
     config.attention_scale = 1.0f / std::sqrt(static_cast<float>(o.head_dim));
@@ -164,15 +186,10 @@ struct TestModel {
   }
   TestModel(const TestModel&) = delete;
 
-  bd_table table_view() const {
-    if (options.table == BD_TABLE_FLOAT32) return {BD_TABLE_FLOAT32, table.data(), table.size() * sizeof(float)};
-    return {options.table, table16.data(), table16.size() * sizeof(uint16_t)};
-  }
-
   Options options;
   std::vector<LayerWeights> layers;
-  std::vector<float> final_norm, table, inv_freq;
-  std::vector<uint16_t> table16;
+  Floats table;
+  std::vector<float> final_norm, inv_freq;
   std::vector<Case> head;
   std::vector<Packed> packed_head;
   std::vector<bd_layer> views;
@@ -210,10 +227,19 @@ Vector product(const Case& made, const Vector& x) {
   return y;
 }
 
+Vector product(const Floats& matrix, const Vector& x) {
+  Vector y(matrix.values.size() / x.size());
+  for (size_t r = 0; r < y.size(); ++r) {
+    for (size_t c = 0; c < x.size(); ++c) y[r] += static_cast<double>(matrix.values[r * x.size() + c]) * x[c];
+  }
+  return y;
+}
+
 Vector linear(const std::vector<Weight>& weights, const Vector& x) {
   Vector all;
   for (const Weight& w : weights) {
-    const Vector y = product(w.made, normed(x, w.norm));
+    const Vector input = normed(x, w.norm);
+    const Vector y = w.floats.empty() ? product(w.made, input) : product(w.floats[0], input);
     for (size_t r = 0; r < y.size(); ++r) all.push_back(y[r] + (w.bias.empty() ? 0.0 : static_cast<double>(w.bias[r])));
   }
   return all;
@@ -241,7 +267,7 @@ std::vector<Vector> define(const TestModel& m, const std::vector<int64_t>& token
   for (size_t p = 0; p < tokens.size(); ++p) {
     Vector h;
     for (int64_t i = 0; i < o.hidden; ++i) {
-      h.push_back(static_cast<double>(m.table[static_cast<size_t>(tokens[p] * o.hidden + i)]) * static_cast<double>(o.embedding_scale));
+      h.push_back(static_cast<double>(m.table.values[static_cast<size_t>(tokens[p] * o.hidden + i)]) * static_cast<double>(o.embedding_scale));
     }
     for (size_t l = 0; l < m.layers.size(); ++l) {
       const LayerWeights& w = m.layers[l];
@@ -302,14 +328,7 @@ std::vector<Vector> define(const TestModel& m, const std::vector<int64_t>& token
       for (size_t i = 0; i < h.size(); ++i) h[i] += fed[i];
     }
     const Vector final = normed(h, m.final_norm);
-    Vector row(static_cast<size_t>(o.vocab));
-    if (o.packed_head) {
-      row = product(m.head[0], final);
-    } else {
-      for (size_t r = 0; r < row.size(); ++r) {
-        for (size_t i = 0; i < final.size(); ++i) row[r] += static_cast<double>(m.table[r * final.size() + i]) * final[i];
-      }
-    }
+    Vector row = o.packed_head ? product(m.head[0], final) : product(m.table, final);
     for (double& x : row) x = cap(x, o.logit_softcap);
     logits.push_back(row);
   }
@@ -401,6 +420,9 @@ std::vector<std::pair<std::string, Options>> variants() {
   add("all sub norms", [](Options& o) { o.all_sub_norms = true; o.rotary = 0; o.scale_kind = 2; o.hidden = 130; });
   add("no gate", [](Options& o) { o.gate = false; o.activation = BD_GELU; o.heads = 9; o.kv_heads = 1; o.head_dim = 17; o.rotary = 16; o.kv_dtype = BD_FLOAT16; });
   add("relu", [](Options& o) { o.activation = BD_RELU; o.inner = 33; o.hidden = 31; o.vocab = 5; });
+  add("some in float32", [](Options& o) { o.every_second = BD_TABLE_FLOAT32; o.bias = true; o.inner = 33; });
+  add("some in bfloat16", [](Options& o) { o.every_second = BD_TABLE_BFLOAT16; o.all_sub_norms = o.bias = true; o.hidden = 31; });
+  add("some in float16", [](Options& o) { o.every_second = BD_TABLE_FLOAT16; o.fused = o.sub_norms = true; });
   return all;
 }
 
@@ -542,8 +564,18 @@ void test_failures() {
   refuse([](C&, L& l, R&) { l.window = -1; }, BD_ERROR_ARGUMENT);
   refuse([](C&, L& l, R&) { l.qkv_count = 4; }, BD_ERROR_ARGUMENT);
   refuse([](C&, L& l, R&) { l.qkv_count = 2; }, BD_ERROR_MODEL);
-  refuse([](C&, L& l, R&) { l.qkv[0].weight = nullptr; }, BD_ERROR_NULL_POINTER);
-  refuse([](C&, L& l, R&) { l.qkv[0].weight_bytes -= 64; }, BD_ERROR_BUFFER_SIZE);
+  refuse([](C&, L& l, R&) { l.qkv[0].weight.data = nullptr; }, BD_ERROR_NULL_POINTER);
+  refuse([](C&, L& l, R&) { l.qkv[0].weight.bytes -= 64; }, BD_ERROR_BUFFER_SIZE);
+  refuse([](C&, L& l, R&) { l.qkv[0].weight.kind = 4; }, BD_ERROR_ARGUMENT);
+  const std::vector<float> down(static_cast<size_t>(options.hidden * options.inner) + 1);
+  const auto as_floats = [&down](L& l, size_t first_byte, size_t bytes) {
+    l.down.weight = {BD_TABLE_FLOAT32, reinterpret_cast<const char*>(down.data()) + first_byte, bytes};
+  };
+  const size_t row = static_cast<size_t>(options.inner) * sizeof(float), rows = static_cast<size_t>(options.hidden);
+  refuse([&](C&, L& l, R&) { as_floats(l, 1, rows * row); }, BD_ERROR_ALIGNMENT);
+  refuse([&](C&, L& l, R&) { as_floats(l, 0, rows * row - sizeof(float)); }, BD_ERROR_BUFFER_SIZE);
+  refuse([&](C&, L& l, R&) { as_floats(l, 0, 0); l.down.bias = nullptr; l.down.bias_count = 0; }, BD_ERROR_MODEL);
+  refuse([&](C&, L& l, R&) { as_floats(l, 0, (rows - 1) * row); l.down.bias = nullptr; l.down.bias_count = 0; }, BD_ERROR_MODEL);
   refuse([](C&, L& l, R&) { l.qkv[0].bias_count -= 1; }, BD_ERROR_MODEL);
   refuse([](C&, L& l, R&) { l.q_norm.count = 7; }, BD_ERROR_MODEL);
   refuse([](C&, L& l, R&) { l.q_norm.eps = -1; }, BD_ERROR_ARGUMENT);

@@ -30,12 +30,16 @@ class ContextLengthError(ValueError):
 
 @dataclass(frozen=True)
 class LoadedProjection:
-    """Packed weight (1-dimensional uint8), float32 bias, float32 weight and epsilon of the norm in front."""
+    """Weight (packed: 1-dimensional uint8; or floats `[R, C]`), float32 bias, float32 weight and epsilon of the norm in front.
+
+    `kind` is that of the weight, as in [`Table`].
+    """
 
     weight: Tensor
     bias: Tensor | None = None
     norm_weight: Tensor | None = None
     norm_eps: float = 0.0
+    kind: int = native.TABLE_PACKED
 
 
 class Weights(Protocol):
@@ -45,7 +49,7 @@ class Weights(Protocol):
         """Its weight, float32, offset added."""
 
     def projection(self, projection: Projection) -> LoadedProjection:
-        """A ternary layer, packed for the kernels."""
+        """A ternary layer, packed for the kernels, or one in full precision."""
 
     def table(self, name: str) -> Table:
         """Embedding or head. The same object for the same name."""
@@ -238,8 +242,7 @@ class _Builder:
         weight = self._pool.take(loaded.weight)
         self.borrowed.append(weight)
         return native.ProjectionStruct(
-            weight.data_ptr(),
-            weight.numel(),
+            native.TableStruct(loaded.kind, weight.data_ptr(), weight.nbytes),
             self._address(loaded.bias),
             0 if loaded.bias is None else loaded.bias.numel(),
             self._norm_struct(loaded.norm_weight, loaded.norm_eps),

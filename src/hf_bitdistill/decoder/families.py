@@ -1,8 +1,8 @@
 """What a decoder of each architecture consists of, as data: names of tensors, windows, rotary frequencies, scales.
 
 Whatever is not understood is refused, so that the native decoder never computes something else than transformers would:
-an unknown architecture, activation or attention type, frequencies that depend on the length, a linear layer that is
-not ternary, and any tensor of the model that no part of the description uses.
+an unknown architecture, activation or attention type, frequencies that depend on the length, a projection that is
+no linear layer, and any tensor of the model that no part of the description uses.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..layers import BitLinear, TernaryLinear
@@ -32,10 +32,12 @@ class Norm:
 
 @dataclass(frozen=True)
 class Projection:
-    """A ternary linear layer: its module's name, and a norm in front that belongs to the architecture (no SubLN of ours)."""
+    """A linear layer, ternary or in full precision: its module's name, and a norm in front that belongs to the architecture
+    (no SubLN of ours)."""
 
     module: str
     norm: Norm | None = None
+    ternary: bool = True
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def describe(model: PreTrainedModel) -> DecoderSpec:
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         layers=tuple(
-            _layer(config, family, f"{body}.layers.{index}", rope_of[index], _window(config, family, index))
+            _layer(model, family, f"{body}.layers.{index}", rope_of[index], _window(config, family, index))
             for index in range(config.num_hidden_layers)
         ),
         ropes=ropes,
@@ -198,17 +200,25 @@ def describe(model: PreTrainedModel) -> DecoderSpec:
     return spec
 
 
-def projections(spec: DecoderSpec) -> list[str]:
-    """Names of all ternary layers of a decoder."""
-    return [p.module for layer in spec.layers for p in (*layer.qkv, layer.o, *layer.gate_up, layer.down)]
-
-
 def _norm(module: str, config: PreTrainedConfig, family: _Family) -> Norm:
     return Norm(f"{module}.weight", config.rms_norm_eps, 1.0 if family.gemma else 0.0)
 
 
-def _layer(config: PreTrainedConfig, family: _Family, name: str, rope: int, window: int) -> Layer:
-    attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+def _projection(model: PreTrainedModel, name: str, norm: Norm | None = None) -> Projection:
+    module = model.get_submodule(name)
+    if not isinstance(module, (BitLinear, TernaryLinear)):
+        if not isinstance(module, nn.Linear):
+            raise UnsupportedModelError(f"{name} is no linear layer ({type(module).__name__})")
+        return Projection(name, norm, ternary=False)
+    if module.activation_bits is None:
+        raise UnsupportedModelError("activations in floating point (activation_bits=None)")
+    if norm is not None and module.rms_norm is not None:
+        raise UnsupportedModelError(f"{name} has two norms in front")
+    return Projection(name, norm)
+
+
+def _layer(model: PreTrainedModel, family: _Family, name: str, rope: int, window: int) -> Layer:
+    config, attention, mlp = model.config, f"{name}.self_attn", f"{name}.mlp"
     norms = {field: _norm(f"{name}.{module}", config, family) for field, module in family.norms.items()}
     qk = [_norm(f"{attention}.{part}_norm", config, family) if family.qk_norm else None for part in "qk"]
     inputs = ["qkv_proj"] if family.fused else ["q_proj", "k_proj", "v_proj"]
@@ -220,12 +230,15 @@ def _layer(config: PreTrainedConfig, family: _Family, name: str, rope: int, wind
         post_feedforward_norm=norms.get("post_feedforward_norm"),
         q_norm=qk[0],
         k_norm=qk[1],
-        qkv=tuple(Projection(f"{attention}.{part}") for part in inputs),
+        qkv=tuple(_projection(model, f"{attention}.{part}") for part in inputs),
         gate_up=tuple(
-            Projection(f"{mlp}.{part}") for part in (["gate_up_proj"] if family.fused else ["gate_proj", "up_proj"])
+            _projection(model, f"{mlp}.{part}")
+            for part in (["gate_up_proj"] if family.fused else ["gate_proj", "up_proj"])
         ),
-        o=Projection(f"{attention}.o_proj", _norm(f"{attention}.attn_sub_norm", config, family) if own else None),
-        down=Projection(f"{mlp}.down_proj", _norm(f"{mlp}.ffn_sub_norm", config, family) if own else None),
+        o=_projection(
+            model, f"{attention}.o_proj", _norm(f"{attention}.attn_sub_norm", config, family) if own else None
+        ),
+        down=_projection(model, f"{mlp}.down_proj", _norm(f"{mlp}.ffn_sub_norm", config, family) if own else None),
         rope=rope,
         window=window,
     )
@@ -286,26 +299,16 @@ def _head(model: PreTrainedModel, embedding: str) -> str | None:
 
 
 def _check_complete(model: PreTrainedModel, spec: DecoderSpec) -> None:
-    """Every ternary layer that is described must be one, and every tensor of the model must have a place."""
-    names = projections(spec)
-    for name in names:
-        module = model.get_submodule(name)
-        if not isinstance(module, (BitLinear, TernaryLinear)):
-            raise UnsupportedModelError(f"{name} is not ternary ({type(module).__name__})")
-        if module.activation_bits is None:
-            raise UnsupportedModelError("activations in floating point (activation_bits=None)")
+    """Every tensor of the model must have a place."""
+    projections = [p for layer in spec.layers for p in (*layer.qkv, layer.o, *layer.gate_up, layer.down)]
     norms = [norm for layer in spec.layers for norm in vars(layer).values() if isinstance(norm, Norm)]
-    norms += [p.norm for layer in spec.layers for p in (layer.o, layer.down) if p.norm is not None]
+    norms += [projection.norm for projection in projections if projection.norm is not None]
     known = {spec.embedding, spec.head, "lm_head.weight", spec.final_norm.tensor, *(norm.tensor for norm in norms)}
     if spec.head is None:
         known.add("score.weight")  # a classification head, which is not the decoder's
-    owners = set(names)
+    owners = {projection.module for projection in projections}
     for tensor in model.state_dict():
         parent = tensor.rpartition(".")[0]
         if tensor in known or parent in owners or parent.removesuffix(".rms_norm") in owners:
             continue
         raise UnsupportedModelError(f"tensor {tensor!r} has no place in the native decoder")
-    for layer in spec.layers:
-        for projection in (layer.o, layer.down):
-            if projection.norm is not None and model.get_submodule(projection.module).rms_norm is not None:
-                raise UnsupportedModelError(f"{projection.module} has two norms in front")

@@ -30,13 +30,18 @@ class StudentWeights:
         return self._student.files.read(norm.tensor).float().add(norm.offset).contiguous()
 
     def projection(self, projection: Projection) -> LoadedProjection:
-        """A ternary layer, packed for the kernels."""
-        layer = self._student.layer(projection.module)
+        """A ternary layer, packed for the kernels, or one in full precision, its weight as stored."""
         weight, eps = None, 0.0
+        if projection.norm is not None:
+            weight, eps = self.norm(projection.norm), projection.norm.eps
+        files, name = self._student.files, projection.module
+        if not projection.ternary:
+            table = load_table(files, f"{name}.weight", None)
+            bias = files.read(f"{name}.bias").float().clone() if f"{name}.bias" in files.headers else None
+            return LoadedProjection(table.data, bias, weight, eps, table.kind)
+        layer = self._student.layer(name)
         if layer.rms_norm is not None:
             weight, eps = layer.rms_norm.weight.detach().float().clone(), layer.rms_norm.eps
-        elif projection.norm is not None:
-            weight, eps = self.norm(projection.norm), projection.norm.eps
         bias = None if layer.bias is None else layer.bias.detach().float().clone()
         return LoadedProjection(layer.kernel_weight(), bias, weight, eps)
 

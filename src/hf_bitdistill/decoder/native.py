@@ -27,22 +27,21 @@ class NormStruct(ctypes.Structure):
     _fields_ = [("weight", c_void_p), ("count", c_size_t), ("eps", c_float)]
 
 
-class ProjectionStruct(ctypes.Structure):
-    """`bd_projection`."""
-
-    _fields_ = [
-        ("weight", c_void_p),
-        ("weight_bytes", c_size_t),
-        ("bias", c_void_p),
-        ("bias_count", c_size_t),
-        ("sub_norm", NormStruct),
-    ]
-
-
 class TableStruct(ctypes.Structure):
     """`bd_table`."""
 
     _fields_ = [("kind", c_int32), ("data", c_void_p), ("bytes", c_size_t)]
+
+
+class ProjectionStruct(ctypes.Structure):
+    """`bd_projection`."""
+
+    _fields_ = [
+        ("weight", TableStruct),
+        ("bias", c_void_p),
+        ("bias_count", c_size_t),
+        ("sub_norm", NormStruct),
+    ]
 
 
 class RopeStruct(ctypes.Structure):

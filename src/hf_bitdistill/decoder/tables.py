@@ -1,4 +1,4 @@
-"""The embedding table or output head as the decoder keeps it: floats, int8 rows, or int4 groups."""
+"""Matrices that are not ternary as the decoder keeps them: floats, int8 rows, or int4 groups."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Table:
     dtype: torch.dtype
 
 
-def load_table(files: TensorFiles, name: str, bits: int) -> Table:
+def load_table(files: TensorFiles, name: str, bits: int | None) -> Table:
     """Read a table in pieces and bring it to `bits` a value.
 
     Args:
-        bits: 32; 16: the checkpoint's own 16-bit dtype (a float32 checkpoint becomes whichever 16-bit dtype changes it
+        bits: `None`: as stored; 32; 16: the checkpoint's own 16-bit dtype (a float32 checkpoint becomes whichever 16-bit dtype changes it
             least); 8: int8, a scale a row; 4: int4, a scale for 32 columns.
 
     Raises:
@@ -55,14 +55,20 @@ def load_table(files: TensorFiles, name: str, bits: int) -> Table:
             except ValueError as error:
                 raise ValueError(f"{_place(files, name)}: {error}.") from None
         data = packer.packed()
-    elif bits in HEAD_BITS:
-        target = torch.float32 if bits == 32 else dtype if dtype.itemsize == 2 else _least_lossy(files, name)
+    elif bits is None or bits in HEAD_BITS:
+        target = _float_dtype(files, name, dtype, bits)
         data = torch.empty((rows, columns), dtype=target)
         for start, piece in files.rows(name):
             data[start : start + len(piece)] = _finite(piece, files, name)
     else:
         raise ValueError(f"head_bits={bits!r} is not supported; choose one of {HEAD_BITS}.")
-    return Table(native.TABLE_PACKED if bits < 16 else _KINDS[data.dtype], data, rows, columns, dtype)
+    return Table(_KINDS.get(data.dtype, native.TABLE_PACKED), data, rows, columns, dtype)
+
+
+def _float_dtype(files: TensorFiles, name: str, stored: torch.dtype, bits: int | None) -> torch.dtype:
+    if bits == 32 or (bits is None and stored.itemsize > 2):
+        return torch.float32
+    return stored if stored.itemsize == 2 else _least_lossy(files, name)
 
 
 def _finite(piece: Tensor, files: TensorFiles, name: str) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 ALIGNMENT = 64
 
 FLOAT32, BFLOAT16 = 0, 1

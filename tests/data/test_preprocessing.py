@@ -229,7 +229,12 @@ def test_take_tokens_reads_no_further_than_it_must():
 
 def test_batches_by_length(tiny_tokenizer):
     sequences = [[5] * 4, [6] * 2, [7] * 2, [8] * 3]
-    first, second = batch_by_length(sequences, 2, tiny_tokenizer)
-    assert {name: value.tolist() for name, value in first.items()} == {"input_ids": [[6, 6], [7, 7]]}
-    assert second["input_ids"].tolist() == [[8, 8, 8, tiny_tokenizer.pad_token_id], [5] * 4]
-    assert second["attention_mask"].tolist() == [[1, 1, 1, 0], [1] * 4]
+    first, second = batch_by_length(sequences, 2, tiny_tokenizer)  # the first has the first sequence
+    assert first["input_ids"].tolist() == [[8, 8, 8, tiny_tokenizer.pad_token_id], [5] * 4]
+    assert first["attention_mask"].tolist() == [[1, 1, 1, 0], [1] * 4]
+    assert {name: value.tolist() for name, value in second.items()} == {"input_ids": [[6, 6], [7, 7]]}
+    alike = [[number] * 3 for number in range(6)]
+    assert [batch["input_ids"][:, 0].tolist() for batch in batch_by_length(alike, 4, tiny_tokenizer)] == [
+        [0, 1, 2, 3],
+        [4, 5],
+    ]

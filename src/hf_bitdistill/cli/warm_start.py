@@ -77,9 +77,8 @@ def run(argv: list[str], prog: str) -> None:
             if task is None
             else f"every example of {task.name} is longer than its max_length"
         )
-    # A random sample: batches by length would begin with the shortest examples only.
-    sample = rows[: arguments.batch_size * student_arguments.calibration_batches]
-    sample = batch_by_length(sample, arguments.batch_size, tokenizer)
+    batches = batch_by_length(rows, arguments.batch_size, tokenizer)
+    sample = batches[: student_arguments.calibration_batches]
     device = default_device()
     teacher = teacher.to(device)
     if arguments.keep_massive_ratio:
@@ -89,7 +88,6 @@ def run(argv: list[str], prog: str) -> None:
     student, _ = load_student(model_arguments, student_arguments, task_arguments.head, task)
     student = student.to(device)
     calibrate(student, student_arguments, sample)
-    batches = batch_by_length(rows, arguments.batch_size, tokenizer)
     report = warm_start(student, teacher, batches, config, progress=True)
     student.save_pretrained(output)
     tokenizer.save_pretrained(output)

@@ -386,16 +386,17 @@ def batch_by_length(
         tokenizer: Pads, on the right.
 
     Returns:
-        Batches, shortest first (who looks at the first ones only sees short sequences); those of one length keep their order. Each has ``input_ids`` ``[B, T]`` int64 and,
-        where something is padded, ``attention_mask`` ``[B, T]``.
+        Batches in the order of their earliest sequences, so that the first ones are a sample of all lengths; sequences of one length keep
+        their order. Each has ``input_ids`` ``[B, T]`` int64 and, where something is padded, ``attention_mask`` ``[B, T]``.
     """
     import torch
 
-    ordered = sorted(sequences, key=len)
+    by_length = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    groups = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
     pad = collate(tokenizer)
     batches = []
-    for start in range(0, len(ordered), batch_size):
-        rows = [list(row) for row in ordered[start : start + batch_size]]
+    for group in sorted(groups, key=min):
+        rows = [list(sequences[index]) for index in group]
         if len(rows[0]) == len(rows[-1]):
             batches.append({"input_ids": torch.tensor(rows)})
         else:

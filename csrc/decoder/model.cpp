@@ -47,8 +47,9 @@ int open_table(const bd_table& table, int64_t cols, Table* out) {
   const size_t element = out->kind == BD_TABLE_FLOAT32 ? sizeof(float) : sizeof(uint16_t);
   if (reinterpret_cast<uintptr_t>(table.data) % element != 0) return BD_ERROR_ALIGNMENT;
   const size_t row_bytes = static_cast<size_t>(cols) * element;
-  if (table.bytes % row_bytes != 0 || table.bytes / row_bytes > static_cast<size_t>(BD_MAX_ROWS)) return BD_ERROR_BUFFER_SIZE;
-  out->rows = static_cast<int64_t>(table.bytes / row_bytes);
+  const size_t rows = table.bytes / row_bytes;
+  if (table.bytes % row_bytes != 0 || rows < 1 || rows > static_cast<size_t>(BD_MAX_ROWS)) return BD_ERROR_BUFFER_SIZE;
+  out->rows = static_cast<int64_t>(rows);
   return BD_OK;
 }
 

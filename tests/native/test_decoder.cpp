@@ -574,7 +574,7 @@ void test_failures() {
   const size_t row = static_cast<size_t>(options.inner) * sizeof(float), rows = static_cast<size_t>(options.hidden);
   refuse([&](C&, L& l, R&) { as_floats(l, 1, rows * row); }, BD_ERROR_ALIGNMENT);
   refuse([&](C&, L& l, R&) { as_floats(l, 0, rows * row - sizeof(float)); }, BD_ERROR_BUFFER_SIZE);
-  refuse([&](C&, L& l, R&) { as_floats(l, 0, 0); l.down.bias = nullptr; l.down.bias_count = 0; }, BD_ERROR_MODEL);
+  refuse([&](C&, L& l, R&) { as_floats(l, 0, 0); }, BD_ERROR_BUFFER_SIZE);
   refuse([&](C&, L& l, R&) { as_floats(l, 0, (rows - 1) * row); l.down.bias = nullptr; l.down.bias_count = 0; }, BD_ERROR_MODEL);
   refuse([](C&, L& l, R&) { l.qkv[0].bias_count -= 1; }, BD_ERROR_MODEL);
   refuse([](C&, L& l, R&) { l.q_norm.count = 7; }, BD_ERROR_MODEL);

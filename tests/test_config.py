@@ -32,6 +32,7 @@ def test_round_trip_through_a_dictionary():
         ({"group_size": 100}, "group_size"),
         ({"activation_bits": 4}, "activation_bits"),
         ({"modules_to_not_convert": "lm_head"}, "modules_to_not_convert"),
+        ({"modules_without_sub_norm": "down_proj"}, "modules_without_sub_norm"),
         ({"projections": {"wq": "in"}}, "projections"),
         ({"head_bits": 6}, "head_bits"),
         ({"granularity": "row"}, "granularity"),

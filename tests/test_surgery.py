@@ -9,7 +9,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from architectures import ARCHITECTURES, random_tokens, tiny_config, tiny_model
 from hf_bitdistill import BitNetConfig, SurgeryError, apply_bitnet
 from hf_bitdistill.layers import BitLinear, SubLN, full_precision
-from hf_bitdistill.surgery import find_projections, is_skipped
+from hf_bitdistill.surgery import find_projections, is_named
 
 
 # Per decoder layer: names of the projections, outputs (those with a SubLN) last.
@@ -88,9 +88,20 @@ def test_modules_to_not_convert():
     config = BitNetConfig(modules_to_not_convert=["layers.0", "mlp.down_proj"])
     names = [projection.name for projection in find_projections(tiny_model("llama"), config)]
     assert names and all(name.startswith("model.layers.1.") and "down_proj" not in name for name in names)
-    assert not is_skipped("model.layers.11.mlp", ["layers.1"])
+    assert not is_named("model.layers.11.mlp", ["layers.1"])
     with pytest.raises(SurgeryError, match="'no_such_module' matches no module"):
         apply_bitnet(tiny_model("llama"), BitNetConfig(modules_to_not_convert=["no_such_module"]))
+
+
+def test_modules_without_sub_norm():
+    config = BitNetConfig(modules_without_sub_norm=["layers.1.mlp.down_proj", "layers.0.self_attn"])
+    model = apply_bitnet(tiny_model("llama"), config)
+    assert [name for name, module in model.named_modules() if isinstance(module, SubLN)] == [
+        "model.layers.0.mlp.down_proj.rms_norm",
+        "model.layers.1.self_attn.o_proj.rms_norm",
+    ]
+    with pytest.raises(SurgeryError, match="modules_without_sub_norm: 'no_such_module' matches no module"):
+        apply_bitnet(tiny_model("llama"), BitNetConfig(modules_without_sub_norm=["no_such_module"]))
 
 
 def test_an_unknown_architecture_is_refused_and_can_be_told():

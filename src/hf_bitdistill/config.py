@@ -44,6 +44,9 @@ class BitNetConfig(QuantizationConfigMixin):
         modules_to_not_convert (`list[str]`, *optional*): names of modules that stay in full precision. An entry matches a
             module of that full name, everything below it, and any module whose name ends in `"." + entry`. The
             embeddings and the output head are never ternary (see `head_bits`).
+        modules_without_sub_norm (`list[str]`, *optional*): names of projections that get no SubLN whatever `sub_norm` says, matched
+            as in `modules_to_not_convert`. A SubLN bounds what it lets through: without it a projection can write
+            massive activations (see [`find_massive_projections`]) in ternary.
         projections (`dict[str, str]`, *optional*): for an architecture whose projections cannot be found automatically:
             module name suffix -> `"input"` or `"output"` (`"output"`: the last projection of an attention or FFN block,
             the place of the SubLN), e.g. `{"attn.wqkv": "input", "attn.wo": "output"}`. Replaces the automatic table.
@@ -65,6 +68,7 @@ class BitNetConfig(QuantizationConfigMixin):
         group_size: int = 128,
         activation_bits: int | None = 8,
         modules_to_not_convert: list[str] | None = None,
+        modules_without_sub_norm: list[str] | None = None,
         projections: dict[str, str] | None = None,
         head_bits: int = 16,
         **kwargs: Any,
@@ -77,6 +81,7 @@ class BitNetConfig(QuantizationConfigMixin):
         self.group_size = group_size
         self.activation_bits = activation_bits
         self.modules_to_not_convert = modules_to_not_convert
+        self.modules_without_sub_norm = modules_without_sub_norm
         self.projections = projections
         self.head_bits = head_bits
         kwargs.pop("quant_method", None)
@@ -93,9 +98,10 @@ class BitNetConfig(QuantizationConfigMixin):
         eps = self.sub_norm_eps
         if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
             raise ValueError(f"BitNetConfig.sub_norm_eps={eps!r} must be a number between 0 and 1.")
-        skipped = self.modules_to_not_convert
-        if skipped is not None and (isinstance(skipped, str) or not all(isinstance(name, str) for name in skipped)):
-            raise ValueError(f"BitNetConfig.modules_to_not_convert={skipped!r} must be a list of module names.")
+        for option in ("modules_to_not_convert", "modules_without_sub_norm"):
+            names = getattr(self, option)
+            if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
+                raise ValueError(f"BitNetConfig.{option}={names!r} must be a list of module names.")
         if self.projections is not None and (
             not isinstance(self.projections, dict)
             or not set(self.projections.values()) <= {"input", "output"}

@@ -75,11 +75,11 @@ def _ends_with(name: str, suffix: str) -> bool:
     return name == suffix or name.endswith("." + suffix)
 
 
-def is_skipped(name: str, modules_to_not_convert: Iterable[str] | None) -> bool:
+def is_named(name: str, entries: Iterable[str] | None) -> bool:
     """Whether `name` is named by an entry: the module itself, an ancestor of it, or by the end of either's name."""
     parts = name.split(".")
     ancestors = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    return any(_ends_with(ancestor, entry) for entry in modules_to_not_convert or () for ancestor in ancestors)
+    return any(_ends_with(ancestor, entry) for entry in entries or () for ancestor in ancestors)
 
 
 def _plan_roles(model: PreTrainedModel) -> list[tuple[re.Pattern, str]]:
@@ -114,15 +114,16 @@ def find_projections(model: PreTrainedModel, config: BitNetConfig) -> list[Proje
     head = model.get_output_embeddings()
 
     linears = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
-    for entry in skip or ():
-        if not any(is_skipped(name, [entry]) for name, _ in model.named_modules()):
-            raise SurgeryError(f"modules_to_not_convert: {entry!r} matches no module of {type(model).__name__}.")
+    for option in ("modules_to_not_convert", "modules_without_sub_norm"):
+        for entry in getattr(config, option) or ():
+            if not any(is_named(name, [entry]) for name, _ in model.named_modules()):
+                raise SurgeryError(f"{option}: {entry!r} matches no module of {type(model).__name__}.")
     for suffix in config.projections or ():
         if not any(_ends_with(name, suffix) for name in linears):
             raise SurgeryError(f"projections: {suffix!r} matches no linear layer; there are: {_summary(linears)}.")
 
     candidates = {name: _role_of(name, suffixes, plan) for name in linears}
-    placed = [Projection(name, role) for name, role in candidates.items() if role and not is_skipped(name, skip)]
+    placed = [Projection(name, role) for name, role in candidates.items() if role and not is_named(name, skip)]
     if not placed or (config.sub_norm == "output" and all(projection.role == INPUT for projection in placed)):
         raise SurgeryError(
             f"Cannot tell where the projections of {type(model).__name__} (model_type {model_type!r}) are: it carries no "
@@ -143,7 +144,7 @@ def _check_experts(model: PreTrainedModel, skip: list[str] | None) -> None:
     fused = [
         name
         for name, parameter in model.named_parameters()
-        if parameter.ndim == 3 and "expert" in name and not is_skipped(name, skip)
+        if parameter.ndim == 3 and "expert" in name and not is_named(name, skip)
     ]
     if fused:
         raise SurgeryError(
@@ -156,7 +157,7 @@ def _check_experts(model: PreTrainedModel, skip: list[str] | None) -> None:
 def _warn_of_leftovers(model: PreTrainedModel, candidates: dict[str, str | None], skip: list[str] | None) -> None:
     repeated = re.compile(r"\.\d+\.")
     leftovers = [name for name, role in candidates.items() if not role and repeated.search(name)]
-    leftovers = [name for name in leftovers if not is_skipped(name, skip)]
+    leftovers = [name for name in leftovers if not is_named(name, skip)]
     if leftovers:
         logger.warning(
             f"{type(model).__name__}: these linear layers are in no plan and stay in full precision: "
@@ -165,10 +166,12 @@ def _warn_of_leftovers(model: PreTrainedModel, candidates: dict[str, str | None]
         )
 
 
-def _wants_sub_norm(role: str, config: BitNetConfig, model_type: str) -> bool:
-    if role == OUTPUT and model_type in _HAS_OWN_SUB_NORM:
+def _wants_sub_norm(projection: Projection, config: BitNetConfig, model_type: str) -> bool:
+    if projection.role == OUTPUT and model_type in _HAS_OWN_SUB_NORM:
         return False
-    return config.sub_norm == "all" or (config.sub_norm == "output" and role == OUTPUT)
+    if is_named(projection.name, config.modules_without_sub_norm):
+        return False
+    return config.sub_norm == "all" or (config.sub_norm == "output" and projection.role == OUTPUT)
 
 
 def convert_modules(model: PreTrainedModel, config: BitNetConfig) -> list[str]:
@@ -186,7 +189,7 @@ def convert_modules(model: PreTrainedModel, config: BitNetConfig) -> list[str]:
     projections = find_projections(model, config)
     for projection in projections:
         linear = model.get_submodule(projection.name)
-        sub_norm = _wants_sub_norm(projection.role, config, model_type)
+        sub_norm = _wants_sub_norm(projection, config, model_type)
         layer: nn.Module = BitLinear.from_linear(linear, config, sub_norm)
         if config.quantization_mode == "offline":
             layer = TernaryLinear(

@@ -44,6 +44,7 @@ def test_logits(saved, model_type, options):
         {"sub_norm": "all"},
         {"sub_norm": "none", "weight_granularity": "row"},
         {"weight_granularity": "group", "group_size": 64},
+        {"modules_without_sub_norm": ["layers.1.mlp.down_proj"]},
         {"modules_to_not_convert": ["layers.0.mlp.down_proj", "layers.1.self_attn.k_proj", "layers.1.mlp.gate_proj"]},
     ],
 )

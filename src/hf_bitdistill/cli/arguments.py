@@ -49,6 +49,9 @@ class StudentArguments:
     modules_to_not_convert: list[str] | None = field(
         default=None, metadata={"help": "Modules that stay in full precision."}
     )
+    modules_without_sub_norm: list[str] | None = field(
+        default=None, metadata={"help": "Projections without a SubLN, whatever sub_norm says."}
+    )
     calibrate_sub_norm: bool = field(
         default=True, metadata={"help": "Start the SubLNs from activations of a few batches instead of from one."}
     )
@@ -62,6 +65,7 @@ class StudentArguments:
             group_size=self.group_size,
             activation_bits=self.activation_bits or None,
             modules_to_not_convert=self.modules_to_not_convert,
+            modules_without_sub_norm=self.modules_without_sub_norm,
         )
 
 

@@ -34,7 +34,7 @@ class WarmStartArguments:
         default=0.0,
         metadata={
             "help": "Keep projections in full precision whose largest output is so many times the median one (20 is a "
-            "good value); such a student decodes through transformers. 0: none."
+            "good value). 0: none."
         },
     )
 

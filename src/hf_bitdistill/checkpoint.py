@@ -106,7 +106,8 @@ def check_headers(model: PreTrainedModel, headers: dict[str, TensorHeader], may_
     for name, header in headers.items():
         if name.endswith(".rms_norm.weight") and name not in state_dict:
             raise CheckpointError(
-                f"{header.file}: tensor {header.key!r} is a SubLN, which sub_norm in config.json leaves no place for."
+                f"{header.file}: tensor {header.key!r} is a SubLN, which sub_norm or modules_without_sub_norm in config.json "
+                "leaves no place for."
             )
 
 

@@ -45,8 +45,8 @@ class BitNetConfig(QuantizationConfigMixin):
             module of that full name, everything below it, and any module whose name ends in `"." + entry`. The
             embeddings and the output head are never ternary (see `head_bits`).
         modules_without_sub_norm (`list[str]`, *optional*): names of projections that get no SubLN whatever `sub_norm` says, matched
-            as in `modules_to_not_convert`. A SubLN bounds what it lets through: without it a projection can write
-            massive activations (see [`find_massive_projections`]) in ternary.
+            as in `modules_to_not_convert`. A SubLN bounds what it lets through: without it a ternary projection comes closer
+            to a massive activation (see [`find_massive_projections`]), though not as close as one in full precision.
         projections (`dict[str, str]`, *optional*): for an architecture whose projections cannot be found automatically:
             module name suffix -> `"input"` or `"output"` (`"output"`: the last projection of an attention or FFN block,
             the place of the SubLN), e.g. `{"attn.wqkv": "input", "attn.wo": "output"}`. Replaces the automatic table.

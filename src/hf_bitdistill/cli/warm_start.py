@@ -16,7 +16,16 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data import Task
+from ..data import (
+    Task,
+    batch_by_length,
+    build_dataset,
+    get_task,
+    load_corpus,
+    load_task_dataset,
+    pack_corpus,
+    take_tokens,
+)
 from ..surgery import is_student
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, default_device, load_model, load_student, load_tokenizer
@@ -40,7 +49,6 @@ class WarmStartArguments:
 
 
 def run(argv: list[str], prog: str) -> None:
-    from ..data import batch_by_length, get_task, take_tokens
     from ..massive_activations import find_massive_projections
     from ..warm_start import WarmStartConfig, warm_start
 
@@ -100,8 +108,6 @@ def run(argv: list[str], prog: str) -> None:
 def _blocks(
     corpus: CorpusArguments, arguments: WarmStartArguments, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> Iterable[Sequence[int]]:
-    from ..data import load_corpus, pack_corpus
-
     # Streaming: only what is used is tokenised.
     dataset = load_corpus(
         corpus.corpus,
@@ -118,8 +124,6 @@ def _examples(
     task: Task, arguments: TaskArguments, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> Iterable[Sequence[int]]:
     """Prompts with their answers (prompts alone for a classification head), as `bitdistill distill` reads them."""
-    from ..data import build_dataset, load_task_dataset
-
     examples = load_task_dataset(
         task,
         arguments.train_split,

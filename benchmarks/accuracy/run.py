@@ -145,6 +145,11 @@ class Benchmark:
                 teacher = self.full_precision(self.large if arm.finetune.teacher == "large" else self.work, seed)
             last = stages[-1]
             stages.append(self.best_rate(name, self.work, arm.finetune, seed, last, last.model, teacher))
+        elif self.work.task:
+            last = stages[-1]
+            stages.append(
+                self.store.run("evaluate", self.task_identity, partial(self.work.evaluate, last.model), last)
+            )
         return stages
 
     def warm_start_steps(self, arm: Arm, budget: int | None) -> int | None:

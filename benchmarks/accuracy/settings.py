@@ -119,7 +119,7 @@ class Arm:
             `budget_share` (that share of the arm's token budget goes to the warm start's optimiser steps). `None`: none.
         from_teacher: the student is made of FP-SFT, not of the model as it came, and its start (calibration, warm start) reads the task's
             training examples instead of plain text; `tokens` are then those of whole examples, and `batch_size` examples.
-        pretrain, finetune: `None`: without that stage.
+        pretrain, finetune: `None`: without that stage. A task is then measured on the student as it is.
     """
 
     title: str

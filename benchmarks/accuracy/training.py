@@ -191,6 +191,10 @@ class Work:
         self.save(trainer.model, folder)
         return {**result, "examples": options.steps * options.batch_size, "evaluation": self.scores(trainer.model)}
 
+    def evaluate(self, source: Path, folder: Path) -> dict[str, Any]:
+        """The task's scores of a student that is not fine-tuned. Its model is the stage's before; none is kept here."""
+        return {"evaluation": self.scores(self.load(source))}
+
     def _arguments(self, kind, folder, steps, batch, micro, rate, seed, **more):
         micro = min(batch, micro)
         if batch % micro:

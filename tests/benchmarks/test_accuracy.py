@@ -79,8 +79,9 @@ arms:
   from_teacher:
     title: from the teacher
     from_teacher: true
-    warm_start: {tokens: 200, batch_size: 4, steps_per_window: 2, rank: 2}
+    warm_start: &warm {tokens: 200, batch_size: 4, steps_per_window: 2, rank: 2}
     finetune: {method: distill}
+  start: {title: its start, from_teacher: true, warm_start: *warm}
   large: {title: a larger teacher, pretrain: {}, finetune: {method: distill, teacher: large}}
 """
 
@@ -108,11 +109,13 @@ def test_language_modelling(benchmark, data, monkeypatch, capsys):
 def test_task(benchmark, data, monkeypatch, capsys):
     result = run(benchmark, monkeypatch, data, TASK)
     rows = {row["arm"]: row for row in result["rows"]}
-    assert set(rows) == {"full precision", "fp_sft", "bitnet_sft", "bitdistill", "no_logits", "from_teacher"}
+    assert set(rows) == {"full precision", "fp_sft", "bitnet_sft", "bitdistill", "no_logits", "from_teacher", "start"}
     assert all(0 <= row["evaluation"]["accuracy"] <= 1 for row in rows.values())
     out = capsys.readouterr().out
     assert out.count("[pretrain-") == 1  # shared by both arms
     assert out.count("[finetune-") == 1 + 2 + 1 + 1 + 1
+    assert (out.count("[start-"), out.count("[evaluate-")) == (3, 1)
+    assert [stage["kind"] for stage in rows["start"]["stages"]] == ["start", "evaluate"]
     assert "large: left out" in out
     start = rows["from_teacher"]["stages"][0]
     assert 512 <= start["warm_start"]["calibration_tokens"] < 560  # whole examples, as many as the calibration wants
@@ -145,7 +148,7 @@ def test_docstrings(benchmark, data, monkeypatch):
     monkeypatch.setattr(docstrings, "SETTINGS", dataclasses.replace(docstrings.SETTINGS, **small))
     config = TASK.replace("task: sst2", "task: docstring_summary").replace("text: {", "text: {source: docstrings, ")
     rows = {row["arm"]: row for row in run(benchmark, monkeypatch, data, config)["rows"]}
-    assert set(rows) == {"full precision", "fp_sft", "bitnet_sft", "bitdistill", "no_logits", "from_teacher"}
+    assert set(rows) == {"full precision", "fp_sft", "bitnet_sft", "bitdistill", "no_logits", "from_teacher", "start"}
     for row in rows.values():
         scores = row["evaluation"]
         assert 0 <= scores["token_accuracy"] <= 1 and scores["n"] == 20 and 0 < scores["chance_level"] < 1

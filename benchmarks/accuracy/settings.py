@@ -95,6 +95,8 @@ class FineTuneSettings:
         learning_rates: the best one is found with the first seed, by the metric on the evaluation split.
         options: further options of `DistillationConfig` (`"distill"` only).
         teacher: `"same"` (FP-SFT of this model) or `"large"` (FP-SFT of `--large_model`).
+        other_examples: shuffle the training examples first, so that they are not those that FP-SFT was trained on with the same seed, but for
+            the share of the training split that a run reads. With `ce_loss_weight: 0` in `options` their labels are not used.
     """
 
     method: str = "sft"
@@ -104,6 +106,7 @@ class FineTuneSettings:
     learning_rates: tuple[float, ...] = (1e-4,)
     options: dict[str, Any] = field(default_factory=dict)
     teacher: str = "same"
+    other_examples: bool = field(default=False, metadata=ADDED)
 
 
 @dataclass(frozen=True)

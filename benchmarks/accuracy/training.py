@@ -180,10 +180,14 @@ class Work:
             teacher_model_name_or_path=str(teacher) if distill else None,
             **{**weights, **options.options},
         )
+        examples = self.task.train
+        if options.other_examples:
+            # Not with `seed` itself: a warm start from the task has read the first of that order.
+            examples = examples.shuffle(seed=seed + 1)
         trainer = DistillationTrainer(
             model=self.load(source),
             args=arguments,
-            train_dataset=self.task.train,
+            train_dataset=examples,
             data_collator=collate(self.tokenizer),
             processing_class=self.tokenizer,
         )

@@ -75,6 +75,7 @@ full_precision: {learning_rates: [1.0e-4]}
 arms:
   bitnet_sft: {title: BitNet-SFT, student: {sub_norm: none}, finetune: {learning_rates: [1.0e-4, 1.0e-3]}}
   bitdistill: {title: BitDistill, pretrain: {}, finetune: {method: distill, options: {attention_layers: [-1]}}}
+  others: {title: on other examples, pretrain: {}, finetune: {method: distill, other_examples: true, options: {attention_layers: [-1]}}}
   no_logits: {title: without logits, pretrain: {}, finetune: {method: distill, options: {logits_loss_weight: 0.0}}}
   from_teacher:
     title: from the teacher
@@ -84,6 +85,8 @@ arms:
   start: {title: its start, from_teacher: true, warm_start: *warm}
   large: {title: a larger teacher, pretrain: {}, finetune: {method: distill, teacher: large}}
 """
+
+ARMS = {"full precision", "fp_sft", "bitnet_sft", "bitdistill", "others", "no_logits", "from_teacher", "start"}
 
 
 def test_language_modelling(benchmark, data, monkeypatch, capsys):
@@ -109,12 +112,13 @@ def test_language_modelling(benchmark, data, monkeypatch, capsys):
 def test_task(benchmark, data, monkeypatch, capsys):
     result = run(benchmark, monkeypatch, data, TASK)
     rows = {row["arm"]: row for row in result["rows"]}
-    assert set(rows) == {"full precision", "fp_sft", "bitnet_sft", "bitdistill", "no_logits", "from_teacher", "start"}
+    assert set(rows) == ARMS
     assert all(0 <= row["evaluation"]["accuracy"] <= 1 for row in rows.values())
     out = capsys.readouterr().out
-    assert out.count("[pretrain-") == 1  # shared by both arms
-    assert out.count("[finetune-") == 1 + 2 + 1 + 1 + 1
+    assert out.count("[pretrain-") == 1  # shared by its three arms
+    assert out.count("[finetune-") == 1 + 2 + 1 + 1 + 1 + 1
     assert (out.count("[start-"), out.count("[evaluate-")) == (3, 1)
+    assert rows["others"]["stages"][-1]["curve"] != rows["bitdistill"]["stages"][-1]["curve"]
     assert [stage["kind"] for stage in rows["start"]["stages"]] == ["start", "evaluate"]
     assert "large: left out" in out
     start = rows["from_teacher"]["stages"][0]
@@ -148,7 +152,7 @@ def test_docstrings(benchmark, data, monkeypatch):
     monkeypatch.setattr(docstrings, "SETTINGS", dataclasses.replace(docstrings.SETTINGS, **small))
     config = TASK.replace("task: sst2", "task: docstring_summary").replace("text: {", "text: {source: docstrings, ")
     rows = {row["arm"]: row for row in run(benchmark, monkeypatch, data, config)["rows"]}
-    assert set(rows) == {"full precision", "fp_sft", "bitnet_sft", "bitdistill", "no_logits", "from_teacher", "start"}
+    assert set(rows) == ARMS
     for row in rows.values():
         scores = row["evaluation"]
         assert 0 <= scores["token_accuracy"] <= 1 and scores["n"] == 20 and 0 < scores["chance_level"] < 1

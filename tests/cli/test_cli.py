@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from hf_bitdistill import DistillationConfig
 from hf_bitdistill.cli.arguments import ModelArguments, StudentArguments, TaskArguments, parse
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.cli.models import load_model, load_student
@@ -100,6 +101,17 @@ def test_pretrain_distill_pack_evaluate(teacher, data, tmp_path, capsys):
     perplexity = json.loads(capsys.readouterr().out)["perplexity"]
     assert main(["evaluate", "--model_name_or_path", str(tmp_path / "packed"), *arguments, "--head_bits", "8"]) == 0
     assert json.loads(capsys.readouterr().out)["perplexity"] == pytest.approx(perplexity, rel=0.05)
+
+
+def test_the_cpu_is_used_where_there_is_no_accelerator(tmp_path, monkeypatch):
+    def use_cpu(*flags):
+        (training,) = parse([DistillationConfig], ["--output_dir", str(tmp_path), *flags], "bitdistill", "")
+        return training.use_cpu
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert use_cpu() and use_cpu("--bf16") and not use_cpu("--use_cpu", "false")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert not use_cpu() and use_cpu("--use_cpu", "true")
 
 
 def test_attention_and_dtype_of_a_model(teacher):

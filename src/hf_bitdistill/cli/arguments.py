@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import HfArgumentParser
+from transformers.utils import is_torch_xla_available
 
 from ..config import BitNetConfig
 
@@ -116,7 +118,8 @@ class CorpusArguments:
 
 
 def parse(kinds: Sequence[type], argv: Sequence[str], prog: str, description: str) -> tuple:
-    """Dataclasses from `[config.yaml] [--flag value ...]`; a flag wins over the file.
+    """Dataclasses from `[config.yaml] [--flag value ...]`; a flag wins over the file. Without an accelerator `use_cpu` is true
+    by default, so that `--bf16` trains on the CPU.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -131,6 +134,9 @@ def parse(kinds: Sequence[type], argv: Sequence[str], prog: str, description: st
         allow_abbrev=False,
     )
     options = [f.name for kind in kinds for f in dataclasses.fields(kind) if f.init]
+    if "use_cpu" in options and not torch.accelerator.is_available() and not is_torch_xla_available():
+        # The device is the same either way, but transformers refuses bf16 on a CPU that is not asked for.
+        parser.set_defaults(use_cpu=True)
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         path = argv.pop(0)

@@ -139,14 +139,13 @@ class Benchmark:
                 identity = {**describe(options), "tokens": tokens, "seed": seed, "bf16": self.settings.bf16}
                 train = partial(self.work.pretrain, options, tokens, seed, start.model)
                 stages.append(self.store.run("pretrain", identity, train, start))
+        last = stages[-1]
         if arm.finetune:
             teacher = None
             if arm.finetune.method == "distill":
                 teacher = self.full_precision(self.large if arm.finetune.teacher == "large" else self.work, seed)
-            last = stages[-1]
             stages.append(self.best_rate(name, self.work, arm.finetune, seed, last, last.model, teacher))
         elif self.work.task:
-            last = stages[-1]
             stages.append(
                 self.store.run("evaluate", self.task_identity, partial(self.work.evaluate, last.model), last)
             )

@@ -96,7 +96,8 @@ class FineTuneSettings:
         options: further options of `DistillationConfig` (`"distill"` only).
         teacher: `"same"` (FP-SFT of this model) or `"large"` (FP-SFT of `--large_model`).
         other_examples: shuffle the training examples first, so that they are not those that FP-SFT was trained on with the same seed, but for
-            the share of the training split that a run reads. With `ce_loss_weight: 0` in `options` their labels are not used.
+            the share of the training split that a run reads. With `ce_loss_weight: 0` in `options` no loss is
+            taken on their labels; the answers stay part of the text that student and teacher read.
     """
 
     method: str = "sft"

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_bitdistill import BitNetConfig, WarmStartConfig, apply_bitnet, calibrate_sub_norm, least_squares_warm_start
 from hf_bitdistill.data import load_corpus, pack_corpus
-from hf_bitdistill.environment import describe_environment
+from hf_bitdistill.environment import default_device, describe_environment
 from hf_bitdistill.evaluation import perplexity
 from hf_bitdistill.report.tables import markdown_table
 from hf_bitdistill.warm_start import warm_start
@@ -67,7 +67,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = default_device()
     dtype = torch.bfloat16 if options.bf16 else torch.float32
 
     tokenizer = AutoTokenizer.from_pretrained(options.model)

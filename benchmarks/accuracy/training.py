@@ -23,10 +23,10 @@ from hf_bitdistill import (
     calibrate_sub_norm,
     least_squares_warm_start,
 )
-from hf_bitdistill.cli.models import default_device
 from hf_bitdistill.cli.pretrain import make_trainer
 from hf_bitdistill.data import batch_by_length, collate, take_tokens
 from hf_bitdistill.distillation import needs_teacher
+from hf_bitdistill.environment import default_device
 from hf_bitdistill.evaluation import perplexity
 from hf_bitdistill.warm_start import warm_start
 

@@ -1,4 +1,4 @@
-"""What a measurement was made on."""
+"""The machine: where to compute, and what a measurement was made on."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from datetime import date
 from pathlib import Path
 
 import torch
+
+
+def default_device() -> torch.device:
+    """The accelerator, where there is one."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def processor_name() -> str:

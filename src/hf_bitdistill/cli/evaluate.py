@@ -8,9 +8,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from ..environment import default_device
 from ..heads import head_is_quantized, quantize_head
 from .arguments import CorpusArguments, ModelArguments, TaskArguments, parse
-from .models import default_device, load_model, load_tokenizer
+from .models import load_model, load_tokenizer
 
 
 @dataclass

@@ -24,11 +24,6 @@ from ..surgery import is_student
 from .arguments import ModelArguments, StudentArguments, require
 
 
-def default_device() -> torch.device:
-    """The accelerator, where there is one."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-
-
 def check_path(name_or_path: str) -> str:
     """Refuse what can only be meant as a local folder and is none; a Hub id passes.
 

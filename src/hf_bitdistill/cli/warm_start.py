@@ -26,9 +26,10 @@ from ..data import (
     pack_corpus,
     take_tokens,
 )
+from ..environment import default_device
 from ..surgery import is_student
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, TaskArguments, parse, require
-from .models import calibrate, default_device, load_model, load_student, load_tokenizer
+from .models import calibrate, load_model, load_student, load_tokenizer
 
 
 @dataclass

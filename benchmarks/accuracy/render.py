@@ -140,12 +140,24 @@ def task_table(result: Row) -> str:
     return markdown_table(header, table)
 
 
+def machines(rows: list[Row]) -> str:
+    """What the stages were run on, each kind of machine with the first and the last date."""
+    dates: dict[str, set[str]] = {}
+    for row in rows:
+        for entry in row["stages"]:
+            machine = dict(entry["machine"])
+            date = machine.pop("date")
+            dates.setdefault(", ".join(f"{key} {value}" for key, value in machine.items()), set()).add(date)
+    return "; ".join(
+        f"date {' to '.join(sorted({min(days), max(days)}))}, {machine}" for machine, days in dates.items()
+    )
+
+
 def render(file: Path) -> None:
     """Write the Markdown (and the plots) of one result beside it."""
     result = json.loads(file.read_text(encoding="utf-8"))
     settings, rows = result["settings"], result["rows"]
     parts = [f"# {settings['title']}"]
-    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     if settings["task"]:
         first = rows[0]["evaluation"]
         chance = "" if first.get("chance_level") is None else f", chance level {first['chance_level']:.4f}"
@@ -170,7 +182,8 @@ def render(file: Path) -> None:
             "start. ± is the standard deviation over seeds (n of them)."
         )
     parts.append(
-        f"Machine: {machine}." + (f" {result['note'][0].upper()}{result['note'][1:]}." if result["note"] else "")
+        f"Machine: {machines(rows)}."
+        + (f" {result['note'][0].upper()}{result['note'][1:]}." if result["note"] else "")
     )
     parts.append(f"All settings, stages, curves and times: `{file.name}`.")
     file.with_suffix(".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")

@@ -5,27 +5,26 @@
 Every stage (full-precision fine-tuning, start, continual pre-training, fine-tuning) keeps its model and its result in
 `--output_dir`, under a hash of its settings and of the stages before it: arms share what they have in common, an
 interrupted run goes on where it stopped, and a changed setting runs again what depends on it. The results are written to
-`--results` after every arm and seed; `make results` makes tables and plots of them.
+`--results` after every arm and seed, beside the rows that other runs with the same settings have written there; `make results` makes
+tables and plots of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import gc
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from results import Results
 from settings import Arm, BenchmarkSettings, FineTuneSettings, load_settings
-from stages import Stage, StageStore, write_json
+from stages import Stage, StageStore
 from texts import Texts
 from training import Work, describe
 from transformers import AutoModelForCausalLM
 
 from hf_bitdistill.cli.models import load_tokenizer
-from hf_bitdistill.environment import describe_environment
 
 
 class Benchmark:
@@ -48,7 +47,7 @@ class Benchmark:
         self.task_identity = {
             name: getattr(settings, name) for name in ("task", "eval_examples", "max_length", "bf16")
         }
-        self.rows: list[dict[str, Any]] = []
+        self.results = Results(options.results / f"{settings.name}.json", settings, self.work.metric, options.note)
         self.chosen_rates: dict[str, float] = {}
 
     def __call__(self) -> None:
@@ -165,29 +164,18 @@ class Benchmark:
     def add(self, arm: str, title: str, budget: int | None, seed: int, stages: list[Stage]) -> None:
         """Record an arm's run and write all results."""
         last = stages[-1].result
-        self.rows.append(
-            {
-                "arm": arm,
-                "title": title,
-                "budget": budget,
-                "seed": seed,
-                "evaluation": last.get("evaluation"),
-                "perplexity": next((s.result["perplexity"] for s in reversed(stages) if "perplexity" in s.result), {}),
-                "seconds": round(sum(stage.result["seconds"] for stage in stages), 1),
-                "stages": [stage.result for stage in stages],
-            }
-        )
-        result = {
-            "settings": dataclasses.asdict(self.settings),
-            "metric": self.work.metric,
-            "machine": describe_environment(),
-            "note": self.options.note,
-            "rows": self.rows,
+        row = {
+            "arm": arm,
+            "title": title,
+            "budget": budget,
+            "seed": seed,
+            "evaluation": last.get("evaluation"),
+            "perplexity": next((s.result["perplexity"] for s in reversed(stages) if "perplexity" in s.result), {}),
+            "seconds": round(sum(stage.result["seconds"] for stage in stages), 1),
+            "stages": [stage.result for stage in stages],
         }
-        self.options.results.mkdir(parents=True, exist_ok=True)
-        write_json(self.options.results / f"{self.settings.name}.json", result)
-        values = [row["evaluation"] or row["perplexity"] for row in self.rows[-1:]]
-        print(f"{title}, seed {seed}, budget {budget}: {values[0]}", flush=True)
+        self.results.add(row)
+        print(f"{title}, seed {seed}, budget {budget}: {row['evaluation'] or row['perplexity']}", flush=True)
 
 
 def main() -> None:

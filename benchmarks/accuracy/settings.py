@@ -200,23 +200,35 @@ def load_settings(path: Path) -> BenchmarkSettings:
     Raises:
         ValueError: an unknown option, or an arm without its teacher, with the place where it is.
     """
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return build_settings(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+
+
+def build_settings(values: dict[str, Any], where: str) -> BenchmarkSettings:
+    """Settings of a configuration's values, or of the `settings` that a result file holds.
+
+    Args:
+        where: the values are from, for errors.
+
+    Raises:
+        ValueError: as [`load_settings`].
+    """
+    values = dict(values)
     defaults = {name: values.pop(name, {}) for name in ("pretrain", "finetune")}
     kinds = {"pretrain": PretrainSettings, "finetune": FineTuneSettings}
     arms = {}
     for name, arm in values.pop("arms").items():
-        stages = {}
+        arm, stages = dict(arm), {}
         for stage, kind in kinds.items():
             own = arm.pop(stage, None)
             stages[stage] = (
-                None if own is None else _build(kind, {**defaults[stage], **own}, f"{path}: {name}.{stage}")
+                None if own is None else _build(kind, {**defaults[stage], **own}, f"{where}: {name}.{stage}")
             )
-        arms[name] = _build(Arm, arm, f"{path}: arms.{name}", **stages)
+        arms[name] = _build(Arm, arm, f"{where}: arms.{name}", **stages)
     full = values.pop("full_precision", None)
     if full is not None:
-        full = _build(FineTuneSettings, {**defaults["finetune"], **full}, f"{path}: full_precision")
+        full = _build(FineTuneSettings, {**defaults["finetune"], **full}, f"{where}: full_precision")
     for name, arm in arms.items():
         if arm.from_teacher and full is None:
-            raise ValueError(f"{path}: arms.{name}: from_teacher needs full_precision, which makes the teacher")
-    text = _build(TextSettings, values.pop("text", {}), f"{path}: text")
-    return _build(BenchmarkSettings, values, str(path), arms=arms, text=text, full_precision=full)
+            raise ValueError(f"{where}: arms.{name}: from_teacher needs full_precision, which makes the teacher")
+    text = _build(TextSettings, values.pop("text", {}), f"{where}: text")
+    return _build(BenchmarkSettings, values, where, arms=arms, text=text, full_precision=full)

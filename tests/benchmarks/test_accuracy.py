@@ -12,7 +12,18 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
-MODULES = ("settings", "stages", "docstrings", "tasks", "teacher_text", "texts", "training", "run", "render")
+MODULES = (
+    "settings",
+    "stages",
+    "docstrings",
+    "tasks",
+    "teacher_text",
+    "texts",
+    "training",
+    "results",
+    "run",
+    "render",
+)
 
 
 @pytest.fixture
@@ -144,6 +155,29 @@ def test_task(benchmark, data, monkeypatch, capsys):
     result = run(benchmark, monkeypatch, data, TASK.replace("tokens: 256", "tokens: 384"), "--only", "bitdistill")
     out = capsys.readouterr().out
     assert (out.count("[start-"), out.count("[pretrain-"), out.count("[finetune-")) == (0, 1, 1)
+    # Of the rows in the file those stay whose settings are the same; where they came from is not lost.
+    changed = {"bitdistill", "others", "no_logits"}  # the arms with pre-training
+    after = {row["arm"]: row for row in result["rows"]}
+    assert set(after) == ARMS - {"others", "no_logits"}
+    assert all(after[arm] == rows[arm] for arm in ARMS - changed)
+    assert after["bitdistill"] != rows["bitdistill"]
+
+
+def test_rows_of_several_runs(benchmark, data, monkeypatch):
+    titled = TASK.replace("title: BitNet-SFT", "title: no recipe")
+    first = run(benchmark, monkeypatch, data, TASK, "--only", "bitnet_sft", "--note", "one machine")
+    result = run(benchmark, monkeypatch, data, titled, "--only", "start", "--seeds", "0", "1", "--note", "another")
+    kept = [row for row in result["rows"] if row["arm"] == "bitnet_sft"]
+    assert kept == [{**first["rows"][-1], "title": "no recipe"}] and kept[0]["note"] == "one machine"
+    assert [(row["arm"], row["seed"]) for row in result["rows"]] == [
+        ("full precision", 0), ("fp_sft", 0), ("bitnet_sft", 0), ("start", 0), ("fp_sft", 1), ("start", 1)
+    ]  # fmt: skip
+    assert result["note"] == "another; one machine"
+    benchmark("render").render(data / "results" / "tiny.json")
+    assert "Another; one machine." in (data / "results" / "tiny.md").read_text()
+    # What is true of every row has changed: nothing stays.
+    result = run(benchmark, monkeypatch, data, TASK.replace("block_size: 32", "block_size: 64"), "--only", "start")
+    assert [row["arm"] for row in result["rows"]] == ["full precision", "fp_sft", "start"]
 
 
 def test_docstrings(benchmark, data, monkeypatch):

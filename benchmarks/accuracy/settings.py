@@ -29,6 +29,9 @@ PASSED_ON = (
 )
 """Fields of `PretrainSettings` that are options of `PretrainingConfig` of the same name."""
 
+ADDED_TO_WARM_START = ("loss_unit",)
+"""Fields of `WarmStartConfig` that came later, likewise."""
+
 # Options of an arm's warm start that are not `WarmStartConfig`'s.
 _WARM_START_EXTRAS = ("tokens", "batch_size", "budget_share")
 

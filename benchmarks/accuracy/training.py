@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from settings import ADDED, PASSED_ON, Arm, BenchmarkSettings, FineTuneSettings, PretrainSettings
+from settings import ADDED, ADDED_TO_WARM_START, PASSED_ON, Arm, BenchmarkSettings, FineTuneSettings, PretrainSettings
 from tasks import make_task
 from texts import Texts
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
@@ -239,5 +239,8 @@ def student_has_sub_norms(arm: Arm) -> bool:
 def describe(value: Any) -> dict[str, Any]:
     """A settings object as what identifies a stage. Options that came later count only if they are used: else a new one
     would make every finished stage run again."""
-    unused = {f.name for f in fields(value) if f.metadata == ADDED and getattr(value, f.name) == f.default}
+    later = {f.name for f in fields(value) if f.metadata == ADDED}
+    if isinstance(value, WarmStartConfig):
+        later.update(ADDED_TO_WARM_START)
+    unused = {f.name for f in fields(value) if f.name in later and getattr(value, f.name) == f.default}
     return {name: item for name, item in asdict(value).items() if name not in unused}

@@ -150,6 +150,26 @@ def test_padding_does_not_count():
     assert reports[0].windows[0].error_before == pytest.approx(reports[1].windows[0].error_before, rel=1e-4)
 
 
+@pytest.mark.parametrize("loss_unit", ["median", "token"])
+def test_what_an_error_is_measured_in(loss_unit):
+    teacher, student = make_student()
+    batch = {"input_ids": BATCHES[0]["input_ids"].clone()}
+    batch["input_ids"][:, 0] = 3
+    outputs = []
+    for model in (teacher, student.eval()):
+        with torch.no_grad():
+            model.get_input_embeddings().weight[3] *= 100
+        with model.model.layers[-1].register_forward_hook(lambda module, args, output: outputs.append(output)):
+            model(**batch)
+    target, hidden = outputs
+    sizes = target.square().mean(dim=-1, keepdim=True).sqrt()
+    assert (sizes[:, 0] > 20 * sizes.median()).all()
+    unit = sizes.median() if loss_unit == "median" else sizes.maximum(sizes.median())
+    expected = torch.nn.functional.huber_loss(hidden / unit, target / unit).item()
+    report = warm_start(student, teacher, [batch], WarmStartConfig(steps_per_window=1, rank=4, loss_unit=loss_unit))
+    assert report.windows[0].error_before == pytest.approx(expected, rel=1e-4)
+
+
 def test_least_squares_alone():
     teacher, student = make_student()
     projections = {name: module for name, module in student.named_modules() if isinstance(module, BitLinear)}
@@ -190,6 +210,7 @@ def test_refusals():
         "rank": -1,
         "window_stride": 5,
         "start": "best",
+        "loss_unit": "window",
         "hardening_share": 2,
         "sharpness": 0,
     }.items():

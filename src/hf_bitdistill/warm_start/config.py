@@ -6,7 +6,11 @@ import math
 from dataclasses import dataclass, field
 
 
-_CHOICES = {"start": ("absmean", "least_squares"), "window_inputs": ("student", "teacher")}
+_CHOICES = {
+    "start": ("absmean", "least_squares"),
+    "window_inputs": ("student", "teacher"),
+    "loss_unit": ("median", "token"),
+}
 
 
 @dataclass
@@ -34,8 +38,10 @@ class WarmStartConfig:
             becomes hard; in between it grows geometrically.
         hardening_share (`float`): share of the steps over which it hardens. After it the function is the hard one, with the
             gradient of the sharpest soft one.
-        huber_delta (`float`): where the Huber loss turns linear, in units of the teacher's typical hidden value (the median
-            over the tokens of their root mean squares).
+        huber_delta (`float`): where the Huber loss turns linear, in units of the teacher's hidden values, see `loss_unit`.
+        loss_unit (`"median"` | `"token"`): what an error is measured in: the root mean square of the teacher's hidden values of the
+            median token, or of each token, where that is larger. The next layer's norm sees a token relative to its size,
+            and the first of a text may be hundreds of times larger than the others.
         max_grad_norm (`float`): of all trained values together.
         bf16 (`bool`): autocast to bfloat16, in the student and in the teacher, for hardware that multiplies it fast.
         seed (`int`): of the low-rank start and of the order of the batches.
@@ -65,6 +71,13 @@ class WarmStartConfig:
     final_sharpness: float = field(default=20.0, metadata={"help": "Of the softened ternary function at last."})
     hardening_share: float = field(default=0.8, metadata={"help": "Share of the steps until it is hard."})
     huber_delta: float = field(default=1.0, metadata={"help": "Where the Huber loss turns linear."})
+    loss_unit: str = field(
+        default="median",
+        metadata={
+            "help": "What an error is measured in: the size of the median or of each token.",
+            "choices": list(_CHOICES["loss_unit"]),
+        },
+    )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
     bf16: bool = field(default=False, metadata={"help": "Compute in bfloat16 (autocast)."})
     seed: int = field(default=0, metadata={"help": "Of the low-rank start and of the order of the batches."})

@@ -127,6 +127,11 @@ def _check_alike(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         raise ValueError(f"student and teacher must use one attention implementation, not {attention}: masks differ")
 
 
+def _token_sizes(hidden: Tensor) -> Tensor:
+    """Root mean square of each token, `[..., d]` -> `[..., 1]`."""
+    return hidden.square().mean(dim=-1, keepdim=True).sqrt()
+
+
 @dataclass
 class _Batch:
     """Calls of all layers, and hidden states (on the CPU) before the current window and, as target, after it."""
@@ -234,7 +239,9 @@ class _Run:
         if batch.mask is not None:
             mask = batch.mask.to(self.device)
             hidden, target = hidden[mask], target[mask]
-        return F.huber_loss(hidden.float() / unit, target.float() / unit, delta=self.config.huber_delta)
+        hidden, target = hidden.float(), target.float()
+        units = _token_sizes(target).clamp(min=unit) if self.config.loss_unit == "token" else unit
+        return F.huber_loss(hidden / units, target / units, delta=self.config.huber_delta)
 
     @torch.no_grad()
     def _error(self, first: int, last: int, unit: float) -> float:
@@ -263,8 +270,8 @@ class _Run:
         text, above all) carry values hundreds of times larger."""
         values = []
         for batch in self.batches[: 8 * _MEASURED_BATCHES]:
-            rms = batch.target.float().square().mean(dim=-1).sqrt()
-            values.append(rms[batch.mask] if batch.mask is not None else rms.flatten())
+            sizes = _token_sizes(batch.target.float()).squeeze(-1)
+            values.append(sizes[batch.mask] if batch.mask is not None else sizes.flatten())
         return max(torch.cat(values).median().item(), 1e-6)
 
     def _train(self, stand_ins: list[RelaxedBitLinear], first: int, last: int, unit: float) -> list[float]:

@@ -12,18 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
-MODULES = (
-    "settings",
-    "stages",
-    "docstrings",
-    "tasks",
-    "teacher_text",
-    "texts",
-    "training",
-    "results",
-    "run",
-    "render",
-)
+MODULES = [path.stem for path in FOLDER.glob("*.py")]
 
 
 @pytest.fixture

@@ -112,6 +112,12 @@ class Benchmark:
         return stages[best]
 
     def run_arm(self, name: str, arm: Arm, seed: int, budget: int | None) -> list[Stage]:
+        source, source_stage = self.work.model, None
+        if arm.from_teacher:
+            source_stage = self.full_precision(self.work, seed)
+            source = source_stage.model
+        if arm.student is None:
+            return [self.best_rate(name, self.work, arm.finetune, seed, source_stage, source, None)]
         steps = self.warm_start_steps(arm, budget)
         identity = {
             "model": self.settings.model_name,
@@ -123,11 +129,8 @@ class Benchmark:
         if arm.warm_start is not None:
             # Its defaults too: they are part of what is run.
             identity["warm_start"] = {**arm.warm_start, **describe(arm.warm_start_config(seed, steps))}
-        source = self.work.model
-        if arm.from_teacher:
-            teacher = self.full_precision(self.work, seed)
-            source = teacher.model
-            identity["teacher_stage"] = teacher.key
+        if source_stage:
+            identity["teacher_stage"] = source_stage.key
         start = self.store.run("start", identity, partial(self.work.start, arm, seed, steps, source))
         stages = [start]
         if arm.pretrain:

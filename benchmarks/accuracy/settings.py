@@ -119,7 +119,8 @@ class Arm:
 
     Args:
         title: in tables.
-        student: options of `BitNetConfig`.
+        student: options of `BitNetConfig`; `None`: no student, the fine-tuning is of the model in full precision (with `from_teacher`
+            it is FP-SFT that is fine-tuned once more, which is what a student made of it has had).
         calibrate: SubLN start values from activations.
         least_squares: start from the nearest codes and scales.
         warm_start: options of `WarmStartConfig`, and `tokens` (calibration text), `batch_size` (blocks a step), and
@@ -130,7 +131,7 @@ class Arm:
     """
 
     title: str
-    student: dict[str, Any] = field(default_factory=dict)
+    student: dict[str, Any] | None = field(default_factory=dict)
     calibrate: bool = True
     least_squares: bool = False
     warm_start: dict[str, Any] | None = None
@@ -233,5 +234,9 @@ def build_settings(values: dict[str, Any], where: str) -> BenchmarkSettings:
     for name, arm in arms.items():
         if arm.from_teacher and full is None:
             raise ValueError(f"{where}: arms.{name}: from_teacher needs full_precision, which makes the teacher")
+        if arm.student is None and (
+            arm.warm_start or arm.pretrain or not arm.finetune or arm.finetune.method != "sft"
+        ):
+            raise ValueError(f"{where}: arms.{name}: without a student there is only a finetune with method sft")
     text = _build(TextSettings, values.pop("text", {}), f"{where}: text")
     return _build(BenchmarkSettings, values, where, arms=arms, text=text, full_precision=full)

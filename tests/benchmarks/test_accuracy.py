@@ -83,10 +83,13 @@ arms:
     warm_start: &warm {tokens: 200, batch_size: 4, steps_per_window: 2, rank: 2}
     finetune: {method: distill}
   start: {title: its start, from_teacher: true, warm_start: *warm}
+  teacher_again: {title: the teacher once more, student: null, from_teacher: true, finetune: {learning_rates: [1.0e-4]}}
   large: {title: a larger teacher, pretrain: {}, finetune: {method: distill, teacher: large}}
 """
 
-ARMS = {"full precision", "fp_sft", "bitnet_sft", "bitdistill", "others", "no_logits", "from_teacher", "start"}
+ARMS = {
+    "full precision", "fp_sft", "bitnet_sft", "bitdistill", "others", "no_logits", "from_teacher", "start", "teacher_again"
+}  # fmt: skip
 
 
 def test_language_modelling(benchmark, data, monkeypatch, capsys):
@@ -116,10 +119,13 @@ def test_task(benchmark, data, monkeypatch, capsys):
     assert all(0 <= row["evaluation"]["accuracy"] <= 1 for row in rows.values())
     out = capsys.readouterr().out
     assert out.count("[pretrain-") == 1  # shared by its three arms
-    assert out.count("[finetune-") == 1 + 2 + 1 + 1 + 1 + 1
+    assert out.count("[finetune-") == 1 + 2 + 1 + 1 + 1 + 1 + 1
     assert (out.count("[start-"), out.count("[evaluate-")) == (3, 1)
     assert rows["others"]["stages"][-1]["curve"] != rows["bitdistill"]["stages"][-1]["curve"]
     assert [stage["kind"] for stage in rows["start"]["stages"]] == ["start", "evaluate"]
+    (again,) = rows["teacher_again"]["stages"]
+    assert again["parent"] == rows["start"]["stages"][0]["settings"]["teacher_stage"]
+    assert again["curve"] != rows["fp_sft"]["stages"][0]["curve"]
     assert "large: left out" in out
     start = rows["from_teacher"]["stages"][0]
     assert 512 <= start["warm_start"]["calibration_tokens"] < 560  # whole examples, as many as the calibration wants
@@ -191,6 +197,9 @@ def test_unknown_options_are_refused(benchmark, tmp_path):
         load(tmp_path / "a.yaml")
     (tmp_path / "a.yaml").write_text("name: a\ntitle: a\nmodel_name: a\narms: {plain: {title: a, from_teacher: true}}")
     with pytest.raises(ValueError, match=r"arms\.plain: from_teacher needs full_precision"):
+        load(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("name: a\ntitle: a\nmodel_name: a\narms: {plain: {title: a, student: null}}")
+    with pytest.raises(ValueError, match=r"arms\.plain: without a student"):
         load(tmp_path / "a.yaml")
 
 

@@ -125,7 +125,7 @@ class Experiment:
             **more,
         )
 
-    def run_trainer(self, trainer: Trainer, name: str) -> PreTrainedModel:
+    def run_trainer(self, trainer: Trainer, name: str) -> None:
         """Train (resuming an interrupted stage), keep the curve, save the model."""
         checkpoints = Path(trainer.args.output_dir)
         resume = any(checkpoints.glob("checkpoint-*")) if checkpoints.is_dir() else False
@@ -135,13 +135,14 @@ class Experiment:
         self.tokenizer.save_pretrained(self.folder / name)
         self.record(name, seconds=round(time.perf_counter() - start, 1), resumed=resume)
         self.record(name, curve=[row for row in trainer.state.log_history if "loss" in row])
-        return trainer.model
 
     def record(self, stage: str, **values) -> None:
         self.results.setdefault("stages", {}).setdefault(stage, {}).update(values)
         self.results_file.write_text(json.dumps(self.results, indent=2))
 
-    def evaluate(self, model: PreTrainedModel, stage: str) -> None:
+    def evaluate(self, stage: str, model: PreTrainedModel | None = None) -> None:
+        """Measure a model, or the one that the stage has saved (the one that was trained goes on computing in bfloat16)."""
+        model = model or AutoModelForCausalLM.from_pretrained(self.folder / stage)
         scores = evaluate_task(model, self.tokenizer, TASK, self.validation, batch_size=32)
         files = (self.folder / stage).glob("*.safetensors")
         size = sum(file.stat().st_size for file in files) / 1e6
@@ -157,24 +158,25 @@ class Experiment:
         base, _ = load_base(self.options.model)
         return apply_bitnet(base, BitNetConfig(sub_norm=sub_norm))
 
-    def fine_tune(self, model: PreTrainedModel, stage: str, learning_rate: float) -> PreTrainedModel:
+    def fine_tune(self, model: PreTrainedModel, stage: str, learning_rate: float) -> None:
         arguments = self.arguments(TrainingArguments, stage, self.options.steps, learning_rate)
-        return self.run_trainer(
+        self.run_trainer(
             Trainer(model=model, args=arguments, train_dataset=self.train, data_collator=self.collator), stage
         )
 
     def full_precision(self) -> None:
         if not self.done("base"):
-            self.evaluate(self.base, "base")
+            self.evaluate("base", self.base)
         if not self.done("fp_sft"):
             set_seed(self.options.seed)
-            self.evaluate(self.fine_tune(self.base, "fp_sft", self.options.learning_rate), "fp_sft")
+            self.fine_tune(self.base, "fp_sft", self.options.learning_rate)
+            self.evaluate("fp_sft")
         self.base = None
 
     def bitnet_sft(self) -> None:
         if not self.done("bitnet_sft"):
-            student = self.fine_tune(self.student("none"), "bitnet_sft", self.options.ternary_learning_rate)
-            self.evaluate(student, "bitnet_sft")
+            self.fine_tune(self.student("none"), "bitnet_sft", self.options.ternary_learning_rate)
+            self.evaluate("bitnet_sft")
 
     def continual_pretraining(self) -> None:
         if "seconds" in self.results.get("stages", {}).get("pretrained", {}):
@@ -224,14 +226,15 @@ class Experiment:
                 data_collator=self.collator,
                 processing_class=self.tokenizer,
             )
-            self.evaluate(self.run_trainer(trainer, "bitdistill"), "bitdistill")
+            self.run_trainer(trainer, "bitdistill")
+            self.evaluate("bitdistill")
 
     def packed(self) -> None:
         if not self.done("packed"):
             student = AutoModelForCausalLM.from_pretrained(self.folder / "bitdistill", dtype=torch.float32)
             pack(student, inplace=True).save_pretrained(self.folder / "packed")
             self.tokenizer.save_pretrained(self.folder / "packed")
-            self.evaluate(AutoModelForCausalLM.from_pretrained(self.folder / "packed"), "packed")
+            self.evaluate("packed")
 
     def table(self) -> str:
         titles = {

@@ -159,7 +159,7 @@ class Work:
         )
         result = self._train(trainer, folder)
         read = steps * options.batch_size * size
-        return {**result, "tokens": read, "perplexity": self.perplexities(trainer.model)}
+        return {**result, "tokens": read, "perplexity": self.perplexities(self.load(folder / "model"))}
 
     def fine_tune(
         self, options: FineTuneSettings, rate: float, seed: int, source: str | Path, teacher: Path | None, folder: Path
@@ -192,8 +192,8 @@ class Work:
             processing_class=self.tokenizer,
         )
         result = self._train(trainer, folder)
-        self.save(trainer.model, folder)
-        return {**result, "examples": options.steps * options.batch_size, "evaluation": self.scores(trainer.model)}
+        scores = self.scores(self.load(folder / "model"))
+        return {**result, "examples": options.steps * options.batch_size, "evaluation": scores}
 
     def evaluate(self, source: Path, folder: Path) -> dict[str, Any]:
         """The task's scores of a student that is not fine-tuned. Its model is the stage's before; none is kept here."""
@@ -226,7 +226,7 @@ class Work:
         checkpoints = folder / "checkpoints"
         resume = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
         trainer.train(resume_from_checkpoint=resume)
-        trainer.model.eval()
+        # What is measured is what was saved: the object that was trained goes on computing in the training's precision.
         self.save(trainer.model, folder)
         curve = [row for row in trainer.state.log_history if "loss" in row]
         return {"curve": curve, "resumed": resume is not None}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .layers import SubLN, TernaryLinear, full_precision
 from .observation import Observer, observe, token_rows
+from .quantization import accumulation_dtype
 
 
 class _ChannelStatistics:
@@ -18,8 +19,7 @@ class _ChannelStatistics:
     def __init__(self, sub_norm: SubLN):
         self.eps = sub_norm.eps
         features, device = sub_norm.weight.shape[0], sub_norm.weight.device
-        # Some accelerators have no float64.
-        dtype = torch.float32 if device.type == "mps" else torch.float64
+        dtype = accumulation_dtype(device)
         self.cross = torch.zeros(features, dtype=dtype, device=device)
         self.square = torch.zeros(features, dtype=dtype, device=device)
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 Observer = Callable[[Tensor, Tensor, Tensor | None], Tensor | None]
@@ -19,6 +20,8 @@ def observe(
 ) -> None:
     """Run a model, in evaluation mode, on batches while observers watch some of its layers. Nothing stays on the model.
 
+    Its head is left out if nothing in it is watched: logits of a whole batch would be the largest tensor by far.
+
     Args:
         model: on any device; the batches are moved there.
         observers: by layer.
@@ -30,6 +33,8 @@ def observe(
         ValueError: `batches` is empty.
     """
     device = next(model.parameters()).device
+    body = model.base_model if isinstance(model, PreTrainedModel) else model
+    forward = body if set(observers) <= set(body.modules()) else model
     mask: Tensor | None = None
     training = model.training
     model.eval()
@@ -46,7 +51,7 @@ def observe(
             inputs = {key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor)}
             inputs.pop("labels", None)
             mask = inputs.get("attention_mask")
-            model(**inputs)
+            forward(**inputs)
             seen += 1
     if not seen:
         raise ValueError(f"{purpose} needs at least one batch.")

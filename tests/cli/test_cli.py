@@ -1,15 +1,17 @@
 """The commands, run in this process on tiny models and data made here."""
 
 import json
+import logging
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from hf_bitdistill import DistillationConfig
+from hf_bitdistill import DistillationConfig, PretrainingConfig, evaluation
 from hf_bitdistill.cli.arguments import ModelArguments, StudentArguments, TaskArguments, parse
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.cli.models import load_model, load_student
+from hf_bitdistill.cli.models import calibrate, load_model, load_student, warn_of_16_bit_weights
+from hf_bitdistill.cli.pretrain import make_trainer
 from hf_bitdistill.layers import TernaryLinear
 
 
@@ -134,6 +136,68 @@ def test_sequence_classification(teacher, data, tmp_path, capsys):
     assert main(["evaluate", "--model_name_or_path", str(tmp_path / "packed"), *task]) == 0
     accuracy = json.loads((student / "evaluation.json").read_text())["accuracy"]
     assert json.loads(capsys.readouterr().out)["accuracy"] == accuracy
+
+
+def test_what_is_measured_is_what_was_saved(teacher, data, tmp_path, monkeypatch):
+    # In float32, as `bitdistill evaluate` does, not in the precision that the trained object keeps.
+    measured = []
+    tokens = torch.arange(3, 20)[None]
+    scores = evaluation.evaluate_task
+
+    def spy(model, *args, **kwargs):
+        with torch.no_grad():
+            measured.append(model(tokens).logits)
+        return scores(model, *args, **kwargs)
+
+    monkeypatch.setattr(evaluation, "evaluate_task", spy)
+    monkeypatch.setenv("HOME", str(teacher.parent))
+    student = tmp_path / "student"
+    models = ["--model_name_or_path", str(teacher), "--teacher_model_name_or_path", f"~/{teacher.name}"]
+    options = ["--task", "sst2", "--data_dir", str(data), "--attention_layers", "-1", "--bf16", "--max_steps", "1"]
+    assert main(["distill", *models, *options, "--output_dir", str(student), *QUIET]) == 0
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(student)(tokens).logits
+    assert len(measured) == 1 and torch.equal(measured[0], expected)
+
+
+def test_a_new_student_is_calibrated_as_it_will_be_trained(teacher, tmp_path, monkeypatch):
+    training = DistillationConfig(str(tmp_path), bf16=True, use_cpu=True)
+    batches = [{"input_ids": torch.arange(3, 20)[None]}]
+
+    def is_autocast():
+        student, _ = load_student(ModelArguments(str(teacher)), StudentArguments())
+        seen = []
+        student.lm_head.register_forward_pre_hook(lambda *_: pytest.fail("logits are not needed"))
+        student.model.layers[0].mlp.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+        calibrate(student, StudentArguments(), batches, training)
+        assert len(seen) == 1 and not torch.equal(*_start_and_value(student))
+        return seen[0]
+
+    def _start_and_value(student):
+        weight = student.model.layers[0].mlp.down_proj.rms_norm.weight
+        return torch.ones_like(weight), weight
+
+    assert is_autocast()
+    # A model that will be sharded stays where it is.
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert not is_autocast()
+
+
+def test_latent_weights_of_16_bits_are_warned_of(teacher, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    for dtype, warned in (("float32", False), ("bfloat16", True)):
+        caplog.clear()
+        student, _ = load_student(ModelArguments(str(teacher), dtype=dtype), StudentArguments())
+        warn_of_16_bit_weights(student)
+        assert ("rounded away" in caplog.text) == warned
+
+
+def test_several_devices_in_one_process_are_refused(teacher, tmp_path, tiny_tokenizer):
+    training = PretrainingConfig(str(tmp_path), use_cpu=True)
+    training._n_gpu = 2
+    student, _ = load_student(ModelArguments(str(teacher)), StudentArguments())
+    with pytest.raises(ValueError, match="DataParallel is not supported"):
+        make_trainer(student, training, [], tiny_tokenizer)
 
 
 def test_a_head_that_was_never_trained_is_refused(teacher, data, tmp_path, capsys):

@@ -6,7 +6,13 @@ import threading
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.llama import modeling_llama
 
@@ -176,6 +182,27 @@ def test_nested_captures_of_models_that_share_a_config():
     assert torch.equal(first.states[0].query, alone.states[0].query)
     assert not torch.equal(first.states[0].query, second.states[0].query)
     assert a.config._attn_implementation == "sdpa"
+
+
+def test_a_function_that_reads_its_own_name_finds_it():
+    # As flash attention does, to load the package it calls.
+    names = []
+
+    def named(module, *args, **kwargs):
+        names.append(module.config._attn_implementation)
+        return sdpa_attention_forward(module, *args, **kwargs)
+
+    AttentionInterface.register("named_attention", named)
+    AttentionMaskInterface.register("named_attention", AttentionMaskInterface._global_mapping["sdpa"])
+    model = tiny_model("llama")
+    with torch.no_grad():
+        expected = model(**padded_batch()).logits
+        model.set_attn_implementation("named_attention")
+        with AttentionStateCapture(model, [0]) as capture:
+            assert torch.equal(model(**padded_batch()).logits, expected)
+            assert model.config._attn_implementation != "named_attention"  # still capturing
+    assert set(names) == {"named_attention"} and len(names) == model.config.num_hidden_layers
+    assert len(capture.states) == 1 and model.config._attn_implementation == "named_attention"
 
 
 def test_another_thread_records_nothing_here():

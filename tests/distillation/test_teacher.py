@@ -1,11 +1,12 @@
 """Teachers: loading by name, freezing, tokenizers that differ."""
 
 import copy
+import os
 
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from hf_bitdistill.distillation import check_same_tokenizer, load_teacher
 from hf_bitdistill.distillation.teacher import model_head
@@ -87,6 +88,21 @@ def test_load_teacher_refuses(make_model, tmp_path):
         load_teacher(make_model(0), "causal_lm", {"dtype": "bfloat16"})
     with pytest.raises(OSError):
         load_teacher(str(tmp_path / "nowhere"), "causal_lm")
+
+
+def test_a_teacher_is_loaded_whole_on_every_process(make_model, tmp_path, monkeypatch):
+    # Where the launcher asks for FSDP's frugal loading, only one process would get the weights.
+    make_model(0).save_pretrained(tmp_path)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    seen = []
+    load = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForCausalLM,
+        "from_pretrained",
+        lambda *args, **kwargs: seen.append(os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]) or load(*args, **kwargs),
+    )
+    load_teacher(str(tmp_path), "causal_lm")
+    assert seen == ["false"] and os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
 
 
 def test_heads(make_model):

@@ -209,6 +209,19 @@ def test_a_batch_without_mask_or_labels(make_model, make_trainer, lm_rows):
         trainer.compute_loss(student, {"input_ids": batch["input_ids"]})
 
 
+def test_a_mask_of_four_dimensions(make_model, make_trainer, lm_rows):
+    student, teacher = make_model(0).eval(), make_model(1)
+    trainer = make_trainer(student, teacher, lm_rows, attention_loss_weight=0)
+    batch = batch_of(trainer, lm_rows[:1])
+    expected = trainer.compute_loss(student, batch)
+    tokens = batch["input_ids"].shape[1]
+    batch["attention_mask"] = torch.ones(tokens, tokens, dtype=torch.bool).tril()[None, None]
+    torch.testing.assert_close(trainer.compute_loss(student, batch), expected)
+    trainer = make_trainer(student, teacher, lm_rows, hidden_loss_weight=1.0, attention_loss_weight=0)
+    with pytest.raises(ValueError, match=r"need an attention mask \[B, T\], got \(1, 1,"):
+        trainer.compute_loss(student, batch)
+
+
 def test_label_smoothing(make_model, make_trainer, lm_rows):
     student = make_model(0).eval()
     trainer = make_trainer(

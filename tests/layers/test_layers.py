@@ -36,6 +36,30 @@ def test_sub_norm_is_an_rms_norm_in_float32():
     assert norm.to(torch.bfloat16)(x.to(torch.bfloat16)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 3, 6)])
+def test_gradient_of_sub_norm(shape, dtype):
+    torch.manual_seed(0)
+    norm = SubLN(6, eps=1e-3).to(dtype)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    grad = torch.randn(shape, dtype=dtype)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        y = norm(x)
+    y.backward(grad)
+    # The input itself, the weight, and one number a token.
+    assert [tensor.shape for tensor in kept] == [x.shape, norm.weight.shape, (*shape[:-1], 1)]
+    assert kept[0].data_ptr() == x.data_ptr()
+    wide, weight = (tensor.detach().double().requires_grad_() for tensor in (x, norm.weight))
+    expected = wide / (wide.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight
+    expected.backward(grad.double())
+    precision = {} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 2**-7}
+    for actual, wanted in ((y, expected), (x.grad, wide.grad), (norm.weight.grad, weight.grad)):
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual.double(), wanted, **(precision or {"rtol": 1e-5, "atol": 1e-6}))
+
+
 @pytest.mark.parametrize("options", OPTIONS)
 def test_training_evaluation_and_packed_forward_agree(options):
     layer, x = make(**options), torch.randn(3, 7, 130)

@@ -128,6 +128,16 @@ def test_bfloat16():
     assert all(parameter.dtype == torch.float32 for parameter in student.parameters())
 
 
+def test_norms_of_a_16_bit_student_are_trained():
+    teacher, student = (model.to(torch.bfloat16) for model in make_student())
+    before = {name: p.clone() for name, p in student.named_parameters() if p.ndim == 1}
+    warm_start(student, teacher, BATCHES, WarmStartConfig(steps_per_window=20, rank=8, norm_learning_rate=1e-3))
+    # Steps of 1e-3 near 1 are less than half the distance of two numbers there; their sum is not.
+    moved = [not torch.equal(p, before[name]) for name, p in student.named_parameters() if "layernorm" in name]
+    assert moved and all(moved)
+    assert all(p.dtype == torch.bfloat16 and p.grad is None for p in student.parameters())
+
+
 def test_the_same_arguments_give_the_same_student():
     states = []
     for _ in range(2):

@@ -5,13 +5,18 @@ Takes all options of `DistillationConfig` (and so of transformers' `TrainingArgu
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from accelerate.utils.memory import clear_device_cache
+from datasets import Dataset
+
+from ..data import Task, build_dataset, collate, get_task, load_task_dataset
 from ..distillation import DistillationConfig, DistillationTrainer, needs_teacher
 from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
-from .models import calibrate, check_path, load_student, load_tokenizer
+from .models import calibrate, check_path, load_model, load_student, load_tokenizer, warn_of_16_bit_weights
 from .pretrain import train_and_save
 
 
@@ -23,23 +28,37 @@ class DistillArguments:
 
 
 def run(argv: list[str], prog: str) -> None:
-    from ..data import build_dataset, collate, get_task, load_task_dataset
-    from ..evaluation import evaluate_task
-    from ..packing import pack
-
     kinds = (ModelArguments, StudentArguments, TaskArguments, DistillArguments, DistillationConfig)
     model_arguments, student_arguments, arguments, after, training = parse(kinds, argv, prog, __doc__)
     task = get_task(require(arguments.task, "task"))
     if needs_teacher(training):
-        check_path(require(training.teacher_model_name_or_path, "teacher_model_name_or_path"))
+        training.teacher_model_name_or_path = check_path(
+            require(training.teacher_model_name_or_path, "teacher_model_name_or_path")
+        )
     data = {"data_dir": arguments.data_dir}
     train = load_task_dataset(
         task, arguments.train_split, max_samples=arguments.max_train_samples, seed=training.seed, **data
     )
     # Without the training seed: a subset to evaluate on is the same one in every run and in `bitdistill evaluate`.
     validation = load_task_dataset(task, arguments.eval_split, max_samples=arguments.max_eval_samples, **data)
+    if _train(model_arguments, student_arguments, arguments, training, task, train, validation):
+        # The student and the teacher that were trained with are gone now, and with them what they held of the device.
+        clear_device_cache(garbage_collection=True)
+        _finish(model_arguments, arguments, after, training, task, validation)
 
+
+def _train(
+    model_arguments: ModelArguments,
+    student_arguments: StudentArguments,
+    arguments: TaskArguments,
+    training: DistillationConfig,
+    task: Task,
+    train: Dataset,
+    validation: Dataset,
+) -> bool:
+    """Make or load the student, train it, save it. Returns whether this process is the one that does the rest."""
     student, is_new = load_student(model_arguments, student_arguments, arguments.head, task)
+    warn_of_16_bit_weights(student)
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     if student.config.pad_token_id is None:
         student.config.pad_token_id = tokenizer.pad_token_id
@@ -52,7 +71,7 @@ def run(argv: list[str], prog: str) -> None:
         size = training.per_device_train_batch_size
         rows = train.select(range(min(len(train), size * student_arguments.calibration_batches)))
         chunks = (rows.select(range(start, min(start + size, len(rows)))) for start in range(0, len(rows), size))
-        calibrate(student, student_arguments, (collator(list(chunk)) for chunk in chunks))
+        calibrate(student, student_arguments, (collator(list(chunk)) for chunk in chunks), training)
     trainer = DistillationTrainer(
         model=student,
         args=training,
@@ -64,18 +83,32 @@ def run(argv: list[str], prog: str) -> None:
     train_and_save(trainer)
     if trainer.is_world_process_zero():
         trainer.create_model_card()
-        if after.pack_to:
-            pack(trainer.accelerator.unwrap_model(trainer.model)).save_pretrained(after.pack_to)
-            tokenizer.save_pretrained(after.pack_to)
-        scores = evaluate_task(
-            trainer.accelerator.unwrap_model(trainer.model),
-            tokenizer,
-            task,
-            validation,
-            batch_size=arguments.eval_batch_size,
-            **arguments.prompt_options(),
-        )
-        text = json.dumps(scores, indent=2)
-        (Path(training.output_dir) / "evaluation.json").write_text(text + "\n")
-        print(text)
     trainer.accelerator.wait_for_everyone()
+    return trainer.is_world_process_zero()
+
+
+def _finish(
+    model_arguments: ModelArguments,
+    arguments: TaskArguments,
+    after: DistillArguments,
+    training: DistillationConfig,
+    task: Task,
+    validation: Dataset,
+) -> None:
+    """Pack and measure the student that was saved: the one in memory may be in shards, and computes in the precision of the
+    training."""
+    from ..evaluation import evaluate_task
+    from ..packing import pack
+
+    saved = dataclasses.replace(model_arguments, model_name_or_path=training.output_dir)
+    student = load_model(saved, arguments.head).to(training.device)
+    tokenizer = load_tokenizer(training.output_dir)
+    if after.pack_to:
+        pack(student).save_pretrained(after.pack_to)
+        tokenizer.save_pretrained(after.pack_to)
+    scores = evaluate_task(
+        student, tokenizer, task, validation, batch_size=arguments.eval_batch_size, **arguments.prompt_options()
+    )
+    text = json.dumps(scores, indent=2)
+    (Path(training.output_dir) / "evaluation.json").write_text(text + "\n")
+    print(text)

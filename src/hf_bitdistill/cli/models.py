@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -14,7 +16,9 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TrainingArguments,
 )
+from transformers.utils import logging
 
 from ..calibration import calibrate_sub_norm
 from ..config import QUANT_METHOD
@@ -22,6 +26,9 @@ from ..data import Task, ensure_pad_token
 from ..data.loading import looks_like_path
 from ..surgery import is_student
 from .arguments import ModelArguments, StudentArguments, require
+
+
+logger = logging.get_logger(__name__)
 
 
 def check_path(name_or_path: str) -> str:
@@ -105,8 +112,40 @@ def load_student(
     return load_model(model_arguments, head, task), False
 
 
-def calibrate(student: PreTrainedModel, arguments: StudentArguments, batches: Iterable[dict]) -> None:
-    """Set the SubLNs of a new student from a few batches, if the options say so."""
-    if arguments.calibrate_sub_norm and arguments.sub_norm != "none" and is_student(student):
+def warn_of_16_bit_weights(student: PreTrainedModel) -> None:
+    """Say that small updates are lost, where the latent weights cannot hold them."""
+    if student.dtype in (torch.bfloat16, torch.float16):
+        logger.warning(
+            f"the latent weights are in {student.dtype}: updates of less than about 1/512 of a weight are rounded away. Train "
+            "with --dtype float32 and --bf16."
+        )
+
+
+def calibrate(
+    student: PreTrainedModel,
+    arguments: StudentArguments,
+    batches: Iterable[dict],
+    training: TrainingArguments | None = None,
+) -> None:
+    """Set the SubLNs of a new student from a few batches, if the options say so.
+
+    Args:
+        training: how it will be trained: it is moved to that device, unless it will be sharded because one device may not hold it,
+            and computes in that precision (flash attention knows no other).
+    """
+    if not (arguments.calibrate_sub_norm and arguments.sub_norm != "none" and is_student(student)):
+        return
+    precision = nullcontext()
+    if training is not None and not _is_sharded(training):
+        student.to(training.device)
+        if training.bf16 or training.fp16:
+            dtype = torch.bfloat16 if training.bf16 else torch.float16
+            precision = torch.autocast(training.device.type, dtype)
+    with precision:
         count = calibrate_sub_norm(student, batches)
-        print(f"calibrated {count} SubLNs", flush=True)
+    print(f"calibrated {count} SubLNs", flush=True)
+
+
+def _is_sharded(training: TrainingArguments) -> bool:
+    """Whether FSDP or DeepSpeed is asked for, by an option or by `accelerate launch`."""
+    return bool(training.fsdp or training.deepspeed_plugin) or parse_flag_from_env("ACCELERATE_USE_FSDP")

@@ -23,9 +23,15 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..distillation import TEACHER_LOSS_WEIGHTS, DistillationTrainer, PretrainingConfig, training_callbacks
+from ..distillation import (
+    TEACHER_LOSS_WEIGHTS,
+    DistillationTrainer,
+    PretrainingConfig,
+    check_one_device,
+    training_callbacks,
+)
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
-from .models import calibrate, check_path, load_student, load_tokenizer
+from .models import calibrate, check_path, load_student, load_tokenizer, warn_of_16_bit_weights
 
 
 def run(argv: list[str], prog: str) -> None:
@@ -37,7 +43,7 @@ def run(argv: list[str], prog: str) -> None:
     if corpus.streaming and training.max_steps <= 0:
         raise ValueError("--streaming needs --max_steps: the length of a streamed corpus is not known")
     if training.teacher_model_name_or_path:
-        check_path(training.teacher_model_name_or_path)
+        training.teacher_model_name_or_path = check_path(training.teacher_model_name_or_path)
     # The weight of the logits loss is on by default: without a teacher it means nothing.
     for name in TEACHER_LOSS_WEIGHTS:
         if name != "logits_loss_weight" and getattr(training, name) and not training.teacher_model_name_or_path:
@@ -50,11 +56,13 @@ def run(argv: list[str], prog: str) -> None:
         sample_by=corpus.sample_by,
     )
     student, is_new = load_student(model_arguments, student_arguments)
+    warn_of_16_bit_weights(student)
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     blocks = pack_corpus(dataset, tokenizer, corpus.block_size, corpus.text_column)
     if is_new:
         first = islice(iter(blocks), student_arguments.calibration_batches)
-        calibrate(student, student_arguments, ({"input_ids": torch.tensor([row["input_ids"]])} for row in first))
+        rows = ({"input_ids": torch.tensor([row["input_ids"]])} for row in first)
+        calibrate(student, student_arguments, rows, training)
     train_and_save(make_trainer(student, training, blocks, tokenizer))
 
 
@@ -66,7 +74,11 @@ def make_trainer(
     teacher: PreTrainedModel | None = None,
 ) -> Trainer:
     """The trainer of continual pre-training: with a teacher (an object, or named in `training`) it is a
-    [`DistillationTrainer`], without one the stock `Trainer`."""
+    [`DistillationTrainer`], without one the stock `Trainer`.
+
+    Raises:
+        ValueError: several devices in one process.
+    """
     from ..data import collate
 
     options = {
@@ -78,6 +90,7 @@ def make_trainer(
     }
     if teacher is not None or training.teacher_model_name_or_path:
         return DistillationTrainer(teacher_model=teacher, **options)
+    check_one_device(training)
     trainer = Trainer(**options)
     for callback in training_callbacks(training):
         trainer.add_callback(callback)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..data import (
@@ -90,13 +91,19 @@ def run(argv: list[str], prog: str) -> None:
     sample = batches[: student_arguments.calibration_batches]
     device = default_device()
     teacher = teacher.to(device)
+    # For what is looked at here as for the warm start itself.
+    precision = torch.autocast(device.type, torch.bfloat16, enabled=config.bf16)
     if arguments.keep_massive_ratio:
-        found = find_massive_projections(teacher, sample, arguments.keep_massive_ratio, student_arguments.to_config())
+        with precision:
+            found = find_massive_projections(
+                teacher, sample, arguments.keep_massive_ratio, student_arguments.to_config()
+            )
         student_arguments.modules_to_not_convert = [*(student_arguments.modules_to_not_convert or []), *found]
         print(f"kept in full precision: {', '.join(found) or 'none'}", flush=True)
     student, _ = load_student(model_arguments, student_arguments, task_arguments.head, task)
     student = student.to(device)
-    calibrate(student, student_arguments, sample)
+    with precision:
+        calibrate(student, student_arguments, sample)
     report = warm_start(student, teacher, batches, config, progress=True)
     student.save_pretrained(output)
     tokenizer.save_pretrained(output)

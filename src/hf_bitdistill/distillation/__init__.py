@@ -8,7 +8,7 @@ from .callbacks import (
     WeightDecayCallback,
     training_callbacks,
 )
-from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, PretrainingConfig, needs_teacher
+from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, PretrainingConfig, check_one_device, needs_teacher
 from .losses import (
     RelationLossSums,
     TokenLossSums,
@@ -38,6 +38,7 @@ __all__ = [
     "TokenLossSums",
     "WeightDecayCallback",
     "attention_relation_loss",
+    "check_one_device",
     "check_same_tokenizer",
     "distillation_token_losses",
     "hidden_state_loss",

@@ -22,6 +22,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 # The original name stays in ours, so that tests for a substring ("flash" in the name) keep their answer.
 _PREFIX = "bitdistill_capture_"
 
+# Attention functions that never read their own name. Those of flash attention and of kernels from the Hub load what they call by the
+# name in the config.
+_NAMELESS = ("eager", "sdpa", "flex_attention")
+
 # Captures active in this thread (and context), innermost last. Another thread that runs the same model finds none of
 # them and merely delegates.
 _ACTIVE: ContextVar[tuple[AttentionStateCapture, ...]] = ContextVar("bitdistill_active_captures", default=())
@@ -238,6 +242,13 @@ def _capturing_function(original: str) -> Callable[..., tuple[Tensor, Tensor | N
         function = functions.get_interface(original, eager)
         if function is None:
             raise RuntimeError(f"{type(module).__name__} defines no eager attention to delegate to")
-        return function(module, query, key, value, attention_mask, *args, **kwargs)
+        if original in _NAMELESS:
+            return function(module, query, key, value, attention_mask, *args, **kwargs)
+        ours = module.config._attn_implementation
+        module.config._attn_implementation_internal = original
+        try:
+            return function(module, query, key, value, attention_mask, *args, **kwargs)
+        finally:
+            module.config._attn_implementation_internal = ours
 
     return capture_then_delegate

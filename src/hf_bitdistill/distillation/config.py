@@ -201,6 +201,19 @@ def _validate(config: DistillationConfig) -> None:
             )
 
 
+def check_one_device(args: TrainingArguments) -> None:
+    """Refuse several devices in one process, over which `Trainer` would spread every batch by `DataParallel`.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if args.n_gpu > 1:
+        raise ValueError(
+            "torch.nn.DataParallel is not supported: start one process per device (torchrun, accelerate launch) "
+            "or make one device visible"
+        )
+
+
 def needs_teacher(args: DistillationConfig) -> bool:
     """Whether any loss on a teacher is on."""
     return any(getattr(args, name) for name in TEACHER_LOSS_WEIGHTS)

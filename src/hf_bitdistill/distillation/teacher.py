@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import patch_environment
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -69,7 +70,9 @@ def load_teacher(
     if isinstance(teacher, (str, os.PathLike)):
         auto_class = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
         name = teacher
-        teacher, info = auto_class.from_pretrained(name, **(init_kwargs or {}), output_loading_info=True)
+        # Loading for FSDP may give the weights to one process, for sharding to spread them; a teacher is whole on each.
+        with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
+            teacher, info = auto_class.from_pretrained(name, **(init_kwargs or {}), output_loading_info=True)
         missing = sorted(info["missing_keys"])
         if missing:
             raise ValueError(
@@ -155,7 +158,8 @@ def prepare_teacher(teacher: nn.Module, accelerator: Accelerator) -> nn.Module:
     """Places the teacher on the device (sharded, under DeepSpeed ZeRO-3) with the run's mixed precision."""
     if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
         return _prepare_deepspeed(teacher, accelerator)
-    prepared = accelerator.prepare_model(teacher, evaluation_mode=True)
+    # Under FSDP Accelerate places what it shards, which the teacher is not.
+    prepared = accelerator.prepare_model(teacher, device_placement=True, evaluation_mode=True)
     # Accelerate lists what it prepared. Trainer takes a non-empty list to mean that the *student* is prepared (an
     # evaluation before training would run without mixed precision), and FSDP clips gradients of what is listed.
     accelerator._models = [model for model in accelerator._models if model is not prepared]

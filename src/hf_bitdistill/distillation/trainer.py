@@ -15,7 +15,14 @@ from transformers.utils import logging
 from ..data.preprocessing import IGNORE_INDEX, collate
 from .attention_states import AttentionStateCapture, AttentionStates, number_of_layers
 from .callbacks import falling_share, training_callbacks
-from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, needs_teacher, relation_layers, relative_depth
+from .config import (
+    TEACHER_LOSS_WEIGHTS,
+    DistillationConfig,
+    check_one_device,
+    needs_teacher,
+    relation_layers,
+    relative_depth,
+)
 from .losses import (
     attention_relation_loss,
     distillation_token_losses,
@@ -150,11 +157,7 @@ class DistillationTrainer(Trainer):
     # ---- Setting up ----
 
     def _check_parallelism(self) -> None:
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                "torch.nn.DataParallel is not supported: start one process per device (torchrun, accelerate launch) "
-                "or make one device visible"
-            )
+        check_one_device(self.args)
         if self.get_cp_size() > 1 or self.get_sp_size() > 1:
             raise ValueError("context and sequence parallelism split the sequences and are not supported")
         if self.get_tp_size() > 1 and self.args.attention_loss_weight:
@@ -223,15 +226,17 @@ class DistillationTrainer(Trainer):
             )
         return labels
 
-    @staticmethod
-    def _relation_mask(batch: Mapping[str, Any], targets: Tensor) -> Tensor:
+    def _relation_mask(self, batch: Mapping[str, Any], targets: Tensor) -> Tensor:
         """`[B, T]` bool: the real tokens of the sequences that have a label."""
         mask = batch.get("attention_mask")
-        if mask is None:
+        is_read = self.args.attention_loss_weight or self.args.hidden_loss_weight
+        if mask is None or (mask.ndim != 2 and not is_read):
             states = batch["input_ids"] if batch.get("input_ids") is not None else batch["inputs_embeds"]
             mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
         elif mask.ndim != 2:
-            raise ValueError(f"attention distillation needs an attention mask [B, T], got {tuple(mask.shape)}")
+            raise ValueError(
+                f"the attention and hidden state losses need an attention mask [B, T], got {tuple(mask.shape)}"
+            )
         labelled = (targets != IGNORE_INDEX).reshape(targets.shape[0], -1).any(-1)
         return mask.bool() & labelled[:, None]
 

@@ -7,6 +7,42 @@ import ctypes
 import torch
 from torch import Tensor, nn
 
+from ..quantization import accumulation_dtype
+
+
+def _inverse_rms(values: Tensor, eps: float) -> Tensor:
+    """`1 / sqrt(mean(x^2) + eps)` of float32 `[..., C]`: float32 `[..., 1]`."""
+    # In float64 the mean does not depend on the order of summation, so every backend gets the same float32.
+    mean_square = values.to(accumulation_dtype(values.device)).square().sum(dim=-1, keepdim=True) / values.shape[-1]
+    return (1.0 / (mean_square + eps).sqrt()).float()
+
+
+class _Normalize(torch.autograd.Function):
+    """`x / rms(x) * weight`. Keeps the input and one number a token for the gradient, where autograd would keep three tensors of the
+    input's shape, one of them in float64. The gradient is computed in float32."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        values = x.float()
+        inverse_rms = _inverse_rms(values, eps)
+        ctx.save_for_backward(x, weight, inverse_rms)
+        return (values * inverse_rms * weight.float()).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        x, weight, inverse_rms = ctx.saved_tensors
+        grad = grad_output.float()
+        normalized = x.float() * inverse_rms
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grad * normalized).reshape(-1, weight.shape[0]).sum(dim=0).to(weight.dtype)
+        if ctx.needs_input_grad[0]:
+            # d x_hat_i / d x_j = (delta_ij - x_hat_i x_hat_j / C) / rms
+            grad = grad * weight.float()
+            along = (grad * normalized).mean(dim=-1, keepdim=True)
+            grad_x = ((grad - normalized * along) * inverse_rms).to(x.dtype)
+        return grad_x, grad_weight, None
+
 
 class SubLN(nn.Module):
     """`x / sqrt(mean(x^2) + eps) * weight`, in float32 with the mean in float64 (BitNet Distillation, section 3.1).
@@ -27,11 +63,7 @@ class SubLN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., features]` -> the same shape and dtype."""
-        values = x.float()
-        # In float64 the mean does not depend on the order of summation, so every backend gets the same float32.
-        mean_square = values.double().square().sum(dim=-1, keepdim=True) / values.shape[-1]
-        inverse_rms = (1.0 / (mean_square + self.eps).sqrt()).float()
-        return (values * inverse_rms * self.weight.float()).to(x.dtype)
+        return _Normalize.apply(x, self.weight, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps:g}"

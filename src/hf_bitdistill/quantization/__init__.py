@@ -12,6 +12,7 @@ from .packing import (
 from .table import INT4_GROUP, quantize_int4_groups, quantize_int8_rows
 from .ternary import (
     absmean_scale,
+    accumulation_dtype,
     expand_weight_scale,
     fake_quantized_linear,
     integer_accumulators,
@@ -28,6 +29,7 @@ __all__ = [
     "INT4_GROUP",
     "PackedWeightError",
     "absmean_scale",
+    "accumulation_dtype",
     "check_packed_weight",
     "check_weight_scale",
     "expand_weight_scale",

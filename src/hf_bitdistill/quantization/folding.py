@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .ternary import MIN_SCALE, absmean_scale, expand_weight_scale, sum_per_scale, ternarize
+from .ternary import MIN_SCALE, absmean_scale, accumulation_dtype, expand_weight_scale, sum_per_scale, ternarize
 
 
 # Distance kept from the rounding boundary at 1/2, in units of the scale: bfloat16 rounds a latent weight by at most 1/256
@@ -62,8 +62,9 @@ def fold_ternary(
     def total(values: Tensor) -> Tensor:
         return sum_per_scale(values, granularity, group_size)
 
-    # float64: the sums decide the last bits of the scale.
-    normalized = normalized.double()
+    # The sums decide the last bits of the scale.
+    wide = accumulation_dtype(normalized.device)
+    normalized = normalized.to(wide)
     scale = weight_scale.float().clamp(min=MIN_SCALE)
     codes = normalized.round().clamp_(-1, 1)
     nonzero = codes != 0
@@ -71,16 +72,16 @@ def fold_ternary(
     small = torch.where(nonzero, 0.0, magnitude.clamp(max=0.5 - _MARGIN))
     large = torch.where(nonzero, (magnitude - 0.5 - _MARGIN).clamp(min=0) + _SOFTENING, 0.0)
     count = total(torch.ones_like(magnitude))
-    rest = count - total(small) - (0.5 + _MARGIN) * total(nonzero.double())
+    rest = count - total(small) - (0.5 + _MARGIN) * total(nonzero.to(wide))
     stretch = rest / total(large).clamp(min=_SOFTENING)
     large = torch.where(nonzero, 0.5 + _MARGIN + expand(stretch) * large, 0.0)
     signed = torch.where(nonzero, large * codes, small * normalized.sign())
-    signed = torch.where(expand(total(nonzero.double())) > 0, signed, 0.0)
+    signed = torch.where(expand(total(nonzero.to(wide))) > 0, signed, 0.0)
 
-    target = factor = scale.double()
+    target = factor = scale.to(wide)
     latent = (signed * expand(factor)).to(dtype)
     for _ in range(_SCALE_ROUNDS):
-        factor = factor * (target / absmean_scale(latent, granularity, group_size).double())
+        factor = factor * (target / absmean_scale(latent, granularity, group_size).to(wide))
         closer = (signed * expand(factor)).to(dtype)
         before = (absmean_scale(latent, granularity, group_size) - scale).abs().max()
         if (absmean_scale(closer, granularity, group_size) - scale).abs().max() >= before:
@@ -106,12 +107,12 @@ def least_squares_start(
         [`fold_ternary`] takes.
     """
     weight = weight.detach().float()
-    columns = weight.shape[1]
+    columns, wide = weight.shape[1], accumulation_dtype(weight.device)
     codes, scale = ternarize(weight, granularity, group_size)
     for _ in range(iterations):
-        products = sum_per_scale((weight * codes).double(), granularity, group_size)
-        squares = sum_per_scale(codes.double().square(), granularity, group_size)
-        better = torch.where(squares > 0, products / squares.clamp(min=1), scale.double()).float()
+        products = sum_per_scale((weight * codes).to(wide), granularity, group_size)
+        squares = sum_per_scale(codes.to(wide).square(), granularity, group_size)
+        better = torch.where(squares > 0, products / squares.clamp(min=1), scale.to(wide)).float()
         better = better.clamp(min=MIN_SCALE)
         new_codes = (weight / expand_weight_scale(better, columns, group_size)).round_().clamp_(-1, 1)
         done = torch.equal(new_codes, codes) and torch.equal(better, scale)

@@ -25,6 +25,11 @@ _INT8_UNIT = 2.0**-7
 _MAX_EXACT_COLUMNS = 2**24 // 128
 
 
+def accumulation_dtype(device: torch.device) -> torch.dtype:
+    """Of sums whose last bits matter: float64, or float32 on Apple's GPUs, which have nothing wider."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def num_groups(columns: int, group_size: int | None) -> int:
     """Number of column groups of a row (the last may be short); 1 without grouping."""
     return 1 if group_size is None else math.ceil(columns / group_size)

@@ -94,7 +94,7 @@ def score_answers(
     tokens, correct, nll = [0] * len(rows), [0] * len(rows), [0.0] * len(rows)
     for start in tqdm(range(0, len(rows), batch_size), desc="held-out answers", unit="batch", disable=not progress):
         chosen = order[start : start + batch_size]
-        batch = merge([rows[row] for row in chosen])
+        batch = merge([rows[row] for row in chosen]).to(model.device)
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
         targets = batch["labels"][:, 1:]
         logits = logits[:, :-1].float()

@@ -132,6 +132,26 @@ def _token_sizes(hidden: Tensor) -> Tensor:
     return hidden.square().mean(dim=-1, keepdim=True).sqrt()
 
 
+class _Float32Copies:
+    """What an optimiser trains in place of 16-bit parameters: a step of 1e-3 near 1 is less than half the distance of two numbers
+    of bfloat16, which would round it away. Wider parameters stand for themselves."""
+
+    def __init__(self, parameters: list[nn.Parameter]):
+        self.parameters = parameters
+        self.copies = [nn.Parameter(p.detach().float()) if p.dtype.itemsize == 2 else p for p in parameters]
+        self._pairs = [(p, copy) for p, copy in zip(parameters, self.copies, strict=True) if p is not copy]
+
+    def take_gradients(self) -> None:
+        for parameter, copy in self._pairs:
+            copy.grad = None if parameter.grad is None else parameter.grad.float()
+            parameter.grad = None
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        for parameter, copy in self._pairs:
+            parameter.copy_(copy)
+
+
 @dataclass
 class _Batch:
     """Calls of all layers, and hidden states (on the CPU) before the current window and, as target, after it."""
@@ -276,11 +296,11 @@ class _Run:
 
     def _train(self, stand_ins: list[RelaxedBitLinear], first: int, last: int, unit: float) -> list[float]:
         config = self.config
-        vectors = self._vectors(first, last) if config.train_norms else []
+        vectors = _Float32Copies(self._vectors(first, last) if config.train_norms else [])
         groups = [
             {"params": [p for s in stand_ins for p in s.updates()], "lr": config.learning_rate},
             {"params": [p for s in stand_ins for p in s.factors()], "lr": config.factor_learning_rate},
-            {"params": vectors, "lr": config.norm_learning_rate},
+            {"params": vectors.copies, "lr": config.norm_learning_rate},
         ]
         trained = [p for group in groups for p in group["params"]]
         for stand_in in stand_ins:
@@ -288,7 +308,7 @@ class _Run:
         losses: list[float] = []
         order: list[int] = []
         with ExitStack() as stack:
-            for parameter in trained:
+            for parameter in (*trained, *vectors.parameters):
                 stack.callback(parameter.requires_grad_, False)
                 parameter.requires_grad_(True)
             optimizer = torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.95))
@@ -304,6 +324,7 @@ class _Run:
                 with torch.enable_grad():
                     loss = self._loss(batch, first, last, unit)
                     loss.backward()
+                vectors.take_gradients()
                 losses.append(loss.item())
                 if losses[-1] != losses[-1] or losses[-1] == float("inf"):
                     raise FloatingPointError(
@@ -311,6 +332,7 @@ class _Run:
                     )
                 torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
                 optimizer.step()
+                vectors.write_back()
                 optimizer.zero_grad(set_to_none=True)
                 self.report.trained_tokens += batch.student.shape[0] * batch.student.shape[1]
         parts = min(10, len(losses))

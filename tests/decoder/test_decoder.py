@@ -1,5 +1,7 @@
 """The native decoder against the online student in torch (float32)."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -206,6 +208,23 @@ def test_a_cache_outlives_the_name_of_its_decoder(saved):
     run(decoder, cache, [[5, 6]])
     del decoder
     assert cache.lengths == [2]
+
+
+def test_nothing_is_destroyed_when_the_process_ends(saved):
+    # A daemon thread may be computing with it then.
+    _, folder = saved()
+    script = """
+import sys
+from hf_bitdistill.decoder import native
+from optimum.bitnet import BitNetModelForCausalLM
+native._destroy = lambda library, name, *rest: print(name)
+first, second = (BitNetModelForCausalLM.from_pretrained(sys.argv[1]) for _ in range(2))
+cache = first.decoder.new_cache(1)
+del second
+print("end")
+"""
+    done = subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.split()) == (0, ["decoder_destroy", "end"]), done.stderr
 
 
 def test_options_are_checked(saved):

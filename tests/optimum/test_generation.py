@@ -172,9 +172,20 @@ def test_assisted_generation(pair, tmp_path, assistant):
     assert out.tolist() == expected.tolist()
 
 
-def test_prefill_in_chunks(pair):
+def test_prompt_lookup_at_the_end_of_the_context(pair):
+    packed, native = pair()
+    tokens = torch.tensor([[7, 8, 9, 10] * 15])
+    options = {"max_length": 64, "do_sample": False}
+    expected = packed.generate(tokens, **options)
+    assert expected.shape == (1, 64)  # all positions of the model
+    out = native.generate(tokens, prompt_lookup_num_tokens=10, **options)
+    assert out.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prefill_in_chunks(pair, side):
     _, native = pair()
-    tokens, mask = prompts("left")
+    tokens, mask = prompts(side)
     options = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False}
     expected = native.generate(tokens, **options)
     assert native.generate(tokens, prefill_chunk_size=4, **options).tolist() == expected.tolist()

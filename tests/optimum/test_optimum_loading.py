@@ -15,6 +15,7 @@ from architectures import random_tokens, tiny_model
 from hf_bitdistill import pack
 from hf_bitdistill.checkpoint import CheckpointError
 from hf_bitdistill.decoder import NotAStudentError
+from hf_bitdistill.heads import head_is_quantized
 from hf_bitdistill.layers import TernaryLinear
 from optimum.bitnet import BitNetModelForCausalLM
 from students import assert_close, make_student
@@ -91,6 +92,45 @@ def test_a_bias_in_the_offline_format_is_scaled(tmp_path):
 
 
 @native
+@torch.no_grad()
+def test_tied_tables_as_they_are_stored(tmp_path):
+    tokens = random_tokens(2, 9)
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    expected = pack(make_student(tie_word_embeddings=True))
+    expected.save_pretrained(tmp_path)
+    assert head not in load_file(tmp_path / "model.safetensors")
+    # Under the other name, as some writers have it.
+    edit(tmp_path, lambda t: t.update({head: t.pop(embedding)}))
+    model = BitNetModelForCausalLM.from_pretrained(tmp_path, **EXACT)
+    assert_close(model(tokens).logits, expected(tokens).logits)
+    model.save_pretrained(tmp_path / "again")
+    assert head not in load_file(tmp_path / "again" / "model.safetensors")
+    # Both, and not the same: the config is wrong, and transformers does not tie them either.
+    edit(tmp_path, lambda t: t.update({embedding: t[head] + 0.1 * torch.randn_like(t[head])}))
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path)
+    model = BitNetModelForCausalLM.from_pretrained(tmp_path, **EXACT)
+    assert_close(model(tokens).logits, expected(tokens).logits)
+    model.save_pretrained(tmp_path / "both")
+    model = BitNetModelForCausalLM.from_pretrained(tmp_path / "both", **EXACT)
+    assert_close(model(tokens).logits, expected(tokens).logits)
+
+
+@native
+@torch.no_grad()
+def test_bits_that_the_checkpoint_asks_for(tmp_path):
+    packed = pack(make_student())
+    packed.config.quantization_config.head_bits = 4
+    packed.save_pretrained(tmp_path)
+    tokens = random_tokens(2, 9)
+    by_default, asked, more = (
+        BitNetModelForCausalLM.from_pretrained(tmp_path, kv_dtype="float32", **options)
+        for options in ({}, {"head_bits": 4}, {"head_bits": 16})
+    )
+    assert torch.equal(by_default(tokens).logits, asked(tokens).logits)
+    assert by_default.decoder.weight_bytes < more.decoder.weight_bytes
+
+
+@native
 @pytest.mark.parametrize("bits, tolerance", [(16, 0.05), (8, 0.08), (4, 0.5)])
 @torch.no_grad()
 def test_bits_of_the_head(tmp_path, bits, tolerance):
@@ -138,6 +178,11 @@ def set_scale(value):
         (
             "'model.embed_tokens.weight': a value is not finite",
             lambda t: t["model.embed_tokens.weight"][3].fill_(torch.nan),
+        ),
+        ("'model.norm.weight': a value is not finite", lambda t: t["model.norm.weight"][3].fill_(torch.inf)),
+        (
+            "'model.layers.0.mlp.down_proj.rms_norm.weight': a value is not finite",
+            lambda t: t["model.layers.0.mlp.down_proj.rms_norm.weight"][3].fill_(torch.nan),
         ),
     ],
 )
@@ -191,6 +236,27 @@ def test_fallback_with_one_message(tmp_path, caplog, online):
     assert model.generate(tokens, max_new_tokens=3).shape == (2, 12)
     model.save_pretrained(tmp_path / "again")
     assert BitNetModelForCausalLM.from_pretrained(tmp_path / "again").backend == "transformers"
+
+
+@torch.no_grad()
+def test_options_on_the_fallback(tmp_path):
+    pack(make_student("gpt2")).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="kv_dtype='float8' is not supported"):
+        BitNetModelForCausalLM.from_pretrained(tmp_path, kv_dtype="float8")
+    with pytest.raises(ValueError, match="num_threads=0"):
+        BitNetModelForCausalLM.from_pretrained(tmp_path, num_threads=0)
+    model = BitNetModelForCausalLM.from_pretrained(tmp_path, head_bits=8)
+    assert model.backend == "transformers" and model.model.get_output_embeddings().table.bits == 8
+    # The checkpoint's own bits, and what is asked for instead.
+    config = AutoConfig.from_pretrained(tmp_path)
+    config.quantization_config["head_bits"] = 4
+    config.save_pretrained(tmp_path)
+    model = BitNetModelForCausalLM.from_pretrained(tmp_path)
+    assert model.model.get_output_embeddings().table.bits == 4
+    assert not head_is_quantized(BitNetModelForCausalLM.from_pretrained(tmp_path, head_bits=16).model)
+    config.layer_norm_epsilon = 0.5
+    model = BitNetModelForCausalLM.from_pretrained(tmp_path, config=config)
+    assert model.model.transformer.ln_f.eps == 0.5
 
 
 @native

@@ -46,6 +46,9 @@ def test_report_and_figures(miniature):
         assert f"]({figure})" in report
         assert (miniature.report.parent / figure).read_bytes().startswith(PNG)
     assert set(miniature.logs) == {"FP-SFT", "BitNet-SFT", "continual pre-training", "BitDistill"}
+    settings = miniature.settings
+    read = settings.pretraining_steps * settings.pretraining_batch_size * settings.block_size
+    assert miniature.logs["continual pre-training"].tokens == read
     assert set(miniature.logs["BitDistill"].losses) == {"loss", "loss_ce", "loss_logits", "loss_attention"}
     assert len(miniature.perplexities) == 4
     assert len(miniature.shown) == 2

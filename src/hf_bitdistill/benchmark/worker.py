@@ -63,7 +63,8 @@ class _ModelRunner(Runner):
             self.backend = f"transformers, {str(self.model.dtype).removeprefix('torch.')}"
         self.threads = torch.get_num_threads()
         self.vocab_size = self.model.config.vocab_size
-        self.max_tokens = self.model.config.max_position_embeddings
+        # Some architectures have no such limit.
+        self.max_tokens = getattr(self.model.config, "max_position_embeddings", None) or sys.maxsize
         self.file_bytes = _weight_bytes(system.model)
         self.cache = None
 

@@ -16,7 +16,7 @@ from datasets import Dataset
 from ..data import Task, build_dataset, collate, get_task, load_task_dataset
 from ..distillation import DistillationConfig, DistillationTrainer, needs_teacher
 from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
-from .models import calibrate, check_path, load_model, load_student, load_tokenizer, warn_of_16_bit_weights
+from .models import calibrate, check_path, load_model, load_student, load_tokenizer
 from .pretrain import train_and_save
 
 
@@ -58,7 +58,6 @@ def _train(
 ) -> bool:
     """Make or load the student, train it, save it. Returns whether this process is the one that does the rest."""
     student, is_new = load_student(model_arguments, student_arguments, arguments.head, task)
-    warn_of_16_bit_weights(student)
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     if student.config.pad_token_id is None:
         student.config.pad_token_id = tokenizer.pad_token_id

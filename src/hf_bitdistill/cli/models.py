@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
-from transformers.utils import logging
 
 from ..calibration import calibrate_sub_norm
 from ..config import QUANT_METHOD
@@ -26,9 +25,6 @@ from ..data import Task, ensure_pad_token
 from ..data.loading import looks_like_path
 from ..surgery import is_student
 from .arguments import ModelArguments, StudentArguments, require
-
-
-logger = logging.get_logger(__name__)
 
 
 def check_path(name_or_path: str) -> str:
@@ -110,15 +106,6 @@ def load_student(
     if quantization.get("quantization_mode") != "online":
         raise ValueError(f"{path} is packed and cannot be trained; start from the online student")
     return load_model(model_arguments, head, task), False
-
-
-def warn_of_16_bit_weights(student: PreTrainedModel) -> None:
-    """Say that small updates are lost, where the latent weights cannot hold them."""
-    if student.dtype in (torch.bfloat16, torch.float16):
-        logger.warning(
-            f"the latent weights are in {student.dtype}: updates of less than about 1/512 of a weight are rounded away. Train "
-            "with --dtype float32 and --bf16."
-        )
 
 
 def calibrate(

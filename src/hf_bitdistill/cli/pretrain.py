@@ -30,8 +30,9 @@ from ..distillation import (
     check_one_device,
     training_callbacks,
 )
+from ..layers import warn_of_16_bit_weights
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
-from .models import calibrate, check_path, load_student, load_tokenizer, warn_of_16_bit_weights
+from .models import calibrate, check_path, load_student, load_tokenizer
 
 
 def run(argv: list[str], prog: str) -> None:
@@ -56,7 +57,6 @@ def run(argv: list[str], prog: str) -> None:
         sample_by=corpus.sample_by,
     )
     student, is_new = load_student(model_arguments, student_arguments)
-    warn_of_16_bit_weights(student)
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     blocks = pack_corpus(dataset, tokenizer, corpus.block_size, corpus.text_column)
     if is_new:
@@ -91,6 +91,7 @@ def make_trainer(
     if teacher is not None or training.teacher_model_name_or_path:
         return DistillationTrainer(teacher_model=teacher, **options)
     check_one_device(training)
+    warn_of_16_bit_weights(student)
     trainer = Trainer(**options)
     for callback in training_callbacks(training):
         trainer.add_callback(callback)

@@ -84,6 +84,18 @@ class NativeCache:
         self._handle.reorder(source)
 
 
+def check_options(kv_dtype: str, num_threads: int | None) -> None:
+    """Refuse options of [`NativeDecoder`] that have no meaning.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if kv_dtype not in _KV_DTYPES:
+        raise ValueError(f"kv_dtype={kv_dtype!r} is not supported; choose one of {tuple(_KV_DTYPES)}.")
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"num_threads={num_threads} must be at least 1.")
+
+
 class NativeDecoder:
     """A decoder in the native library. Immutable: any number of threads may use one, each with a cache of its own.
 
@@ -105,10 +117,7 @@ class NativeDecoder:
         kv_dtype: Literal["float16", "float32"] = "float16",
         num_threads: int | None = None,
     ):
-        if kv_dtype not in _KV_DTYPES:
-            raise ValueError(f"kv_dtype={kv_dtype!r} is not supported; choose one of {tuple(_KV_DTYPES)}.")
-        if num_threads is not None and num_threads < 1:
-            raise ValueError(f"num_threads={num_threads} must be at least 1.")
+        check_options(kv_dtype, num_threads)
         self.spec = spec
         self.num_threads = num_threads
         self.kv_dtype = kv_dtype

@@ -63,6 +63,13 @@ class TensorFiles:
             stop = min(start + count, header.shape[0])
             yield start, self._open(header.file, (stop - start) * width).get_slice(header.key)[start:stop]
 
+    def equal(self, first: str, second: str) -> bool:
+        """Whether two matrices hold the same values."""
+        if self.headers[first].shape != self.headers[second].shape:
+            return False
+        pairs = zip(self.rows(first), self.rows(second), strict=True)
+        return all(torch.equal(a.float(), b.float()) for (_, a), (_, b) in pairs)
+
     def close(self) -> None:
         """Unmap the files."""
         self._file, self._reader, self._read = None, None, 0

@@ -6,10 +6,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from .decoder import LoadedProjection, NativeDecoder, load_library
+from .decoder import LoadedProjection, NativeDecoder, check_options, load_library
 from .families import Norm, Projection, UnsupportedModelError, describe
 from .students import Student
-from .tables import HEAD_BITS, Table, load_table
+from .tables import HEAD_BITS, Table, finite, load_table
 
 
 class StudentWeights:
@@ -27,7 +27,14 @@ class StudentWeights:
     def norm(self, norm: Norm) -> Tensor:
         """Its weight, float32, offset added."""
         # A copy: what the file gives is a view into it.
-        return self._student.files.read(norm.tensor).float().add(norm.offset).contiguous()
+        return self._vector(norm.tensor).add(norm.offset).contiguous()
+
+    def _own(self, module: str, name: str, value: Tensor) -> Tensor:
+        return finite(value.detach().float().clone(), self._student.files, f"{module}.{name}")
+
+    def _vector(self, name: str) -> Tensor:
+        files = self._student.files
+        return finite(files.read(name), files, name).float()
 
     def projection(self, projection: Projection) -> LoadedProjection:
         """A ternary layer, packed for the kernels, or one in full precision, its weight as stored."""
@@ -37,12 +44,12 @@ class StudentWeights:
         files, name = self._student.files, projection.module
         if not projection.ternary:
             table = load_table(files, f"{name}.weight", None)
-            bias = files.read(f"{name}.bias").float().clone() if f"{name}.bias" in files.headers else None
+            bias = self._vector(f"{name}.bias").clone() if f"{name}.bias" in files.headers else None
             return LoadedProjection(table.data, bias, weight, eps, table.kind)
         layer = self._student.layer(name)
         if layer.rms_norm is not None:
-            weight, eps = layer.rms_norm.weight.detach().float().clone(), layer.rms_norm.eps
-        bias = None if layer.bias is None else layer.bias.detach().float().clone()
+            weight, eps = self._own(name, "rms_norm.weight", layer.rms_norm.weight), layer.rms_norm.eps
+        bias = None if layer.bias is None else self._own(name, "bias", layer.bias)
         return LoadedProjection(layer.kernel_weight(), bias, weight, eps)
 
     def table(self, name: str) -> Table:
@@ -73,6 +80,7 @@ def load_decoder(
     """
     if head_bits not in HEAD_BITS:
         raise ValueError(f"head_bits={head_bits!r} is not supported; choose one of {HEAD_BITS}.")
+    check_options(kv_dtype, num_threads)
     spec = describe(student.model)
     load_library()  # before anything is read
     try:

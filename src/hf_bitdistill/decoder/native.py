@@ -127,6 +127,11 @@ def _destroy(library: NativeLibrary, name: str, pointer: int, _kept_alive: objec
     library.status(name, pointer)  # returns nothing
 
 
+def _destroy_with(owner: object, library: NativeLibrary, name: str, pointer: int, kept_alive: object) -> None:
+    """Destroy a handle when its owner goes, but not when the process ends: a daemon thread may be computing with it then."""
+    weakref.finalize(owner, _destroy, library, name, pointer, kept_alive).atexit = False
+
+
 class DecoderHandle:
     """A `bd_decoder`.
 
@@ -144,7 +149,9 @@ class DecoderHandle:
         library.call("decoder_create", ctypes.byref(config), ctypes.byref(pointer))
         self.library = library
         self.pointer = pointer.value
-        self._finalizer = weakref.finalize(self, _destroy, library, "decoder_destroy", self.pointer, borrowed)
+        # Here too: the registry of finalizers is emptied before daemon threads are stopped.
+        self.borrowed = borrowed
+        _destroy_with(self, library, "decoder_destroy", self.pointer, borrowed)
 
     def forward(
         self,
@@ -181,8 +188,9 @@ class CacheHandle:
         self.library = decoder.library
         self.library.call("cache_create", decoder.pointer, sequences, ctypes.byref(pointer))
         self.pointer = pointer.value
+        self.decoder = decoder
         # The finalizer holds the decoder, so that a cache always goes first.
-        self._finalizer = weakref.finalize(self, _destroy, self.library, "cache_destroy", self.pointer, decoder)
+        _destroy_with(self, self.library, "cache_destroy", self.pointer, decoder)
 
     @property
     def sequences(self) -> int:

@@ -77,10 +77,22 @@ class Student:
         headers = read_headers(self.model, files)
         check_headers(self.model, headers, may_add_head=False)
         self.files = TensorFiles(headers)
+        self._settle_ties()
         self._offline = copy.deepcopy(source)
         self._offline.quantization_mode = "offline"
         self.config = copy.deepcopy(config)
         self.config.quantization_config = self._offline
+
+    def _settle_ties(self) -> None:
+        """As transformers does: a tied tensor may be stored under either name, and two different ones are not tied, whatever the
+        config says."""
+        tied, headers = self.model.all_tied_weights_keys, self.files.headers
+        for target, source in list(tied.items()):
+            if target in headers and source not in headers:
+                headers[source] = headers.pop(target)
+            elif target in headers and not self.files.equal(target, source):
+                tied.pop(target)
+        self.files.close()
 
     def layer(self, name: str) -> TernaryLinear:
         """The packed layer of a ternary module. Some of its tensors may be views into the file.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checkpoint import CheckpointError
 from ..ops import TablePacker
 from . import native
 from .files import TensorFiles
@@ -59,7 +60,7 @@ def load_table(files: TensorFiles, name: str, bits: int | None) -> Table:
         target = _float_dtype(files, name, dtype, bits)
         data = torch.empty((rows, columns), dtype=target)
         for start, piece in files.rows(name):
-            data[start : start + len(piece)] = _finite(piece, files, name)
+            data[start : start + len(piece)] = finite(piece, files, name)
     else:
         raise ValueError(f"head_bits={bits!r} is not supported; choose one of {HEAD_BITS}.")
     return Table(_KINDS.get(data.dtype, native.TABLE_PACKED), data, rows, columns, dtype)
@@ -71,10 +72,15 @@ def _float_dtype(files: TensorFiles, name: str, stored: torch.dtype, bits: int |
     return stored if stored.itemsize == 2 else _least_lossy(files, name)
 
 
-def _finite(piece: Tensor, files: TensorFiles, name: str) -> Tensor:
+def finite(piece: Tensor, files: TensorFiles, name: str) -> Tensor:
+    """A tensor, or a part of one, unless it holds a NaN or an infinity.
+
+    Raises:
+        CheckpointError: it does; names file and tensor.
+    """
     # min and max of a tensor with a NaN are NaN: one pass over the piece instead of three.
     if not torch.isfinite(torch.stack(torch.aminmax(piece))).all():
-        raise ValueError(f"{_place(files, name)}: a value is not finite.")
+        raise CheckpointError(f"{_place(files, name)}: a value is not finite.")
     return piece
 
 

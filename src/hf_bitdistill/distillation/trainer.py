@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.utils import logging
 
 from ..data.preprocessing import IGNORE_INDEX, collate
+from ..layers import warn_of_16_bit_weights
 from .attention_states import AttentionStateCapture, AttentionStates, number_of_layers
 from .callbacks import falling_share, training_callbacks
 from .config import (
@@ -138,6 +139,7 @@ class DistillationTrainer(Trainer):
             # What the model's own loss would set on its first batch; ours bypasses it.
             student.config.problem_type = "single_label_classification"
         self._check_parallelism()
+        warn_of_16_bit_weights(student)
 
         self._train_means = ComponentMeans()
         self._eval_means = ComponentMeans()

@@ -9,10 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
 
 from ..config import BitNetConfig
 from ..quantization import fake_quantized_linear, ternarize, ternary_linear
 from .sub_norm import SubLN
+
+
+logger = logging.get_logger(__name__)
 
 
 def to_checkpoint(weight: Tensor) -> Tensor:
@@ -187,3 +191,14 @@ def set_scale_gradient(model: nn.Module, scale_gradient: bool) -> None:
     for module in model.modules():
         if isinstance(module, BitLinear):
             module.scale_gradient = scale_gradient
+
+
+def warn_of_16_bit_weights(model: nn.Module) -> None:
+    """Log a warning if latent weights that are to be trained have 16 bits, which cannot hold small updates."""
+    weights = (m.weight for m in model.modules() if isinstance(m, BitLinear) and m.weight.requires_grad)
+    narrow = next((weight.dtype for weight in weights if weight.dtype.itemsize == 2), None)
+    if narrow is not None:
+        logger.warning(
+            f"The latent weights are in {narrow}, which rounds away updates of less than about 1/512 of a weight. Load the student "
+            "with dtype=torch.float32 (--dtype float32) and train with bf16=True (--bf16)."
+        )

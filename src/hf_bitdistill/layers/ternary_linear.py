@@ -134,6 +134,8 @@ class TernaryLinear(nn.Module):
     def _uses_kernels(self, x: Tensor) -> bool:
         if x.device.type != "cpu" or self.weight.device.type != "cpu" or self.activation_bits is None:
             return False
+        if self.rms_norm is not None and self.rms_norm.weight.device.type != "cpu":
+            return False  # offloaded: only the SubLN's own forward brings it back
         return not torch.is_autocast_enabled("cpu") and self.in_features <= MAX_COLUMNS
 
     def kernel_weight(self) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 
 ABI_VERSION = 4
 ALIGNMENT = 64
+MAX_THREADS = 256
+"""`BD_MAX_THREADS`: more are refused. Nothing here gains by as many."""
 
 FLOAT32, BFLOAT16 = 0, 1
 TERNARY, INT8, INT4 = 0, 1, 2
@@ -204,7 +206,8 @@ class NativeLibrary:
         return self._library.bd_get_num_threads()
 
     def set_threads(self, threads: int) -> None:
-        """Threads a call may use. Cheap when nothing changes."""
+        """Threads a call may use, at most [`MAX_THREADS`]. Cheap when nothing changes."""
+        threads = min(threads, MAX_THREADS)
         if threads != self._threads:
             self.call("set_num_threads", threads)
             self._threads = threads

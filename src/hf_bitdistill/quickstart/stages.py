@@ -61,17 +61,6 @@ class _ProgressBar(TrainerCallback):
         self.bar.close()
 
 
-class _TokenCounter:
-    """Wraps a collator and counts the tokens (without padding) of the batches it makes."""
-
-    def __init__(self, collator: Any):
-        self.collator, self.tokens = collator, 0
-
-    def __call__(self, rows: list[dict[str, Any]]) -> Any:
-        self.tokens += sum(len(row["input_ids"]) for row in rows)
-        return self.collator(rows)
-
-
 def load_base(settings: QuickstartSettings) -> PreTrainedModel:
     """The full-precision base model, in float32: a CPU trains faster in it than in the bfloat16 of the file."""
     return AutoModelForCausalLM.from_pretrained(settings.base_model, dtype=torch.float32)
@@ -100,15 +89,18 @@ def _arguments(folder: str, settings: QuickstartSettings, steps: int, batch_size
         "seed": settings.seed,
         "data_seed": settings.seed,
         "remove_unused_columns": False,
+        "include_num_input_tokens_seen": "non_padding",
     }
 
 
-def _train(trainer: Trainer, counter: _TokenCounter, title: str, settings: QuickstartSettings) -> StageLog:
+def _train(trainer: Trainer, title: str, settings: QuickstartSettings) -> StageLog:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_ProgressBar(title, settings.progress))
     result = trainer.train()
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
-    log = StageLog(result.metrics["train_runtime"], counter.tokens, [entry["step"] for entry in entries])
+    log = StageLog(
+        result.metrics["train_runtime"], trainer.state.num_input_tokens_seen, [entry["step"] for entry in entries]
+    )
     for name in ("loss", "loss_ce", "loss_logits", "loss_attention"):
         if entries and name in entries[0]:
             log.losses[name] = [float(entry[name]) for entry in entries]
@@ -137,7 +129,6 @@ def pretrain(
     settings: QuickstartSettings,
 ) -> StageLog:
     """Continual pre-training of the ternary student on plain text, with the base model's logits as a second target."""
-    counter = _TokenCounter(collate(tokenizer))
     with tempfile.TemporaryDirectory() as folder:
         arguments = DistillationConfig(
             **_arguments(
@@ -155,12 +146,12 @@ def pretrain(
             student,
             teacher,
             arguments,
-            data_collator=counter,
+            data_collator=collate(tokenizer),
             train_dataset=_stream(texts, tokenizer, settings.block_size),
             processing_class=tokenizer,
             teacher_processing_class=tokenizer,
         )
-        return _train(trainer, counter, "continual pre-training", settings)
+        return _train(trainer, "continual pre-training", settings)
 
 
 def batch_order(lengths: list[int], batch_size: int, seed: int) -> list[int]:
@@ -200,12 +191,12 @@ def fine_tune(
     dataset = build_dataset(TASK, train, tokenizer, settings.max_length, skip_overlong=True)
     lengths = [len(ids) for ids in dataset["input_ids"]]
     dataset = dataset.select(batch_order(lengths, settings.batch_size, settings.seed))
-    counter = _TokenCounter(collate(tokenizer))
+    collator = collate(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
         common = _arguments(folder, settings, settings.fine_tuning_steps, settings.batch_size, learning_rate)
         common["train_sampling_strategy"] = "sequential"
         if teacher is None:
-            trainer = Trainer(model, TrainingArguments(**common), data_collator=counter, train_dataset=dataset)
+            trainer = Trainer(model, TrainingArguments(**common), data_collator=collator, train_dataset=dataset)
         else:
             arguments = DistillationConfig(
                 **common,
@@ -218,9 +209,9 @@ def fine_tune(
                 model,
                 teacher,
                 arguments,
-                data_collator=counter,
+                data_collator=collator,
                 train_dataset=dataset,
                 processing_class=tokenizer,
                 teacher_processing_class=tokenizer,
             )
-        return _train(trainer, counter, title, settings)
+        return _train(trainer, title, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, http_user_agent
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from hf_bitdistill import pack
+from hf_bitdistill import pack, quantize_head
+from hf_bitdistill.config import QUANT_METHOD
 from hf_bitdistill.decoder import NativeDecoder, NotAStudentError, Student, UnsupportedModelError, load_decoder
 from hf_bitdistill.decoder.students import HEADS
 from hf_bitdistill.surgery import is_student, student_config
@@ -122,9 +124,11 @@ class BitNetModel(OptimizedModel):
             export: also accept an online student, which is packed while it is loaded, and the BitNet formats of
                 transformers (`quant_method` "bitnet").
             num_threads: threads of a call; default: those of torch.
-            head_bits: 32, 16 (default), 8 or 4: how the embedding and the output head are kept in memory. 16 is the
-                checkpoint's own 16-bit dtype; of a float32 checkpoint, the 16-bit dtype that changes it least.
+            head_bits: 32, 16, 8 or 4: how the embedding and the output head are kept in memory; default: what the checkpoint's
+                config says, which is 16 unless it was packed for fewer. 16 is the checkpoint's own 16-bit dtype; of a float32
+                checkpoint, the 16-bit dtype that changes it least.
             kv_dtype: `"float16"` (default) or `"float32"`: how keys and values are kept.
+            trust_remote_code: passed to transformers, where it computes.
             config, subfolder, revision, cache_dir, force_download, local_files_only, token: as in transformers.
 
         Raises:
@@ -146,7 +150,7 @@ class BitNetModel(OptimizedModel):
         config: PreTrainedConfig,
         may_export: bool = False,
         num_threads: int | None = None,
-        head_bits: int = 16,
+        head_bits: int | None = None,
         kv_dtype: str = "float16",
         trust_remote_code: bool = False,
         **hub: Any,
@@ -157,22 +161,51 @@ class BitNetModel(OptimizedModel):
         student = Student(config, find_safetensors(model_id, hub), cls.head)
         if student.needs_export and not may_export:
             raise NotAStudentError(f"{model_id} is not packed yet: load it with export=True, which packs it.")
+        head_bits = head_bits or student.config.quantization_config.head_bits
         try:
             decoder = load_decoder(student, head_bits, kv_dtype, num_threads)
         except UnsupportedModelError as reason:
             logger.warning(
                 f"{model_id}: the native decoder cannot compute this model: {reason}. It runs on packed layers in "
-                "transformers instead, which is slower."
+                "transformers instead, which is slower, in the checkpoint's dtype and on torch's threads, whatever kv_dtype and "
+                "num_threads say."
             )
-            model = HEADS[cls.head].from_pretrained(model_id, **hub)
-            if student.needs_export and is_student(model):
-                model = pack(model, inplace=True)
+            model = cls._load_in_transformers(
+                model_id, config, student.needs_export, head_bits, trust_remote_code, hub
+            )
             instance = cls(model.config, model=model)
         else:
             instance = cls(student.config, decoder=decoder, student=student)
             instance._finish_loading()
         instance._load_generation_config(model_id, hub)
         return instance
+
+    @classmethod
+    def _load_in_transformers(
+        cls,
+        model_id: str,
+        config: PreTrainedConfig,
+        needs_export: bool,
+        head_bits: int,
+        trust_remote_code: bool,
+        hub: dict[str, Any],
+    ) -> PreTrainedModel:
+        config = copy.deepcopy(config)
+        quantization = config.quantization_config
+        if isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD:
+            # Asked for here, not there: it may say more bits than the checkpoint's config.
+            config.quantization_config = {**quantization, "head_bits": 16}
+        model = HEADS[cls.head].from_pretrained(model_id, config=config, trust_remote_code=trust_remote_code, **hub)
+        if is_student(model):
+            if needs_export:
+                model = pack(model, inplace=True)
+            if head_bits in (8, 4):
+                quantize_head(model, head_bits)
+        elif head_bits in (8, 4):
+            logger.warning(
+                f"{model_id}: head_bits={head_bits} has no effect on the layers of transformers' own format."
+            )
+        return model
 
     def _finish_loading(self) -> None:
         """Load what the decoder does not have."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from hf_bitdistill.cache_name import CACHE_NAME
 
 from .cache import BitNetCache
+from .candidates import CandidatesWithinContext
 from .inputs import Inputs, check_arguments, given_cache
 from .modeling_base import BitNetModel
 from .sampling import draw_in_processors
@@ -58,6 +61,19 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         """Greedy decoding and sampling."""
         logits_processor, generation_config = draw_in_processors(logits_processor, generation_config)
         return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+
+    def _prefill(self, input_ids, generation_config, *args, **kwargs):
+        # The decoder cuts a prompt up by itself. Pieces cut here may hold nothing but padding for a row, and then no logits.
+        if generation_config.prefill_chunk_size is not None:
+            generation_config = copy.deepcopy(generation_config)
+            generation_config.prefill_chunk_size = None
+        return super()._prefill(input_ids, generation_config, *args, **kwargs)
+
+    def _get_candidate_generator(self, *args, **kwargs):
+        generator = super()._get_candidate_generator(*args, **kwargs)
+        if isinstance(generator, PromptLookupCandidateGenerator):
+            return CandidatesWithinContext(generator, self.decoder.spec.max_positions)
+        return generator
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
         if generation_config.cache_implementation not in (None, "dynamic"):

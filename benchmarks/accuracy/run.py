@@ -49,6 +49,8 @@ class Benchmark:
         }
         self.results = Results(options.results / f"{settings.name}.json", settings, self.work.metric, options.note)
         self.chosen_rates: dict[str, float] = {}
+        # Of the last seed: the metric by learning rate.
+        self.tried_rates: dict[str, dict[str, float]] = {}
 
     def __call__(self) -> None:
         options, settings = self.options, self.settings
@@ -107,8 +109,10 @@ class Benchmark:
             }
             train = partial(work.fine_tune, options, rate, seed, source, teacher and teacher.model)
             stages.append(self.store.run("finetune", identity, train, parent))
-        best = max(range(len(rates)), key=lambda i: stages[i].result["evaluation"][work.metric])
+        metrics = [stage.result["evaluation"][work.metric] for stage in stages]
+        best = max(range(len(rates)), key=metrics.__getitem__)
         self.chosen_rates[name] = rates[best]
+        self.tried_rates[name] = {f"{rate:g}": metric for rate, metric in zip(rates, metrics, strict=True)}
         return stages[best]
 
     def run_arm(self, name: str, arm: Arm, seed: int, budget: int | None) -> list[Stage]:
@@ -173,6 +177,7 @@ class Benchmark:
             "budget": budget,
             "seed": seed,
             "evaluation": last.get("evaluation"),
+            "tried_learning_rates": self.tried_rates.get(arm, {}),
             "perplexity": next((s.result["perplexity"] for s in reversed(stages) if "perplexity" in s.result), {}),
             "seconds": round(sum(stage.result["seconds"] for stage in stages), 1),
             "stages": [stage.result for stage in stages],

@@ -26,7 +26,9 @@ class _MapWeights(ConversionOps):
         values = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
         try:
             owner = model.get_submodule(full_layer_name.rpartition(".")[0])
-        except AttributeError:  # saving: transformers before 5.21 gives the checkpoint's name, which may be another (GPT-NeoX's head)
+        except (
+            AttributeError
+        ):  # saving: transformers before 5.21 gives the checkpoint's name, which may be another (GPT-NeoX's head)
             owner = None
         return {key: self.map(value, owner) for key, value in values.items()}
 

@@ -141,6 +141,9 @@ def test_task(benchmark, data, monkeypatch, capsys):
     )
     assert torch.equal(student, teacher) and not torch.equal(teacher, base)
     assert rows["bitnet_sft"]["stages"][-1]["settings"]["learning_rate"] in (1e-4, 1e-3)
+    tried = rows["bitnet_sft"]["tried_learning_rates"]
+    assert set(tried) == {"0.0001", "0.001"} and max(tried.values()) == rows["bitnet_sft"]["evaluation"]["accuracy"]
+    assert rows["start"]["tried_learning_rates"] == {}
     assert str(data) not in json.dumps(result)
     benchmark("render").render(data / "results" / "tiny.json")
     text = (data / "results" / "tiny.md").read_text()

@@ -85,6 +85,12 @@ class Benchmark:
         kind = "fp_sft" if work is self.work else "fp_sft_large"
         return self.best_rate(kind, work, self.settings.full_precision, seed, None, work.model, None)
 
+    def teacher_of(self, arm: Arm, seed: int) -> Stage:
+        """FP-SFT, or what the arm has in its place."""
+        if arm.teacher_arm is None:
+            return self.full_precision(self.work, seed)
+        return self.run_arm(arm.teacher_arm, self.settings.arms[arm.teacher_arm], seed, None)[-1]
+
     def best_rate(
         self,
         name: str,
@@ -118,7 +124,7 @@ class Benchmark:
     def run_arm(self, name: str, arm: Arm, seed: int, budget: int | None) -> list[Stage]:
         source, source_stage = self.work.model, None
         if arm.from_teacher:
-            source_stage = self.full_precision(self.work, seed)
+            source_stage = self.teacher_of(arm, seed)
             source = source_stage.model
         if arm.student is None:
             return [self.best_rate(name, self.work, arm.finetune, seed, source_stage, source, None)]
@@ -149,7 +155,8 @@ class Benchmark:
         if arm.finetune:
             teacher = None
             if arm.finetune.method == "distill":
-                teacher = self.full_precision(self.large if arm.finetune.teacher == "large" else self.work, seed)
+                large = arm.finetune.teacher == "large"
+                teacher = self.full_precision(self.large, seed) if large else self.teacher_of(arm, seed)
             stages.append(self.best_rate(name, self.work, arm.finetune, seed, last, last.model, teacher))
         elif self.work.task:
             stages.append(

@@ -127,6 +127,7 @@ class Arm:
             `budget_share` (that share of the arm's token budget goes to the warm start's optimiser steps). `None`: none.
         from_teacher: the student is made of FP-SFT, not of the model as it came, and its start (calibration, warm start) reads the task's
             training examples instead of plain text; `tokens` are then those of whole examples, and `batch_size` examples.
+        teacher_arm: an arm without a student whose model takes FP-SFT's place, as source and as teacher.
         pretrain, finetune: `None`: without that stage. A task is then measured on the student as it is.
     """
 
@@ -136,6 +137,7 @@ class Arm:
     least_squares: bool = False
     warm_start: dict[str, Any] | None = None
     from_teacher: bool = False
+    teacher_arm: str | None = None
     pretrain: PretrainSettings | None = None
     finetune: FineTuneSettings | None = None
 
@@ -234,6 +236,8 @@ def build_settings(values: dict[str, Any], where: str) -> BenchmarkSettings:
     for name, arm in arms.items():
         if arm.from_teacher and full is None:
             raise ValueError(f"{where}: arms.{name}: from_teacher needs full_precision, which makes the teacher")
+        if arm.teacher_arm and getattr(arms.get(arm.teacher_arm), "student", ()) is not None:
+            raise ValueError(f"{where}: arms.{name}: teacher_arm {arm.teacher_arm!r} is no arm with student: null")
         if arm.student is None and (
             arm.warm_start or arm.pretrain or not arm.finetune or arm.finetune.method != "sft"
         ):

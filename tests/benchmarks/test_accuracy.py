@@ -84,11 +84,18 @@ arms:
     finetune: {method: distill}
   start: {title: its start, from_teacher: true, warm_start: *warm}
   teacher_again: {title: the teacher once more, student: null, from_teacher: true, finetune: {learning_rates: [1.0e-4]}}
+  from_again:
+    title: from the teacher of two times
+    from_teacher: true
+    teacher_arm: teacher_again
+    warm_start: *warm
+    finetune: {method: distill}
   large: {title: a larger teacher, pretrain: {}, finetune: {method: distill, teacher: large}}
 """
 
 ARMS = {
-    "full precision", "fp_sft", "bitnet_sft", "bitdistill", "others", "no_logits", "from_teacher", "start", "teacher_again"
+    "full precision", "fp_sft", "bitnet_sft", "bitdistill", "others", "no_logits", "from_teacher", "start", "teacher_again",
+    "from_again",
 }  # fmt: skip
 
 
@@ -119,13 +126,17 @@ def test_task(benchmark, data, monkeypatch, capsys):
     assert all(0 <= row["evaluation"]["accuracy"] <= 1 for row in rows.values())
     out = capsys.readouterr().out
     assert out.count("[pretrain-") == 1  # shared by its three arms
-    assert out.count("[finetune-") == 1 + 2 + 1 + 1 + 1 + 1 + 1
-    assert (out.count("[start-"), out.count("[evaluate-")) == (3, 1)
+    assert out.count("[finetune-") == 1 + 2 + 1 + 1 + 1 + 1 + 1 + 1
+    assert (out.count("[start-"), out.count("[evaluate-")) == (4, 1)
     assert rows["others"]["stages"][-1]["curve"] != rows["bitdistill"]["stages"][-1]["curve"]
     assert [stage["kind"] for stage in rows["start"]["stages"]] == ["start", "evaluate"]
     (again,) = rows["teacher_again"]["stages"]
     assert again["parent"] == rows["start"]["stages"][0]["settings"]["teacher_stage"]
     assert again["curve"] != rows["fp_sft"]["stages"][0]["curve"]
+    start, distilled = rows["from_again"]["stages"]
+    keys = {start["settings"]["teacher_stage"], distilled["settings"]["teacher_stage"]}
+    (key,) = keys
+    assert json.loads((data / "out" / "tiny" / f"finetune-{key}" / "result.json").read_text()) == again
     assert "large: left out" in out
     start = rows["from_teacher"]["stages"][0]
     assert 512 <= start["warm_start"]["calibration_tokens"] < 560  # whole examples, as many as the calibration wants
@@ -204,6 +215,12 @@ def test_unknown_options_are_refused(benchmark, tmp_path):
     (tmp_path / "a.yaml").write_text("name: a\ntitle: a\nmodel_name: a\narms: {plain: {title: a, student: null}}")
     with pytest.raises(ValueError, match=r"arms\.plain: without a student"):
         load(tmp_path / "a.yaml")
+    for teacher in ("nobody", "plain"):
+        (tmp_path / "a.yaml").write_text(
+            f"name: a\ntitle: a\nmodel_name: a\narms: {{plain: {{title: a, teacher_arm: {teacher}}}}}"
+        )
+        with pytest.raises(ValueError, match=f"arms.plain: teacher_arm '{teacher}' is no arm with student: null"):
+            load(tmp_path / "a.yaml")
 
 
 @pytest.mark.parametrize("config", sorted((FOLDER / "configs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -24,11 +24,10 @@ class _MapWeights(ConversionOps):
     @torch.no_grad()
     def convert(self, input_dict, model=None, full_layer_name=None, **kwargs) -> dict[str, Tensor]:
         values = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
+        # While saving, transformers before 5.21 gives a tensor's name in the checkpoint, which may be no module's (GPT-NeoX's head).
         try:
             owner = model.get_submodule(full_layer_name.rpartition(".")[0])
-        except (
-            AttributeError
-        ):  # saving: transformers before 5.21 gives the checkpoint's name, which may be another (GPT-NeoX's head)
+        except AttributeError:
             owner = None
         return {key: self.map(value, owner) for key, value in values.items()}
 

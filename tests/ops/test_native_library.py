@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hf_bitdistill import ops
+from hf_bitdistill.ops import native
 
 
 SCRIPT = """
@@ -92,6 +93,14 @@ def test_number_of_threads(library):
         ops.set_num_threads(None)
     with pytest.raises(ValueError):
         ops.set_num_threads(0)
+
+
+def test_out_of_memory_is_called_so(library):
+    # No model that fits less memory would be tried instead.
+    with pytest.raises(MemoryError, match="linear: .*memory"):
+        library.check(11, "linear")
+    with pytest.raises(native.NativeLibraryError, match="linear"):
+        library.check(12, "linear")
 
 
 def test_several_python_threads(library):

@@ -22,7 +22,7 @@ FLOAT32, BFLOAT16 = 0, 1
 TERNARY, INT8, INT4 = 0, 1, 2
 TABLE_PACKED, TABLE_FLOAT32, TABLE_BFLOAT16, TABLE_FLOAT16 = 0, 1, 2, 3
 ERROR_ARGUMENT, ERROR_SCALE = 5, 7
-_ERROR_ISA = 10
+_ERROR_ISA, _ERROR_OUT_OF_MEMORY = 10, 11
 
 _LIBRARY_NAMES = {"win32": "bitdistill.dll", "darwin": "libbitdistill.dylib"}
 
@@ -159,7 +159,9 @@ class NativeLibrary:
         return self._functions[f"bd_{name}"](*args)
 
     def check(self, status: int, what: str) -> None:
-        """Raise for a status that is not success."""
+        """Raise for a status that is not success: `MemoryError` if that is what it means, else [`NativeLibraryError`]."""
+        if status == _ERROR_OUT_OF_MEMORY:
+            raise MemoryError(f"{what}: {self._library.bd_strerror(status).decode()}")
         if status != 0:
             raise NativeLibraryError(f"{what}: {self._library.bd_strerror(status).decode()}")
 

@@ -97,7 +97,7 @@ def test_number_of_threads(library):
 
 def test_out_of_memory_is_called_so(library):
     # No model that fits less memory would be tried instead.
-    with pytest.raises(MemoryError, match="linear: .*memory"):
+    with pytest.raises(MemoryError, match=r"linear: .*memory"):
         library.check(11, "linear")
     with pytest.raises(native.NativeLibraryError, match="linear"):
         library.check(12, "linear")

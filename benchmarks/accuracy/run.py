@@ -48,9 +48,8 @@ class Benchmark:
             name: getattr(settings, name) for name in ("task", "eval_examples", "max_length", "bf16")
         }
         self.results = Results(options.results / f"{settings.name}.json", settings, self.work.metric, options.note)
-        self.chosen_rates: dict[str, float] = {}
-        # Of the last seed: the metric by learning rate.
-        self.tried_rates: dict[str, dict[str, float]] = {}
+        # By arm, the metric of each learning rate. The best one of the first seed is the only one of the next.
+        self.tried_rates: dict[str, dict[float, float]] = {}
 
     def __call__(self) -> None:
         options, settings = self.options, self.settings
@@ -101,7 +100,8 @@ class Benchmark:
         source,
         teacher: Stage | None,
     ) -> Stage:
-        rates = options.learning_rates if name not in self.chosen_rates else (self.chosen_rates[name],)
+        tried = self.tried_rates.get(name)
+        rates = (max(tried, key=tried.get),) if tried else options.learning_rates
         stages = []
         for rate in rates:
             identity = {
@@ -116,10 +116,8 @@ class Benchmark:
             train = partial(work.fine_tune, options, rate, seed, source, teacher and teacher.model)
             stages.append(self.store.run("finetune", identity, train, parent))
         metrics = [stage.result["evaluation"][work.metric] for stage in stages]
-        best = max(range(len(rates)), key=metrics.__getitem__)
-        self.chosen_rates[name] = rates[best]
-        self.tried_rates[name] = {f"{rate:g}": metric for rate, metric in zip(rates, metrics, strict=True)}
-        return stages[best]
+        self.tried_rates[name] = dict(zip(rates, metrics, strict=True))
+        return stages[metrics.index(max(metrics))]
 
     def run_arm(self, name: str, arm: Arm, seed: int, budget: int | None) -> list[Stage]:
         source, source_stage = self.work.model, None

@@ -90,7 +90,7 @@ def check_headers(model: PreTrainedModel, headers: dict[str, TensorHeader], may_
         if header is None:
             # A language model's head is never new, only a classifier's.
             outside = not headless and not name.startswith(body) and _owner(model, name) is not head
-            if (may_add_head and outside) or _tied_with(model, name) & set(headers) or optional.search(name):
+            if (may_add_head and outside) or not _tied_with(model, name).isdisjoint(headers) or optional.search(name):
                 continue
             raise CheckpointError(f"{files}: tensor {name!r} is missing.")
         if not isinstance(_owner(model, name), (BitLinear, TernaryLinear, SubLN)):

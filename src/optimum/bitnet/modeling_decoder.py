@@ -65,7 +65,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
     def _prefill(self, input_ids, generation_config, *args, **kwargs):
         # The decoder cuts a prompt up by itself. Pieces cut here may hold nothing but padding for a row, and then no logits.
         if generation_config.prefill_chunk_size is not None:
-            generation_config = copy.deepcopy(generation_config)
+            generation_config = copy.copy(generation_config)
             generation_config.prefill_chunk_size = None
         return super()._prefill(input_ids, generation_config, *args, **kwargs)
 

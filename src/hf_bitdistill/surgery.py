@@ -85,6 +85,16 @@ def is_named(name: str, entries: Iterable[str] | None) -> bool:
 # Where the plan of an architecture splits a block's output projection by its rows, only to gather them again.
 _PLAN_CORRECTIONS = {"linear_attn.out_proj": OUTPUT}
 
+# Linear layers of a plan that compute a gate, a few numbers per token: hardly any weights, and an error in one of them
+# (how fast a linear attention forgets, which expert is asked) reaches a whole head or expert.
+_GATES = (
+    "linear_attn.in_proj_a",
+    "linear_attn.in_proj_b",
+    "linear_attn.in_proj_ba",
+    "self_attn.dt_proj",
+    "mlp.router_gate",
+)
+
 
 def _plan_roles(model: PreTrainedModel) -> list[tuple[re.Pattern, str]]:
     """The model's tensor-parallel plan as `(pattern of a module name, role)`; only entries inside repeated layers."""
@@ -99,6 +109,8 @@ def _plan_roles(model: PreTrainedModel) -> list[tuple[re.Pattern, str]]:
 def _role_of(name: str, suffixes: dict[str, str] | None, plan: list[tuple[re.Pattern, str]]) -> str | None:
     if suffixes is not None:
         return next((role for suffix, role in suffixes.items() if _ends_with(name, suffix)), None)
+    if is_named(name, _GATES):
+        return None
     role = next((role for pattern, role in plan if pattern.match(name)), None)
     return role and next((right for suffix, right in _PLAN_CORRECTIONS.items() if _ends_with(name, suffix)), role)
 
@@ -162,7 +174,7 @@ def _check_experts(model: PreTrainedModel, skip: list[str] | None) -> None:
 def _warn_of_leftovers(model: PreTrainedModel, candidates: dict[str, str | None], skip: list[str] | None) -> None:
     repeated = re.compile(r"\.\d+\.")
     leftovers = [name for name, role in candidates.items() if not role and repeated.search(name)]
-    leftovers = [name for name in leftovers if not is_named(name, skip)]
+    leftovers = [name for name in leftovers if not is_named(name, [*(skip or ()), *_GATES])]
     if leftovers:
         logger.warning(
             f"{type(model).__name__}: these linear layers are in no plan and stay in full precision: "

@@ -18,6 +18,12 @@ _LLAMA = {
 _GEMMA = {**_LLAMA, "head_dim": 12, "query_pre_attn_scalar": 12, "sliding_window": 16}
 _GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 64}
 _NEOX = {key: value for key, value in _LLAMA.items() if key != "num_key_value_heads"}
+_LINEAR_ATTENTION = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 
 # model_type -> options of its config
 ARCHITECTURES: dict[str, dict] = {
@@ -36,7 +42,16 @@ ARCHITECTURES: dict[str, dict] = {
     "opt": {**_NEOX, "ffn_dim": 88, "word_embed_proj_dim": 48},
     "falcon": {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
     "bitnet": _LLAMA,
+    "qwen3_5_text": {
+        **_LLAMA,
+        **_LINEAR_ATTENTION,
+        "head_dim": 16,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
 }
+
+# Whose layers are not all alike.
+HYBRID = {"qwen3_5_text"}
 
 
 def tiny_config(model_type: str, **overrides):

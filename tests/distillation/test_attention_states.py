@@ -16,13 +16,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.llama import modeling_llama
 
-from architectures import ARCHITECTURES, random_tokens, tiny_config, tiny_model
+from architectures import ARCHITECTURES, HYBRID, random_tokens, tiny_config, tiny_model
 from hf_bitdistill.distillation import AttentionStateCapture
+from hf_bitdistill.distillation.attention_states import attention_layers
 
 
 torch.set_num_threads(1)
 
-CAPTURED = sorted(set(ARCHITECTURES) - {"falcon"})
+CAPTURED = sorted(set(ARCHITECTURES) - {"falcon"} - HYBRID)
 
 
 def padded_batch(length=11):
@@ -107,6 +108,18 @@ def test_architectures_outside_the_interface_are_refused(model_type):
         assert {state.shape for state in capture.states[0]} == {(2, heads, 11, model.config.hidden_size // heads)}
         return
     with pytest.raises(ValueError, match=rf'model type "{model_type}".*AttentionInterface.*attention_loss_weight=0'):
+        AttentionStateCapture(model, [0])
+
+
+def test_a_hybrid_has_attention_in_some_layers():
+    model, batch = tiny_model("qwen3_5_text"), padded_batch()
+    assert attention_layers(model) == {1}
+    with torch.no_grad():
+        expected = model(**batch, use_cache=False).logits
+        with AttentionStateCapture(model, [-1]) as capture:
+            assert torch.equal(model(**batch, use_cache=False).logits, expected)
+    assert [tuple(state.shape) for state in capture.states[0]] == [(2, 4, 11, 16), (2, 2, 11, 16), (2, 2, 11, 16)]
+    with pytest.raises(ValueError, match=r"no attention in layer\(s\) \[0\]; layers with attention: \[1\]"):
         AttentionStateCapture(model, [0])
 
 

@@ -5,6 +5,7 @@ import torch
 from test_trainer_runs import KeepGradients, training_losses
 from transformers import TrainerCallback
 
+from architectures import tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack
 from hf_bitdistill.distillation import DeadZoneLeakCallback, QuantizationWarmupCallback, WeightDecayCallback
 from hf_bitdistill.layers import BitLinear, set_quantization_share
@@ -263,3 +264,19 @@ def test_a_compiled_run_gives_the_same_losses(make_student, make_model, make_tra
     for key in TERMS:
         assert len(losses["plain"][key]) == 2
         assert losses["compiled"][key] == pytest.approx(losses["plain"][key], rel=1e-4)
+
+
+def test_a_hybrid_whose_default_layer_has_no_attention(make_trainer, lm_rows):
+    """Of the student's two layers the first has attention, of the teacher's four the second; 22/28 is another one."""
+    layers = ["full_attention", "linear_attention"]
+    student = tiny_model("qwen3_5_text", vocab_size=384, layer_types=layers)
+    teacher = tiny_model(
+        "qwen3_5_text", 1, vocab_size=384, num_hidden_layers=4, layer_types=[*layers[::-1], *layers[1:] * 2]
+    )
+    trainer = make_trainer(
+        apply_bitnet(student), teacher, lm_rows, max_steps=1, logging_steps=1, hidden_loss_weight=1.0
+    )
+    assert trainer.relation_layers == ([0], [1])
+    trainer.train()
+    record = trainer.state.log_history[0]
+    assert all(record[term] > 0 for term in (*TERMS, "loss_hidden"))

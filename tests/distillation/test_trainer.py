@@ -275,9 +275,9 @@ def test_evaluate_and_predict_classification(make_model, make_trainer, class_row
 
 
 def test_relation_layers():
-    def layers(student, teacher, student_depth=28, teacher_depth=28):
+    def layers(student, teacher, student_depth=28, teacher_depth=28, *attention):
         args = DistillationConfig(attention_layers=student, teacher_attention_layers=teacher)
-        return relation_layers(args, student_depth, teacher_depth)
+        return relation_layers(args, student_depth, teacher_depth, *attention)
 
     assert layers(None, None) == ([22], [22])
     assert layers(None, None, 28, 36) == ([22], [28])
@@ -286,6 +286,10 @@ def test_relation_layers():
     assert layers([0, 11], None, 12, 6) == ([0, 11], [0, 5])
     for depth in range(1, 40):
         assert layers(list(range(depth)), None, depth, depth)[1] == list(range(depth))
+    # Hybrid models: defaults are layers with attention, of two equally near ones the later; what is asked for stays.
+    assert layers(None, None, 24, 32, range(3, 24, 4), range(3, 32, 4)) == ([19], [27])
+    assert layers(None, None, 28, 28, [20, 24], []) == ([24], [24])
+    assert layers([18, -2], None, 24, 24, range(3, 24, 4), range(3, 24, 4)) == ([18, 22], [19, 22])
     with pytest.raises(ValueError, match="layer 28 does not exist"):
         layers([28], None)
 

@@ -186,6 +186,11 @@ def attention_modules(model: nn.Module) -> dict[nn.Module, int]:
     }
 
 
+def attention_layers(model: nn.Module) -> set[int]:
+    """The layers that may call the attention interface: in a hybrid model not all, in an architecture without it none."""
+    return set(attention_modules(model).values())
+
+
 def _transformers_config(model: nn.Module) -> Any:
     for module in model.modules():
         config = getattr(module, "config", None)

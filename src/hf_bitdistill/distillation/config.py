@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,10 +44,11 @@ class DistillationConfig(TrainingArguments):
             gamma, weight of the attention relation loss. 0 turns it off.
         attention_layers (`list[int]`, *optional*):
             Layers of the student whose Q, K, V relations are distilled; negative ones count from the end. Default:
-            one late layer, at 22/28 of the depth (layer 22 of a student of 28 layers, as published).
+            one late layer, at 22/28 of the depth (layer 22 of a student of 28 layers, as published); where that layer
+            has no attention, as in a hybrid model, the nearest one that has.
         teacher_attention_layers (`list[int]`, *optional*):
             Their counterparts in the teacher, of the same number. Default: a negative index of `attention_layers` is
-            the same one from the teacher's end, any other one the layer at the same relative depth.
+            the same one from the teacher's end, any other one the layer (with attention) at the same relative depth.
         relation_heads (`int`, *optional*):
             Number of heads into which the attention states are regrouped; must divide the widths of Q, K and V of
             both models. Default: the largest number up to 32 (the published one) that does and leaves every head
@@ -225,17 +227,39 @@ def relative_depth(layer: int, student_depth: int, teacher_depth: int) -> int:
     return (2 * layer + 1) * teacher_depth // (2 * student_depth)
 
 
-def relation_layers(args: DistillationConfig, student_depth: int, teacher_depth: int) -> tuple[list[int], list[int]]:
+def _nearest(layer: int, available: Collection[int]) -> int:
+    """The nearest layer of `available`, of two the later one; `layer` itself where there is none at all."""
+    return min(available, key=lambda other: (abs(other - layer), -other), default=layer)
+
+
+def relation_layers(
+    args: DistillationConfig,
+    student_depth: int,
+    teacher_depth: int,
+    student_attention: Collection[int] = (),
+    teacher_attention: Collection[int] = (),
+) -> tuple[list[int], list[int]]:
     """The student's and the teacher's layers of the relation loss, resolved: see `DistillationConfig`.
+
+    Args:
+        args: the options.
+        student_depth, teacher_depth: numbers of layers.
+        student_attention, teacher_attention: the layers that have attention, to which defaults keep; empty: unknown.
 
     Raises:
         ValueError: a layer does not exist, or the numbers of layers differ.
     """
-    # 22 of 28 layers, in integers, so that the index of a model of 28 layers is exactly 22.
-    student = [student_depth * 22 // 28] if args.attention_layers is None else list(args.attention_layers)
+    if args.attention_layers is None:
+        # 22 of 28 layers, in integers, so that the index of a model of 28 layers is exactly 22.
+        student = [_nearest(student_depth * 22 // 28, student_attention)]
+    else:
+        student = list(args.attention_layers)
     teacher = args.teacher_attention_layers
     if teacher is None:
-        teacher = [layer if layer < 0 else relative_depth(layer, student_depth, teacher_depth) for layer in student]
+        teacher = [
+            layer if layer < 0 else _nearest(relative_depth(layer, student_depth, teacher_depth), teacher_attention)
+            for layer in student
+        ]
     return (
         [resolve_layer(layer, student_depth) for layer in student],
         [resolve_layer(layer, teacher_depth) for layer in teacher],

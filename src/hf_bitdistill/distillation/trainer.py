@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..data.preprocessing import IGNORE_INDEX, collate
 from ..layers import warn_of_16_bit_weights
-from .attention_states import AttentionStateCapture, AttentionStates, number_of_layers
+from .attention_states import AttentionStateCapture, AttentionStates, attention_layers, number_of_layers
 from .callbacks import falling_share, training_callbacks
 from .config import (
     TEACHER_LOSS_WEIGHTS,
@@ -196,7 +196,10 @@ class DistillationTrainer(Trainer):
                     "processing_class and teacher_processing_class, to show that the tokenizers are the same"
                 )
         if args.attention_loss_weight:
-            self.relation_layers = relation_layers(args, number_of_layers(student), number_of_layers(self.teacher))
+            models = (student, self.teacher)
+            self.relation_layers = relation_layers(
+                args, *map(number_of_layers, models), *map(attention_layers, models)
+            )
             # Both are built now, so that an architecture without Q, K, V to capture is refused before training.
             self._student_capture = AttentionStateCapture(self.model, self.relation_layers[0])
             self._teacher_capture = AttentionStateCapture(self.teacher, self.relation_layers[1])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from architectures import ARCHITECTURES, random_tokens, tiny_model
+from architectures import ARCHITECTURES, HYBRID, random_tokens, tiny_model
 from hf_bitdistill import BitNetConfig, SurgeryError, apply_bitnet, pack, quantize_head
 from hf_bitdistill.layers import QuantizedEmbedding, QuantizedHead
 from hf_bitdistill.ops import native
@@ -28,8 +28,8 @@ def test_any_architecture(model_type):
     assert quantize_head(model, 8) is model
     assert isinstance(model.get_input_embeddings(), QuantizedEmbedding)
     assert isinstance(model.get_output_embeddings(), QuantizedHead)
-    # The error of the table itself, and of the int8 activations that it rounds the other way.
-    assert relative_error(logits(model, tokens), expected) < 0.08
+    # The table's own error, and int8 activations that it rounds the other way, of which a linear attention has more.
+    assert relative_error(logits(model, tokens), expected) < (0.08 if model_type in HYBRID else 0.05)
     assert model.generate(tokens, max_new_tokens=3, do_sample=False, eos_token_id=None).shape == (2, 14)
 
 

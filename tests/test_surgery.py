@@ -84,7 +84,7 @@ def test_gemma_sub_norms_start_at_one():
     assert all((m.weight == 1).all() for m in model.modules() if isinstance(m, SubLN))
 
 
-def test_a_hybrid_whose_plan_is_wrong_about_an_output_projection():
+def test_projections_of_a_hybrid():
     model = apply_bitnet(tiny_model("qwen3_5_text"))
     converted = {n.removeprefix("model.layers."): m for n, m in model.named_modules() if isinstance(m, BitLinear)}
     linear, full = ["in_proj_qkv", "in_proj_z", "out_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -93,6 +93,14 @@ def test_a_hybrid_whose_plan_is_wrong_about_an_output_projection():
     assert sorted(converted) == sorted(expected)
     outputs = sorted(name for name, module in converted.items() if module.rms_norm is not None)
     assert outputs == ["0.linear_attn.out_proj", "0.mlp.down_proj", "1.mlp.down_proj", "1.self_attn.o_proj"]
+
+
+def test_a_plan_that_is_wrong_about_an_output_projection():
+    options = {**ARCHITECTURES["qwen3_5_text"], "vocab_size": 96, "mlp_only_layers": [0, 1]}
+    model = apply_bitnet(AutoModelForCausalLM.from_config(CONFIG_MAPPING["qwen3_next"](**options)))
+    assert model.model.layers[0].linear_attn.out_proj.rms_norm is not None
+    assert model.model.layers[0].linear_attn.in_proj_qkvz.rms_norm is None
+    assert type(model.model.layers[0].linear_attn.in_proj_ba) is nn.Linear
 
 
 def test_gates_stay_in_full_precision_unless_named(monkeypatch):

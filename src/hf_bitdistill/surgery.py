@@ -109,8 +109,6 @@ def _plan_roles(model: PreTrainedModel) -> list[tuple[re.Pattern, str]]:
 def _role_of(name: str, suffixes: dict[str, str] | None, plan: list[tuple[re.Pattern, str]]) -> str | None:
     if suffixes is not None:
         return next((role for suffix, role in suffixes.items() if _ends_with(name, suffix)), None)
-    if is_named(name, _GATES):
-        return None
     role = next((role for pattern, role in plan if pattern.match(name)), None)
     return role and next((right for suffix, right in _PLAN_CORRECTIONS.items() if _ends_with(name, suffix)), role)
 
@@ -131,6 +129,8 @@ def find_projections(model: PreTrainedModel, config: BitNetConfig) -> list[Proje
     head = model.get_output_embeddings()
 
     linears = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
+    if not config.projections:
+        linears = {name: m for name, m in linears.items() if not is_named(name, _GATES)}
     for option in ("modules_to_not_convert", "modules_without_sub_norm"):
         for entry in getattr(config, option) or ():
             if not any(is_named(name, [entry]) for name, _ in model.named_modules()):
@@ -174,7 +174,7 @@ def _check_experts(model: PreTrainedModel, skip: list[str] | None) -> None:
 def _warn_of_leftovers(model: PreTrainedModel, candidates: dict[str, str | None], skip: list[str] | None) -> None:
     repeated = re.compile(r"\.\d+\.")
     leftovers = [name for name, role in candidates.items() if not role and repeated.search(name)]
-    leftovers = [name for name in leftovers if not is_named(name, [*(skip or ()), *_GATES])]
+    leftovers = [name for name in leftovers if not is_named(name, skip)]
     if leftovers:
         logger.warning(
             f"{type(model).__name__}: these linear layers are in no plan and stay in full precision: "

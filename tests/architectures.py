@@ -25,6 +25,8 @@ _LINEAR_ATTENTION = {
     "linear_value_head_dim": 8,
 }
 
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 40, "head_dim": 12}
+
 # model_type -> options of its config
 ARCHITECTURES: dict[str, dict] = {
     "llama": {**_LLAMA, "tie_word_embeddings": True},
@@ -48,7 +50,21 @@ ARCHITECTURES: dict[str, dict] = {
         "head_dim": 16,
         "layer_types": ["linear_attention", "full_attention"],
     },
+    "qwen3_moe": {**_LLAMA, **_EXPERTS, "num_experts": 4},
+    # Weights have other names in files.
+    "mixtral": {**_LLAMA, **_EXPERTS, "num_local_experts": 4, "intermediate_size": 40},
+    # Gate and up take turns, weights are transposed, projections have biases.
+    "gpt_oss": {
+        **_LLAMA,
+        **_EXPERTS,
+        "num_local_experts": 4,
+        "intermediate_size": 40,
+        "rope_parameters": {"rope_type": "default"},
+    },
 }
+
+# With several experts a layer.
+MIXTURES = {"qwen3_moe", "mixtral", "gpt_oss"}
 
 # Whose layers are not all alike.
 HYBRID = {"qwen3_5_text"}

@@ -25,6 +25,18 @@ def test_calibration_brings_the_student_to_its_source(model_type, sub_norm):
     assert after < 0.5 * before
 
 
+def test_an_expert_that_no_token_reaches_is_like_the_others():
+    student = apply_bitnet(tiny_model("qwen3_moe"))
+    mlp = student.model.layers[0].mlp
+    mlp.gate.weight.data = torch.zeros_like(mlp.gate.weight)  # a tie: always the same two of four
+    calibrate_sub_norm(student, [{"input_ids": random_tokens(batch=4, length=32)}])
+    weights = [expert.down_proj.rms_norm.weight for expert in mlp.experts]
+    unreached = [weight for weight in weights if (weight == weight[0]).all()]
+    reached = [weight.mean() for weight in weights if not (weight == weight[0]).all()]
+    assert len(unreached) == len(reached) == 2
+    assert unreached[0][0].item() == pytest.approx(torch.stack(reached).mean().item(), rel=1e-5)
+
+
 def test_closed_form_against_least_squares():
     model = apply_bitnet(tiny_model("llama"))
     captured = []

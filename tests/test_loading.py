@@ -85,6 +85,35 @@ def test_online_shards_and_tied_embeddings(tmp_path):
     assert torch.equal(logits(loaded, random_tokens()), logits(online, random_tokens()))
 
 
+def test_experts_of_some_layers(tmp_path):
+    """The others are separate too, so that a checkpoint names all experts in one way."""
+    model, tokens = tiny_model("qwen3_moe"), random_tokens()
+    model.save_pretrained(tmp_path / "full")
+    config = BitNetConfig(modules_to_not_convert=["layers.0", "experts.2"])
+    online = AutoModelForCausalLM.from_pretrained(tmp_path / "full", quantization_config=config)
+    expected = logits(apply_bitnet(model, config), tokens)
+    assert torch.equal(logits(online, tokens), expected)
+    online.save_pretrained(tmp_path / "online")
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "online"), tokens), expected)
+    pack(online).save_pretrained(tmp_path / "offline")
+    offline = AutoModelForCausalLM.from_pretrained(tmp_path / "offline")
+    assert torch.equal(logits(offline, tokens), expected)
+    kept, ternary = (offline.model.layers[layer].mlp.experts[1].up_proj for layer in (0, 1))
+    assert type(kept) is torch.nn.Linear and isinstance(ternary, TernaryLinear)
+
+
+def test_experts_that_were_offloaded_are_refused(tmp_path):
+    tiny_model("qwen3_moe").save_pretrained(tmp_path / "full")
+    where = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
+    with pytest.raises(NotImplementedError, match=r"model\.layers\.1.*was offloaded"):
+        AutoModelForCausalLM.from_pretrained(
+            tmp_path / "full",
+            quantization_config=BitNetConfig(),
+            device_map={**where, "model.rotary_emb": "cpu", "lm_head": "cpu"},
+            offload_folder=tmp_path / "offload",
+        )
+
+
 def test_sequence_classification(tmp_path):
     tiny_model("qwen3").save_pretrained(tmp_path / "full")
     online = AutoModelForSequenceClassification.from_pretrained(

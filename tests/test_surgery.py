@@ -6,7 +6,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from architectures import ARCHITECTURES, HYBRID, random_tokens, tiny_config, tiny_model
+from architectures import ARCHITECTURES, HYBRID, MIXTURES, random_tokens, tiny_config, tiny_model
 from hf_bitdistill import BitNetConfig, SurgeryError, apply_bitnet, surgery
 from hf_bitdistill.layers import BitLinear, SubLN, full_precision
 from hf_bitdistill.surgery import find_projections, is_named
@@ -27,6 +27,9 @@ EXPECTED = {
 @pytest.mark.parametrize("model_type", sorted(set(ARCHITECTURES) - HYBRID))
 def test_every_projection_is_replaced_and_nothing_else(model_type):
     inputs, outputs = EXPECTED.get(model_type, EXPECTED["llama"])
+    if model_type in MIXTURES:
+        mlp = [[f"experts.{i}.{name}" for i in range(4)] for name in ("gate_proj", "up_proj", "down_proj")]
+        inputs, outputs = [*inputs[:3], *mlp[0], *mlp[1]], [outputs[0], *mlp[2]]
     model = tiny_model(model_type)
     before = sum(parameter.numel() for parameter in model.parameters())
     apply_bitnet(model)
@@ -144,17 +147,56 @@ def test_an_unknown_architecture_is_refused_and_can_be_told():
         apply_bitnet(tiny_model("llama"), BitNetConfig(projections={"wq": "input"}))
 
 
-def test_fused_experts_are_refused_by_name():
-    config = CONFIG_MAPPING["mixtral"](
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-        vocab_size=20, num_local_experts=2,
+def test_experts_of_an_unknown_kind_are_refused_by_name():
+    config = CONFIG_MAPPING["llama4_text"](
+        hidden_size=16, intermediate_size=16, intermediate_size_mlp=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, vocab_size=20, num_local_experts=2, pad_token_id=0,
     )  # fmt: skip
-    with pytest.raises(SurgeryError, match=r"mlp\.experts\.gate_up_proj.*modules_to_not_convert"):
+    with pytest.raises(SurgeryError, match=r"feed_forward\.experts\.gate_up_proj.*modules_to_not_convert"):
         apply_bitnet(AutoModelForCausalLM.from_config(config))
-    partly = apply_bitnet(
-        AutoModelForCausalLM.from_config(config), BitNetConfig(modules_to_not_convert=["mlp.experts"])
-    )
-    assert sum(isinstance(module, BitLinear) for module in partly.modules()) == 4
+    skip = BitNetConfig(modules_to_not_convert=["feed_forward.experts"])
+    partly = apply_bitnet(AutoModelForCausalLM.from_config(config), skip)
+    assert sum(isinstance(module, BitLinear) for module in partly.modules()) == 7
+
+
+def converted_experts(**options) -> list[str]:
+    model = apply_bitnet(tiny_model("qwen3_moe"), BitNetConfig(**options))
+    return [n for n, module in model.named_modules() if isinstance(module, BitLinear) and ".experts." in n]
+
+
+def test_experts_can_be_named_one_by_one():
+    assert len(converted_experts()) == 2 * 4 * 3
+    assert converted_experts(projections={"o_proj": "output", "experts.1.down_proj": "output"}) == [
+        f"model.layers.{layer}.mlp.experts.1.down_proj" for layer in (0, 1)
+    ]
+    names = converted_experts(modules_to_not_convert=["layers.0", "down_proj", "experts.3"])
+    assert names == [f"model.layers.1.mlp.experts.{i}.{part}_proj" for i in range(3) for part in ("gate", "up")]
+    with pytest.raises(SurgeryError, match=r"'experts\.4' matches no module"):
+        converted_experts(modules_to_not_convert=["experts.4"])
+    # Where all stay in full precision, they stay fused.
+    skip = BitNetConfig(modules_to_not_convert=["mlp.experts"])
+    assert apply_bitnet(tiny_model("qwen3_moe"), skip).model.layers[0].mlp.experts.gate_up_proj.ndim == 3
+
+
+@pytest.mark.parametrize(
+    "model_type,left",
+    [
+        ("qwen2_moe", {"shared_expert_gate"}),
+        ("granitemoe", set()),
+        ("phimoe", {"router"}),
+        ("afmoe", {"gate"}),
+    ],
+)
+def test_more_mixtures(model_type, left, monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(surgery.logger, "warning", warnings.append)
+    options = {**ARCHITECTURES["qwen3_moe"], "num_local_experts": 4, "pad_token_id": 0, "vocab_size": 50}
+    model = apply_bitnet(AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**options)))
+    modules = dict(model.named_modules())
+    linears = [name for name, m in modules.items() if isinstance(m, nn.Linear) and not isinstance(m, BitLinear)]
+    assert {name.rpartition(".")[2] for name in linears} - {"lm_head"} == left
+    assert sum(isinstance(module, BitLinear) and ".experts." in name for name, module in modules.items()) >= 12
+    assert not warnings
 
 
 def test_a_student_is_not_operated_on_twice():

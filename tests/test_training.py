@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, MixtralConfig, Trainer, TrainingArguments, set_seed
 
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack_corpus
 from hf_bitdistill.data import collate
@@ -25,7 +25,7 @@ def make_trainer(folder, blocks, tokenizer, config, steps, **options):
         logging_steps=1, save_steps=3, report_to=[], disable_tqdm=True, use_cpu=True, seed=0, **options,
     )  # fmt: skip
     # A model keeps the config it is given, and apply_bitnet writes into it.
-    model = apply_bitnet(LlamaForCausalLM(copy.deepcopy(config)), BitNetConfig())
+    model = apply_bitnet(AutoModelForCausalLM.from_config(copy.deepcopy(config)), BitNetConfig())
     return Trainer(
         model, arguments, train_dataset=blocks, data_collator=collate(tokenizer), processing_class=tokenizer
     )
@@ -35,13 +35,22 @@ def losses(trainer):
     return {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
 
 
-def test_it_learns_and_resumes_exactly(tmp_path, blocks, tiny_tokenizer, tiny_llama_config):
-    whole = make_trainer(tmp_path / "whole", blocks, tiny_tokenizer, tiny_llama_config, steps=6)
+# Mixtral's experts are fused, and the names of its weights are others in files.
+MIXTRAL = MixtralConfig(
+    vocab_size=384, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, num_local_experts=4, max_position_embeddings=256, pad_token_id=0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("config", [None, MIXTRAL], ids=["llama", "mixtral"])
+def test_it_learns_and_resumes_exactly(config, tmp_path, blocks, tiny_tokenizer, tiny_llama_config):
+    config = config or tiny_llama_config
+    whole = make_trainer(tmp_path / "whole", blocks, tiny_tokenizer, config, steps=6)
     whole.train()
     assert losses(whole)[6] < losses(whole)[1]
 
-    make_trainer(tmp_path / "parts", blocks, tiny_tokenizer, tiny_llama_config, steps=3).train()
-    resumed = make_trainer(tmp_path / "parts", blocks, tiny_tokenizer, tiny_llama_config, steps=6)
+    make_trainer(tmp_path / "parts", blocks, tiny_tokenizer, config, steps=3).train()
+    resumed = make_trainer(tmp_path / "parts", blocks, tiny_tokenizer, config, steps=6)
     resumed.train(resume_from_checkpoint=True)
     assert losses(resumed) == losses(whole)
     for (name, first), second in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):

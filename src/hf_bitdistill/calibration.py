@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,12 +30,19 @@ class _ChannelStatistics:
         self.cross += (x * x_hat).sum(dim=0)
         self.square += x_hat.square().sum(dim=0)
 
-    def solution(self) -> Tensor:
+    def solution(self) -> Tensor | None:
+        """`None` where no token came."""
         # A channel that is never active contributes nothing whatever its weight; give it the average of the others.
         alive = self.square > 0
+        if not alive.any():
+            return None
         weight = self.cross / self.square.clamp(min=torch.finfo(self.square.dtype).tiny)
-        fallback = weight[alive].mean() if alive.any() else weight.new_ones(())
-        return torch.where(alive, weight, fallback)
+        return torch.where(alive, weight, weight[alive].mean())
+
+
+def _place(name: str) -> str:
+    """The name of a SubLN without its last number: of its expert, where it has one, else of its layer."""
+    return re.sub(r"\.\d+(?=\.(?!.*\.\d+\.))", ".*", name)
 
 
 @torch.no_grad()
@@ -43,7 +51,8 @@ def calibrate_sub_norm(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -
 
     A SubLN replaces the input `x` of a projection by `w * x / rms(x)`. Per channel `c` the least-squares solution of
     `w_c * x_c / rms(x) = x_c` over the calibration tokens is `w_c = sum(x_c * x_hat_c) / sum(x_hat_c^2)`. The inputs are
-    those of the source model: they are collected with SubLNs bypassed and quantisation off.
+    those of the source model: they are collected with SubLNs bypassed and quantisation off. The SubLN of an expert that no token
+    was sent to takes the average of the layer's other experts.
 
     Args:
         model: an online student that has not been trained yet.
@@ -73,6 +82,12 @@ def calibrate_sub_norm(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -
     observers = {module: bypass(statistics[name]) for name, module in sub_norms.items()}
     with full_precision(model):
         observe(model, observers, batches, "calibrate_sub_norm")
+    solutions = {name: statistics[name].solution() for name in sub_norms}
+    averages: dict[str, list[Tensor]] = {}
+    for name, solution in solutions.items():
+        if solution is not None:
+            averages.setdefault(_place(name), []).append(solution.mean())
     for name, module in sub_norms.items():
-        module.weight.copy_(statistics[name].solution())
+        others = averages.get(_place(name), [torch.ones(())])
+        module.weight.copy_(torch.stack(others).mean() if solutions[name] is None else solutions[name])
     return len(sub_norms)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
+from .conversions import has_separate_experts
 from .layers import BitLinear, SubLN, TernaryLinear
 from .layers.bit_linear import to_checkpoint
 from .quantization import PackedWeightError
@@ -39,7 +40,7 @@ def read_headers(model: PreTrainedModel, files: Iterable[str]) -> dict[str, Tens
     Raises:
         CheckpointError: a file cannot be read as safetensors (truncated, not safetensors).
     """
-    mapping = get_model_conversion_mapping(model)
+    mapping = [] if has_separate_experts(model) else get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     state_dict = model.state_dict()

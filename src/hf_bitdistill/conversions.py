@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, PrefixChange, WeightConverter
 
-from .layers import BitLinear
+from .layers import BitLinear, Experts
 from .layers.bit_linear import from_checkpoint, to_checkpoint
 
 
@@ -64,6 +64,14 @@ class TransposeConv1D(_MapWeights):
         return value.T.contiguous()
 
 
+def has_separate_experts(model: nn.Module) -> bool:
+    """Whether experts that the architecture keeps fused are separate in `model`.
+
+    They are in its checkpoints too, so none of the architecture's own conversions applies to these: names are those in memory.
+    """
+    return any(isinstance(module, Experts) for module in model.modules())
+
+
 def convert_when_saved(model: PreTrainedModel) -> None:
     """Make `save_pretrained` write the online shape, whatever state dict it is given (FSDP, DeepSpeed)."""
     conversions = getattr(model, "_weight_conversions", None)
@@ -71,5 +79,8 @@ def convert_when_saved(model: PreTrainedModel) -> None:
         # What save_pretrained itself would derive for a model that was not loaded.
         mapping = get_model_conversion_mapping(model, add_legacy=False)
         conversions = [entry for entry in mapping if not isinstance(entry, PrefixChange)]
+    if has_separate_experts(model):
+        conversions = []
     if not any(isinstance(op, LoadLatentWeight) for entry in conversions for op in getattr(entry, "operations", ())):
-        model._weight_conversions = [*conversions, WeightConverter(["weight"], "weight", [LoadLatentWeight()])]
+        conversions.append(WeightConverter(["weight"], "weight", [LoadLatentWeight()]))
+    model._weight_conversions = conversions

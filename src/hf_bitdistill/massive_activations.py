@@ -28,7 +28,7 @@ def find_massive_projections(
     them; a SubLN bounds what it lets through and absmean rounds such weights down, so a ternary projection cannot.
 
     A projection is named if its largest output (Euclidean norm of a token's) is at least `ratio` times the median one: in
-    SmolLM2-135M the `down_proj` of layers 2, 11 and 28.
+    SmolLM2-135M the `down_proj` of layers 2, 11 and 28. Fused experts are not looked at.
 
     Args:
         model: a full-precision model.
@@ -48,7 +48,8 @@ def find_massive_projections(
         raise ValueError(f"ratio must be above 1, got {ratio}")
     if is_student(model):
         raise ValueError("find_massive_projections looks at the full-precision model, not at its student.")
-    names = [p.name for p in find_projections(model, config or BitNetConfig()) if p.role == OUTPUT]
+    placed = find_projections(model, config or BitNetConfig())
+    names = [p.name for p in placed if p.role == OUTPUT and not p.fused_in]
     norms: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def collect(norms: list[Tensor]) -> Observer:

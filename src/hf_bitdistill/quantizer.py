@@ -26,10 +26,10 @@ from .checkpoint import (
     safetensors_files,
 )
 from .config import QUANT_METHOD, BitNetConfig
-from .conversions import LoadLatentWeight, TransposeConv1D, convert_when_saved
+from .conversions import LoadLatentWeight, TransposeConv1D, convert_when_saved, has_separate_experts
 from .heads import head_is_quantized, quantize_head, tables_on_cpu
 from .layers import BitLinear, SubLN
-from .surgery import convert_modules
+from .surgery import Projection, convert_modules, find_projections
 
 
 logger = logging.get_logger(__name__)
@@ -37,6 +37,15 @@ logger = logging.get_logger(__name__)
 
 def _owner(model: PreTrainedModel, tensor_name: str) -> torch.nn.Module:
     return model.get_submodule(tensor_name.rpartition(".")[0])
+
+
+def _check_in_memory(model: PreTrainedModel) -> None:
+    offloaded = next((name for name, parameter in model.named_parameters() if parameter.device.type == "meta"), None)
+    if offloaded is not None:
+        raise NotImplementedError(
+            f"{offloaded!r} was offloaded, but a student with experts is made of a model in memory: choose a device_map without "
+            "'cpu' and 'disk' beside accelerators, or load on the CPU."
+        )
 
 
 class BitDistillQuantizer(HfQuantizer):
@@ -49,6 +58,8 @@ class BitDistillQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self._headers: dict[str, TensorHeader] = {}
         self._from_memory = False
+        self._separate_experts = False
+        self._convert_after_loading: list[Projection] = []
 
     @property
     def online(self) -> bool:
@@ -68,7 +79,13 @@ class BitDistillQuantizer(HfQuantizer):
                 "Tensor parallelism splits the input of output projections, over which a SubLN normalises; it is not "
                 "supported for BitNet students."
             )
-        convert_modules(model, self.quantization_config)
+        projections = find_projections(model, self.quantization_config)
+        if not self.pre_quantized and any(projection.fused_in for projection in projections):
+            # It is loaded as it is: transformers knows all forms that fused experts have in files.
+            self._convert_after_loading = projections
+        else:
+            convert_modules(model, self.quantization_config, projections)
+        self._separate_experts = has_separate_experts(model)
         self._check_files(model, checkpoint_files)
         if not self.pre_quantized:
             # They are not in a full-precision checkpoint; that is no news worth a warning.
@@ -99,6 +116,11 @@ class BitDistillQuantizer(HfQuantizer):
     def get_quantize_ops(self) -> ConversionOps:
         return TransposeConv1D()
 
+    def update_weight_conversions(self, weight_conversions, *args, **kwargs):
+        # (Newer versions of transformers give the model too.)
+        conversions = [] if self._separate_experts else weight_conversions
+        return super().update_weight_conversions(conversions, *args, **kwargs)
+
     def get_weight_conversions(self) -> list[WeightConverter]:
         """For every tensor that the architecture's own converters leave."""
         if not (self.online and self.pre_quantized):
@@ -112,10 +134,15 @@ class BitDistillQuantizer(HfQuantizer):
         if self.pre_quantized and self._from_memory:
             check_loaded(model)
         if not self.online:
+            if self._separate_experts:
+                model._weight_conversions = []
             check_packed_layers(model, self._headers)
             model.requires_grad_(False)
             self._quantize_head(model)
             return model
+        if self._convert_after_loading:
+            _check_in_memory(model)
+            convert_modules(model, self.quantization_config, self._convert_after_loading)
         if not self.pre_quantized:
             for module in model.modules():
                 if isinstance(module, SubLN):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,7 +19,8 @@ from transformers.utils import logging
 
 from .config import QUANT_METHOD, BitNetConfig
 from .conversions import convert_when_saved
-from .layers import BitLinear, TernaryLinear
+from .layers import BitLinear, Experts, TernaryLinear
+from .layers.experts import EXPERT_OUTPUT, expert_projections, is_fused_experts
 
 
 logger = logging.get_logger(__name__)
@@ -33,12 +34,18 @@ _LLAMA = {**_SEPARATE_QKV, "o_proj": OUTPUT, "gate_proj": INPUT, "up_proj": INPU
 _OPT = {**_SEPARATE_QKV, "out_proj": OUTPUT, "fc1": INPUT, "fc2": OUTPUT}
 _BLOOM = {"query_key_value": INPUT, "dense": OUTPUT, "dense_h_to_4h": INPUT, "dense_4h_to_h": OUTPUT}
 
-# model_type -> name suffix of a projection -> its role. Only for architectures without a tensor-parallel plan.
+# model_type -> name suffix of a projection -> its role. Only for architectures whose tensor-parallel plan places no linear layer.
 _PROJECTIONS_WITHOUT_PLAN = {
     "bitnet": _LLAMA,
     "diffllama": _LLAMA,
     "hunyuan_v1_dense": _LLAMA,
     "stablelm": _LLAMA,
+    "afmoe": _LLAMA,
+    "gpt_oss": _LLAMA,
+    "granitemoe": _LLAMA,
+    "granitemoeshared": {**_LLAMA, "shared_mlp.input_linear": INPUT, "shared_mlp.output_linear": OUTPUT},
+    "hunyuan_v1_moe": _LLAMA,
+    "phimoe": _LLAMA,
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2,
     "openai-gpt": _GPT2,
@@ -65,10 +72,14 @@ class SurgeryError(ValueError):
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear layer to convert: its full module name, and its role, `"input"` or `"output"` of its block."""
+    """A linear layer to convert: its full module name, and its role, `"input"` or `"output"` of its block.
+
+    `fused_in` names the module of fused experts that the layer is a part of: there is no module `name` before [`unfuse_experts`].
+    """
 
     name: str
     role: str
+    fused_in: str | None = None
 
 
 def _ends_with(name: str, suffix: str) -> bool:
@@ -85,7 +96,14 @@ def is_named(name: str, entries: Iterable[str] | None) -> bool:
 # Where the plan of an architecture splits a block's output projection by its rows, only to gather them again.
 _PLAN_CORRECTIONS = {"linear_attn.out_proj": OUTPUT}
 
-# Linear layers of a plan that compute a gate, a few numbers per token: hardly any weights, and an error in one of them
+# What plans of several architectures leave out, without splitting it otherwise.
+_PLAN_ADDITIONS = {
+    f"{experts}.{name}": role
+    for experts in ("shared_expert", "shared_experts")
+    for name, role in {"gate_proj": INPUT, "up_proj": INPUT, "down_proj": OUTPUT}.items()
+}
+
+# Linear layers that compute a gate, a few numbers per token: hardly any weights, and an error in one of them
 # (how fast a linear attention forgets, which expert is asked) reaches a whole head or expert.
 _GATES = (
     "linear_attn.in_proj_a",
@@ -93,6 +111,9 @@ _GATES = (
     "linear_attn.in_proj_ba",
     "self_attn.dt_proj",
     "mlp.router_gate",
+    "mlp.router",
+    "mlp.gate",
+    "mlp.shared_expert_gate",
 )
 
 
@@ -110,7 +131,8 @@ def _role_of(name: str, suffixes: dict[str, str] | None, plan: list[tuple[re.Pat
     if suffixes is not None:
         return next((role for suffix, role in suffixes.items() if _ends_with(name, suffix)), None)
     role = next((role for pattern, role in plan if pattern.match(name)), None)
-    return role and next((right for suffix, right in _PLAN_CORRECTIONS.items() if _ends_with(name, suffix)), role)
+    other = _PLAN_CORRECTIONS if role else _PLAN_ADDITIONS
+    return next((right for suffix, right in other.items() if _ends_with(name, suffix)), role)
 
 
 def find_projections(model: PreTrainedModel, config: BitNetConfig) -> list[Projection]:
@@ -119,28 +141,36 @@ def find_projections(model: PreTrainedModel, config: BitNetConfig) -> list[Proje
     Order of authority: `config.projections`, then the tensor-parallel plan, then a table by `model_type`.
 
     Raises:
-        SurgeryError: nothing could be placed, an entry of `config` matches nothing, or the model keeps most of its
-            weights in fused expert tensors. The message names the modules that were looked at and the option to set.
+        SurgeryError: nothing could be placed, an entry of `config` matches nothing, or the model keeps experts in fused tensors
+            of an unknown kind. The message names the modules that were looked at and the option to set.
     """
     model_type = getattr(model.config, "model_type", type(model).__name__)
     skip = config.modules_to_not_convert
-    plan = _plan_roles(model)
-    suffixes = config.projections or (None if plan else _PROJECTIONS_WITHOUT_PLAN.get(model_type))
     head = model.get_output_embeddings()
-
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
+    linears = [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
     if not config.projections:
-        linears = {name: m for name, m in linears.items() if not is_named(name, _GATES)}
+        linears = [name for name in linears if not is_named(name, _GATES)]
+    plan = _plan_roles(model)
+    planned = any(pattern.match(name) for pattern, _ in plan for name in linears)
+    suffixes = config.projections or (None if planned else _PROJECTIONS_WITHOUT_PLAN.get(model_type))
+    experts = _expert_projections(model)
     for option in ("modules_to_not_convert", "modules_without_sub_norm"):
         for entry in getattr(config, option) or ():
-            if not any(is_named(name, [entry]) for name, _ in model.named_modules()):
+            names = (name for name, _ in model.named_modules())
+            if not any(is_named(name, [entry]) for name in (*names, *experts)):
                 raise SurgeryError(f"{option}: {entry!r} matches no module of {type(model).__name__}.")
     for suffix in config.projections or ():
-        if not any(_ends_with(name, suffix) for name in linears):
-            raise SurgeryError(f"projections: {suffix!r} matches no linear layer; there are: {_summary(linears)}.")
+        if not any(_ends_with(name, suffix) for name in (*linears, *experts)):
+            raise SurgeryError(
+                f"projections: {suffix!r} matches no linear layer; there are: {_summary((*linears, *experts))}."
+            )
 
     candidates = {name: _role_of(name, suffixes, plan) for name in linears}
     placed = [Projection(name, role) for name, role in candidates.items() if role and not is_named(name, skip)]
+    for name, projection in experts.items():
+        role = _role_of(name, config.projections, plan) if config.projections else projection.role
+        if role and not is_named(name, skip):
+            placed.append(replace(projection, role=role))
     if not placed or (config.sub_norm == "output" and all(projection.role == INPUT for projection in placed)):
         raise SurgeryError(
             f"Cannot tell where the projections of {type(model).__name__} (model_type {model_type!r}) are: it carries no "
@@ -157,18 +187,42 @@ def _summary(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)) or "none"
 
 
+def _fused_experts(model: PreTrainedModel) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules() if is_fused_experts(module)}
+
+
+def _expert_projections(model: PreTrainedModel) -> dict[str, Projection]:
+    """The linear layers that [`unfuse_experts`] will make, by name."""
+    return {
+        (name := f"{fused}.{index}.{part}"): Projection(name, OUTPUT if part == EXPERT_OUTPUT else INPUT, fused)
+        for fused, module in _fused_experts(model).items()
+        for index in range(module.num_experts)
+        for part in expert_projections(module)
+    }
+
+
 def _check_experts(model: PreTrainedModel, skip: list[str] | None) -> None:
-    fused = [
+    known = _fused_experts(model)
+    unknown = [
         name
         for name, parameter in model.named_parameters()
-        if parameter.ndim == 3 and "expert" in name and not is_named(name, skip)
+        if parameter.ndim == 3
+        and "expert" in name
+        and name.rpartition(".")[0] not in known
+        and not is_named(name, skip)
     ]
-    if fused:
+    if unknown:
         raise SurgeryError(
-            f"{type(model).__name__} keeps its experts in fused three-dimensional parameters, which are not supported: "
-            f"{_summary(fused)}. To convert the rest and leave these in full precision, add their module to "
+            f"{type(model).__name__} keeps its experts in three-dimensional parameters in a way of its own, which is not "
+            f"supported: {_summary(unknown)}. To convert the rest and leave these in full precision, add their module to "
             "BitNetConfig(modules_to_not_convert=[...])."
         )
+
+
+def unfuse_experts(model: PreTrainedModel) -> None:
+    """Replace all fused experts of `model` in place by [`Experts`], which compute the same. Works on the meta device too."""
+    for name, fused in _fused_experts(model).items():
+        model.set_submodule(name, Experts.from_fused(fused))
 
 
 def _warn_of_leftovers(model: PreTrainedModel, candidates: dict[str, str | None], skip: list[str] | None) -> None:
@@ -191,8 +245,11 @@ def _wants_sub_norm(projection: Projection, config: BitNetConfig, model_type: st
     return config.sub_norm == "all" or (config.sub_norm == "output" and projection.role == OUTPUT)
 
 
-def convert_modules(model: PreTrainedModel, config: BitNetConfig) -> list[str]:
-    """Replace the projections of `model` in place by the layers of `config.quantization_mode`.
+def convert_modules(
+    model: PreTrainedModel, config: BitNetConfig, projections: list[Projection] | None = None
+) -> list[str]:
+    """Replace the projections of `model` (default: those of [`find_projections`]) in place by the layers of
+    `config.quantization_mode`.
 
     Works on the meta device (the loading path) as well as on real weights, but a [`TernaryLinear`] starts empty: real
     weights become offline through [`pack`].
@@ -203,7 +260,11 @@ def convert_modules(model: PreTrainedModel, config: BitNetConfig) -> list[str]:
     if any(isinstance(module, (BitLinear, TernaryLinear)) for module in model.modules()):
         raise SurgeryError(f"{type(model).__name__} is already a BitNet student.")
     model_type = getattr(model.config, "model_type", "")
-    projections = find_projections(model, config)
+    if projections is None:
+        projections = find_projections(model, config)
+    if any(projection.fused_in for projection in projections):
+        # All of them, those that stay in full precision too: one way of naming weights in a checkpoint.
+        unfuse_experts(model)
     for projection in projections:
         linear = model.get_submodule(projection.name)
         sub_norm = _wants_sub_norm(projection, config, model_type)

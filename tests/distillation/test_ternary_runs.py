@@ -1,5 +1,7 @@
 """Whole runs of a ternary student: accumulation, resuming, the quantisation warm-up, torch.compile."""
 
+import copy
+
 import pytest
 import torch
 from test_trainer_runs import KeepGradients, training_losses
@@ -280,3 +282,14 @@ def test_a_hybrid_whose_default_layer_has_no_attention(make_trainer, lm_rows):
     trainer.train()
     record = trainer.state.log_history[0]
     assert all(record[term] > 0 for term in (*TERMS, "loss_hidden"))
+
+
+def test_experts(make_trainer, lm_rows):
+    """The student's are separate, its teacher's fused; all of them are trained and all losses taken."""
+    teacher = tiny_model("qwen3_moe", vocab_size=384)
+    student = apply_bitnet(copy.deepcopy(teacher))
+    before = student.model.layers[1].mlp.experts[3].down_proj.weight.detach().clone()
+    trainer = make_trainer(student, teacher, lm_rows, max_steps=2, logging_steps=1, hidden_loss_weight=1.0)
+    trainer.train()
+    assert all(trainer.state.log_history[0][term] > 0 for term in (*TERMS, "loss_hidden"))
+    assert not torch.equal(student.model.layers[1].mlp.experts[3].down_proj.weight, before)

@@ -1,4 +1,5 @@
-"""The layers of a student: `BitLinear` (online, trainable), `TernaryLinear` (offline, packed), `SubLN`, and quantised tables."""
+"""The layers of a student: `BitLinear` (online, trainable), `TernaryLinear` (offline, packed), `SubLN`, `Experts`, and quantised
+tables."""
 
 from .bit_linear import (
     BitLinear,
@@ -8,6 +9,7 @@ from .bit_linear import (
     set_scale_gradient,
     warn_of_16_bit_weights,
 )
+from .experts import Experts
 from .quantized_table import QuantizedEmbedding, QuantizedHead, QuantizedTable
 from .sub_norm import SubLN
 from .ternary_linear import TernaryLinear
@@ -15,6 +17,7 @@ from .ternary_linear import TernaryLinear
 
 __all__ = [
     "BitLinear",
+    "Experts",
     "QuantizedEmbedding",
     "QuantizedHead",
     "QuantizedTable",

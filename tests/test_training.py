@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MixtralConfig, Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, MixtralConfig, Trainer, TrainingArguments, set_seed
 
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack_corpus
 from hf_bitdistill.data import collate
@@ -35,14 +35,15 @@ def losses(trainer):
     return {row["step"]: row["loss"] for row in trainer.state.log_history if "loss" in row}
 
 
-# Mixtral's experts are fused, and the names of its weights are others in files.
-MIXTRAL = MixtralConfig(
-    vocab_size=384, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, num_local_experts=4, max_position_embeddings=256, pad_token_id=0,
-)  # fmt: skip
+SIZES = {
+    "vocab_size": 384, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 256, "pad_token_id": 0,
+}  # fmt: skip
+# Their weights have other names in files of transformers: GPT-NeoX's head, Mixtral's experts, which are fused in memory too.
+OTHERS = [GPTNeoXConfig(**SIZES), MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4)]
 
 
-@pytest.mark.parametrize("config", [None, MIXTRAL], ids=["llama", "mixtral"])
+@pytest.mark.parametrize("config", [None, *OTHERS], ids=["llama", "gpt_neox", "mixtral"])
 def test_it_learns_and_resumes_exactly(config, tmp_path, blocks, tiny_tokenizer, tiny_llama_config):
     config = config or tiny_llama_config
     whole = make_trainer(tmp_path / "whole", blocks, tiny_tokenizer, config, steps=6)

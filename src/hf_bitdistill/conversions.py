@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import ConversionOps, PrefixChange, WeightConverter
+from transformers.core_model_loading import (
+    ConversionOps,
+    PrefixChange,
+    WeightConverter,
+    WeightRenaming,
+    WeightTransform,
+    rename_source_key,
+)
 
 from .layers import BitLinear, Experts
 from .layers.bit_linear import from_checkpoint, to_checkpoint
@@ -72,15 +79,32 @@ def has_separate_experts(model: nn.Module) -> bool:
     return any(isinstance(module, Experts) for module in model.modules())
 
 
+def _operations(entry: WeightTransform) -> list[ConversionOps]:
+    return getattr(entry, "operations", [])
+
+
+def _are_final_names(model: PreTrainedModel, conversions: list[WeightTransform]) -> bool:
+    """Whether `conversions`, applied while loading, leave the names that the tensors of `model` have in memory alone."""
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    return all(rename_source_key(name, renamings, converters) == (name, None) for name in model.state_dict())
+
+
 def convert_when_saved(model: PreTrainedModel) -> None:
-    """Make `save_pretrained` write the online shape, whatever state dict it is given (FSDP, DeepSpeed)."""
+    """Make `save_pretrained` write the online shape, whatever state dict it is given (FSDP, DeepSpeed).
+
+    Names are those in memory wherever they can be loaded again, because `Trainer` resumes from a checkpoint's file without any
+    conversion: what has another name there would be lost.
+    """
     conversions = getattr(model, "_weight_conversions", None)
     if conversions is None:
         # What save_pretrained itself would derive for a model that was not loaded.
         mapping = get_model_conversion_mapping(model, add_legacy=False)
         conversions = [entry for entry in mapping if not isinstance(entry, PrefixChange)]
-    if has_separate_experts(model):
+    # That of an earlier call, or of the quantizer while loading, is replaced by an equal one.
+    conversions = [
+        entry for entry in conversions if not any(isinstance(op, LoadLatentWeight) for op in _operations(entry))
+    ]
+    if has_separate_experts(model) or _are_final_names(model, conversions):
         conversions = []
-    if not any(isinstance(op, LoadLatentWeight) for entry in conversions for op in getattr(entry, "operations", ())):
-        conversions.append(WeightConverter(["weight"], "weight", [LoadLatentWeight()]))
-    model._weight_conversions = conversions
+    model._weight_conversions = [*conversions, WeightConverter(["weight"], "weight", [LoadLatentWeight()])]

@@ -33,7 +33,7 @@ extern "C" {
 #endif
 
 // Raised when a signature or the layout of a packed weight changes: a caller built for another version must refuse.
-#define BD_ABI_VERSION 4
+#define BD_ABI_VERSION 5
 
 typedef enum bd_status {
   BD_OK = 0,
@@ -178,6 +178,8 @@ BD_API int bd_matmul_int32(const void* packed, size_t packed_bytes, const int8_t
 //     h = h + post_attention_norm(a)
 //     a = pre_feedforward_norm(h)
 //     a = down(act(gate(a)) * up(a))       (no gate: act(up(a)))
+//         or, in a mixture, the sum over a's experts of weight * the same of the expert; p = softmax(router . a), the experts
+//         are those of the largest p (the first of equal ones), their weights p, or p / their sum where it normalises
 //     h = h + post_feedforward_norm(a)
 //   logits = cap(head(final_norm(h)))      cap(x) = c * tanh(x / c), where a cap c is set
 //
@@ -214,6 +216,20 @@ typedef struct bd_rope {
   float attention_scaling;  // multiplies cos and sin
 } bd_rope;
 
+typedef struct bd_expert {
+  bd_projection gate_up[2];  // their rows, one after another, are gate, up
+  bd_projection down;
+} bd_expert;
+
+typedef struct bd_mixture {
+  bd_table router;             // floats [expert_count, hidden_size]; data null: no mixture
+  const bd_expert* experts;
+  int32_t expert_count, experts_per_token;
+  int32_t gate_up_count;       // of each expert, 1 or 2
+  int32_t normalise;
+  int64_t intermediate_size;   // of an expert
+} bd_mixture;
+
 typedef struct bd_layer {
   bd_norm input_norm, post_attention_norm, pre_feedforward_norm, post_feedforward_norm;
   bd_norm q_norm, k_norm;    // head_dim weights (a norm a head), or as many as all heads have (one over all)
@@ -223,8 +239,9 @@ typedef struct bd_layer {
   bd_projection gate_up[2];  // their rows, one after another, are gate, up
   bd_projection o, down;
   int32_t rope;              // index into ropes; -1: no rotary embedding
-  int32_t has_gate;          // 0: gate_up holds up alone
+  int32_t has_gate;          // 0: gate_up holds up alone (in experts too)
   int64_t window;            // positions a token sees, itself included; 0: all
+  bd_mixture mixture;        // in place of gate_up and down, which are not looked at then
 } bd_layer;
 
 typedef struct bd_decoder_config {

@@ -23,6 +23,8 @@ VARIANTS = [(name, {}) for name in FAMILIES] + [
     ("llama", {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"}),
     ("llama", {"hidden_act": "relu2", "head_dim": 16}),
     ("llama", {"hidden_act": "gelu_new"}),
+    ("mixtral", {"sliding_window": 5, "num_local_experts": 9, "num_experts_per_tok": 3}),
+    ("qwen3_moe", {"norm_topk_prob": False, "mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 5}),
     (
         "llama",
         {

@@ -8,6 +8,7 @@
 
 #include "core/status.h"
 #include "core/thread_pool.h"
+#include "decoder/routing.h"
 #include "kernels/kernels.h"
 #include "kernels/linear.h"
 
@@ -35,8 +36,9 @@ struct Run {
 
 struct Workspace {
   QuantizedActivations activations;
-  AlignedBuffer hidden, normed, sub_normed, qkv, heads, gate_up, inner, projected, rotation;
+  AlignedBuffer hidden, normed, sub_normed, qkv, heads, gate_up, inner, projected, rotation, gathered, expert_output, router;
   std::vector<int64_t> positions;
+  Routing routing;
   std::vector<Run> runs;
 };
 
@@ -145,8 +147,8 @@ class Chunk {
   }
 
   // out [tokens, rows of all projections] = projections(norm(x [tokens, cols])).
-  int project(const Projection* projections, size_t count, const NormWeights* norm, const float* x, int64_t cols,
-              float* out, int64_t out_stride) {
+  int project(const Projection* projections, size_t count, const NormWeights* norm, const float* x, int64_t tokens,
+              int64_t cols, float* out, int64_t out_stride) {
     MultiplyPart parts[kMaxParts];
     int64_t row = 0;
     bool one_input = true;  // the same integers for all of them
@@ -160,30 +162,30 @@ class Chunk {
     }
     const bool normed = norm != nullptr && norm->exists();
     if (one_input) {
-      BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, x, BD_FLOAT32, tokens_, cols, normed ? norm->as_norm() : Norm{}));
+      BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, x, BD_FLOAT32, tokens, cols, normed ? norm->as_norm() : Norm{}));
       return multiply(kernels_, parts, static_cast<int>(count), w_.activations);
     }
-    if (normed) x = norm_tokens(*norm, x, cols, w_.normed);
+    if (normed) x = norm_tokens(*norm, x, tokens, cols, w_.normed);
     for (size_t i = 0; i < count; ++i) {
       const Projection& projection = projections[i];
       if (projection.weight.packed()) {
-        BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, x, BD_FLOAT32, tokens_, cols, projection.sub_norm.as_norm()));
+        BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, x, BD_FLOAT32, tokens, cols, projection.sub_norm.as_norm()));
         BD_RETURN_IF_ERROR(multiply(kernels_, parts + i, 1, w_.activations));
         continue;
       }
       const NormWeights& own = projection.sub_norm;
-      const float* const input = own.exists() ? norm_tokens(own, x, cols, w_.sub_normed) : x;
-      multiply_floats(projection.weight, input, tokens_, parts[i].output.out, out_stride);
+      const float* const input = own.exists() ? norm_tokens(own, x, tokens, cols, w_.sub_normed) : x;
+      multiply_floats(projection.weight, input, tokens, parts[i].output.out, out_stride);
       if (projection.bias.empty()) continue;
       const int64_t rows = projection.weight.rows;
-      for_tokens(tokens_, rows, [&](int64_t t) { floats_.add(projection.bias.data(), rows, parts[i].output.out + t * out_stride); });
+      for_tokens(tokens, rows, [&](int64_t t) { floats_.add(projection.bias.data(), rows, parts[i].output.out + t * out_stride); });
     }
     return BD_OK;
   }
 
-  const float* norm_tokens(const NormWeights& norm, const float* x, int64_t cols, AlignedBuffer& buffer) {
-    float* const out = reserve(buffer, tokens_ * cols);
-    for_tokens(tokens_, cols, [&](int64_t t) {
+  const float* norm_tokens(const NormWeights& norm, const float* x, int64_t tokens, int64_t cols, AlignedBuffer& buffer) {
+    float* const out = reserve(buffer, tokens * cols);
+    for_tokens(tokens, cols, [&](int64_t t) {
       floats_.rms_norm(x + t * cols, cols, norm.weight.data(), norm.eps, out + t * cols);
     });
     return out;
@@ -298,8 +300,8 @@ class Chunk {
 
   int attention(const Layer& layer, int64_t layer_index) {
     float* const qkv = reserve(w_.qkv, tokens_ * model_.qkv_size());
-    BD_RETURN_IF_ERROR(project(layer.qkv.data(), layer.qkv.size(), &layer.input_norm, h_, model_.hidden_size, qkv,
-                               model_.qkv_size()));
+    BD_RETURN_IF_ERROR(project(layer.qkv.data(), layer.qkv.size(), &layer.input_norm, h_, tokens_, model_.hidden_size,
+                               qkv, model_.qkv_size()));
     finish_qkv(layer, layer_index, qkv);
     float* const heads = reserve(w_.heads, tokens_ * model_.q_size());
     std::atomic<bool> failed{false};
@@ -313,24 +315,61 @@ class Chunk {
     }
     if (failed) return BD_ERROR_OUT_OF_MEMORY;
     float* const projected = reserve(w_.projected, tokens_ * model_.hidden_size);
-    BD_RETURN_IF_ERROR(project(&layer.o, 1, nullptr, heads, model_.q_size(), projected, model_.hidden_size));
+    BD_RETURN_IF_ERROR(project(&layer.o, 1, nullptr, heads, tokens_, model_.q_size(), projected, model_.hidden_size));
     add_residual(layer.post_attention_norm, projected);
     return BD_OK;
   }
 
-  int feedforward(const Layer& layer) {
-    const int64_t n = model_.intermediate_size;
+  // out [tokens, hidden] = mlp(norm(x [tokens, hidden]))
+  int perceptron(const Layer& layer, const Mlp& mlp, const NormWeights* norm, const float* x, int64_t tokens, float* out) {
+    const int64_t n = mlp.intermediate_size();
     const int64_t width = layer.has_gate ? 2 * n : n;
-    float* const gate_up = reserve(w_.gate_up, tokens_ * width);
-    BD_RETURN_IF_ERROR(project(layer.gate_up.data(), layer.gate_up.size(), &layer.pre_feedforward_norm, h_,
-                               model_.hidden_size, gate_up, width));
-    float* const inner = reserve(w_.inner, tokens_ * n);
-    for_tokens(tokens_, 4 * n, [&](int64_t t) {
+    float* const gate_up = reserve(w_.gate_up, tokens * width);
+    BD_RETURN_IF_ERROR(
+        project(mlp.gate_up.data(), mlp.gate_up.size(), norm, x, tokens, model_.hidden_size, gate_up, width));
+    float* const inner = reserve(w_.inner, tokens * n);
+    for_tokens(tokens, 4 * n, [&](int64_t t) {
       const float* const row = gate_up + t * width;
       floats_.activate(model_.activation, layer.has_gate ? row : nullptr, layer.has_gate ? row + n : row, n, inner + t * n);
     });
+    return project(&mlp.down, 1, nullptr, inner, tokens, n, out, model_.hidden_size);
+  }
+
+  // out [tokens, hidden] = the sum of each token's experts
+  int mixture(const Layer& layer, float* out) {
+    const int64_t n = model_.hidden_size;
+    const NormWeights& norm = layer.pre_feedforward_norm;
+    const float* const x = norm.exists() ? norm_tokens(norm, h_, tokens_, n, w_.normed) : h_;
+    Routing& routing = w_.routing;
+    float* const logits = reserve(w_.router, tokens_ * layer.router.rows);
+    multiply_floats(layer.router, x, tokens_, logits, layer.router.rows);
+    routing.route(logits, tokens_, layer.router.rows, layer.experts_per_token, layer.normalise);
+    std::fill(out, out + tokens_ * n, 0.0f);
+    for (size_t e = 0; e < layer.mlps.size(); ++e) {
+      const std::vector<Routed>& routed = routing.tokens_of(e);
+      const int64_t count = static_cast<int64_t>(routed.size());
+      if (count == 0) continue;
+      float* const gathered = reserve(w_.gathered, count * n);
+      float* const output = reserve(w_.expert_output, count * n);
+      for_tokens(count, n, [&](int64_t i) {
+        std::copy_n(x + routed[static_cast<size_t>(i)].token * n, n, gathered + i * n);
+      });
+      BD_RETURN_IF_ERROR(perceptron(layer, layer.mlps[e], nullptr, gathered, count, output));
+      for_tokens(count, n, [&](int64_t i) {
+        const Routed& r = routed[static_cast<size_t>(i)];
+        for (int64_t j = 0; j < n; ++j) out[r.token * n + j] += r.weight * output[i * n + j];
+      });
+    }
+    return BD_OK;
+  }
+
+  int feedforward(const Layer& layer) {
     float* const projected = reserve(w_.projected, tokens_ * model_.hidden_size);
-    BD_RETURN_IF_ERROR(project(&layer.down, 1, nullptr, inner, n, projected, model_.hidden_size));
+    if (layer.router.exists()) {
+      BD_RETURN_IF_ERROR(mixture(layer, projected));
+    } else {
+      BD_RETURN_IF_ERROR(perceptron(layer, layer.mlps[0], &layer.pre_feedforward_norm, h_, tokens_, projected));
+    }
     add_residual(layer.post_feedforward_norm, projected);
     return BD_OK;
   }

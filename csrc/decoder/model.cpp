@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kMostLayers = 4096;
 constexpr int64_t kMostHeads = 4096;
+constexpr int64_t kMostExperts = 65536;
 constexpr int64_t kMostHeadDim = 4096;
 constexpr int64_t kMostPositions = INT64_C(1) << 26;
 
@@ -80,11 +81,37 @@ int open_vocabulary(const bd_table& table, const Model& model, Table* out) {
   return out->packed() ? BD_ERROR_MODEL : BD_ERROR_BUFFER_SIZE;
 }
 
+int open_mlp(const bd_projection* gate_up, int gate_up_count, const bd_projection& down, int64_t hidden, int64_t inner,
+             bool has_gate, Mlp* out) {
+  BD_RETURN_IF_ERROR(open_projections(gate_up, gate_up_count, hidden, inner * (has_gate ? 2 : 1), &out->gate_up));
+  BD_RETURN_IF_ERROR(open_projection(down, inner, &out->down));
+  return out->down.weight.rows == hidden ? BD_OK : BD_ERROR_MODEL;
+}
+
+int open_mixture(const bd_mixture& mixture, int64_t hidden, Layer* out) {
+  if (mixture.experts == nullptr) return BD_ERROR_NULL_POINTER;
+  if (!in_range(mixture.expert_count, kMostExperts) || !in_range(mixture.experts_per_token, mixture.expert_count) ||
+      !in_range(mixture.intermediate_size, BD_MAX_COLS)) {
+    return BD_ERROR_SHAPE;
+  }
+  if (!in_range(mixture.gate_up_count, 2)) return BD_ERROR_ARGUMENT;
+  BD_RETURN_IF_ERROR(open_table(mixture.router, hidden, &out->router));
+  if (out->router.packed() || out->router.rows != mixture.expert_count) return BD_ERROR_MODEL;
+  out->experts_per_token = mixture.experts_per_token;
+  out->normalise = mixture.normalise != 0;
+  out->mlps.resize(static_cast<size_t>(mixture.expert_count));
+  for (size_t i = 0; i < out->mlps.size(); ++i) {
+    const bd_expert& expert = mixture.experts[i];
+    BD_RETURN_IF_ERROR(open_mlp(expert.gate_up, mixture.gate_up_count, expert.down, hidden, mixture.intermediate_size,
+                                out->has_gate, &out->mlps[i]));
+  }
+  return BD_OK;
+}
+
 int build_layer(const bd_layer& layer, const Model& model, Layer* out) {
   const int64_t hidden = model.hidden_size;
-  if (layer.qkv_count < 1 || layer.qkv_count > 3 || layer.gate_up_count < 1 || layer.gate_up_count > 2) {
-    return BD_ERROR_ARGUMENT;
-  }
+  const bool mixture = layer.mixture.router.data != nullptr;
+  if (!in_range(layer.qkv_count, 3) || !(mixture || in_range(layer.gate_up_count, 2))) return BD_ERROR_ARGUMENT;
   if (layer.rope < -1 || layer.rope >= static_cast<int64_t>(model.ropes.size()) || layer.window < 0) {
     return BD_ERROR_ARGUMENT;
   }
@@ -98,11 +125,12 @@ int build_layer(const bd_layer& layer, const Model& model, Layer* out) {
   BD_RETURN_IF_ERROR(copy_norm(layer.q_norm, model.head_dim, model.q_size(), &out->q_norm));
   BD_RETURN_IF_ERROR(copy_norm(layer.k_norm, model.head_dim, model.kv_size(), &out->k_norm));
   BD_RETURN_IF_ERROR(open_projections(layer.qkv, layer.qkv_count, hidden, model.qkv_size(), &out->qkv));
-  BD_RETURN_IF_ERROR(open_projections(layer.gate_up, layer.gate_up_count, hidden,
-                                      model.intermediate_size * (out->has_gate ? 2 : 1), &out->gate_up));
   BD_RETURN_IF_ERROR(open_projection(layer.o, model.q_size(), &out->o));
-  BD_RETURN_IF_ERROR(open_projection(layer.down, model.intermediate_size, &out->down));
-  return out->o.weight.rows == hidden && out->down.weight.rows == hidden ? BD_OK : BD_ERROR_MODEL;
+  if (out->o.weight.rows != hidden) return BD_ERROR_MODEL;
+  if (mixture) return open_mixture(layer.mixture, hidden, out);
+  out->mlps.resize(1);
+  return open_mlp(layer.gate_up, layer.gate_up_count, layer.down, hidden, model.intermediate_size, out->has_gate,
+                  &out->mlps[0]);
 }
 
 }  // namespace

@@ -40,10 +40,21 @@ struct Projection {
   const float* bias_or_null() const { return bias.empty() ? nullptr : bias.data(); }
 };
 
+struct Mlp {
+  std::vector<Projection> gate_up;
+  Projection down;
+
+  int64_t intermediate_size() const { return down.weight.cols; }
+};
+
 struct Layer {
   NormWeights input_norm, post_attention_norm, pre_feedforward_norm, post_feedforward_norm, q_norm, k_norm;
-  std::vector<Projection> qkv, gate_up;
-  Projection o, down;
+  std::vector<Projection> qkv;
+  Projection o;
+  std::vector<Mlp> mlps;  // one, or the experts of a mixture
+  Table router;           // of a mixture
+  int64_t experts_per_token = 0;
+  bool normalise = false;
   int rope = -1;
   bool has_gate = true;
   int64_t window = 0;

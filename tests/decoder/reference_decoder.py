@@ -51,6 +51,18 @@ class ReferenceDecoder:
             return table.data.float()
         return packed_embedding(torch.arange(table.rows), table.data, table.columns)
 
+    def mlp(self, x, mlp):
+        gate, up = self.linear(x, mlp.gate_up).chunk(2, -1)
+        return self.linear(ACTIVATIONS[self.spec.activation](gate) * up, [mlp.down])
+
+    def mixture(self, x, layer):
+        mixture = layer.mixture
+        p = F.linear(x, self.weights.projection(mixture.router).weight.float()).softmax(-1)
+        top = p.topk(mixture.experts_per_token, dim=-1)
+        weights = top.values / top.values.sum(-1, keepdim=True) if mixture.normalise else top.values
+        weights = torch.zeros_like(p).scatter(1, top.indices, weights)
+        return sum(weights[:, index, None] * self.mlp(x, mlp) for index, mlp in enumerate(layer.mlps))
+
     def hidden(self, tokens):
         spec = self.spec
         n, positions = len(tokens), torch.arange(len(tokens))
@@ -76,8 +88,8 @@ class ReferenceDecoder:
             heads = scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v
             out = self.linear(heads.transpose(0, 1).reshape(n, -1), [layer.o])
             x = x + self.norm(out, layer.post_attention_norm)
-            gate, up = self.linear(self.norm(x, layer.pre_feedforward_norm), layer.gate_up).chunk(2, -1)
-            out = self.linear(ACTIVATIONS[spec.activation](gate) * up, [layer.down])
+            inputs = self.norm(x, layer.pre_feedforward_norm)
+            out = self.mlp(inputs, layer.mlps[0]) if layer.mixture is None else self.mixture(inputs, layer)
             x = x + self.norm(out, layer.post_feedforward_norm)
         return self.norm(x, spec.final_norm)
 

@@ -47,6 +47,12 @@ def test_what_is_not_understood_is_refused(message, model_type, options, bitnet)
         describe(make_student(model_type, options=bitnet, **options))
 
 
+def test_experts_in_full_precision_are_refused():
+    student = make_student("qwen3_moe", options={"modules_to_not_convert": ["mlp.experts"]})
+    with pytest.raises(UnsupportedModelError, match=r"layers\.0\.mlp\.experts in full precision"):
+        describe(student)
+
+
 def test_a_projection_of_another_kind_is_refused():
     student = make_student(options={"modules_to_not_convert": ["layers.0"]})
     student.model.layers[0].self_attn.q_proj = torch.nn.Bilinear(4, 4, 4)

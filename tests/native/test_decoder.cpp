@@ -87,6 +87,8 @@ struct Options {
   int qk_norm = 0;  // 1: a head, 2: all heads
   bool pre_norms = true, post_norms = false, sub_norms = false, all_sub_norms = false, bias = false, fused = false;
   bool gate = true, packed_head = false;
+  int64_t experts = 0, experts_per_token = 2;  // of the last layer; 0: it is no mixture
+  bool normalise = false;
   int rotary = 16;  // 0: none
   int64_t window = 0;
   float attention_softcap = 0, logit_softcap = 0, embedding_scale = 1;
@@ -97,10 +99,17 @@ struct Options {
   bd_table_kind every_second = BD_TABLE_PACKED;  // projection's weight
 };
 
+struct MlpWeights {
+  std::vector<Weight> gate_up;
+  std::vector<Weight> down;  // one
+};
+
 struct LayerWeights {
   std::vector<float> input_norm, post_attention_norm, pre_feedforward_norm, post_feedforward_norm, q_norm, k_norm;
-  std::vector<Weight> qkv, gate_up;
-  std::vector<Weight> o, down;  // one each
+  std::vector<Weight> qkv;
+  std::vector<Weight> o;        // one
+  std::vector<MlpWeights> mlps;  // one, or the experts
+  std::vector<Floats> router;   // none, or one
 };
 
 struct TestModel {
@@ -128,13 +137,19 @@ struct TestModel {
       };
       if (o.fused) {
         add(&w.qkv, q + 2 * kv, o.hidden, o.all_sub_norms);
-        add(&w.gate_up, (o.gate ? 2 : 1) * o.inner, o.hidden, o.all_sub_norms);
       } else {
         for (const int64_t rows : {q, kv, kv}) add(&w.qkv, rows, o.hidden, o.all_sub_norms);
-        for (int i = 0; i < (o.gate ? 2 : 1); ++i) add(&w.gate_up, o.inner, o.hidden, o.all_sub_norms);
       }
       add(&w.o, o.hidden, q, o.sub_norms || o.all_sub_norms);
-      add(&w.down, o.hidden, o.inner, o.sub_norms || o.all_sub_norms);
+      const bool mixture = o.experts != 0 && l == o.layers - 1;
+      if (mixture) w.router.emplace_back(random, o.experts * o.hidden, 0.5f, o.table);
+      w.mlps.resize(static_cast<size_t>(mixture ? o.experts : 1));
+      for (MlpWeights& mlp : w.mlps) {
+        const int64_t inner = mixture ? o.inner + 9 : o.inner;
+        if (o.fused) add(&mlp.gate_up, (o.gate ? 2 : 1) * inner, o.hidden, o.all_sub_norms);
+        for (int i = 0; !o.fused && i < (o.gate ? 2 : 1); ++i) add(&mlp.gate_up, inner, o.hidden, o.all_sub_norms);
+        add(&mlp.down, o.hidden, inner, o.sub_norms || o.all_sub_norms);
+      }
       layers.push_back(std::move(w));
     }
     fill(random, o.hidden, 1.0f, 0.2f, &final_norm);
@@ -153,10 +168,22 @@ struct TestModel {
       layer.k_norm = norm(w.k_norm);
       layer.qkv_count = static_cast<int32_t>(w.qkv.size());
       for (size_t i = 0; i < w.qkv.size(); ++i) layer.qkv[i] = w.qkv[i].view();
-      layer.gate_up_count = static_cast<int32_t>(w.gate_up.size());
-      for (size_t i = 0; i < w.gate_up.size(); ++i) layer.gate_up[i] = w.gate_up[i].view();
       layer.o = w.o[0].view();
-      layer.down = w.down[0].view();
+      const int32_t gate_up_count = static_cast<int32_t>(w.mlps[0].gate_up.size());
+      std::vector<bd_expert> mlps(w.mlps.size());
+      for (size_t e = 0; e < mlps.size(); ++e) {
+        for (size_t i = 0; i < w.mlps[e].gate_up.size(); ++i) mlps[e].gate_up[i] = w.mlps[e].gate_up[i].view();
+        mlps[e].down = w.mlps[e].down[0].view();
+      }
+      if (w.router.empty()) {
+        layer.gate_up_count = gate_up_count;
+        std::copy_n(mlps[0].gate_up, 2, layer.gate_up);
+        layer.down = mlps[0].down;
+      } else {
+        experts = mlps;
+        layer.mixture = {w.router[0].view(), experts.data(), static_cast<int32_t>(o.experts),
+                         static_cast<int32_t>(o.experts_per_token), gate_up_count, o.normalise, o.inner + 9};
+      }
       layer.rope = o.rotary == 0 ? -1 : 0;
       layer.has_gate = o.gate;
       layer.window = views.size() % 2 == 0 ? o.window : 0;
@@ -193,6 +220,7 @@ struct TestModel {
   std::vector<Case> head;
   std::vector<Packed> packed_head;
   std::vector<bd_layer> views;
+  std::vector<bd_expert> experts;
   bd_rope rope;
   bd_decoder_config config{};
 };
@@ -258,6 +286,38 @@ double act(bd_activation kind, double x) {
   return x;
 }
 
+Vector feedforward(const Options& o, const MlpWeights& mlp, const Vector& x) {
+  const Vector gate_up = linear(mlp.gate_up, x);
+  const size_t n = gate_up.size() / (o.gate ? 2 : 1);
+  Vector inner(n);
+  for (size_t i = 0; i < n; ++i) inner[i] = o.gate ? act(o.activation, gate_up[i]) * gate_up[n + i] : act(o.activation, gate_up[i]);
+  return linear(mlp.down, inner);
+}
+
+Vector mixture(const Options& o, const LayerWeights& w, const Vector& x) {
+  Vector p = product(w.router[0], x);
+  double all = 0;
+  for (double& value : p) all += value = std::exp(value);
+  for (double& value : p) value /= all;
+  std::vector<size_t> chosen;
+  double sum = 0;
+  while (chosen.size() < static_cast<size_t>(o.experts_per_token)) {
+    size_t best = p.size();
+    for (size_t e = 0; e < p.size(); ++e) {
+      const bool taken = std::find(chosen.begin(), chosen.end(), e) != chosen.end();
+      if (!taken && (best == p.size() || p[e] > p[best])) best = e;
+    }
+    chosen.push_back(best);
+    sum += p[best];
+  }
+  Vector out(x.size());
+  for (const size_t e : chosen) {
+    const Vector one = feedforward(o, w.mlps[e], x);
+    for (size_t i = 0; i < out.size(); ++i) out[i] += one[i] * (o.normalise ? p[e] / sum : p[e]);
+  }
+  return out;
+}
+
 // Logits of every token of one sequence.
 std::vector<Vector> define(const TestModel& m, const std::vector<int64_t>& tokens) {
   const Options& o = m.options;
@@ -318,13 +378,8 @@ std::vector<Vector> define(const TestModel& m, const std::vector<int64_t>& token
       }
       const Vector attended = normed(linear(w.o, heads), w.post_attention_norm);
       for (size_t i = 0; i < h.size(); ++i) h[i] += attended[i];
-      const Vector gate_up = linear(w.gate_up, normed(h, w.pre_feedforward_norm));
-      const size_t n = static_cast<size_t>(o.inner);
-      Vector inner(n);
-      for (size_t i = 0; i < n; ++i) {
-        inner[i] = o.gate ? act(o.activation, gate_up[i]) * gate_up[n + i] : act(o.activation, gate_up[i]);
-      }
-      const Vector fed = normed(linear(w.down, inner), w.post_feedforward_norm);
+      const Vector x = normed(h, w.pre_feedforward_norm);
+      const Vector fed = normed(w.router.empty() ? feedforward(o, w.mlps[0], x) : mixture(o, w, x), w.post_feedforward_norm);
       for (size_t i = 0; i < h.size(); ++i) h[i] += fed[i];
     }
     const Vector final = normed(h, m.final_norm);
@@ -423,6 +478,12 @@ std::vector<std::pair<std::string, Options>> variants() {
   add("some in float32", [](Options& o) { o.every_second = BD_TABLE_FLOAT32; o.bias = true; o.inner = 33; });
   add("some in bfloat16", [](Options& o) { o.every_second = BD_TABLE_BFLOAT16; o.all_sub_norms = o.bias = true; o.hidden = 31; });
   add("some in float16", [](Options& o) { o.every_second = BD_TABLE_FLOAT16; o.fused = o.sub_norms = true; });
+  add("mixture", [](Options& o) { o.experts = 5; o.normalise = o.sub_norms = true; });
+  add("mixture of many", [](Options& o) {
+    o.experts = 40; o.experts_per_token = 3; o.table = BD_TABLE_BFLOAT16; o.every_second = BD_TABLE_FLOAT32; o.bias = true;
+    o.pre_norms = false; o.post_norms = true; o.layers = 1;
+  });
+  add("mixture without gate", [](Options& o) { o.experts = 3; o.experts_per_token = 1; o.gate = false; o.all_sub_norms = true; });
   return all;
 }
 
@@ -580,6 +641,31 @@ void test_failures() {
   refuse([](C&, L& l, R&) { l.q_norm.count = 7; }, BD_ERROR_MODEL);
   refuse([](C&, L& l, R&) { l.q_norm.eps = -1; }, BD_ERROR_ARGUMENT);
   refuse([](C&, L& l, R&) { std::swap(l.o, l.down); }, BD_ERROR_MODEL);
+  options.experts = 4;
+  const TestModel mixture(random, options);
+  const auto refuse_mixture = [&](auto change, int status) {
+    bd_decoder_config config = mixture.config;
+    std::vector<bd_layer> layers = mixture.views;
+    std::vector<bd_expert> experts = mixture.experts;
+    config.layers = layers.data();
+    layers[1].mixture.experts = experts.data();
+    change(layers[1].mixture, experts[3]);
+    CHECK_STATUS(bd_decoder_create(&config, &none), status);
+  };
+  using M = bd_mixture;
+  using E = bd_expert;
+  refuse_mixture([](M& m, E&) { m.experts = nullptr; }, BD_ERROR_NULL_POINTER);
+  refuse_mixture([](M& m, E&) { m.expert_count = 0; }, BD_ERROR_SHAPE);
+  refuse_mixture([](M& m, E&) { m.expert_count = 3; }, BD_ERROR_MODEL);
+  refuse_mixture([](M& m, E&) { m.experts_per_token = 5; }, BD_ERROR_SHAPE);
+  refuse_mixture([](M& m, E&) { m.experts_per_token = 0; }, BD_ERROR_SHAPE);
+  refuse_mixture([](M& m, E&) { m.gate_up_count = 3; }, BD_ERROR_ARGUMENT);
+  refuse_mixture([](M& m, E&) { m.intermediate_size += 1; }, BD_ERROR_MODEL);
+  refuse_mixture([](M& m, E&) { m.router.bytes -= 4; }, BD_ERROR_BUFFER_SIZE);
+  refuse_mixture([](M& m, E& e) { m.router = e.down.weight; }, BD_ERROR_MODEL);
+  refuse_mixture([](M&, E& e) { e.down.weight.data = nullptr; }, BD_ERROR_NULL_POINTER);
+  refuse_mixture([](M&, E& e) { e.gate_up[1].bias_count -= 1; }, BD_ERROR_MODEL);
+
   CHECK_STATUS(bd_decoder_create(nullptr, &none), BD_ERROR_NULL_POINTER);
   CHECK_STATUS(bd_decoder_create(&model.config, nullptr), BD_ERROR_NULL_POINTER);
 

@@ -14,7 +14,7 @@ from .. import ops
 from ..ops import native as ops_native
 from ..ops.huge_pages import HugePagePool
 from . import native
-from .families import DecoderSpec, Layer, Norm, Projection, UnsupportedModelError
+from .families import DecoderSpec, Layer, Mixture, Mlp, Norm, Projection, UnsupportedModelError
 from .tables import Table
 
 
@@ -266,18 +266,40 @@ class _Builder:
             q_norm=self._norm(layer.q_norm),
             k_norm=self._norm(layer.k_norm),
             qkv_count=len(layer.qkv),
-            gate_up_count=len(layer.gate_up),
             o=self._projection(layer.o),
-            down=self._projection(layer.down),
             rope=layer.rope,
             has_gate=1,
             window=layer.window,
         )
         for index, projection in enumerate(layer.qkv):
             struct.qkv[index] = self._projection(projection)
-        for index, projection in enumerate(layer.gate_up):
-            struct.gate_up[index] = self._projection(projection)
+        if layer.mixture is not None:
+            struct.mixture = self._mixture(layer.mixture, layer.mlps)
+            return struct
+        (mlp,) = layer.mlps
+        struct.gate_up_count = len(mlp.gate_up)
+        self._fill(struct, mlp)
         return struct
+
+    def _fill(self, struct: native.LayerStruct | native.ExpertStruct, mlp: Mlp) -> None:
+        for index, projection in enumerate(mlp.gate_up):
+            struct.gate_up[index] = self._projection(projection)
+        struct.down = self._projection(mlp.down)
+
+    def _mixture(self, mixture: Mixture, mlps: tuple[Mlp, ...]) -> native.MixtureStruct:
+        experts = (native.ExpertStruct * len(mlps))()
+        for expert, mlp in zip(experts, mlps, strict=True):
+            self._fill(expert, mlp)
+        self._kept.append(experts)
+        return native.MixtureStruct(
+            router=self._projection(mixture.router).weight,
+            experts=experts,
+            expert_count=len(mlps),
+            experts_per_token=mixture.experts_per_token,
+            gate_up_count=len(mlps[0].gate_up),
+            normalise=mixture.normalise,
+            intermediate_size=mixture.intermediate_size,
+        )
 
     def _table(self, table: Table | None) -> native.TableStruct:
         if table is None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..layers import BitLinear, TernaryLinear
+from ..layers import BitLinear, Experts, TernaryLinear
 
 
 class UnsupportedModelError(ValueError):
@@ -49,8 +49,28 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Mlp:
+    """A feed-forward: of a layer, or of one of its experts."""
+
+    gate_up: tuple[Projection, ...]
+    down: Projection
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How the experts of a layer are chosen and weighted; see `bd_mixture`. `router`: a projection in full precision."""
+
+    router: Projection
+    experts: int
+    experts_per_token: int
+    intermediate_size: int
+    normalise: bool
+
+
+@dataclass(frozen=True)
 class Layer:
-    """One layer; see `bd_layer` in `csrc/bitdistill.h`. `rope`: index or -1. `window`: positions seen, 0: all."""
+    """One layer; see `bd_layer` in `csrc/bitdistill.h`. `rope`: index or -1. `window`: positions seen, 0: all. `mlps`: one, or the
+    experts of `mixture`."""
 
     input_norm: Norm | None
     post_attention_norm: Norm | None
@@ -59,11 +79,16 @@ class Layer:
     q_norm: Norm | None
     k_norm: Norm | None
     qkv: tuple[Projection, ...]
-    gate_up: tuple[Projection, ...]
     o: Projection
-    down: Projection
+    mlps: tuple[Mlp, ...]
+    mixture: Mixture | None
     rope: int
     window: int
+
+    @property
+    def projections(self) -> list[Projection]:
+        """All of them but the router."""
+        return [*self.qkv, self.o, *(p for mlp in self.mlps for p in (*mlp.gate_up, mlp.down))]
 
 
 @dataclass(frozen=True)
@@ -112,6 +137,7 @@ class _Family:
             scale is `query_pre_attn_scalar ** -0.5`.
         attention_softcap: the scores are capped by `attn_logit_softcapping` (Gemma 3 has the option and ignores it).
         own_sub_norms: it has norms of its own before the output projections.
+        experts: what its config calls the number of experts and their intermediate size, where layers may be mixtures.
         partial_rotary: it leaves the rest of a head alone where there are fewer frequencies than half a head.
     """
 
@@ -123,6 +149,7 @@ class _Family:
     attention_softcap: bool = False
     own_sub_norms: bool = False
     partial_rotary: bool = False
+    experts: tuple[str, str] | None = None
 
 
 _LLAMA = _Family(_PRE_NORMS)
@@ -139,6 +166,8 @@ FAMILIES: dict[str, _Family] = {
     "phi3": replace(_LLAMA, windows="all", fused=True, partial_rotary=True),
     "olmo2": replace(_LLAMA, norms=_POST_NORMS, qk_norm=True),
     "bitnet": replace(_LLAMA, own_sub_norms=True),
+    "mixtral": replace(_LLAMA, windows="all", experts=("num_local_experts", "intermediate_size")),
+    "qwen3_moe": replace(_LLAMA, windows="all", qk_norm=True, experts=("num_experts", "moe_intermediate_size")),
 }
 
 _SILU, _GELU, _GELU_TANH, _RELU, _RELU_SQUARED = range(5)
@@ -223,6 +252,9 @@ def _layer(model: PreTrainedModel, family: _Family, name: str, rope: int, window
     qk = [_norm(f"{attention}.{part}_norm", config, family) if family.qk_norm else None for part in "qk"]
     inputs = ["qkv_proj"] if family.fused else ["q_proj", "k_proj", "v_proj"]
     own = family.own_sub_norms
+    mixture = _mixture(model, family, mlp)
+    sub_norm = _norm(f"{mlp}.ffn_sub_norm", config, family) if own else None
+    names = [mlp] if mixture is None else [f"{mlp}.experts.{index}" for index in range(mixture.experts)]
     return Layer(
         input_norm=norms.get("input_norm"),
         post_attention_norm=norms.get("post_attention_norm"),
@@ -231,17 +263,35 @@ def _layer(model: PreTrainedModel, family: _Family, name: str, rope: int, window
         q_norm=qk[0],
         k_norm=qk[1],
         qkv=tuple(_projection(model, f"{attention}.{part}") for part in inputs),
-        gate_up=tuple(
-            _projection(model, f"{mlp}.{part}")
-            for part in (["gate_up_proj"] if family.fused else ["gate_proj", "up_proj"])
-        ),
         o=_projection(
             model, f"{attention}.o_proj", _norm(f"{attention}.attn_sub_norm", config, family) if own else None
         ),
-        down=_projection(model, f"{mlp}.down_proj", _norm(f"{mlp}.ffn_sub_norm", config, family) if own else None),
+        mlps=tuple(_mlp(model, family, name, sub_norm) for name in names),
+        mixture=mixture,
         rope=rope,
         window=window,
     )
+
+
+def _mlp(model: PreTrainedModel, family: _Family, name: str, sub_norm: Norm | None) -> Mlp:
+    inputs = ["gate_up_proj"] if family.fused else ["gate_proj", "up_proj"]
+    return Mlp(
+        tuple(_projection(model, f"{name}.{part}") for part in inputs),
+        _projection(model, f"{name}.down_proj", sub_norm),
+    )
+
+
+def _mixture(model: PreTrainedModel, family: _Family, mlp: str) -> Mixture | None:
+    experts = getattr(model.get_submodule(mlp), "experts", None)
+    if family.experts is None or experts is None:
+        return None
+    if not isinstance(experts, Experts):
+        raise UnsupportedModelError(f"{mlp}.experts in full precision")
+    config = model.config
+    count, size = (getattr(config, name) for name in family.experts)
+    # Mixtral has no such option, and always does.
+    normalise = getattr(config, "norm_topk_prob", True)
+    return Mixture(Projection(f"{mlp}.gate", ternary=False), count, config.num_experts_per_tok, size, normalise)
 
 
 def _window(config: PreTrainedConfig, family: _Family, index: int) -> int:
@@ -300,13 +350,14 @@ def _head(model: PreTrainedModel, embedding: str) -> str | None:
 
 def _check_complete(model: PreTrainedModel, spec: DecoderSpec) -> None:
     """Every tensor of the model must have a place."""
-    projections = [p for layer in spec.layers for p in (*layer.qkv, layer.o, *layer.gate_up, layer.down)]
+    projections = [p for layer in spec.layers for p in layer.projections]
+    routers = [layer.mixture.router.module for layer in spec.layers if layer.mixture is not None]
     norms = [norm for layer in spec.layers for norm in vars(layer).values() if isinstance(norm, Norm)]
     norms += [projection.norm for projection in projections if projection.norm is not None]
     known = {spec.embedding, spec.head, "lm_head.weight", spec.final_norm.tensor, *(norm.tensor for norm in norms)}
     if spec.head is None:
         known.add("score.weight")  # a classification head, which is not the decoder's
-    owners = {projection.module for projection in projections}
+    owners = {*routers, *(projection.module for projection in projections)}
     for tensor in model.state_dict():
         parent = tensor.rpartition(".")[0]
         if tensor in known or parent in owners or parent.removesuffix(".rms_norm") in owners:

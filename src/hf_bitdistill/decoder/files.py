@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from safetensors import safe_open
@@ -44,10 +45,20 @@ class TensorFiles:
         self._read += tensor.nbytes
         return tensor
 
+    @cached_property
+    def _below(self) -> dict[str, list[str]]:
+        """Module -> names of the tensors below it: a mixture has too many modules to look for each among all names."""
+        below: dict[str, list[str]] = {}
+        for name in self.headers:
+            parts = name.split(".")
+            for depth in range(1, len(parts)):
+                below.setdefault(".".join(parts[:depth]), []).append(name)
+        return below
+
     def group(self, module: str) -> dict[str, Tensor]:
         """All tensors below a module, by their names within it."""
         prefix = f"{module}."
-        return {name.removeprefix(prefix): self.read(name) for name in self.headers if name.startswith(prefix)}
+        return {name.removeprefix(prefix): self.read(name) for name in self._below.get(module, ())}
 
     def rows(self, name: str, count: int | None = None, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
         """A matrix in pieces `(first row, rows)`, in the file's dtype.

@@ -50,6 +50,26 @@ class RopeStruct(ctypes.Structure):
     _fields_ = [("inv_freq", c_void_p), ("count", c_size_t), ("attention_scaling", c_float)]
 
 
+class ExpertStruct(ctypes.Structure):
+    """`bd_expert`."""
+
+    _fields_ = [("gate_up", ProjectionStruct * 2), ("down", ProjectionStruct)]
+
+
+class MixtureStruct(ctypes.Structure):
+    """`bd_mixture`."""
+
+    _fields_ = [
+        ("router", TableStruct),
+        ("experts", POINTER(ExpertStruct)),
+        ("expert_count", c_int32),
+        ("experts_per_token", c_int32),
+        ("gate_up_count", c_int32),
+        ("normalise", c_int32),
+        ("intermediate_size", c_int64),
+    ]
+
+
 class LayerStruct(ctypes.Structure):
     """`bd_layer`."""
 
@@ -69,6 +89,7 @@ class LayerStruct(ctypes.Structure):
         ("rope", c_int32),
         ("has_gate", c_int32),
         ("window", c_int64),
+        ("mixture", MixtureStruct),
     ]
 
 
@@ -228,7 +249,9 @@ __all__ = [
     "CacheHandle",
     "ConfigStruct",
     "DecoderHandle",
+    "ExpertStruct",
     "LayerStruct",
+    "MixtureStruct",
     "NativeLibraryError",
     "NormStruct",
     "ProjectionStruct",

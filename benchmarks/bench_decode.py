@@ -2,7 +2,8 @@
 
     python benchmarks/bench_decode.py [--shapes 0.6B 2B4T] [--threads 1 2] --output benchmarks/results/decode.json
 
-Models are random: ternary weights, tied embedding and head, the shapes of a 0.6B model and of BitNet b1.58 2B4T. llama.cpp gets the
+Models are random: ternary weights, tied embedding and head, the shapes of a 0.6B model, of BitNet b1.58 2B4T, and (only where asked for: 8 GB) of
+Qwen3-30B-A3B, a mixture of 128 experts, 8 a token. Of the first two llama.cpp gets the
 same weights as GGUF (TQ2_0, embedding and head Q8_0) where `llama-cpp-python` and `gguf` are installed. Every system lives in a process of its own
 and waits while another is measured; rounds are interleaved, and medians are reported. Decoding starts from an empty context, prefill
 reads a prompt at once. `bytes_per_token` are the weights (and head) that a decoded token reads, without keys and values; `read_gbps` is the read
@@ -37,11 +38,15 @@ class Shape:
     num_key_value_heads: int
     vocab_size: int
     head_dim: int = 128
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
 
 
 SHAPES = {
     "0.6B": Shape(1024, 3072, 28, 16, 8, 151936),
     "2B4T": Shape(2560, 6912, 30, 20, 5, 128256),
+    "30B-A3B": Shape(2048, 6144, 48, 32, 4, 151936, 128, 128, 8, 768),
 }
 READ_BYTES = 1200 << 20  # larger than the last-level cache
 
@@ -50,15 +55,17 @@ READ_BYTES = 1200 << 20  # larger than the last-level cache
 
 
 def write_checkpoint(shape: Shape, folder: Path) -> None:
-    """A packed student of the Llama architecture with random ternary weights."""
+    """A packed student of the Llama architecture, or with experts of Qwen3's, with random ternary weights."""
     from huggingface_hub import save_torch_state_dict
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
 
     from hf_bitdistill import BitNetConfig
     from hf_bitdistill.surgery import convert_modules
 
     torch.manual_seed(0)
-    config = LlamaConfig(**vars(shape), tie_word_embeddings=True, max_position_embeddings=4096, dtype="bfloat16")
+    config_class = Qwen3MoeConfig if shape.num_experts else LlamaConfig
+    sizes = {name: value for name, value in vars(shape).items() if value}
+    config = config_class(**sizes, tie_word_embeddings=True, max_position_embeddings=4096, dtype="bfloat16")
     quantization = BitNetConfig(quantization_mode="offline")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -154,7 +161,7 @@ def serve(connection, system, decode_tokens: int) -> None:
 
     start = time.perf_counter()
     runner = load_runner(system)
-    connection.send({"load_seconds": time.perf_counter() - start, "bytes_per_token": runner.weight_bytes})
+    connection.send({"load_seconds": time.perf_counter() - start, "bytes_per_token": runner.bytes_per_token})
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, runner.vocab_size, (system.prompt_tokens,), generator=generator).tolist()
     while connection.recv() == "measure":
@@ -177,11 +184,15 @@ def measure_shape(name: str, args: argparse.Namespace, folder: Path, read) -> li
     checkpoint, gguf_file = folder / name, folder / f"{name}.gguf"
     if not checkpoint.exists():
         write_checkpoint(shape, checkpoint)
-    peers = not args.no_peers and all(importlib.util.find_spec(module) for module in ("llama_cpp", "gguf"))
+    peers = (
+        not args.no_peers
+        and not shape.num_experts
+        and all(importlib.util.find_spec(module) for module in ("llama_cpp", "gguf"))
+    )
     if peers and not gguf_file.exists():
         write_gguf(shape, checkpoint, gguf_file)
     if not peers:
-        print("llama-cpp-python or gguf is not installed: no peer is measured", file=sys.stderr)
+        print("no peer is measured: llama-cpp-python or gguf is not installed, or it is a mixture", file=sys.stderr)
 
     context = multiprocessing.get_context("spawn")
     workers = {}
@@ -251,7 +262,7 @@ def main() -> None:
     from hf_bitdistill.ops import native
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", default=["0.6B", "2B4T"], choices=list(SHAPES))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--head_bits", type=int, nargs="+", default=[8, 4], choices=[32, 16, 8, 4])
     parser.add_argument("--prompt", type=int, default=512)

@@ -92,6 +92,17 @@ def test_projections_in_full_precision_stay_as_stored(saved):
     assert sizes[torch.float32] - sizes[torch.bfloat16] == 2 * weight.numel()
 
 
+def test_bytes_that_a_token_reads(saved):
+    sizes = {}
+    for chosen in (1, 4):
+        _, folder = saved("mixtral", num_experts_per_tok=chosen, intermediate_size=640)
+        decoder = load_decoder(open_student(folder), head_bits=32)
+        sizes[chosen] = decoder.weight_bytes, decoder.bytes_per_token
+    assert sizes[4][0] == sizes[4][1] == sizes[1][0]
+    # Three of four experts in two layers, 3 matrices of 640 * 48 weights in 2 bits each, a little more with scales.
+    assert 1 <= (sizes[1][0] - sizes[1][1]) / (3 * 2 * 3 * 640 * 48 / 4) < 1.1
+
+
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
 @torch.no_grad()
 def test_keys_and_values_in_float16(saved, model_type):

@@ -19,12 +19,12 @@ class Runner(ABC):
     """A loaded model that continues token ids.
 
     Attributes:
-        weight_bytes: of the packed weights and tables: what every decoded token reads, if the embedding is the head too.
+        bytes_per_token: of the packed weights and tables that a decoded token reads, if the embedding is the head too.
             0 where it is not known.
     """
 
     backend: str
-    weight_bytes: int = 0
+    bytes_per_token: int = 0
     vocab_size: int
     file_bytes: int
     threads: int
@@ -53,7 +53,7 @@ class _ModelRunner(Runner):
             )
             self.backend = self.model.backend
             if self.model.decoder is not None:
-                self.weight_bytes = self.model.decoder.weight_bytes
+                self.bytes_per_token = self.model.decoder.bytes_per_token
         else:
             from transformers import AutoModelForCausalLM
 

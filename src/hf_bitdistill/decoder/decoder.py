@@ -129,6 +129,8 @@ class NativeDecoder:
         except native.NativeLibraryError as error:
             raise UnsupportedModelError(f"the native library refuses the model ({error})") from None
         self.weight_bytes = sum(t.nbytes for t in builder.borrowed)
+        # Those of the experts that a token is sent to; of the tables all, since most models read the embedding as their head.
+        self.bytes_per_token = self.weight_bytes - round(builder.idle_bytes)
 
     def new_cache(self, sequences: int) -> NativeCache:
         """A cache of empty sequences."""
@@ -229,6 +231,7 @@ class _Builder:
     def __init__(self, spec: DecoderSpec, weights: Weights):
         self.spec, self.weights = spec, weights
         self.borrowed: list[Tensor] = []
+        self.idle_bytes = 0.0  # of weights that a token does not read, on average
         self._kept: list[object] = []
         self._pool = HugePagePool()
 
@@ -288,8 +291,11 @@ class _Builder:
 
     def _mixture(self, mixture: Mixture, mlps: tuple[Mlp, ...]) -> native.MixtureStruct:
         experts = (native.ExpertStruct * len(mlps))()
+        others = len(self.borrowed)
         for expert, mlp in zip(experts, mlps, strict=True):
             self._fill(expert, mlp)
+        expert_bytes = sum(tensor.nbytes for tensor in self.borrowed[others:])
+        self.idle_bytes += expert_bytes * (1 - mixture.experts_per_token / len(mlps))
         self._kept.append(experts)
         return native.MixtureStruct(
             router=self._projection(mixture.router).weight,

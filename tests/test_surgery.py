@@ -1,5 +1,7 @@
 """Surgery on every architecture: what is replaced, where SubLN goes, and that nothing else changes."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -197,6 +199,29 @@ def test_more_mixtures(model_type, left, monkeypatch):
     assert {name.rpartition(".")[2] for name in linears} - {"lm_head"} == left
     assert sum(isinstance(module, BitLinear) and ".experts." in name for name, module in modules.items()) >= 12
     assert not warnings
+
+
+def test_a_mixture_of_which_only_the_experts_are_known_is_refused():
+    options = {**ARCHITECTURES["qwen3_moe"], "num_hidden_layers": 8, "pad_token_id": 0, "vocab_size": 50}
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["jamba"](**options, use_mamba_kernels=False))
+    with pytest.raises(SurgeryError, match=r"jamba.*Linear layers looked at: .*self_attn\.q_proj.*projections="):
+        apply_bitnet(model)
+    apply_bitnet(model, BitNetConfig(projections={"down_proj": "output"}))
+    assert any(".experts." in name for name, module in model.named_modules() if isinstance(module, BitLinear))
+
+
+def test_experts_are_in_memory_twice_a_layer_at_a_time(monkeypatch):
+    model, alive = tiny_model("mixtral"), []
+    fused = [weakref.ref(layer.mlp.experts) for layer in model.model.layers]
+    from_fused = surgery.Experts.from_fused
+
+    def watch(module):
+        alive.append(sum(reference() is not None for reference in fused))
+        return from_fused(module)
+
+    monkeypatch.setattr(surgery.Experts, "from_fused", watch)
+    apply_bitnet(model)
+    assert alive == [2, 1]
 
 
 def test_a_student_is_not_operated_on_twice():

@@ -120,16 +120,21 @@ def _tied_with(model: PreTrainedModel, name: str) -> set[str]:
     return {source, *(target for target, other in tied.items() if other == source)} - {name}
 
 
-def check_projections(model: PreTrainedModel, headers: dict[str, TensorHeader]) -> None:
+def check_projections(model: PreTrainedModel, headers: dict[str, TensorHeader], names: Iterable[str]) -> None:
     """Refuse a full-precision checkpoint that lacks weights of projections: they would start random.
+
+    Args:
+        names: modules of projections, fused experts among them.
 
     Raises:
         CheckpointError: naming the first one.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, BitLinear) and f"{name}.weight" not in headers:
+    for module in names:
+        parameters = [f"{module}.{name}" for name, p in model.get_submodule(module).named_parameters() if p.ndim > 1]
+        missing = next((name for name in parameters if name not in headers), None)
+        if missing is not None:
             files = ", ".join(sorted({header.file for header in headers.values()}))
-            raise CheckpointError(f"{files}: tensor '{name}.weight' is missing.")
+            raise CheckpointError(f"{files}: tensor {missing!r} is missing.")
 
 
 def check_loaded(model: PreTrainedModel) -> None:

@@ -39,13 +39,17 @@ def _owner(model: PreTrainedModel, tensor_name: str) -> torch.nn.Module:
     return model.get_submodule(tensor_name.rpartition(".")[0])
 
 
-def _check_in_memory(model: PreTrainedModel) -> None:
-    offloaded = next((name for name, parameter in model.named_parameters() if parameter.device.type == "meta"), None)
-    if offloaded is not None:
-        raise NotImplementedError(
-            f"{offloaded!r} was offloaded, but a student with experts is made of a model in memory: choose a device_map without "
-            "'cpu' and 'disk' beside accelerators, or load on the CPU."
-        )
+def _check_whole(model: PreTrainedModel) -> None:
+    """Refuse a model whose parameters were split or put elsewhere while it was loaded."""
+    for name, parameter in model.named_parameters():
+        # (Attributes of what FSDP2 and of what DeepSpeed shards.)
+        sharded = hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id")
+        if sharded or parameter.device.type == "meta":
+            where = "sharded" if sharded else "offloaded"
+            raise NotImplementedError(
+                f"{name!r} was {where} while loading, but a student with experts is made of a whole model in memory: load it on the "
+                "CPU, save_pretrained it, and load that checkpoint instead."
+            )
 
 
 class BitDistillQuantizer(HfQuantizer):
@@ -59,7 +63,8 @@ class BitDistillQuantizer(HfQuantizer):
         self._headers: dict[str, TensorHeader] = {}
         self._from_memory = False
         self._separate_experts = False
-        self._convert_after_loading: list[Projection] = []
+        self._projections: list[Projection] = []
+        self._convert_after_loading = False
 
     @property
     def online(self) -> bool:
@@ -74,17 +79,16 @@ class BitDistillQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, checkpoint_files=None, **kwargs) -> None:
         distributed = getattr(model.config, "distributed_config", None)
-        if getattr(distributed, "tp_size", None) not in (None, 1):
+        if any(getattr(distributed, size, None) not in (None, 1) for size in ("tp_size", "ep_size")):
             raise NotImplementedError(
-                "Tensor parallelism splits the input of output projections, over which a SubLN normalises; it is not "
-                "supported for BitNet students."
+                "Tensor parallelism splits the input of output projections, over which a SubLN normalises; neither it nor expert "
+                "parallelism is supported for BitNet students."
             )
-        projections = find_projections(model, self.quantization_config)
-        if not self.pre_quantized and any(projection.fused_in for projection in projections):
-            # It is loaded as it is: transformers knows all forms that fused experts have in files.
-            self._convert_after_loading = projections
-        else:
-            convert_modules(model, self.quantization_config, projections)
+        self._projections = find_projections(model, self.quantization_config)
+        # A model with fused experts is loaded as it is: transformers knows all forms that they have in files.
+        self._convert_after_loading = not self.pre_quantized and any(p.fused_in for p in self._projections)
+        if not self._convert_after_loading:
+            convert_modules(model, self.quantization_config, self._projections)
         self._separate_experts = has_separate_experts(model)
         self._check_files(model, checkpoint_files)
         if not self.pre_quantized:
@@ -105,7 +109,7 @@ class BitDistillQuantizer(HfQuantizer):
             headers = read_headers(model, files)
             # Where an architecture's checkpoints are converted while loading, names say nothing yet.
             if not any(isinstance(entry, WeightConverter) for entry in get_model_conversion_mapping(model)):
-                check_projections(model, headers)
+                check_projections(model, headers, dict.fromkeys(p.fused_in or p.name for p in self._projections))
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **kwargs) -> bool:
         if self.pre_quantized or not param_name.endswith(".weight"):
@@ -141,8 +145,8 @@ class BitDistillQuantizer(HfQuantizer):
             self._quantize_head(model)
             return model
         if self._convert_after_loading:
-            _check_in_memory(model)
-            convert_modules(model, self.quantization_config, self._convert_after_loading)
+            _check_whole(model)
+            convert_modules(model, self.quantization_config, self._projections)
         if not self.pre_quantized:
             for module in model.modules():
                 if isinstance(module, SubLN):

@@ -152,7 +152,7 @@ def find_projections(model: PreTrainedModel, config: BitNetConfig) -> list[Proje
         linears = [name for name in linears if not is_named(name, _GATES)]
     plan = _plan_roles(model)
     planned = any(pattern.match(name) for pattern, _ in plan for name in linears)
-    suffixes = config.projections or (None if planned else _PROJECTIONS_WITHOUT_PLAN.get(model_type))
+    suffixes = config.projections or (None if planned else _PROJECTIONS_WITHOUT_PLAN.get(model_type, {}))
     experts = _expert_projections(model)
     for option in ("modules_to_not_convert", "modules_without_sub_norm"):
         for entry in getattr(config, option) or ():
@@ -167,11 +167,17 @@ def find_projections(model: PreTrainedModel, config: BitNetConfig) -> list[Proje
 
     candidates = {name: _role_of(name, suffixes, plan) for name in linears}
     placed = [Projection(name, role) for name, role in candidates.items() if role and not is_named(name, skip)]
+    # Experts alone are not what was asked for, unless it was.
+    unknown = not placed and not config.projections and any(not is_named(name, skip) for name in candidates)
     for name, projection in experts.items():
         role = _role_of(name, config.projections, plan) if config.projections else projection.role
         if role and not is_named(name, skip):
             placed.append(replace(projection, role=role))
-    if not placed or (config.sub_norm == "output" and all(projection.role == INPUT for projection in placed)):
+    if (
+        unknown
+        or not placed
+        or (config.sub_norm == "output" and all(projection.role == INPUT for projection in placed))
+    ):
         raise SurgeryError(
             f"Cannot tell where the projections of {type(model).__name__} (model_type {model_type!r}) are: it carries no "
             f"usable tensor-parallel plan and is in no table. Linear layers looked at: {_summary(linears)}. Say it with "
@@ -203,7 +209,7 @@ def _expert_projections(model: PreTrainedModel) -> dict[str, Projection]:
 
 def _check_experts(model: PreTrainedModel, skip: list[str] | None) -> None:
     known = _fused_experts(model)
-    unknown = [
+    foreign = [
         name
         for name, parameter in model.named_parameters()
         if parameter.ndim == 3
@@ -211,18 +217,19 @@ def _check_experts(model: PreTrainedModel, skip: list[str] | None) -> None:
         and name.rpartition(".")[0] not in known
         and not is_named(name, skip)
     ]
-    if unknown:
+    if foreign:
         raise SurgeryError(
             f"{type(model).__name__} keeps its experts in three-dimensional parameters in a way of its own, which is not "
-            f"supported: {_summary(unknown)}. To convert the rest and leave these in full precision, add their module to "
+            f"supported: {_summary(foreign)}. To convert the rest and leave these in full precision, add their module to "
             "BitNetConfig(modules_to_not_convert=[...])."
         )
 
 
 def unfuse_experts(model: PreTrainedModel) -> None:
     """Replace all fused experts of `model` in place by [`Experts`], which compute the same. Works on the meta device too."""
-    for name, fused in _fused_experts(model).items():
-        model.set_submodule(name, Experts.from_fused(fused))
+    for name in list(_fused_experts(model)):
+        # (Nothing else holds it: the copies of one layer are all that is in memory twice.)
+        model.set_submodule(name, Experts.from_fused(model.get_submodule(name)))
 
 
 def _warn_of_leftovers(model: PreTrainedModel, candidates: dict[str, str | None], skip: list[str] | None) -> None:
@@ -286,7 +293,8 @@ def convert_modules(
 def apply_bitnet(model: PreTrainedModel, config: BitNetConfig | None = None) -> PreTrainedModel:
     """Turn a full-precision model in memory into a trainable ternary student, in place.
 
-    The new layers hold the very weight tensors of the old ones (`Conv1D` weights are transposed copies).
+    The new layers hold the very weight tensors of the old ones (`Conv1D` weights are transposed copies, those of fused experts
+    copies of their parts).
 
     Args:
         model: any transformers model whose projections can be placed.

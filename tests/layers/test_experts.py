@@ -1,5 +1,7 @@
 """Experts made separate compute what transformers' fused ones do, in each of the forms that these have."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from architectures import ARCHITECTURES
 from hf_bitdistill.layers import Experts
+from hf_bitdistill.layers import experts as experts_module
 from hf_bitdistill.layers.experts import is_fused_experts
 
 
@@ -55,6 +58,15 @@ def test_the_same_function(model_type):
     assert len(experts) == fused.num_experts and not experts[0].down_proj.weight.is_meta
 
 
+@pytest.mark.parametrize("model_type", FORMS)
+def test_pickling(model_type):
+    fused = fused_experts(model_type)
+    experts = Experts.from_fused(fused)
+    again = pickle.loads(pickle.dumps(experts))
+    with torch.no_grad():
+        assert torch.equal(again(*routing(fused)), experts(*routing(fused)))
+
+
 def test_an_index_beyond_the_experts_stands_for_none():
     fused = fused_experts("mixtral")
     experts = Experts.from_fused(fused)
@@ -74,6 +86,21 @@ def test_every_expert_has_a_gradient_in_training():
     assert all(parameter.grad is not None for parameter in experts.parameters())
     assert all((parameter.grad == 0).all() for parameter in experts[-1].parameters())
     assert all(parameter.grad.abs().sum() > 0 for parameter in experts[0].parameters())
+
+
+def test_all_ranks_of_a_distributed_run_call_all_experts(monkeypatch):
+    fused = fused_experts("mixtral")
+    experts, called = Experts.from_fused(fused), []
+    for expert in experts:
+        expert.register_forward_hook(lambda expert, args, output: called.append(len(args[0])))
+    hidden, index, weights = routing(fused)
+    with torch.no_grad():
+        experts(hidden, index, weights)
+        assert len(called) < fused.num_experts
+        monkeypatch.setattr(experts_module, "_is_distributed", lambda: True)
+        called.clear()
+        experts(hidden, index, weights)
+    assert len(called) == fused.num_experts and sum(called) == index.numel() and 0 in called
 
 
 def test_frozen_experts_stay_frozen():

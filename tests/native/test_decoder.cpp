@@ -582,6 +582,23 @@ void test_cache() {
   check_close(cache.forward({5}, {2}), define(model, text).back(), options, "beside a cut");
 }
 
+// A token that is not a number is sent to some experts, and touches no other token.
+void test_not_a_number() {
+  Random random(11);
+  Options options;
+  options.experts = 7;
+  options.packed_head = true;
+  TestModel model(random, options);
+  model.table.values[static_cast<size_t>(3 * options.hidden + 5)] = NAN;
+  const Decoder decoder(model);
+  Cache cache(decoder, 3);
+  const std::vector<float> out = cache.forward({1, 2, 3, 4}, {0, 0, 1, 2});
+  const auto vocab = static_cast<long>(options.vocab);
+  CHECK(std::all_of(out.begin() + 2 * vocab, out.begin() + 3 * vocab, [](float x) { return std::isnan(x); }));
+  check_close({out.begin(), out.begin() + 2 * vocab}, flat(define(model, {1, 2})), options, "before");
+  check_close({out.begin() + 3 * vocab, out.end()}, flat(define(model, {4})), options, "after");
+}
+
 void test_failures() {
   Random random(10);
   Options options;
@@ -729,6 +746,7 @@ int main() {
   test_definition();
   test_batches();
   test_cache();
+  test_not_a_number();
   test_failures();
   std::puts("decoder: ok");
 }

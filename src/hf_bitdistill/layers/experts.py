@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 
@@ -70,7 +72,8 @@ class Experts(nn.ModuleList):
         # What is left of it knows the activation, and belongs to no model: it has no tensors.
         shell = copy.copy(fused)
         shell._parameters = {}
-        activation = shell._apply_gate if fused.has_gate else shell.act_fn
+        # (Not the bound method: transformers gives classes a function of another name, which pickle would not find there.)
+        activation = partial(type(shell)._apply_gate, shell) if fused.has_gate else shell.act_fn
         experts = [
             Expert(dict(_linears_of(fused, index)), activation, fused.has_gate and not fused.is_concatenated)
             for index in range(fused.num_experts)
@@ -80,8 +83,8 @@ class Experts(nn.ModuleList):
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """The weighted sum of each token's experts.
 
-        In training every expert is called, with no token if need be: its parameters then have a gradient (of zero) on each rank of
-        a distributed run and in each step of an optimizer, as a fused parameter has.
+        In training and in distributed runs every expert is called, with no token if need be: its parameters then have a gradient (of
+        zero) in each step of an optimizer, as a fused parameter has, and all ranks gather the same shards.
 
         Args:
             hidden_states: `[N, H]`.
@@ -95,13 +98,18 @@ class Experts(nn.ModuleList):
         choices = top_k_index.flatten()
         by_expert = choices.argsort(stable=True).split(choices.bincount(minlength=len(self)).tolist())
         weights = top_k_weights.flatten()
+        call_all = self.training or _is_distributed()
         output = torch.zeros_like(hidden_states)
         for expert, places in zip(self, by_expert, strict=False):
-            if self.training or len(places):
+            if call_all or len(places):
                 token = places // top_k_index.shape[1]
                 expert_output = expert(hidden_states[token]) * weights[places, None]
                 output.index_add_(0, token, expert_output.to(output.dtype))
         return output
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _linears_of(fused: nn.Module, index: int) -> Iterator[tuple[str, nn.Linear]]:

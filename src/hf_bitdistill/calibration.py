@@ -42,7 +42,7 @@ class _ChannelStatistics:
 
 def _place(name: str) -> str:
     """The name of a SubLN without its last number: of its expert, where it has one, else of its layer."""
-    return re.sub(r"\.\d+(?=\.(?!.*\.\d+\.))", ".*", name)
+    return re.sub(r"(.*)\.\d+\.", r"\1.*.", name)
 
 
 @torch.no_grad()

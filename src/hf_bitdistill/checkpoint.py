@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import rename_source_key
 
-from .conversions import has_separate_experts
+from .conversions import has_separate_experts, split_by_kind
 from .layers import BitLinear, SubLN, TernaryLinear
 from .layers.bit_linear import to_checkpoint
 from .quantization import PackedWeightError
@@ -41,15 +41,14 @@ def read_headers(model: PreTrainedModel, files: Iterable[str]) -> dict[str, Tens
         CheckpointError: a file cannot be read as safetensors (truncated, not safetensors).
     """
     mapping = [] if has_separate_experts(model) else get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    kinds = split_by_kind(mapping)
     state_dict = model.state_dict()
     headers = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as reader:
                 for key in reader.keys():  # noqa: SIM118 (no mapping)
-                    name, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, state_dict)
+                    name, _ = rename_source_key(key, *kinds, model.base_model_prefix, state_dict)
                     view = reader.get_slice(key)
                     header = TensorHeader(str(file), key, view.get_dtype(), tuple(view.get_shape()))
                     headers[name if name in state_dict else key] = header

@@ -79,15 +79,31 @@ def has_separate_experts(model: nn.Module) -> bool:
     return any(isinstance(module, Experts) for module in model.modules())
 
 
-def _operations(entry: WeightTransform) -> list[ConversionOps]:
-    return getattr(entry, "operations", [])
+def split_by_kind(mapping: list[WeightTransform]) -> tuple[list[WeightRenaming], list[WeightConverter]]:
+    """An architecture's conversions of names, and of tensors."""
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    return renamings, [entry for entry in mapping if isinstance(entry, WeightConverter)]
 
 
 def _are_final_names(model: PreTrainedModel, conversions: list[WeightTransform]) -> bool:
     """Whether `conversions`, applied while loading, leave the names that the tensors of `model` have in memory alone."""
-    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
-    return all(rename_source_key(name, renamings, converters) == (name, None) for name in model.state_dict())
+    kinds = split_by_kind(conversions)
+    return all(rename_source_key(name, *kinds) == (name, None) for name in model.state_dict())
+
+
+def _own_conversions(model: PreTrainedModel) -> list[WeightTransform]:
+    """Those of the architecture that `save_pretrained` would revert."""
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is None:
+        # What save_pretrained itself would derive for a model that was not loaded.
+        mapping = get_model_conversion_mapping(model, add_legacy=False)
+        return [entry for entry in mapping if not isinstance(entry, PrefixChange)]
+    # (Without that of an earlier call, or of the quantizer while loading.)
+    return [
+        entry
+        for entry in conversions
+        if not any(isinstance(op, LoadLatentWeight) for op in getattr(entry, "operations", ()))
+    ]
 
 
 def convert_when_saved(model: PreTrainedModel) -> None:
@@ -96,15 +112,7 @@ def convert_when_saved(model: PreTrainedModel) -> None:
     Names are those in memory wherever they can be loaded again, because `Trainer` resumes from a checkpoint's file without any
     conversion: what has another name there would be lost.
     """
-    conversions = getattr(model, "_weight_conversions", None)
-    if conversions is None:
-        # What save_pretrained itself would derive for a model that was not loaded.
-        mapping = get_model_conversion_mapping(model, add_legacy=False)
-        conversions = [entry for entry in mapping if not isinstance(entry, PrefixChange)]
-    # That of an earlier call, or of the quantizer while loading, is replaced by an equal one.
-    conversions = [
-        entry for entry in conversions if not any(isinstance(op, LoadLatentWeight) for op in _operations(entry))
-    ]
-    if has_separate_experts(model) or _are_final_names(model, conversions):
+    conversions = [] if has_separate_experts(model) else _own_conversions(model)
+    if _are_final_names(model, conversions):
         conversions = []
     model._weight_conversions = [*conversions, WeightConverter(["weight"], "weight", [LoadLatentWeight()])]

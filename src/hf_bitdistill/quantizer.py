@@ -138,8 +138,6 @@ class BitDistillQuantizer(HfQuantizer):
         if self.pre_quantized and self._from_memory:
             check_loaded(model)
         if not self.online:
-            if self._separate_experts:
-                model._weight_conversions = []
             check_packed_layers(model, self._headers)
             model.requires_grad_(False)
             self._quantize_head(model)

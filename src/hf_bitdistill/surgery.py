@@ -20,7 +20,7 @@ from transformers.utils import logging
 from .config import QUANT_METHOD, BitNetConfig
 from .conversions import convert_when_saved
 from .layers import BitLinear, Experts, TernaryLinear
-from .layers.experts import EXPERT_OUTPUT, expert_projections, is_fused_experts
+from .layers.experts import expert_projections, is_fused_experts
 
 
 logger = logging.get_logger(__name__)
@@ -30,7 +30,8 @@ INPUT, OUTPUT = "input", "output"
 _GPT2 = {"attn.c_attn": INPUT, "attn.c_proj": OUTPUT, "mlp.c_fc": INPUT, "mlp.c_proj": OUTPUT}
 _GPTJ_MLP = {"mlp.fc_in": INPUT, "mlp.fc_out": OUTPUT}
 _SEPARATE_QKV = {"q_proj": INPUT, "k_proj": INPUT, "v_proj": INPUT}
-_LLAMA = {**_SEPARATE_QKV, "o_proj": OUTPUT, "gate_proj": INPUT, "up_proj": INPUT, "down_proj": OUTPUT}
+_MLP = {"gate_proj": INPUT, "up_proj": INPUT, "down_proj": OUTPUT}
+_LLAMA = {**_SEPARATE_QKV, "o_proj": OUTPUT, **_MLP}
 _OPT = {**_SEPARATE_QKV, "out_proj": OUTPUT, "fc1": INPUT, "fc2": OUTPUT}
 _BLOOM = {"query_key_value": INPUT, "dense": OUTPUT, "dense_h_to_4h": INPUT, "dense_4h_to_h": OUTPUT}
 
@@ -98,9 +99,7 @@ _PLAN_CORRECTIONS = {"linear_attn.out_proj": OUTPUT}
 
 # What plans of several architectures leave out, without splitting it otherwise.
 _PLAN_ADDITIONS = {
-    f"{experts}.{name}": role
-    for experts in ("shared_expert", "shared_experts")
-    for name, role in {"gate_proj": INPUT, "up_proj": INPUT, "down_proj": OUTPUT}.items()
+    f"{experts}.{name}": role for experts in ("shared_expert", "shared_experts") for name, role in _MLP.items()
 }
 
 # Linear layers that compute a gate, a few numbers per token: hardly any weights, and an error in one of them
@@ -153,25 +152,25 @@ def find_projections(model: PreTrainedModel, config: BitNetConfig) -> list[Proje
     plan = _plan_roles(model)
     planned = any(pattern.match(name) for pattern, _ in plan for name in linears)
     suffixes = config.projections or (None if planned else _PROJECTIONS_WITHOUT_PLAN.get(model_type, {}))
-    experts = _expert_projections(model)
+    fused = _fused_experts(model)
+    experts = _expert_projections(fused)
+    names = [*linears, *(projection.name for projection in experts)]
+    modules = [*(name for name, _ in model.named_modules()), *names]
     for option in ("modules_to_not_convert", "modules_without_sub_norm"):
         for entry in getattr(config, option) or ():
-            names = (name for name, _ in model.named_modules())
-            if not any(is_named(name, [entry]) for name in (*names, *experts)):
+            if not any(is_named(name, [entry]) for name in modules):
                 raise SurgeryError(f"{option}: {entry!r} matches no module of {type(model).__name__}.")
     for suffix in config.projections or ():
-        if not any(_ends_with(name, suffix) for name in (*linears, *experts)):
-            raise SurgeryError(
-                f"projections: {suffix!r} matches no linear layer; there are: {_summary((*linears, *experts))}."
-            )
+        if not any(_ends_with(name, suffix) for name in names):
+            raise SurgeryError(f"projections: {suffix!r} matches no linear layer; there are: {_summary(names)}.")
 
     candidates = {name: _role_of(name, suffixes, plan) for name in linears}
     placed = [Projection(name, role) for name, role in candidates.items() if role and not is_named(name, skip)]
     # Experts alone are not what was asked for, unless it was.
     unknown = not placed and not config.projections and any(not is_named(name, skip) for name in candidates)
-    for name, projection in experts.items():
-        role = _role_of(name, config.projections, plan) if config.projections else projection.role
-        if role and not is_named(name, skip):
+    for projection in experts:
+        role = _role_of(projection.name, config.projections, plan) if config.projections else projection.role
+        if role and not is_named(projection.name, skip):
             placed.append(replace(projection, role=role))
     if (
         unknown
@@ -183,7 +182,7 @@ def find_projections(model: PreTrainedModel, config: BitNetConfig) -> list[Proje
             f"usable tensor-parallel plan and is in no table. Linear layers looked at: {_summary(linears)}. Say it with "
             "BitNetConfig(projections={name suffix: 'input' | 'output', ...})."
         )
-    _check_experts(model, skip)
+    _check_experts(model, fused, skip)
     _warn_of_leftovers(model, candidates, skip)
     return placed
 
@@ -197,18 +196,17 @@ def _fused_experts(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if is_fused_experts(module)}
 
 
-def _expert_projections(model: PreTrainedModel) -> dict[str, Projection]:
-    """The linear layers that [`unfuse_experts`] will make, by name."""
-    return {
-        (name := f"{fused}.{index}.{part}"): Projection(name, OUTPUT if part == EXPERT_OUTPUT else INPUT, fused)
-        for fused, module in _fused_experts(model).items()
+def _expert_projections(fused: dict[str, nn.Module]) -> list[Projection]:
+    """The linear layers that [`unfuse_experts`] will make."""
+    return [
+        Projection(f"{name}.{index}.{part}", _MLP[part], name)
+        for name, module in fused.items()
         for index in range(module.num_experts)
         for part in expert_projections(module)
-    }
+    ]
 
 
-def _check_experts(model: PreTrainedModel, skip: list[str] | None) -> None:
-    known = _fused_experts(model)
+def _check_experts(model: PreTrainedModel, known: Iterable[str], skip: list[str] | None) -> None:
     foreign = [
         name
         for name, parameter in model.named_parameters()

@@ -61,7 +61,6 @@ class Mixture:
     """How the experts of a layer are chosen and weighted; see `bd_mixture`. `router`: a projection in full precision."""
 
     router: Projection
-    experts: int
     experts_per_token: int
     intermediate_size: int
     normalise: bool
@@ -137,8 +136,8 @@ class _Family:
             scale is `query_pre_attn_scalar ** -0.5`.
         attention_softcap: the scores are capped by `attn_logit_softcapping` (Gemma 3 has the option and ignores it).
         own_sub_norms: it has norms of its own before the output projections.
-        experts: what its config calls the number of experts and their intermediate size, where layers may be mixtures.
         partial_rotary: it leaves the rest of a head alone where there are fewer frequencies than half a head.
+        mixtures: layers may be mixtures of experts.
     """
 
     norms: dict[str, str]
@@ -149,7 +148,7 @@ class _Family:
     attention_softcap: bool = False
     own_sub_norms: bool = False
     partial_rotary: bool = False
-    experts: tuple[str, str] | None = None
+    mixtures: bool = False
 
 
 _LLAMA = _Family(_PRE_NORMS)
@@ -166,8 +165,8 @@ FAMILIES: dict[str, _Family] = {
     "phi3": replace(_LLAMA, windows="all", fused=True, partial_rotary=True),
     "olmo2": replace(_LLAMA, norms=_POST_NORMS, qk_norm=True),
     "bitnet": replace(_LLAMA, own_sub_norms=True),
-    "mixtral": replace(_LLAMA, windows="all", experts=("num_local_experts", "intermediate_size")),
-    "qwen3_moe": replace(_LLAMA, windows="all", qk_norm=True, experts=("num_experts", "moe_intermediate_size")),
+    "mixtral": replace(_LLAMA, windows="all", mixtures=True),
+    "qwen3_moe": replace(_LLAMA, windows="all", qk_norm=True, mixtures=True),
 }
 
 _SILU, _GELU, _GELU_TANH, _RELU, _RELU_SQUARED = range(5)
@@ -252,9 +251,9 @@ def _layer(model: PreTrainedModel, family: _Family, name: str, rope: int, window
     qk = [_norm(f"{attention}.{part}_norm", config, family) if family.qk_norm else None for part in "qk"]
     inputs = ["qkv_proj"] if family.fused else ["q_proj", "k_proj", "v_proj"]
     own = family.own_sub_norms
-    mixture = _mixture(model, family, mlp)
+    experts = _experts(model, family, mlp)
     sub_norm = _norm(f"{mlp}.ffn_sub_norm", config, family) if own else None
-    names = [mlp] if mixture is None else [f"{mlp}.experts.{index}" for index in range(mixture.experts)]
+    names = [mlp] if experts is None else [f"{mlp}.experts.{index}" for index in range(len(experts))]
     return Layer(
         input_norm=norms.get("input_norm"),
         post_attention_norm=norms.get("post_attention_norm"),
@@ -267,7 +266,7 @@ def _layer(model: PreTrainedModel, family: _Family, name: str, rope: int, window
             model, f"{attention}.o_proj", _norm(f"{attention}.attn_sub_norm", config, family) if own else None
         ),
         mlps=tuple(_mlp(model, family, name, sub_norm) for name in names),
-        mixture=mixture,
+        mixture=None if experts is None else _mixture(config, experts, mlp),
         rope=rope,
         window=window,
     )
@@ -281,17 +280,18 @@ def _mlp(model: PreTrainedModel, family: _Family, name: str, sub_norm: Norm | No
     )
 
 
-def _mixture(model: PreTrainedModel, family: _Family, mlp: str) -> Mixture | None:
-    experts = getattr(model.get_submodule(mlp), "experts", None)
-    if family.experts is None or experts is None:
-        return None
-    if not isinstance(experts, Experts):
+def _experts(model: PreTrainedModel, family: _Family, mlp: str) -> Experts | None:
+    experts = getattr(model.get_submodule(mlp), "experts", None) if family.mixtures else None
+    if experts is not None and not isinstance(experts, Experts):
         raise UnsupportedModelError(f"{mlp}.experts in full precision")
-    config = model.config
-    count, size = (getattr(config, name) for name in family.experts)
+    return experts
+
+
+def _mixture(config: PreTrainedConfig, experts: Experts, mlp: str) -> Mixture:
     # Mixtral has no such option, and always does.
     normalise = getattr(config, "norm_topk_prob", True)
-    return Mixture(Projection(f"{mlp}.gate", ternary=False), count, config.num_experts_per_tok, size, normalise)
+    router = Projection(f"{mlp}.gate", ternary=False)
+    return Mixture(router, config.num_experts_per_tok, experts[0].down_proj.in_features, normalise)
 
 
 def _window(config: PreTrainedConfig, family: _Family, index: int) -> int:

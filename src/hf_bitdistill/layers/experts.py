@@ -16,8 +16,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-EXPERT_INPUTS, EXPERT_OUTPUT = ("gate_proj", "up_proj"), "down_proj"
-
 # What transformers' `use_experts_implementation` tells of a class of fused experts, whoever computes with it.
 _CONTRACT = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "num_experts")
 
@@ -27,7 +25,7 @@ def is_fused_experts(module: nn.Module) -> bool:
     their projections."""
     if not all(hasattr(module, name) for name in _CONTRACT):
         return False
-    expected = {"gate_up_proj" if module.has_gate else "up_proj", EXPERT_OUTPUT}
+    expected = {"gate_up_proj" if module.has_gate else "up_proj", "down_proj"}
     if module.has_bias:
         expected |= {f"{name}_bias" for name in expected}
     return {name for name, _ in (*module.named_parameters(), *module.named_buffers())} == expected
@@ -35,7 +33,7 @@ def is_fused_experts(module: nn.Module) -> bool:
 
 def expert_projections(fused: nn.Module) -> tuple[str, ...]:
     """Names of the linear layers that each expert of `fused` becomes."""
-    return (*(EXPERT_INPUTS if fused.has_gate else EXPERT_INPUTS[1:]), EXPERT_OUTPUT)
+    return ("gate_proj", "up_proj", "down_proj") if fused.has_gate else ("up_proj", "down_proj")
 
 
 class Expert(nn.Module):
@@ -122,7 +120,7 @@ def _linears_of(fused: nn.Module, index: int) -> Iterator[tuple[str, nn.Linear]]
         sources = [("gate_proj", "gate_up_proj", halves[0]), ("up_proj", "gate_up_proj", halves[1])]
     else:
         sources = [("up_proj", "up_proj", slice(None))]
-    for name, source, rows in (*sources, (EXPERT_OUTPUT, EXPERT_OUTPUT, slice(None))):
+    for name, source, rows in (*sources, ("down_proj", "down_proj", slice(None))):
         parameter = getattr(fused, source)
         weight = parameter.detach()[index]
         weight = (weight.T if fused.is_transposed else weight)[rows].clone(memory_format=torch.contiguous_format)

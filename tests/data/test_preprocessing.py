@@ -144,6 +144,17 @@ def test_begin_of_text_is_kept_and_end_of_text_of_the_tokenizer_is_not(tiny_toke
     assert marked[0]["input_ids"] == [1, *plain[0]["input_ids"]]
 
 
+@pytest.mark.parametrize("use_chat_template", [False, True])
+def test_names_of_special_tokens_in_an_example_are_text(tiny_tokenizer, use_chat_template):
+    tiny_tokenizer.chat_template = CHAT_TEMPLATE
+    encoder = PromptEncoder("sst2", tiny_tokenizer, 128, use_chat_template)
+    plain, named = ({"sentence": sentence, "label": 1} for sentence in ("a film .", "a </s> film <s> ."))
+    [expected], [ids] = (encoder.encode_prompts([example], [128]) for example in (plain, named))
+    assert encoder.render(named) == tiny_tokenizer.decode(ids)
+    for token in (tiny_tokenizer.bos_token_id, tiny_tokenizer.eos_token_id):
+        assert ids.count(token) == expected.count(token)
+
+
 def test_chat_template(tiny_tokenizer):
     with pytest.raises(ValueError, match="no chat template"):
         build_dataset("sst2", REVIEWS, tiny_tokenizer, use_chat_template=True)

@@ -76,7 +76,8 @@ def test_a_real_model_reads_its_own_kind_of_text_best(shared_dir):
 
     folder = shared_dir / "models" / "stories260K"
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    story = "<s>Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
+    story = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
+    story = tokenizer(f"{tokenizer.bos_token}{story}", add_special_tokens=False)["input_ids"]
     corpus = load_corpus(shared_dir / "data" / "corpus", "validation", streaming=True)
     own = perplexity(model, tokenizer, [story], 64, progress=False)["perplexity"]
     other = perplexity(model, tokenizer, corpus, 64, max_blocks=8, progress=False)["perplexity"]

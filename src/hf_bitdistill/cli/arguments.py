@@ -114,6 +114,10 @@ class CorpusArguments:
         metadata={"help": "What a document is in a .txt file.", "choices": ["document", "paragraph", "line"]},
     )
     block_size: int = field(default=512, metadata={"help": "Tokens a block."})
+    parse_special_tokens: bool = field(
+        default=False,
+        metadata={"help": "Names of special tokens in the text (<s>) become these tokens. Default: they are text."},
+    )
     streaming: bool = field(default=False, metadata={"help": "Read the corpus while training (needs max_steps)."})
 
 

@@ -72,6 +72,7 @@ def _task(model_arguments: ModelArguments, arguments: TaskArguments, output: Eva
 
 def _perplexity(model_arguments: ModelArguments, corpus: CorpusArguments, output: EvaluateArguments) -> dict:
     from ..data import load_corpus
+    from ..data.files import CONTINUES
     from ..evaluation import perplexity
 
     dataset = load_corpus(
@@ -79,8 +80,15 @@ def _perplexity(model_arguments: ModelArguments, corpus: CorpusArguments, output
     )
     if corpus.text_column not in dataset.column_names:
         raise ValueError(f"{corpus.corpus} has no column {corpus.text_column!r}; it has {dataset.column_names}")
+    kept = [name for name in (corpus.text_column, CONTINUES) if name in dataset.column_names]
+    texts = dataset.select_columns(kept).rename_columns({corpus.text_column: "text"})
     model = _load(model_arguments, output.head_bits)
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     return perplexity(
-        model, tokenizer, dataset[corpus.text_column], block_size=corpus.block_size, max_blocks=output.max_blocks
+        model,
+        tokenizer,
+        texts,
+        block_size=corpus.block_size,
+        max_blocks=output.max_blocks,
+        parse_special_tokens=corpus.parse_special_tokens,
     )

@@ -22,7 +22,7 @@ from transformers import (
 from ..calibration import calibrate_sub_norm
 from ..config import QUANT_METHOD
 from ..data import Task, ensure_pad_token
-from ..data.loading import looks_like_path
+from ..data.files import looks_like_path
 from ..surgery import is_student
 from .arguments import ModelArguments, StudentArguments, require
 

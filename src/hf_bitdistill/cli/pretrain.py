@@ -58,7 +58,9 @@ def run(argv: list[str], prog: str) -> None:
     )
     student, is_new = load_student(model_arguments, student_arguments)
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
-    blocks = pack_corpus(dataset, tokenizer, corpus.block_size, corpus.text_column)
+    blocks = pack_corpus(
+        dataset, tokenizer, corpus.block_size, corpus.text_column, parse_special_tokens=corpus.parse_special_tokens
+    )
     if is_new:
         first = islice(iter(blocks), student_arguments.calibration_batches)
         rows = ({"input_ids": torch.tensor([row["input_ids"]])} for row in first)

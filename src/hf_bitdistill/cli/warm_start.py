@@ -124,7 +124,9 @@ def _blocks(
         config_name=corpus.corpus_config,
         sample_by=corpus.sample_by,
     ).shuffle(seed=seed, buffer_size=arguments.shuffle_buffer)
-    blocks = pack_corpus(dataset, tokenizer, corpus.block_size, corpus.text_column)
+    blocks = pack_corpus(
+        dataset, tokenizer, corpus.block_size, corpus.text_column, parse_special_tokens=corpus.parse_special_tokens
+    )
     return (row["input_ids"] for row in blocks)
 
 

@@ -1,9 +1,11 @@
 """Tasks, prompts and corpora: everything that turns text into token ids.
 
 - :mod:`.tasks`: the six tasks, their prompts and label words, in one place;
+- :mod:`.files`: local data files: their formats, reading them, what is wrong with one;
 - :mod:`.loading`: reading a task's examples from the Hub or from local files;
 - :mod:`.preprocessing`: prompts and answers as token ids, and the collators for them;
-- :mod:`.corpus`: reading a text corpus and packing it into blocks for continual pre-training.
+- :mod:`.corpus`: reading a text corpus and packing it into blocks for continual pre-training;
+- :mod:`.pieces`: long texts in pieces, cut where it changes no token.
 """
 
 from .corpus import load_corpus, pack_corpus

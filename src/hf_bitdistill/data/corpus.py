@@ -3,22 +3,28 @@
 How text becomes blocks: every document is tokenized without special tokens and followed by one end-of-text token; the
 documents are joined in their order and the stream is cut into blocks of exactly ``block_size`` tokens. A document may
 therefore cross the border of two blocks, and a block may hold several documents. What remains at the end of a shard
-(less than one block) is dropped unless it is asked for.
+(less than one block) is dropped unless it is asked for. A long document is tokenized in pieces (:mod:`.pieces`), so memory
+does not grow with its length.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from .loading import file_builder, find_split_files, looks_like_path, read_files
+from .files import CONTINUES, find_split_files, looks_like_path, read_files
+from .pieces import PieceCutter, calls, text_encoder
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 AnyDataset = TypeVar("AnyDataset", "Dataset", "IterableDataset")
 
@@ -40,15 +46,15 @@ def load_corpus(
         streaming: Read while iterating, in constant memory, instead of first converting everything to Arrow. Files
             become shards, so several files can be read by several workers.
         config_name: Configuration of a dataset on the Hub.
-        sample_by: What one document is in a text file: ``"document"`` (the whole file), ``"paragraph"`` (separated by
-            empty lines) or ``"line"``.
+        sample_by: What one document is in a text file: ``"document"`` (the whole file; a long one is several rows, of which all
+            but the last are true in the column ``continues_in_next_row``), ``"paragraph"`` (separated by empty lines) or ``"line"``.
 
     Returns:
         A ``Dataset``, or an ``IterableDataset`` if ``streaming``.
 
     Raises:
         FileNotFoundError: If a path does not exist, or the folder has no file for the split.
-        ValueError: If a file's format is unknown or it cannot be parsed.
+        ValueError: If a file's format is unknown, it is empty, or it cannot be parsed (streaming: when it is reached).
         ConnectionError: If the Hub cannot be reached.
     """
     from datasets import load_dataset
@@ -67,8 +73,7 @@ def load_corpus(
             raise ConnectionError(
                 f"{path_or_hub_id} is no local path and cannot be loaded from the Hub: {error}"
             ) from error
-    options = {"sample_by": sample_by} if file_builder(files[0]) == "text" else {}
-    return read_files(files, streaming=streaming, **options)
+    return read_files(files, streaming=streaming, sample_by=sample_by)
 
 
 def pack_corpus(
@@ -80,6 +85,7 @@ def pack_corpus(
     append_eos: bool = True,
     bos_per_block: bool = False,
     drop_remainder: bool = True,
+    parse_special_tokens: bool = False,
     batch_size: int = 256,
     num_proc: int | None = None,
 ) -> AnyDataset:
@@ -98,8 +104,8 @@ def pack_corpus(
     The result is deterministic: it depends on the documents, their order, the shards and the tokenizer only.
 
     Args:
-        dataset: ``Dataset`` or ``IterableDataset`` with a column of texts. Documents without tokens (None, or empty)
-            are left out. Shards should be much longer than a block, as the remainder of each is dropped.
+        dataset: ``Dataset`` or ``IterableDataset`` with a column of texts. Documents without text (None, or empty)
+            are left out, and a warning counts them. Shards should be much longer than a block, as the remainder of each is dropped.
         tokenizer: A fast tokenizer is several times faster, as it tokenizes a batch of documents at once.
         block_size: Tokens in a block, at least 2.
         text_column: The column with the texts.
@@ -108,6 +114,8 @@ def pack_corpus(
             stream follow.
         drop_remainder: Drop the last, shorter block of each shard. If False it is kept, if it has at least 2 tokens
             (one token alone predicts nothing).
+        parse_special_tokens: Whether the name of a special token in a text, such as ``<s>``, becomes that token. By default it is text
+            like any other.
         batch_size: Documents tokenized at once.
         num_proc: Map-style input only: processes, each of which packs a contiguous part as one shard.
 
@@ -116,8 +124,8 @@ def pack_corpus(
         is no attention mask: nothing is padding.
 
     Raises:
-        ValueError: Missing column, missing end-of-text or begin-of-text token, ``block_size`` below 2, or (when
-            map-style input is packed) no block at all.
+        ValueError: Missing column, missing end-of-text or begin-of-text token, ``block_size`` below 2, or no block at all
+            (streaming: after the last document).
         TypeError: A text is not a string, or ``dataset`` is neither kind of dataset.
     """
     from datasets import Dataset, Features, IterableDataset, List, Value
@@ -152,13 +160,13 @@ def pack_corpus(
         "eos": tokenizer.eos_token_id if append_eos else None,
         "bos": tokenizer.bos_token_id if bos_per_block else None,
         "drop_remainder": drop_remainder,
+        "parse_special_tokens": parse_special_tokens,
         "batch_size": batch_size,
     }
     if isinstance(dataset, IterableDataset):
         return IterableDataset.from_generator(_packed_examples, features, arguments)
     # datasets cannot write an empty dataset, and says so in words that do not help.
-    if next(_packed_examples(**arguments), None) is None:
-        raise ValueError(f"the corpus has fewer tokens than one block of {block_size}")
+    next(_packed_examples(**arguments), None)
     return Dataset.from_generator(
         _packed_examples, features, gen_kwargs=arguments, num_proc=num_shards if num_shards > 1 else None
     )
@@ -174,62 +182,95 @@ def _packed_examples(
     eos: int | None,
     bos: int | None,
     drop_remainder: bool,
+    parse_special_tokens: bool,
     batch_size: int,
 ) -> Iterator[dict[str, list[int]]]:
+    options = {"eos": eos, "bos": bos, "drop_remainder": drop_remainder, "parse_special_tokens": parse_special_tokens}
+    blocks, column = 0, TextColumn(text_column)
     for index in shards:
         shard = dataset.shard(num_shards=num_shards, index=index)
         # .iter, and not plain iteration: inside a DataLoader worker the latter would divide this shard, which is
         # already this worker's own, among the workers once more, and all but one would see nothing.
-        texts = (_texts(batch, text_column) for batch in shard.iter(batch_size=batch_size))
-        for block in pack_texts(texts, tokenizer, block_size, eos=eos, bos=bos, drop_remainder=drop_remainder):
+        texts = map(column.texts, shard.iter(batch_size=batch_size))
+        for block in pack_texts(texts, tokenizer, block_size, **options):
+            blocks += 1
             yield {"input_ids": block, "labels": block}
+    if blocks == 0 and len(shards) == num_shards:  # (one of several workers may have nothing to do)
+        without = f": {column.without_text()}" if column.skipped else ""
+        raise ValueError(f"the corpus has fewer tokens than one block of {block_size}{without}")
+    column.warn_of_skipped()
 
 
-def _texts(batch: dict[str, list], text_column: str) -> list[str]:
-    if text_column not in batch:
-        raise ValueError(f"there is no column {text_column!r}; the dataset has {list(batch)}")
-    texts = [text for text in batch[text_column] if text is not None]
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"column {text_column!r} must hold str, found {type(text).__name__}")
-    return texts
+class TextColumn:
+    """Takes the documents out of batches of rows, and counts them and those without text.
+
+    Args:
+        name: The column with the texts.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.documents = self.skipped = 0
+
+    def texts(self, batch: dict[str, list]) -> list[tuple[str, bool]]:
+        """``(text, whether the next row continues it)`` of every row that has text."""
+        if self.name not in batch:
+            raise ValueError(f"there is no column {self.name!r}; the dataset has {list(batch)}")
+        texts = batch[self.name]
+        continues = batch.get(CONTINUES) or [False] * len(texts)
+        for text in texts:
+            if text is not None and not isinstance(text, str):
+                raise TypeError(f"column {self.name!r} must hold str, found {type(text).__name__}")
+        self.documents += continues.count(False)
+        self.skipped += sum(not text for text in texts)
+        return [(text, more) for text, more in zip(texts, continues, strict=True) if text]
+
+    def without_text(self) -> str:
+        return f"{self.skipped} of {self.documents} documents have no text in column {self.name!r}"
+
+    def warn_of_skipped(self) -> None:
+        if self.skipped:
+            logger.warning("%s and were left out", self.without_text())
 
 
 def pack_texts(
-    batches: Iterable[list[str]],
+    batches: Iterable[list[tuple[str, bool]]],
     tokenizer: PreTrainedTokenizerBase,
     block_size: int,
     *,
     eos: int | None,
     bos: int | None = None,
     drop_remainder: bool = True,
+    parse_special_tokens: bool = False,
 ) -> Iterator[list[int]]:
-    """Packs batches of texts into blocks of token ids, as :func:`pack_corpus` does.
+    """Packs texts into blocks of token ids, as :func:`pack_corpus` does.
 
     Args:
-        batches: Lists of documents.
+        batches: Lists of ``(text, continues)``: a document, or a part of one that goes on in the next text.
         tokenizer: Any tokenizer.
         block_size: Tokens in a block.
         eos: Token id after each document, or None.
         bos: Token id at the start of each block, or None.
         drop_remainder: Whether to drop the last block if it is shorter.
+        parse_special_tokens: Whether names of special tokens in a text become tokens.
 
     Yields:
         Lists of ``block_size`` token ids (the last one shorter, at least 2, if it is kept).
     """
+    encode = text_encoder(tokenizer, parse_special_tokens)
     head = [] if bos is None else [bos]
     take = block_size - len(head)
     buffer: list[int] = []
-    for texts in batches:
-        if not texts:
-            continue
-        # verbose=False: a document longer than the model's context is cut into blocks, a warning would mislead.
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        for ids in encoded:
-            if ids:
-                buffer.extend(ids)
-                if eos is not None:
+    has_tokens = False  # of the document so far
+    cutter = PieceCutter(encode)
+    for group in chain.from_iterable(map(calls, chain(map(cutter.cut, batches), [cutter.finish()]))):
+        for (_, continues), ids in zip(group, encode([text for text, _ in group]), strict=True):
+            buffer.extend(ids)
+            has_tokens = has_tokens or bool(ids)
+            if not continues:
+                if has_tokens and eos is not None:
                     buffer.append(eos)
+                has_tokens = False
         start = 0
         while len(buffer) - start >= take:
             yield head + buffer[start : start + take]

@@ -7,106 +7,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .files import file_names, find_split_files, read_files
 from .tasks import Task, get_task
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-#: File name endings that can be read, with the builder of ``datasets`` that reads each.
-FORMATS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".jsonl.gz": "json",
-    ".json.gz": "json",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".csv.gz": "csv",
-    ".txt": "text",
-    ".txt.gz": "text",
-}
-
-
-def looks_like_path(name: str) -> bool:
-    """Whether a name can only be meant as a local path: a Hub id is `name` or `owner/name`, without a file ending."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or name.endswith(tuple(FORMATS))
-
-
-def file_builder(path: Path) -> str:
-    """The name of the ``datasets`` builder for a file, by its ending.
-
-    Raises:
-        ValueError: If the ending is not one of :data:`FORMATS`.
-    """
-    for ending, builder in FORMATS.items():
-        if path.name.endswith(ending):
-            return builder
-    raise ValueError(f"cannot tell the format of {path}; known endings are {', '.join(FORMATS)}")
-
-
-def find_split_files(folder: Path, stems: Sequence[str]) -> list[Path]:
-    """Files of a split in a folder: ``<stem><ending>``, or ``<stem>-00000-of-00002<ending>`` and its siblings.
-
-    Args:
-        folder: An existing folder.
-        stems: Names to try, best first; the first that has files wins.
-
-    Returns:
-        Sorted paths.
-
-    Raises:
-        FileNotFoundError: If no stem has a file; the message says what the folder holds.
-    """
-    names = sorted(path for path in folder.iterdir() if path.is_file())
-    for stem in stems:
-        whole = [folder / f"{stem}{ending}" for ending in FORMATS if (folder / f"{stem}{ending}").is_file()]
-        if whole:
-            return whole[:1]
-        parts = [
-            path
-            for path in names
-            if path.name.startswith(f"{stem}-") and "-of-" in path.name and path.name.endswith(tuple(FORMATS))
-        ]
-        if parts:
-            return parts
-    found = ", ".join(path.name for path in names) or "no files"
-    raise FileNotFoundError(f"{folder} has no file for the split {' or '.join(map(repr, stems))}; it holds {found}")
-
-
-def read_files(files: Sequence[Path], *, streaming: bool = False, **builder_kwargs):
-    """Reads local files of one format as one dataset.
-
-    Args:
-        files: Paths of existing files with the same format.
-        streaming: Whether to return an ``IterableDataset`` that reads while it is iterated.
-        **builder_kwargs: Passed to the builder, such as ``sample_by`` for text files.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If formats are mixed or a file cannot be parsed; the message names the files and the cause.
-    """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    for path in files:
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no file {path}")
-    builders = {file_builder(path) for path in files}
-    if len(builders) != 1:
-        raise ValueError(
-            f"files of one split must have one format, not {', '.join(sorted(builders))}: {_names(files)}"
-        )
-    try:
-        return load_dataset(
-            builders.pop(),
-            data_files={"train": [str(path) for path in files]},
-            split="train",
-            streaming=streaming,
-            **builder_kwargs,
-        )
-    except (DatasetGenerationError, EOFError, OSError, UnicodeDecodeError) as error:
-        cause = error.__cause__ or error.__context__ or error
-        raise ValueError(f"cannot read {_names(files)}: {cause}") from error
 
 
 def load_task_dataset(
@@ -157,7 +63,7 @@ def load_task_dataset(
         raise ValueError(_hidden_labels(task, f"the split {own_split!r}"))
 
     dataset = read_files(files) if files else _load_from_hub(task, own_split)
-    source = _names(files) if files else f"{task.hub_id} ({own_split})"
+    source = file_names(files) if files else f"{task.hub_id} ({own_split})"
     dataset = _select_columns(dataset, task, source)
     _check_cells(dataset, task, source)
     if max_samples is not None and max_samples < len(dataset):
@@ -233,8 +139,3 @@ def _hidden_labels(task: Task, split: str) -> str:
         f"all labels of {split} of task {task.name} are hidden (-1), so nothing can be trained or measured on it; "
         "use the split 'validation'"
     )
-
-
-def _names(files: Sequence[Path]) -> str:
-    shown = ", ".join(str(path) for path in files[:3])
-    return shown if len(files) <= 3 else f"{shown} and {len(files) - 3} more"

@@ -18,6 +18,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from .pieces import text_encoder
 from .tasks import Task, get_task
 
 
@@ -136,33 +137,57 @@ class PromptEncoder:
         Returns:
             One list per example; None where even a prompt with empty texts has no room.
         """
-        encoded = self._tokenize([self.render(example) for example in examples])
+        encoded = self._tokenize_rendered(examples)
         return [
             self._prefix + ids if len(self._prefix) + len(ids) <= limit else self._shorten(example, limit)
             for example, ids, limit in zip(examples, encoded, room, strict=True)
         ]
 
+    def _tokenize_rendered(self, examples: Sequence[Mapping[str, str]]) -> list[list[int]]:
+        """Token ids of rendered prompts. A chat template's special tokens are tokens; their names in an example are text."""
+        rendered = [self.render(example) for example in examples]
+        if not self.use_chat_template:
+            return self._tokenize(rendered)
+        parse = text_encoder(self.tokenizer, parse_special_tokens=True)
+        encoded = parse(rendered)
+        for row, (example, text) in enumerate(zip(examples, rendered, strict=True)):
+            prompt = self.task.format_prompt(example)
+            if any(name in prompt for name in self.tokenizer.all_special_tokens):
+                # (Templates often trim what they are given.)
+                before, found, after = text.partition(prompt if prompt in text else prompt.strip())
+                if not found:
+                    raise ValueError(
+                        "the chat template changes a text that holds the name of a special token, so that it cannot be told from one: "
+                        f"{prompt[:80]!r}"
+                    )
+                encoded[row] = [*parse([before])[0], *self._tokenize([found])[0], *parse([after])[0]]
+        return encoded
+
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        # verbose=False: documents longer than the model's context are cut here, a warning would mislead.
-        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        return text_encoder(self.tokenizer)(texts)
 
     def _shorten(self, example: Mapping[str, str], room: int) -> list[int] | None:
         # The text is cut and the whole prompt tokenized again, so that a shortened prompt has the very tokens that its
         # text has; merges across the cut make this a loop (of one or two rounds in practice).
         example = {name: example[name] for name in self.task.text_fields}
         fields = sorted(example, key=lambda name: name != self.task.document_field)
-        ids = self._prefix + self._tokenize([self.render(example)])[0]
+        ids = self._prefix + self._tokenize_rendered([example])[0]
         for name in fields:
             while len(ids) > room and example[name]:
                 example[name] = self._cut(example[name], len(ids) - room)
-                ids = self._prefix + self._tokenize([self.render(example)])[0]
+                ids = self._prefix + self._tokenize_rendered([example])[0]
         return ids if len(ids) <= room else None
 
     def _cut(self, text: str, tokens: int) -> str:
         """Removes about ``tokens`` tokens, and at least one character, from the end of a text."""
         if self.tokenizer.is_fast:
             offsets = self.tokenizer(
-                text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+                text,
+                add_special_tokens=False,
+                return_offsets_mapping=True,
+                return_attention_mask=False,
+                verbose=False,
+                split_special_tokens=True,
             )["offset_mapping"]
             keep = len(offsets) - tokens
             end = offsets[keep - 1][1] if keep > 0 else 0

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.corpus import pack_texts
+from ..data.corpus import TextColumn, pack_texts
+from ..data.files import CONTINUES
 from .batching import check_finite, evaluating, forward_logits, model_device, pad_batch, padding_id
 
 
@@ -93,12 +94,13 @@ def perplexity(
     batch_size: int = 4,
     *,
     max_blocks: int | None = None,
+    parse_special_tokens: bool = False,
     progress: bool = True,
 ) -> dict[str, float | int]:
     """Perplexity over blocks that do not overlap.
 
-    Texts are packed as ``pack_corpus`` packs them (end-of-text after each, blocks across documents), keeping the last,
-    shorter block. In each block every token but the first is scored given the tokens of the block before it, so a
+    Texts are packed as ``pack_corpus`` packs them (end-of-text after each, blocks across documents; those without text, ``None``
+    or empty, are left out and counted in a warning), keeping the last, shorter block. In each block every token but the first is scored given the tokens of the block before it, so a
     smaller ``block_size`` gives a higher value: compare only values with the same one.
 
     Args:
@@ -109,6 +111,7 @@ def perplexity(
         block_size: Tokens in a block made of texts.
         batch_size: Blocks per forward pass.
         max_blocks: Stop after this many blocks.
+        parse_special_tokens: Whether names of special tokens in a text become tokens.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -125,7 +128,7 @@ def perplexity(
     if block_size < 2 or batch_size < 1:
         raise ValueError(f"block_size must be at least 2 and batch_size at least 1, got {block_size} and {batch_size}")
     device, pad_id = model_device(model), padding_id(tokenizer)
-    blocks = islice(_blocks(texts_or_blocks, tokenizer, block_size), max_blocks)
+    blocks = islice(_blocks(texts_or_blocks, tokenizer, block_size, parse_special_tokens), max_blocks)
     total, tokens = 0.0, 0
     with evaluating(model), tqdm(desc="perplexity", unit="block", disable=not progress) as bar:
         while batch := list(islice(blocks, batch_size)):
@@ -145,26 +148,48 @@ def perplexity(
     return {"perplexity": math.exp(nll) if nll < 700 else math.inf, "nll_per_token": nll, "tokens": tokens}
 
 
-def _blocks(items: Iterable, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Iterable[list[int]]:
+def _blocks(
+    items: Iterable, tokenizer: PreTrainedTokenizerBase, block_size: int, parse_special_tokens: bool
+) -> Iterable[list[int]]:
     if isinstance(items, str):
         items = [items]
-    iterator = iter(items)
-    first = next(iterator, None)
-    if first is None:
+    contents = map(_content, items)
+    # What the items are is seen from the first that is not empty.
+    empty = []
+    for content in contents:
+        if content[0] is not None:
+            break
+        empty.append(content)
+    else:
         return
-    items = chain([first], iterator)
-    if isinstance(first, Mapping):
-        key = "input_ids" if "input_ids" in first else "text"
-        if key not in first:
-            raise TypeError(f"rows must have 'input_ids' or 'text', they have {list(first)}")
-        first = first[key]
-        items = (row[key] for row in items)
+    first, contents = content[0], chain(empty, [content], contents)
     if isinstance(first, str):
-        batches = iter(lambda: list(islice(items, 64)), [])
-        yield from pack_texts(
-            batches, tokenizer, block_size, eos=tokenizer.eos_token_id, bos=None, drop_remainder=False
+        column = TextColumn("text")
+        batches = iter(lambda: list(islice(contents, 64)), [])
+        columns = (
+            dict(zip(("text", CONTINUES), map(list, zip(*batch, strict=True)), strict=True)) for batch in batches
         )
+        yield from pack_texts(
+            map(column.texts, columns),
+            tokenizer,
+            block_size,
+            eos=tokenizer.eos_token_id,
+            drop_remainder=False,
+            parse_special_tokens=parse_special_tokens,
+        )
+        column.warn_of_skipped()
     elif isinstance(first, (Sequence, torch.Tensor)):
-        yield from (ids for ids in (torch.as_tensor(block).tolist() for block in items) if len(ids) > 1)
+        blocks = (torch.as_tensor(block).tolist() for block, _ in contents if block is not None)
+        yield from (ids for ids in blocks if len(ids) > 1)
     else:
         raise TypeError(f"texts, blocks of token ids or rows are needed, not {type(first).__name__}")
+
+
+def _content(item: Any) -> tuple[Any, bool]:
+    """A text, a block of token ids or `None`, and whether the next text continues it."""
+    if not isinstance(item, Mapping):
+        return item, False
+    key = "input_ids" if "input_ids" in item else "text"
+    if key not in item:
+        raise TypeError(f"rows must have 'input_ids' or 'text', they have {list(item)}")
+    return item[key], bool(item.get(CONTINUES))

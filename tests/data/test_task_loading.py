@@ -93,7 +93,11 @@ def test_missing_paths_are_named(tmp_path):
         ([*ROWS, {"sentence": "b", "label": 2}], r"bad\.jsonl: row 4 has the label 2; task sst2 has labels 0 to 1"),
         ([*ROWS, {"sentence": "b", "label": -1}], r"bad\.jsonl: row 4 has the label -1"),
         ([*ROWS, {"sentence": None, "label": 1}], r"bad\.jsonl: row 4 has no value in column 'sentence'"),
-        ([{"sentence": "b", "label": "good"}], r"bad\.jsonl: column 'label' must hold integers"),
+        (
+            [{"sentence": "b", "label": "good"}],
+            r"bad\.jsonl: row 0 has the label 'good' .*; task sst2 knows negative, positive",
+        ),
+        ([{"sentence": "b", "label": True}], r"bad\.jsonl: column 'label' must hold integers"),
         ([{"sentence": 3, "label": 1}], r"bad\.jsonl: column 'sentence' must hold text"),
         ([{"sentence": "b", "label": -1}] * 3, r"bad\.jsonl: all labels of this split of task sst2 are hidden"),
     ],

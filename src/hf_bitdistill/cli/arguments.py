@@ -75,7 +75,10 @@ class StudentArguments:
 class TaskArguments:
     """The task and its data."""
 
-    task: str | None = field(default=None, metadata={"help": "sst2, mnli, rte, qnli, cnn_dailymail or xsum."})
+    task: str | None = field(
+        default=None,
+        metadata={"help": "sst2, mnli, rte, qnli, cnn_dailymail, xsum, or a task file of your own (task.yaml)."},
+    )
     data_dir: str | None = field(default=None, metadata={"help": "Folder with the task's files. Default: the Hub."})
     head: str = field(
         default="causal_lm",

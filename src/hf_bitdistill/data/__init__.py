@@ -19,7 +19,7 @@ from .preprocessing import (
     label_word_ids,
     take_tokens,
 )
-from .tasks import TASKS, Task, get_task
+from .tasks import TASKS, Task, get_task, load_task
 
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "get_task",
     "label_word_ids",
     "load_corpus",
+    "load_task",
     "load_task_dataset",
     "pack_corpus",
     "take_tokens",

@@ -42,7 +42,7 @@ def load_task_dataset(
 
     Raises:
         FileNotFoundError: A path is missing, or the folder has no file for the split.
-        ValueError: Unreadable file, missing column, empty (null) cell, label outside the task's range or hidden
+        ValueError: Unreadable file, unknown label, missing column, empty (null) cell, label outside the task's range or hidden
             (GLUE's test sets): each names the file, the column and, where there is one, the row (counted from 0).
         ConnectionError: The Hub cannot be reached.
     """
@@ -64,7 +64,7 @@ def load_task_dataset(
 
     dataset = read_files(files) if files else _load_from_hub(task, own_split)
     source = file_names(files) if files else f"{task.hub_id} ({own_split})"
-    dataset = _select_columns(dataset, task, source)
+    dataset = _label_ids(_select_columns(dataset, task, source), task, source)
     _check_cells(dataset, task, source)
     if max_samples is not None and max_samples < len(dataset):
         dataset = dataset.shuffle(seed=seed).select(range(max_samples))
@@ -82,6 +82,8 @@ def _files_of_split(task: Task, folder: Path, stems: Sequence[str]) -> list[Path
 def _load_from_hub(task: Task, split: str) -> Dataset:
     from datasets import load_dataset
 
+    if not task.hub_id:
+        raise ValueError(f"task {task.name} names no dataset of the Hub: give data_dir or data_files")
     try:
         return load_dataset(task.hub_id, task.hub_config, split=split)
     except (ConnectionError, FileNotFoundError) as error:
@@ -106,6 +108,35 @@ def _select_columns(dataset: Dataset, task: Task, source: str) -> Dataset:
     return dataset.select_columns(list(task.columns))
 
 
+def _label_ids(dataset: Dataset, task: Task, source: str) -> Dataset:
+    """Replaces labels that are written out by their ids."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    name = task.target_field
+    if task.kind != "classification" or len(dataset) == 0:
+        return dataset
+    if pa.types.is_floating(dataset.data.column(name).type):
+        raise ValueError(
+            f"{source}: column {name!r} holds floating-point numbers, and a number is no class: regression is not supported. Put the "
+            "numbers into classes and give these names"
+        )
+    column = dataset.with_format("arrow")[name][:]
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    if not task.label_values and not is_text:
+        return dataset  # they are the ids
+    values = task.label_values or task.label_words
+    texts = column.cast(pa.string())
+    ids = pc.index_in(texts, value_set=pa.array(values))
+    unknown = pc.and_(pc.is_null(ids), pc.is_valid(texts))
+    if pc.any(unknown).as_py():
+        row = pc.index(unknown, True).as_py()
+        raise ValueError(
+            f"{source}: row {row} has the label {texts[row].as_py()!r} in column {name!r}; task {task.name} knows {', '.join(values)}"
+        )
+    return dataset.remove_columns(name).add_column(name, ids.to_pylist())
+
+
 def _check_cells(dataset: Dataset, task: Task, source: str) -> None:
     """Checks every cell column by column in Arrow, which reads 300,000 long articles in a moment."""
     import pyarrow as pa
@@ -118,9 +149,9 @@ def _check_cells(dataset: Dataset, task: Task, source: str) -> None:
         if column.null_count:
             row = pc.index(pc.is_null(column), True).as_py()
             raise ValueError(f"{source}: row {row} has no value in column {name!r}")
-        if name == "label":
+        if name == task.target_field and task.kind == "classification":
             if not pa.types.is_integer(column.type):
-                raise ValueError(f"{source}: column 'label' must hold integers, it holds {column.type}")
+                raise ValueError(f"{source}: column {name!r} must hold integers, it holds {column.type}")
             bad = pc.or_(pc.less(column, 0), pc.greater_equal(column, task.num_labels))
             if pc.any(bad).as_py():
                 if pc.all(pc.equal(column, -1)).as_py():

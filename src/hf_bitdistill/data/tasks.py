@@ -1,18 +1,27 @@
 """The tasks: where their data is, how a prompt is written, which words stand for the labels.
 
-This is the only place that knows. Training, evaluation, the command line and the model card read it from here, so a
-model is always evaluated with the prompt it was trained with.
+A task is a YAML file (:func:`load_task`): six come with the package, in ``builtin_tasks``, and a user writes their own. It is the only
+place that knows. Training, evaluation, the command line and the model card read it from there, so a model is always evaluated with the
+prompt it was trained with.
 """
 
 from __future__ import annotations
 
+import difflib
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
+
+import yaml
 
 
 TaskKind = Literal["classification", "summarization"]
+
+_SPLITS = {"train": "train", "validation": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -21,42 +30,71 @@ class Task:
 
     Attributes:
         name: The name used on the command line and in model cards.
-        kind: ``"classification"`` or ``"summarization"``.
-        hub_id: Dataset id on the Hub.
+        prompt: ``str.format`` template over columns. It ends where the answer begins, without a trailing space.
+        target_field: Column of the answer: a label, or a text that the model writes.
+        label_words: The answer of each label, in the order of the label ids. Empty where the answer is a text.
+        label_values: What stands in the target's column for each label id, as text; empty: the ids themselves.
+        metric: Name for :func:`hf_bitdistill.evaluation.get_metric`. Default: ``"accuracy"`` for labels, ``"rouge"`` for texts.
+        document_field: The column that is shortened when a prompt is too long; the instruction and the answer never are. Default:
+            the first of the prompt.
+        hub_id: Dataset id on the Hub; empty: it is not there.
         hub_config: Dataset configuration on the Hub, or None.
         splits: Our split names (``"train"``, ``"validation"``, ``"test"``) to the dataset's own.
-        text_fields: Columns of the prompt, in the order in which they appear in it.
-        document_field: The column that is shortened when a prompt is too long; the instruction and the answer never are.
-        target_field: Column of the answer: ``"label"`` (int, an index into ``label_words``) or the summary (str).
-        prompt: ``str.format`` template over ``text_fields``. It ends where the answer begins, without a trailing space.
-        metric: Name for :func:`hf_bitdistill.evaluation.get_metric`.
-        label_words: The answer of each label, in the order of the label ids. Empty for summarization.
         field_aliases: Other names a column may have in local files, per canonical name.
         hidden_label_splits: The dataset's own names of splits published without labels.
         max_length: Default limit, in tokens, of prompt and answer together.
         max_new_tokens: Default limit, in tokens, of a generated answer.
+
+    Raises:
+        ValueError: The prompt has no column or ends in a space, the target is part of it, or labels are not distinct words.
     """
 
     name: str
-    kind: TaskKind
-    hub_id: str
-    hub_config: str | None
-    splits: Mapping[str, str]
-    text_fields: tuple[str, ...]
-    document_field: str
-    target_field: str
     prompt: str
-    metric: str
+    target_field: str
     label_words: tuple[str, ...] = ()
+    label_values: tuple[str, ...] = ()
+    metric: str = ""
+    document_field: str = ""
+    hub_id: str = ""
+    hub_config: str | None = None
+    splits: Mapping[str, str] = field(default_factory=lambda: _SPLITS)
     field_aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     hidden_label_splits: tuple[str, ...] = ()
     max_length: int = 256
     max_new_tokens: int = 16
 
     def __post_init__(self) -> None:
+        def settle(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
         # Tasks are shared constants: their mappings are read-only too.
-        object.__setattr__(self, "splits", MappingProxyType(dict(self.splits)))
-        object.__setattr__(self, "field_aliases", MappingProxyType(dict(self.field_aliases)))
+        settle("splits", MappingProxyType(dict(self.splits)))
+        settle("field_aliases", MappingProxyType({name: tuple(other) for name, other in self.field_aliases.items()}))
+        for name in ("label_words", "label_values", "hidden_label_splits"):
+            settle(name, tuple(getattr(self, name)))
+        fields = self.text_fields
+        if not fields or any(not name.isidentifier() for name in fields):
+            raise ValueError(f"prompt must name columns in braces, as in {{text}}; it is {self.prompt!r}")
+        if self.prompt != self.prompt.rstrip():
+            raise ValueError(
+                f"prompt must end where the answer begins, without white space; it ends {self.prompt[-10:]!r}"
+            )
+        if self.target_field in fields:
+            raise ValueError(f"the answer's column {self.target_field!r} is part of the prompt")
+        if not self.document_field:
+            settle("document_field", fields[0])
+        elif self.document_field not in fields:
+            raise ValueError(f"the document column {self.document_field!r} is not in the prompt")
+        if not self.metric:
+            settle("metric", "accuracy" if self.label_words else "rouge")
+        words = self.label_words
+        if (
+            len(words) == 1
+            or len(set(words)) != len(words)
+            or not all(isinstance(word, str) and word for word in words)
+        ):
+            raise ValueError(f"labels must be two or more different words, they are {list(words)}")
 
     def __reduce__(self):
         # A mappingproxy cannot be pickled, and worker processes as well as datasets' fingerprints pickle the task.
@@ -64,6 +102,18 @@ class Task:
         state["splits"] = dict(self.splits)
         state["field_aliases"] = dict(self.field_aliases)
         return _make_task, (state,)
+
+    @property
+    def kind(self) -> TaskKind:
+        """``"classification"`` if there are labels; otherwise ``"summarization"``: the model writes the answer."""
+        return "classification" if self.label_words else "summarization"
+
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """Columns of the prompt, in the order in which they appear in it."""
+        return tuple(
+            dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(self.prompt) if name is not None)
+        )
 
     @property
     def num_labels(self) -> int:
@@ -106,115 +156,101 @@ def _make_task(state: dict) -> Task:
     return Task(**state)
 
 
-_GLUE = "nyu-mll/glue"
-_GLUE_SPLITS = {"train": "train", "validation": "validation", "test": "test"}
+BUILTIN = Path(__file__).parent / "builtin_tasks"
+
+# Keys of a task file -> field of `Task`, and the type that it must have.
+_KEYS: dict[str, tuple[str, type | tuple[type, ...]]] = {
+    "name": ("name", str),
+    "dataset": ("hub_id", str),
+    "dataset_config": ("hub_config", str),
+    "splits": ("splits", dict),
+    "columns": ("field_aliases", dict),
+    "prompt": ("prompt", str),
+    "document": ("document_field", str),
+    "target": ("target_field", str),
+    "labels": ("label_words", (list, dict)),
+    "hidden_label_splits": ("hidden_label_splits", list),
+    "metric": ("metric", str),
+    "max_length": ("max_length", int),
+    "max_new_tokens": ("max_new_tokens", int),
+}
+
+
+def load_task(path: str | PathLike) -> Task:
+    """Reads a task file.
+
+    It is YAML with these keys, of which ``prompt`` and ``target`` are needed:
+
+    - ``prompt``: what the model reads, with columns in braces: ``"Review: {text}\\nTone:"``; a brace that is text is doubled;
+    - ``target``: the column of the answer;
+    - ``labels``: for classification. A list: the answer's word for each number (or ``ClassLabel``) in the target's column. A mapping:
+      ``{value in the column: the answer's word}``. Without it the answer is the column's text, which the model writes;
+    - ``document``: the column that is shortened when a prompt is too long (default: the prompt's first);
+    - ``metric``: default ``accuracy`` with ``labels``, ``rouge`` without;
+    - ``max_length``, ``max_new_tokens``: in tokens, of prompt and answer together, of a written answer;
+    - ``columns``: other names that a column may have: ``{text: [review, sentence]}``;
+    - ``dataset``, ``dataset_config``, ``splits``: where the data is, if it is on the Hub;
+    - ``name``: default: the file's name without its ending.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no YAML mapping, or a key is unknown, missing or has a value of the wrong kind; names file and key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no task file {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must map keys to values")
+    for key, value in values.items():
+        if key not in _KEYS:
+            close = difflib.get_close_matches(str(key), _KEYS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(_KEYS)}"
+            raise ValueError(f"{path}: unknown key {key!r}; {hint}")
+        kind = _KEYS[key][1]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            names = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+            raise ValueError(f"{path}: {key} must be a {names}, it is {value!r}")
+    for key in ("prompt", "target"):
+        if key not in values:
+            raise ValueError(f"{path}: {key} is missing")
+    options = {"name": path.stem, **{_KEYS[key][0]: value for key, value in values.items()}}
+    labels = values.get("labels") or []
+    words = list(labels.values()) if isinstance(labels, dict) else labels
+    truths = [value for value in (*labels, *words) if isinstance(value, bool)]
+    if truths:
+        raise ValueError(f"{path}: labels: YAML reads a bare yes, no, true or false as {truths[0]}; put it in quotes")
+    options["label_words"] = [str(word) for word in words]
+    if isinstance(labels, dict):
+        options["label_values"] = [str(value) for value in labels]
+    try:
+        return _make_task(options)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
 
 TASKS: Mapping[str, Task] = MappingProxyType(
-    {
-        task.name: task
-        for task in (
-            Task(
-                name="sst2",
-                kind="classification",
-                hub_id=_GLUE,
-                hub_config="sst2",
-                splits=_GLUE_SPLITS,
-                text_fields=("sentence",),
-                document_field="sentence",
-                target_field="label",
-                prompt="Review: {sentence}\nSentiment (negative or positive):",
-                metric="accuracy",
-                label_words=("negative", "positive"),
-                hidden_label_splits=("test",),
-                max_length=128,
-            ),
-            Task(
-                name="mnli",
-                kind="classification",
-                hub_id=_GLUE,
-                hub_config="mnli",
-                splits={"train": "train", "validation": "validation_matched", "test": "test_matched"},
-                text_fields=("premise", "hypothesis"),
-                document_field="premise",
-                target_field="label",
-                prompt="Premise: {premise}\nHypothesis: {hypothesis}\nRelation (entailment, neutral or contradiction):",
-                metric="accuracy",
-                label_words=("entailment", "neutral", "contradiction"),
-                hidden_label_splits=("test_matched", "test_mismatched"),
-            ),
-            Task(
-                name="rte",
-                kind="classification",
-                hub_id=_GLUE,
-                hub_config="rte",
-                splits=_GLUE_SPLITS,
-                text_fields=("sentence1", "sentence2"),
-                document_field="sentence1",
-                target_field="label",
-                prompt="Text: {sentence1}\nHypothesis: {sentence2}\nRelation (entailment or not_entailment):",
-                metric="accuracy",
-                label_words=("entailment", "not_entailment"),
-                hidden_label_splits=("test",),
-                max_length=384,
-            ),
-            Task(
-                name="qnli",
-                kind="classification",
-                hub_id=_GLUE,
-                hub_config="qnli",
-                splits=_GLUE_SPLITS,
-                text_fields=("question", "sentence"),
-                document_field="sentence",
-                target_field="label",
-                prompt="Question: {question}\nSentence: {sentence}\nAnswers it (entailment or not_entailment):",
-                metric="accuracy",
-                label_words=("entailment", "not_entailment"),
-                hidden_label_splits=("test",),
-            ),
-            Task(
-                name="cnn_dailymail",
-                kind="summarization",
-                hub_id="abisee/cnn_dailymail",
-                hub_config="3.0.0",
-                splits=_GLUE_SPLITS,
-                text_fields=("article",),
-                document_field="article",
-                target_field="highlights",
-                prompt="Article: {article}\n\nSummary of the article in a few sentences:",
-                metric="rouge",
-                field_aliases={"article": ("document", "text"), "highlights": ("summary",)},
-                max_length=1024,
-                max_new_tokens=128,
-            ),
-            Task(
-                name="xsum",
-                kind="summarization",
-                hub_id="EdinburghNLP/xsum",
-                hub_config=None,
-                splits=_GLUE_SPLITS,
-                text_fields=("document",),
-                document_field="document",
-                target_field="summary",
-                prompt="Article: {document}\n\nSummary of the article in one sentence:",
-                metric="rouge",
-                field_aliases={"document": ("article", "text"), "summary": ("highlights",)},
-                max_length=1024,
-                max_new_tokens=64,
-            ),
-        )
-    }
+    {name: load_task(BUILTIN / f"{name}.yaml") for name in ("sst2", "mnli", "rte", "qnli", "cnn_dailymail", "xsum")}
 )
 
 
 def get_task(name: str | Task) -> Task:
-    """Looks a task up by its name (a :class:`Task` is returned as it is).
+    """Looks a task up by its name, or reads it from the file that is named (a :class:`Task` is returned as it is).
 
     Raises:
-        ValueError: If there is no such task; the message lists the names.
+        ValueError: If there is no such task (the message lists the names), or the file is no task.
+        FileNotFoundError: If there is no such file.
     """
     if isinstance(name, Task):
         return name
+    if name.endswith((".yaml", ".yml")):
+        return load_task(name)
     try:
         return TASKS[name]
     except KeyError:
-        raise ValueError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}") from None
+        raise ValueError(
+            f"unknown task {name!r}; the tasks are {', '.join(TASKS)}, or give a file of your own (task.yaml)"
+        ) from None

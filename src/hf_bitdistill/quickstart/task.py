@@ -20,15 +20,8 @@ if TYPE_CHECKING:
 
 TASK = Task(
     name="docstring_summary",
-    kind="summarization",
-    hub_id="",  # not on the Hub
-    hub_config=None,
-    splits={},
-    text_fields=("signature",),
-    document_field="signature",
-    target_field="summary",
     prompt="{signature}\nSummary:",
-    metric="rouge",
+    target_field="summary",
     max_length=96,
     max_new_tokens=32,
 )

@@ -26,6 +26,9 @@ FORMATS = {
     ".parquet": "parquet",
     ".csv": "csv",
     ".csv.gz": "csv",
+    ".tsv": "csv",
+    ".tsv.gz": "csv",
+    ".arrow": "arrow",
     ".txt": "text",
     ".txt.gz": "text",
 }
@@ -142,7 +145,8 @@ def _load(builder: str, files: Sequence[Path], streaming: bool) -> Dataset | Ite
 
     try:
         names = [str(path) for path in files]
-        dataset = load_dataset(builder, data_files={"train": names}, split="train", streaming=streaming)
+        options = {"sep": "\t"} if builder == "csv" and ".tsv" in files[0].suffixes else {}
+        dataset = load_dataset(builder, data_files={"train": names}, split="train", streaming=streaming, **options)
         if not streaming and builder == "json":
             dataset.data.validate(full=True)  # arrow's reader of JSON takes any bytes for text
         return dataset
@@ -254,6 +258,8 @@ def _explain(files: Sequence[Path], error: BaseException) -> str:
 def _diagnose(path: Path) -> str | None:
     builder = file_builder(path)
     try:
+        if builder == "arrow":
+            return None
         return _diagnose_parquet(path) if builder == "parquet" else _diagnose_lines(path, is_json=builder == "json")
     except (EOFError, OSError, zlib.error) as error:
         return str(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .files import file_names, find_split_files, read_files
 from .tasks import Task, get_task
@@ -64,10 +64,23 @@ def load_task_dataset(
 
     dataset = read_files(files) if files else _load_from_hub(task, own_split)
     source = file_names(files) if files else f"{task.hub_id} ({own_split})"
-    dataset = _label_ids(_select_columns(dataset, task, source), task, source)
-    _check_cells(dataset, task, source)
+    dataset = task_rows(dataset, task, source)
     if max_samples is not None and max_samples < len(dataset):
         dataset = dataset.shuffle(seed=seed).select(range(max_samples))
+    return dataset
+
+
+def task_rows(dataset: Dataset, task: Task, source: str) -> Dataset:
+    """The rows of a dataset in the form of a task: its columns alone, labels as ids, every cell checked.
+
+    Args:
+        source: Where the rows are from, for messages.
+
+    Raises:
+        ValueError: As in :func:`load_task_dataset`.
+    """
+    dataset = _label_ids(_select_columns(dataset, task, source), task, source)
+    _check_cells(dataset, task, source)
     return dataset
 
 
@@ -108,6 +121,24 @@ def _select_columns(dataset: Dataset, task: Task, source: str) -> Dataset:
     return dataset.select_columns(list(task.columns))
 
 
+def refuse_regression(kind: Any, column: str, source: str) -> None:
+    """Refuses a label column of floating-point numbers.
+
+    Args:
+        kind: The column's Arrow type.
+
+    Raises:
+        ValueError: It holds floating-point numbers.
+    """
+    import pyarrow as pa
+
+    if pa.types.is_floating(kind):
+        raise ValueError(
+            f"{source}: column {column!r} holds floating-point numbers, and a number is no class: regression is not supported. Put the "
+            "numbers into classes and give these names"
+        )
+
+
 def _label_ids(dataset: Dataset, task: Task, source: str) -> Dataset:
     """Replaces labels that are written out by their ids."""
     import pyarrow as pa
@@ -116,12 +147,8 @@ def _label_ids(dataset: Dataset, task: Task, source: str) -> Dataset:
     name = task.target_field
     if task.kind != "classification" or len(dataset) == 0:
         return dataset
-    if pa.types.is_floating(dataset.data.column(name).type):
-        raise ValueError(
-            f"{source}: column {name!r} holds floating-point numbers, and a number is no class: regression is not supported. Put the "
-            "numbers into classes and give these names"
-        )
     column = dataset.with_format("arrow")[name][:]
+    refuse_regression(column.type, name, source)
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     if not task.label_values and not is_text:
         return dataset  # they are the ids

@@ -96,7 +96,7 @@ class PromptEncoder:
         if use_chat_template and not getattr(tokenizer, "chat_template", None):
             raise ValueError("use_chat_template is set but the tokenizer has no chat template")
         # A chat template writes its own special tokens.
-        self._prefix = [] if use_chat_template else _special_prefix(tokenizer)
+        self._prefix = [] if use_chat_template else special_prefix(tokenizer)
 
     def render(self, example: Mapping[str, str]) -> str:
         """The prompt as text, in the chat template if there is one. It ends where the answer begins."""
@@ -197,7 +197,7 @@ class PromptEncoder:
         return text[: min(end, len(text) - 1)].rstrip()
 
 
-def _special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The special tokens that the tokenizer puts before a text (none it puts after: the answer follows)."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]

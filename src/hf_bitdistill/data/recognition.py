@@ -1,0 +1,165 @@
+"""What kind of examples a dataset holds, told by its columns, in the conventions of the ecosystem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from .loading import refuse_regression
+from .tasks import Task
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Kind = Literal["messages", "prompt_completion", "task", "text"]
+
+# Names of a column, best first.
+_LABELS = ("label", "labels", "class", "target")
+_PAIRS = (
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+)
+_TEXTS = ("text", "sentence", "content", "review", "document")
+
+# More different whole numbers than this in a label column are a quantity, not classes.
+_MOST_CLASSES = 256
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """What a dataset holds.
+
+    Attributes:
+        kind: ``"messages"`` (conversations), ``"prompt_completion"``, ``"task"`` (a prompt with a label or a text as its answer) or
+            ``"text"`` (plain text).
+        columns: The columns that are read, in the order of the kind's name.
+        task: Of the kind ``"task"``.
+    """
+
+    kind: Kind
+    columns: tuple[str, ...]
+    task: Task | None = None
+
+
+def recognize(
+    dataset: Dataset,
+    source: str,
+    *,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    label_words: Sequence[str] | None = None,
+) -> Recognized:
+    """Tells the kind of a dataset by its columns.
+
+    In this order: ``messages`` (or ``conversations``), ``prompt`` and ``completion``, a label beside one text or a known pair of texts,
+    ``text`` alone.
+
+    Args:
+        dataset: A map-style dataset.
+        source: Where it is from, for messages; its end names the task.
+        text_columns: The columns with the texts of a prompt, whatever they are called.
+        label_column: The column with the label, whatever it is called.
+        label_words: The answer of each class, in the order of ``ClassLabel`` or of the sorted values. Default: the names or values.
+
+    Raises:
+        ValueError: A named column is missing, the labels are no classes (a regression, say), or the columns say nothing; says what to do.
+    """
+    present = list(dataset.column_names)
+    for name in [*(text_columns or ()), *([label_column] if label_column else [])]:
+        if name not in present:
+            raise ValueError(f"{source} has no column {name!r}; it has {', '.join(present)}")
+    if text_columns is None and label_column is None:
+        for name in ("messages", "conversations"):
+            if name in present:
+                return Recognized("messages", (name,))
+        if {"prompt", "completion"} <= set(present):
+            return Recognized("prompt_completion", ("prompt", "completion"))
+    label = label_column or next((name for name in _LABELS if name in present), None)
+    texts = tuple(text_columns or _text_columns(dataset, label))
+    if label is not None and texts:
+        return Recognized("task", (*texts, label), _classification(dataset, source, texts, label, label_words))
+    if texts and label is None:
+        return Recognized("text", texts[:1])
+    raise ValueError(
+        f"{source}: the columns {', '.join(present)} do not say what is the prompt and what the answer. Name them (text columns and the "
+        "label column), or write a task file with a prompt"
+    )
+
+
+def _text_columns(dataset: Dataset, label: str | None) -> Sequence[str]:
+    from datasets import Value
+
+    strings = [
+        name
+        for name, kind in dataset.features.items()
+        if name != label and isinstance(kind, Value) and kind.dtype in ("string", "large_string")
+    ]
+    pair = next((pair for pair in _PAIRS if set(pair) <= set(strings)), None)
+    if pair is not None and label is not None:
+        return pair
+    known = [name for name in _TEXTS if name in strings]
+    if known:
+        return known[:1]
+    # With a label the only text there is must be it.
+    return strings if len(strings) == 1 and label is not None else ()
+
+
+def _classification(
+    dataset: Dataset, source: str, texts: Sequence[str], label: str, words: Sequence[str] | None
+) -> Task:
+    values, names = _classes(dataset, source, label)
+    if words is not None:
+        if len(words) != len(names):
+            raise ValueError(
+                f"{source}: {len(words)} label words for {len(names)} classes in column {label!r}: {', '.join(names)}"
+            )
+        names = list(words)
+    title = [name.replace("_", " ").capitalize() for name in texts]
+    body = "\n".join(f"{each}: {{{name}}}" for each, name in zip(title, texts, strict=True))
+    choices = f"{', '.join(names[:-1])} or {names[-1]}".replace("{", "{{").replace("}", "}}")
+    return Task(
+        name=_task_name(source),
+        prompt=f"{body}\n{label.replace('_', ' ').capitalize()} ({choices}):",
+        target_field=label,
+        label_words=tuple(names),
+        label_values=tuple(values),
+    )
+
+
+def _task_name(source: str) -> str:
+    end = source.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+    return end.partition(".")[0] or end
+
+
+def _classes(dataset: Dataset, source: str, label: str) -> tuple[list[str], list[str]]:
+    """Values of the label column as text (none for a ``ClassLabel``), and a name for each."""
+    import pyarrow as pa
+    from datasets import ClassLabel
+
+    feature: Any = dataset.features[label]
+    if isinstance(feature, ClassLabel):
+        return [], [name.replace("_", " ") for name in feature.names]
+    column = dataset.with_format("arrow")[label][:]
+    refuse_regression(column.type, label, source)
+    if not (
+        pa.types.is_integer(column.type) or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    ):
+        raise ValueError(f"{source}: column {label!r} holds {column.type}, which is no label")
+    values = sorted(value for value in column.unique().to_pylist() if value not in (None, ""))
+    if pa.types.is_integer(column.type) and values and values[0] < 0 and set(values) == {-1}:
+        raise ValueError(f"{source}: all labels are hidden (-1): nothing can be trained or measured on them")
+    if len(values) < 2:
+        raise ValueError(f"{source}: column {label!r} has {len(values)} different values; two classes are needed")
+    if len(values) > _MOST_CLASSES or len(values) * 2 > len(column):
+        raise ValueError(
+            f"{source}: column {label!r} has {len(values)} different values in {len(column)} rows: it holds quantities or texts, not "
+            "classes. For a text that the model should write, use the columns prompt and completion, or a task file"
+        )
+    names = [str(value) for value in values]
+    return names, list(names)

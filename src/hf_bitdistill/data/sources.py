@@ -1,0 +1,146 @@
+"""A dataset from wherever it is: the Hub, a file, a folder of files, or a folder that ``save_to_disk`` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .files import FORMATS, find_split_files, looks_like_path, read_files
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# What a split is called elsewhere, best first.
+_OTHER_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "validation_matched", "valid", "val", "dev", "eval", "test"),
+}
+
+# What `save_to_disk` writes for a dataset and for several splits.
+_SAVED = "state.json"
+_SAVED_SPLITS = "dataset_dict.json"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows to train on and rows to measure on.
+
+    Attributes:
+        source: Where they are from, for messages and reports.
+        train: Rows to train on.
+        validation: Rows to measure on; never trained on.
+        held_out_from_train: Whether there was no such split, so that a part of the training rows was taken away for it.
+    """
+
+    source: str
+    train: Dataset
+    validation: Dataset
+    held_out_from_train: bool
+
+
+def load_examples(
+    path_or_hub_id: str | PathLike,
+    *,
+    config_name: str | None = None,
+    revision: str | None = None,
+    train_split: str | None = None,
+    validation_split: str | None = None,
+    held_out: float = 0.1,
+    max_held_out: int = 2000,
+    seed: int = 0,
+) -> Examples:
+    """Loads the two splits of a dataset.
+
+    Args:
+        path_or_hub_id: A file (csv, tsv, json, jsonl, each also gzipped; parquet, arrow), a folder with files named by split, a folder
+            that ``save_to_disk`` wrote, or a dataset id.
+        config_name, revision: Of a dataset on the Hub.
+        train_split: Default: ``train``; of a single file, all of it.
+        validation_split: Default: ``validation``, or what it is usually called instead, ``test`` last.
+        held_out: Without a split to measure on, this share of the training rows is taken away for it, at most ``max_held_out`` rows.
+        seed: Chooses these rows. The same seed takes the same ones.
+
+    Raises:
+        FileNotFoundError: The path or a named split is missing; says what there is.
+        ValueError: A file is damaged or of unknown format, or there are fewer than two rows.
+        ConnectionError: The Hub cannot be reached, or has no such dataset.
+    """
+    source = str(path_or_hub_id)
+    splits = _Splits.open(path_or_hub_id, config_name, revision)
+    train = splits.load("train", train_split)
+    if train is None:
+        raise FileNotFoundError(f"{source} has no split {train_split or 'train'!r}; it has {splits.names()}")
+    validation = splits.load("validation", validation_split)
+    if validation is None and validation_split is not None:
+        raise FileNotFoundError(f"{source} has no split {validation_split!r}; it has {splits.names()}")
+    if validation is not None:
+        return Examples(source, train, validation, False)
+    if len(train) < 2:
+        raise ValueError(f"{source} has {len(train)} rows: too few to train and to measure")
+    count = min(max(1, round(held_out * len(train))), max_held_out)
+    parts = train.train_test_split(test_size=count, seed=seed, shuffle=True)
+    return Examples(source, parts["train"], parts["test"], True)
+
+
+class _Splits:
+    """The splits of one source, each loaded when it is asked for."""
+
+    def __init__(self, names: list[str], load):
+        self._names, self._load = names, load
+
+    def names(self) -> str:
+        return ", ".join(self._names) or "none"
+
+    def load(self, kind: str, name: str | None) -> Dataset | None:
+        wanted = (name,) if name is not None else _OTHER_NAMES[kind]
+        found = next((each for each in wanted if each in self._names), None)
+        return None if found is None else self._load(found)
+
+    @classmethod
+    def open(cls, path_or_hub_id: str | PathLike, config_name: str | None, revision: str | None) -> _Splits:
+        path = Path(path_or_hub_id).expanduser()
+        if path.is_file():
+            return cls(["train"], lambda name: read_files([path]))
+        if path.is_dir():
+            return cls._of_folder(path)
+        if looks_like_path(str(path_or_hub_id)):
+            raise FileNotFoundError(f"there is no file or folder {path_or_hub_id}")
+        return cls._of_hub(str(path_or_hub_id), config_name, revision)
+
+    @classmethod
+    def _of_folder(cls, folder: Path) -> _Splits:
+        from datasets import load_from_disk
+
+        if (folder / _SAVED_SPLITS).is_file() or (folder / _SAVED).is_file():
+            try:
+                saved = load_from_disk(str(folder))
+            except (OSError, ValueError, KeyError) as error:
+                raise ValueError(f"cannot read {folder}: {error}") from error
+            splits = saved if isinstance(saved, Mapping) else {"train": saved}
+            return cls(list(splits), splits.__getitem__)
+        stems: dict[str, None] = {}
+        for file in sorted(folder.iterdir()):
+            ending = next((ending for ending in FORMATS if file.name.endswith(ending)), None)
+            if ending is not None and file.is_file():
+                stem = file.name.removesuffix(ending)
+                stems[stem.rsplit("-", 3)[0] if "-of-" in stem else stem] = None
+        if not stems:
+            raise FileNotFoundError(f"{folder} holds no data files ({', '.join(FORMATS)})")
+        if len(stems) == 1:  # one file (or its shards), whatever it is called
+            only = next(iter(stems))
+            return cls(["train"], lambda name: read_files(find_split_files(folder, [only])))
+        return cls(list(stems), lambda name: read_files(find_split_files(folder, [name])))
+
+    @classmethod
+    def _of_hub(cls, name: str, config_name: str | None, revision: str | None) -> _Splits:
+        from datasets import get_dataset_split_names, load_dataset
+
+        try:
+            names = get_dataset_split_names(name, config_name, revision=revision)
+        except (ConnectionError, FileNotFoundError, ValueError) as error:
+            raise ConnectionError(f"{name} is no local path and cannot be loaded from the Hub: {error}") from error
+        return cls(list(names), lambda split: load_dataset(name, config_name, split=split, revision=revision))

@@ -1,0 +1,91 @@
+import pytest
+from datasets import Dataset
+
+from hf_bitdistill.data.conversations import encode_completions, encode_conversations
+
+
+TEMPLATE = (
+    "{% if tools %}<s>tools: {{ tools | tojson }}</s>{% endif %}"
+    "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+# Removes what was thought in all turns but the last, as templates of reasoning models do.
+FORGETFUL = (
+    "{% for m in messages %}<s>{{ m.role }}: {{ m.content if loop.last else m.content.split('|')[-1] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+)
+
+
+def say(role, content, **more):
+    return {"role": role, "content": content, **more}
+
+
+CHAT = [
+    say("system", "be brief"),
+    say("user", "a"),
+    say("assistant", "b b"),
+    say("user", "c"),
+    say("assistant", "d d"),
+]
+
+
+def learned(encoded, tokenizer, row=0):
+    example = encoded.dataset[row]
+    assert len(example["input_ids"]) == len(example["labels"]) == len(example["attention_mask"])
+    kept = [
+        (token, label) for token, label in zip(example["input_ids"], example["labels"], strict=True) if label != -100
+    ]
+    assert all(token == label for token, label in kept)
+    return tokenizer.decode([label for _, label in kept])
+
+
+@pytest.mark.parametrize(("turns", "expected"), [("all", "b b</s>d d</s>"), ("last", "d d</s>")])
+def test_the_assistant_alone_is_learned(tiny_tokenizer, turns, expected):
+    tiny_tokenizer.chat_template = TEMPLATE
+    rows = [CHAT, CHAT[:2], [], [say("user", "x" * 400), say("assistant", "y")]]
+    encoded = encode_conversations(Dataset.from_dict({"messages": rows}), tiny_tokenizer, 200, turns=turns)
+    assert learned(encoded, tiny_tokenizer) == expected
+    assert encoded.left_out == {"no assistant turn": 1, "empty": 1, "longer than max_length": 1}
+    assert encoded.share_left_out == 0.75
+    rendered = tiny_tokenizer.apply_chat_template(CHAT, tokenize=False)
+    assert tiny_tokenizer.decode(encoded.dataset[0]["input_ids"]) == rendered
+
+
+def test_tool_calls_are_kept(tiny_tokenizer):
+    tiny_tokenizer.chat_template = TEMPLATE
+    call = [{"name": "weather"}]
+    rows = [[say("user", "rain ?"), say("assistant", "", tool_calls=call), say("tool", "no"), say("assistant", "dry")]]
+    dataset = Dataset.from_list([{"messages": rows[0], "tools": [{"name": "weather"}]}])
+    text = learned(encode_conversations(dataset, tiny_tokenizer, 400), tiny_tokenizer)
+    assert "weather" in text
+    assert text.endswith("dry</s>")
+    assert "no" not in text
+
+
+def test_a_template_that_rewrites_earlier_turns(tiny_tokenizer):
+    tiny_tokenizer.chat_template = FORGETFUL
+    rows = [[say("user", "a"), say("assistant", "hm|b"), say("user", "c"), say("assistant", "so|d")]]
+    encoded = encode_conversations(Dataset.from_dict({"messages": rows}), tiny_tokenizer, 200)
+    assert learned(encoded, tiny_tokenizer) == "so|d</s>"
+
+
+def test_completions(tiny_tokenizer):
+    rows = [
+        {"prompt": "a b", "completion": " c d"},
+        {"prompt": "", "completion": "x"},
+        {"prompt": "x", "completion": None},
+    ]
+    encoded = encode_completions(Dataset.from_list(rows), tiny_tokenizer, 64)
+    assert learned(encoded, tiny_tokenizer) == " c d</s>"
+    assert encoded.left_out == {"empty": 2}
+    tiny_tokenizer.chat_template = TEMPLATE
+    messages = [{"prompt": CHAT[:4], "completion": CHAT[4:]}]
+    assert learned(encode_completions(Dataset.from_list(messages), tiny_tokenizer, 200), tiny_tokenizer) == "d d</s>"
+
+
+def test_refusals(tiny_tokenizer):
+    with pytest.raises(ValueError, match="no chat template"):
+        encode_conversations(Dataset.from_dict({"messages": [CHAT]}), tiny_tokenizer, 64)
+    tiny_tokenizer.chat_template = TEMPLATE
+    with pytest.raises(ValueError, match="no example is left to train on: 1 longer than max_length"):
+        encode_conversations(Dataset.from_dict({"messages": [CHAT]}), tiny_tokenizer, 4)

@@ -1,0 +1,117 @@
+import gzip
+import json
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from hf_bitdistill.data.loading import task_rows
+from hf_bitdistill.data.recognition import recognize
+from hf_bitdistill.data.sources import load_examples
+
+
+TEXTS = [f"text number {i} ." for i in range(12)]
+
+
+def rows(**columns):
+    return Dataset.from_dict({"text": TEXTS, **columns})
+
+
+def test_conventions_of_the_ecosystem():
+    message = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]] * 12
+    assert recognize(Dataset.from_dict({"messages": message}), "x").kind == "messages"
+    pairs = {"prompt": TEXTS, "completion": TEXTS}
+    assert recognize(Dataset.from_dict(pairs), "x").columns == ("prompt", "completion")
+    assert recognize(rows(), "x").kind == "text"
+    named = Features({"text": Value("string"), "label": ClassLabel(names=["not_good", "good"])})
+    found = recognize(rows(label=[0, 1] * 6).cast(named), "owner/reviews")
+    assert found.columns == ("text", "label")
+    assert found.task.name == "reviews"
+    assert found.task.label_words == ("not good", "good")
+    assert found.task.prompt == "Text: {text}\nLabel (not good or good):"
+
+
+def test_pairs_and_own_names():
+    pair = Dataset.from_dict(
+        {"premise": TEXTS, "hypothesis": TEXTS, "label": ["yes", "no", "maybe"] * 4, "idx": TEXTS}
+    )
+    task = recognize(pair, "nli.csv").task
+    assert task.text_fields == ("premise", "hypothesis")
+    assert task.label_words == ("maybe", "no", "yes")
+    assert task_rows(pair, task, "nli.csv")["label"][:3] == [2, 1, 0]
+    own = Dataset.from_dict({"ticket": TEXTS, "other": TEXTS, "team": [7, 3, 5] * 4})
+    with pytest.raises(ValueError, match="columns ticket, other, team do not say what is the prompt"):
+        recognize(own, "tickets.csv")
+    found = recognize(own, "tickets.csv", text_columns=["ticket"], label_column="team", label_words=["a", "b", "c"])
+    assert task_rows(own, found.task, "x")["team"][:3] == [2, 0, 1]
+    assert found.task.prompt == "Ticket: {ticket}\nTeam (a, b or c):"
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.5, 1.5] * 6, "regression is not supported"),
+        (list(range(12)), "12 different values in 12 rows: it holds quantities or texts, not classes"),
+        (["same"] * 12, "has 1 different values; two classes are needed"),
+        ([-1] * 12, "all labels are hidden"),
+    ],
+)
+def test_what_are_no_classes_is_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        recognize(rows(label=labels), "x")
+    with pytest.raises(ValueError, match="x has no column 'gone'; it has text, label"):
+        recognize(rows(label=labels), "x", label_column="gone")
+
+
+def write(path, count=20):
+    data = Dataset.from_dict({"text": [f"row {i}" for i in range(count)], "label": [i % 2 for i in range(count)]})
+    lines = "".join(json.dumps(row) + "\n" for row in data)
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(lines.encode()))
+    elif path.suffix == ".tsv":
+        path.write_text("text\tlabel\n" + "".join(f"{row['text']}\t{row['label']}\n" for row in data))
+    elif path.suffix == ".csv":
+        data.to_csv(path)
+    elif path.suffix == ".parquet":
+        data.to_parquet(path)
+    elif path.suffix == ".arrow":
+        data.save_to_disk(path.parent / "saved")
+        next((path.parent / "saved").glob("*.arrow")).rename(path)
+    else:
+        path.write_text(lines)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.jsonl.gz", "a.parquet", "a.arrow"])
+def test_one_file_of_any_format(tmp_path, name):
+    first, again = (load_examples(write(tmp_path / name)) for _ in range(2))
+    assert first.held_out_from_train
+    assert (len(first.train), len(first.validation)) == (18, 2)
+    assert first.validation["text"][:] == again.validation["text"][:]
+    assert not set(first.validation["text"]) & set(first.train["text"])
+
+
+def test_folders(tmp_path):
+    write(tmp_path / "train.csv")
+    assert load_examples(tmp_path).held_out_from_train
+    write(tmp_path / "test.csv", 5)
+    write(tmp_path / "dev.csv", 7)
+    examples = load_examples(tmp_path)
+    assert (len(examples.train), len(examples.validation), examples.held_out_from_train) == (20, 7, False)
+    assert len(load_examples(tmp_path, validation_split="test").validation) == 5
+    with pytest.raises(FileNotFoundError, match="has no split 'gone'; it has dev, test, train"):
+        load_examples(tmp_path, validation_split="gone")
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        load_examples("./gone")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no data files"):
+        load_examples(tmp_path / "empty")
+
+
+def test_saved_to_disk(tmp_path):
+    data = Dataset.from_dict({"text": TEXTS})
+    data.save_to_disk(tmp_path / "one")
+    assert len(load_examples(tmp_path / "one").train) == 11
+    DatasetDict({"train": data, "validation": data.select(range(3))}).save_to_disk(tmp_path / "two")
+    assert len(load_examples(tmp_path / "two").validation) == 3
+    with pytest.raises(ConnectionError, match="cannot be loaded from the Hub"):
+        load_examples("some-owner/some-data")

@@ -6,12 +6,13 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from hf_bitdistill.evaluation import Accuracy, Rouge, get_metric
+from hf_bitdistill.evaluation.uncertainty import standard_errors
 
 
 def test_importing_the_package_does_not_import_evaluate():
     code = (
         "import sys, hf_bitdistill, hf_bitdistill.data, hf_bitdistill.evaluation, hf_bitdistill.evaluation.evaluator\n"
-        "assert not {'evaluate', 'nltk', 'rouge_score'} & set(sys.modules)"
+        "assert not {'evaluate', 'nltk', 'rouge_score', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -20,7 +21,10 @@ def test_get_metric():
     assert isinstance(get_metric("accuracy"), Accuracy)
     assert isinstance(get_metric("rouge"), Rouge)
     assert isinstance(get_metric("rouge"), evaluate.Metric)
-    with pytest.raises(ValueError, match="unknown metric 'bleu'; the metrics are accuracy, rouge"):
+    with pytest.raises(
+        ValueError,
+        match="unknown metric 'bleu'; the metrics are accuracy, f1, matthews_correlation, exact_match, rouge",
+    ):
         get_metric("bleu")
 
 
@@ -31,6 +35,35 @@ def test_accuracy():
     metric.add_batch(predictions=[1, 1], references=[1, 0])
     metric.add(prediction=0, reference=0)
     assert metric.compute()["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_f1_and_matthews_by_hand():
+    predictions, references = [0, 0, 1, 1, 1, 2], [0, 1, 1, 1, 0, 2]
+    each = [2 * 1 / (2 * 1 + 1 + 1), 2 * 2 / (2 * 2 + 1 + 1), 1.0]
+    assert get_metric("f1").compute(predictions=predictions, references=references)["f1"] == pytest.approx(
+        sum(each) / 3
+    )
+    # Two classes: (TP TN - FP FN) / sqrt((TP + FP) (TP + FN) (TN + FP) (TN + FN)).
+    value = get_metric("matthews_correlation").compute(predictions=[1, 1, 1, 0, 0], references=[1, 1, 0, 0, 1])
+    assert value["matthews_correlation"] == pytest.approx((2 * 1 - 1 * 1) / (3 * 3 * 2 * 2) ** 0.5)
+
+
+def test_exact_match():
+    value = get_metric("exact_match").compute(predictions=[" Yes\n", "no"], references=["Yes", "No"])
+    assert value == {"exact_match": 0.5}
+
+
+def test_standard_errors():
+    predictions, references = [0, 1] * 200, [0, 0, 0, 1] * 100
+    error = standard_errors("accuracy", predictions, references)["accuracy"]
+    assert error == pytest.approx((0.75 * 0.25 / 399) ** 0.5)
+    # Of F1 and Matthews by resampling: near the error of the accuracy here, and always the same.
+    for name in ("f1", "matthews_correlation"):
+        errors = [standard_errors(name, predictions, references)[name] for _ in range(2)]
+        assert errors[0] == errors[1]
+        assert error / 2 < errors[0] < 3 * error
+    rouge = standard_errors("rouge", ["a b", "c"], ["a b", "d"])
+    assert rouge["rouge1"] == pytest.approx(0.5)
 
 
 def test_metrics_work_with_files_and_no_network(tmp_path, monkeypatch):
@@ -80,6 +113,6 @@ def test_sentences_on_one_line_can_be_split():
 
 
 def test_no_predictions():
-    for name in ("accuracy", "rouge"):
+    for name in ("accuracy", "f1", "matthews_correlation", "exact_match", "rouge"):
         with pytest.raises(ValueError):
             get_metric(name).compute(predictions=[], references=[])

@@ -60,9 +60,10 @@ def evaluate_task(
         return_predictions: Whether to add ``"predictions"``, in the order of ``dataset``: label ids, or texts.
 
     Returns:
-        ``task`` (str); the metric's values (``accuracy``, or ``rouge1``, ``rouge2``, ``rougeL``, ``rougeLsum``; all in
-        [0, 1]); ``n`` (examples); ``chance_level`` (share of the most frequent class among them, None for
-        summarization); ``seconds`` (wall time of the model's work, without tokenization and metric);
+        ``task`` (str); the metric's values (``accuracy``, ``f1``, ``matthews_correlation``, ``exact_match``, or ``rouge1``,
+        ``rouge2``, ``rougeL``, ``rougeLsum``); one standard error of each (``accuracy_stderr``, ...); ``n`` (examples);
+        ``chance_level`` (share of the most frequent class among them, None without classes) and ``random_level`` (of as many
+        classes, drawn with equal chances); ``seconds`` (wall time of the model's work, without tokenization and metric);
         ``tokens_per_second`` (tokens read, without padding; for summarization tokens generated).
 
     Raises:
@@ -70,9 +71,14 @@ def evaluate_task(
             dataset is empty or lacks columns.
         FloatingPointError: If the model's scores are not finite.
     """
-    from .metrics import get_metric
+    from .metrics import LABEL_METRICS, get_metric
+    from .uncertainty import standard_errors
 
     task = get_task(task)
+    metric = get_metric(task.metric)
+    if (task.metric in LABEL_METRICS) != (task.kind == "classification"):
+        kind = "labels" if task.metric in LABEL_METRICS else "written answers"
+        raise ValueError(f"task {task.name}: the metric {task.metric} is one of {kind}, which this task has not")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     with dataset_progress(progress):
@@ -102,21 +108,25 @@ def evaluate_task(
             predictions = scores.argmax(dim=-1).tolist()
     seconds = time.perf_counter() - started
 
-    metric = get_metric(task.metric)
-    chance = None
     if task.kind == "classification":
         references = list(built["labels" if head == "sequence_classification" else "label"])
-        chance = max(Counter(references).values()) / len(references)
-        values = metric.compute(predictions=predictions, references=references)
+        levels = {
+            "chance_level": max(Counter(references).values()) / len(references),
+            "random_level": 1 / task.num_labels,
+        }
+        options: dict[str, Any] = {}
     else:
-        values = metric.compute(
-            predictions=predictions, references=list(built["reference"]), use_stemmer=True, split_sentences=True
-        )
+        references = list(built["reference"])
+        levels = {"chance_level": None}
+        options = {"use_stemmer": True, "split_sentences": True} if task.metric == "rouge" else {}
+    values = metric.compute(predictions=predictions, references=references, **options)
+    errors = standard_errors(task.metric, predictions, references, **options)
     result = {
         "task": task.name,
         **values,
+        **{f"{name}_stderr": error for name, error in errors.items()},
         "n": len(prompts),
-        "chance_level": chance,
+        **levels,
         "seconds": seconds,
         "tokens_per_second": tokens / max(seconds, 1e-9),
     }

@@ -1,4 +1,4 @@
-"""Accuracy and ROUGE as ``evaluate.Metric``s that need neither the Hub nor a download.
+"""Metrics of labels and of written answers as ``evaluate.Metric``s that need neither the Hub nor a download.
 
 ``evaluate.load("accuracy")`` fetches a script from the Hub; these are the same metrics as plain classes.
 """
@@ -36,17 +36,78 @@ class Accuracy(evaluate.Metric):
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Share of predictions that equal their reference.",
-            citation="",
-            inputs_description="predictions and references: class ids",
-            features=Features({"predictions": Value("int64"), "references": Value("int64")}),
-        )
+        return _label_info("Share of predictions that equal their reference.")
 
     def _compute(self, predictions, references, normalize: bool = True) -> dict[str, float]:
         _check_lengths(predictions, references)
         correct = sum(int(p) == int(r) for p, r in zip(predictions, references, strict=True))
         return {"accuracy": correct / len(predictions) if normalize else float(correct)}
+
+
+class F1(evaluate.Metric):
+    """F1 of each class, averaged over the classes whatever their size (macro F1), by scikit-learn.
+
+    ``compute(predictions=[int], references=[int])`` returns ``{"f1": float}`` in [0, 1]. A class that is neither predicted nor there
+    does not count.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _label_info("F1, the mean over the classes.")
+
+    def _compute(self, predictions, references) -> dict[str, float]:
+        from sklearn.metrics import f1_score
+
+        _check_lengths(predictions, references)
+        return {"f1": float(f1_score(references, predictions, average="macro", zero_division=0.0))}
+
+
+class MatthewsCorrelation(evaluate.Metric):
+    """Matthews' correlation of predictions and references, by scikit-learn.
+
+    ``compute(predictions=[int], references=[int])`` returns ``{"matthews_correlation": float}`` in [-1, 1]; 0 is chance.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _label_info("Matthews' correlation coefficient.")
+
+    def _compute(self, predictions, references) -> dict[str, float]:
+        from sklearn.metrics import matthews_corrcoef
+
+        _check_lengths(predictions, references)
+        return {"matthews_correlation": float(matthews_corrcoef(references, predictions))}
+
+
+class ExactMatch(evaluate.Metric):
+    """Share of written answers that equal their reference but for white space around them.
+
+    ``compute(predictions=[str], references=[str])`` returns ``{"exact_match": float}`` in [0, 1].
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Share of answers that equal their reference.",
+            citation="",
+            inputs_description="predictions and references: texts",
+            features=Features({"predictions": Value("string"), "references": Value("string")}),
+        )
+
+    def _compute(self, predictions, references) -> dict[str, float]:
+        _check_lengths(predictions, references)
+        return {"exact_match": sum(each_exact_match(predictions, references)) / len(predictions)}
+
+
+def each_exact_match(predictions: Sequence[str], references: Sequence[str]) -> list[bool]:
+    """Whether each answer equals its reference but for white space around them."""
+    return [p.strip() == r.strip() for p, r in zip(predictions, references, strict=True)]
+
+
+def _label_info(description: str) -> evaluate.MetricInfo:
+    return evaluate.MetricInfo(
+        description=description,
+        citation="",
+        inputs_description="predictions and references: class ids",
+        features=Features({"predictions": Value("int64"), "references": Value("int64")}),
+    )
 
 
 class Rouge(evaluate.Metric):
@@ -79,17 +140,29 @@ class Rouge(evaluate.Metric):
         use_stemmer: bool = False,
         split_sentences: bool = False,
     ) -> dict[str, float]:
-        from rouge_score.rouge_scorer import RougeScorer
-
         _check_lengths(predictions, references)
-        scorer = RougeScorer(list(rouge_types), use_stemmer=use_stemmer)
-        totals = dict.fromkeys(rouge_types, 0.0)
-        for prediction, reference in zip(predictions, references, strict=True):
-            if split_sentences:
-                prediction, reference = one_sentence_a_line(prediction), one_sentence_a_line(reference)
-            for name, score in scorer.score(reference, prediction).items():
-                totals[name] += score.fmeasure
-        return {name: total / len(predictions) for name, total in totals.items()}
+        each = each_rouge(predictions, references, rouge_types, use_stemmer, split_sentences)
+        return {name: sum(values) / len(predictions) for name, values in each.items()}
+
+
+def each_rouge(
+    predictions: Sequence[str],
+    references: Sequence[str],
+    rouge_types: Sequence[str] = ROUGE_TYPES,
+    use_stemmer: bool = False,
+    split_sentences: bool = False,
+) -> dict[str, list[float]]:
+    """The F-measures of every example, by type; arguments as of :class:`Rouge`."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(list(rouge_types), use_stemmer=use_stemmer)
+    each: dict[str, list[float]] = {name: [] for name in rouge_types}
+    for prediction, reference in zip(predictions, references, strict=True):
+        if split_sentences:
+            prediction, reference = one_sentence_a_line(prediction), one_sentence_a_line(reference)
+        for name, score in scorer.score(reference, prediction).items():
+            each[name].append(score.fmeasure)
+    return each
 
 
 def one_sentence_a_line(text: str) -> str:
@@ -97,14 +170,23 @@ def one_sentence_a_line(text: str) -> str:
     return _SENTENCE_END.sub(r"\1\n", text.strip())
 
 
-_METRICS = {"accuracy": Accuracy, "rouge": Rouge}
+_METRICS = {
+    "accuracy": Accuracy,
+    "f1": F1,
+    "matthews_correlation": MatthewsCorrelation,
+    "exact_match": ExactMatch,
+    "rouge": Rouge,
+}
+
+#: Metrics of labels; the others are of written answers.
+LABEL_METRICS = ("accuracy", "f1", "matthews_correlation")
 
 
 def get_metric(name: str) -> evaluate.Metric:
     """Builds a metric that works offline and keeps its inputs in memory.
 
     Args:
-        name: ``"accuracy"`` or ``"rouge"``.
+        name: ``"accuracy"``, ``"f1"`` (macro) or ``"matthews_correlation"`` of labels, ``"exact_match"`` or ``"rouge"`` of texts.
 
     Returns:
         A new ``evaluate.Metric``: call ``compute``, or ``add_batch`` and then ``compute``.

@@ -92,17 +92,23 @@ class ModelLimits:
                 "belongs to another model, or tokens were added without resize_token_embeddings"
             )
 
-    def check_sequences(self, sequences: Sequence[Sequence[int]], what: str) -> None:
-        """Refuse lists of token ids that are empty, too long, or no tokens of the model; `what` names one of them.
+    def check_sequences(self, sequences: Sequence[Sequence[int]], what: str, first: int = 0, room: int = 0) -> None:
+        """Refuse lists of token ids that are empty, too long, or no tokens of the model.
+
+        Args:
+            sequences: of token ids.
+            what: names one of them.
+            first: the first one's number.
+            room: tokens that will come after each.
 
         Raises:
             ValueError: names the sequence by its number.
         """
-        for number, sequence in enumerate(sequences):
+        for number, sequence in enumerate(sequences, first):
             name = f"{what} {number}"
             if not len(sequence):
                 raise ValueError(f"{name} is empty (0 tokens): leave it out")
-            self.check_length(len(sequence), name)
+            self.check_length(len(sequence) + room, name if not room else f"{name}, with {room} for the answer,")
             self.check_ids(torch.as_tensor(sequence)[None], lambda _, name=name: name)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batches import DOCUMENTS, PreparedBatch, prepare_batch
+from ..data.checks import ModelLimits, check_batch
 from ..layers import full_precision
 from .attention_states import architecture_name
 from .teacher import PACKING_INPUTS, model_inputs
@@ -80,6 +81,38 @@ def check_layout(model: nn.Module, layout: Layout, batch: Mapping[str, Any], nam
             f"the {name}, {architecture_name(model)}, computes something else when padding stands on the left: pad on the right "
             "(tokenizer.padding_side = 'right')"
         )
+
+
+class BatchReader:
+    """Prepares and checks the batches that models read outside of a training: see [`prepare_batch`], [`check_batch`], [`check_layout`].
+
+    Args:
+        models: unwrapped, on one device, by their name for errors.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module]):
+        self.models = dict(models)
+        self._limits = ModelLimits.of(self.models)
+        self._tried: set[Layout] = set()
+
+    def __call__(self, batch: Mapping[str, Any], device: torch.device) -> PreparedBatch:
+        """The batch on `device`.
+
+        Raises:
+            ValueError: it does not fit the models.
+        """
+        prepared = prepare_batch(batch)
+        # Before it is moved: an accelerator would have to be waited for.
+        check_batch(prepared, self._limits)
+        prepared = PreparedBatch(
+            {key: value.to(device) if isinstance(value, Tensor) else value for key, value in prepared.items()}
+        )
+        for layout in batch_layouts(prepared):
+            if layout not in self._tried:
+                self._tried.add(layout)
+                for name, model in self.models.items():
+                    check_layout(model, layout, prepared, name)
+        return prepared
 
 
 def _ids(length: int, config: Any, device: torch.device, shift: int = 0) -> Tensor:

@@ -180,8 +180,8 @@ class _Run:
         self.batches = []
         tokens = 0
         for batch in batches:
-            batch = reader(batch, self.device)
             with self._autocast():
+                batch = reader(batch, self.device)
                 hidden, calls = teacher_calls.record(batch)
                 own, _ = student_calls.record(batch, only_first=True)
             mask = batch.get("attention_mask")

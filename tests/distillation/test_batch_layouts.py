@@ -246,3 +246,34 @@ def test_documents_of_a_batch():
     documents = torch.arange(6).repeat_interleave(torch.tensor(lengths))[None]
     shapes = [tuple(places.shape) for places, _ in document_groups(documents, documents >= 0)]
     assert shapes == [(2, 40), (2, 16), (2, 2)]
+
+
+def test_the_collator_checks_and_a_step_does_not(make_model, make_trainer, lm_rows, monkeypatch):
+    student, teacher = make_model(0), make_model(1, max_position_embeddings=16)
+    trainer = make_trainer(student, teacher, lm_rows, max_steps=2, eval_dataset=lm_rows, gradient_accumulation_steps=2)
+    batch = batch_of(trainer, lm_rows[:2])
+    monkeypatch.setattr("hf_bitdistill.distillation.trainer.check_batch", lambda *args: pytest.fail("checked again"))
+    trainer.train()
+    trainer.evaluate()
+    monkeypatch.undo()
+    calls = []
+    for model in (student, teacher):
+        model.register_forward_hook(lambda *args: calls.append(1))
+    # A batch that no collator of ours made is checked in the step.
+    for key, value, message in (
+        ("labels", 384, "example 0 of the batch, token 11: label 384 is outside the 384 vocabulary"),
+        ("input_ids", 384, "example 0 of the batch: token 11 is 384, and the embedding has 384 rows"),
+    ):
+        wrong = {name: tensor.clone() for name, tensor in batch.items()}
+        wrong[key][0, 11] = value
+        with pytest.raises(ValueError, match=message):
+            trainer.compute_loss(student, wrong)
+    for row, message in (
+        ({"input_ids": [5] * 17, "labels": [5] * 17}, "has 17 tokens and the teacher's context is 16"),
+        ({"input_ids": [], "labels": []}, r"is empty \(0 tokens\)"),
+        ({"input_ids": [5] * 3, "labels": [5] * 4}, "has 3 input_ids and 4 labels"),
+    ):
+        trainer = make_trainer(student, teacher, [row, row], max_steps=1)
+        with pytest.raises(ValueError, match=rf"example \d of the batch {message}"):
+            trainer.train()
+    assert not calls

@@ -87,3 +87,18 @@ def tiny_model(model_type: str, seed: int = 0, **overrides) -> PreTrainedModel:
 
 def random_tokens(batch: int = 2, length: int = 11, seed: int = 1) -> torch.Tensor:
     return torch.randint(3, VOCAB_SIZE, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def rows_in_every_layout() -> list[dict[str, torch.Tensor]]:
+    """The same four rows: padded on the right, on the left, and packed."""
+    rows = [random_tokens(1, length, seed=length)[0] for length in (9, 4, 14, 7)]
+    sides = []
+    for left in (False, True):
+        ids = torch.zeros(4, 14, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for index, row in enumerate(rows):
+            place = slice(14 - len(row), 14) if left else slice(len(row))
+            ids[index, place], mask[index, place] = row, 1
+        sides.append({"input_ids": ids, "attention_mask": mask})
+    positions = torch.cat([torch.arange(len(row)) for row in rows])[None]
+    return [*sides, {"input_ids": torch.cat(rows)[None], "position_ids": positions, "labels": torch.cat(rows)[None]}]

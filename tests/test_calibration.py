@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from architectures import random_tokens, tiny_model
+from architectures import random_tokens, rows_in_every_layout, tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet, calibrate_sub_norm, pack
 from hf_bitdistill.layers import SubLN, full_precision
 
@@ -85,3 +85,28 @@ def test_mode_is_restored():
 def test_a_packed_student_is_not_calibrated():
     with pytest.raises(ValueError, match="packed"):
         calibrate_sub_norm(pack(apply_bitnet(tiny_model("llama"))), [{"input_ids": random_tokens()}])
+
+
+# Absolute positions: counted from the first real token.
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_layouts_of_a_batch(model_type):
+    weights = []
+    for batch in rows_in_every_layout():
+        student = apply_bitnet(tiny_model(model_type))
+        calibrate_sub_norm(student, [batch])
+        weights.append([module.weight for module in student.modules() if isinstance(module, SubLN)])
+    for other in weights[1:]:
+        torch.testing.assert_close(other, weights[0], rtol=1e-5, atol=1e-6)
+
+
+def test_batches_that_do_not_fit():
+    student = apply_bitnet(tiny_model("llama"))
+    with pytest.raises(ValueError, match=r"example 1 of the batch: token 2 is 96, and the embedding has 96 rows"):
+        calibrate_sub_norm(student, [{"input_ids": torch.tensor([[3, 4, 5], [3, 4, 96]])}])
+    with pytest.raises(ValueError, match=r"example 0 of the batch has 65 tokens and the model's context is 64"):
+        calibrate_sub_norm(student, [{"input_ids": random_tokens(1, 65)}])
+    packed = rows_in_every_layout()[-1]
+    with pytest.raises(
+        ValueError, match=r"the model, OPTForCausalLM .* does not keep the documents of a packed batch apart"
+    ):
+        calibrate_sub_norm(apply_bitnet(tiny_model("opt")), [packed])

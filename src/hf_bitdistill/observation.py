@@ -9,6 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .distillation.layout import BatchReader
+from .distillation.teacher import model_inputs
+
 
 Observer = Callable[[Tensor, Tensor, Tensor | None], Tensor | None]
 """Called with a layer's first argument, its output, and the batch's attention mask `[B, T]`; what it returns, if not `None`,
@@ -25,17 +28,20 @@ def observe(
     Args:
         model: on any device; the batches are moved there.
         observers: by layer.
-        batches: model inputs: mappings with `input_ids` `[B, T]` int64 and optionally `attention_mask` `[B, T]`; `labels` are
-            ignored.
+        batches: model inputs: mappings with `input_ids` `[B, T]` int64 and optionally `attention_mask` `[B, T]`, padded on either side
+            or packed; `labels` are ignored.
         purpose: what is done, for the error.
 
     Raises:
-        ValueError: `batches` is empty.
+        ValueError: `batches` is empty, or one does not fit the model.
     """
     device = next(model.parameters()).device
     body = model.base_model if isinstance(model, PreTrainedModel) else model
     forward = body if set(observers) <= set(body.modules()) else model
     mask: Tensor | None = None
+    reader = BatchReader({"model": model})
+    # The reader tries the model on batches of an unusual layout: nobody watches then.
+    watching = False
     training = model.training
     model.eval()
     seen = 0
@@ -44,14 +50,14 @@ def observe(
         for layer, observer in observers.items():
 
             def hook(_, args, output, observer=observer):
-                return observer(args[0], output, mask)
+                return observer(args[0], output, mask) if watching else None
 
             stack.callback(layer.register_forward_hook(hook).remove)
         for batch in batches:
-            inputs = {key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor)}
-            inputs.pop("labels", None)
-            mask = inputs.get("attention_mask")
-            forward(**inputs)
+            batch = reader(batch, device)
+            mask, watching = batch.get("attention_mask"), True
+            forward(**model_inputs(forward, batch, None))
+            watching = False
             seen += 1
     if not seen:
         raise ValueError(f"{purpose} needs at least one batch.")

@@ -221,6 +221,19 @@ def test_failures_are_one_line(teacher, data, tmp_path, capsys):
         "did you mean 'learning_rate'": ["distill", "--task", "sst2", "--lerning_rate", "1"],
         "--teacher_model_name_or_path is required": ["distill", "--task", "sst2"],
         "--corpus is required": ["pretrain", *model],
+        "a block (--block_size) has 300 tokens and the model's context is 256": [
+            *(
+                "pretrain",
+                *model,
+                "--corpus",
+                data / "corpus.txt",
+                "--block_size",
+                300,
+                "--output_dir",
+                tmp_path / "long",
+                *QUIET,
+            )
+        ],
         "needs --max_steps": ["pretrain", *model, "--corpus", data / "corpus.txt", "--streaming", "true"],
     }
     for message, command in cases.items():
@@ -286,3 +299,19 @@ class TestParsing:
     def test_bad_files(self, tmp_path, text, message):
         with pytest.raises(ValueError, match=message):
             self.read(tmp_path, text)
+
+
+def test_the_objective_without_a_teacher(teacher, tmp_path, tiny_tokenizer):
+    """What the stock Trainer would drop without a word is refused; its batches are checked as with a teacher."""
+    student = AutoModelForCausalLM.from_pretrained(teacher)
+    options = {"output_dir": str(tmp_path), "report_to": [], "use_cpu": True}
+    with pytest.raises(ValueError, match=r"--ce_loss_weight 0\.5 weighs the tokens against a teacher"):
+        make_trainer(student, PretrainingConfig(ce_loss_weight=0.5, **options), [], tiny_tokenizer)
+    trainer = make_trainer(student, PretrainingConfig(**options), [], tiny_tokenizer)
+    with pytest.raises(ValueError, match=r"example 0 of the batch: token 0 is 9999"):
+        trainer.data_collator([{"input_ids": [9999], "attention_mask": [1], "labels": [3]}])
+    student.config.output_router_logits = True
+    with pytest.raises(
+        ValueError, match="--label_smoothing_factor makes Trainer drop the loss of a mixture's routers"
+    ):
+        make_trainer(student, PretrainingConfig(label_smoothing_factor=0.1, **options), [], tiny_tokenizer)

@@ -223,3 +223,28 @@ def test_real_model_on_real_data(shared_dir):
     many = evaluate_task(model, tokenizer, "sst2", dataset, 16, progress=False, return_predictions=True)
     assert one["predictions"] == many["predictions"]
     assert one["n"] == 32
+
+
+def test_what_does_not_fit_the_model(model, tiny_tokenizer, tiny_llama_config):
+    length = max(map(len, build_dataset("sst2", REVIEWS, tiny_tokenizer, train=False)["input_ids"]))
+    tight = type(tiny_llama_config)(**{**tiny_llama_config.to_dict(), "max_position_embeddings": length - 1})
+    with pytest.raises(ValueError, match=rf"example \d+.* has \d+ tokens and the model's context is {length - 1} "):
+        evaluate_task(LlamaForCausalLM(tight), tiny_tokenizer, "sst2", REVIEWS, progress=False)
+    with pytest.raises(
+        ValueError, match=r"example 0, with 250 for the answer, has \d+ tokens and the model's context is 256"
+    ):
+        evaluate_task(model, tiny_tokenizer, "xsum", ARTICLES, max_new_tokens=250, max_length=512, progress=False)
+    narrow = type(tiny_llama_config)(**{**tiny_llama_config.to_dict(), "vocab_size": 60})
+    with pytest.raises(ValueError, match=r"example 0: token \d+ is \d+, and the embedding has 60 rows"):
+        evaluate_task(LlamaForCausalLM(narrow), tiny_tokenizer, "sst2", REVIEWS, progress=False)
+    hidden = REVIEWS.map(lambda row: {"label": -1})
+    for head in ("causal_lm", "sequence_classification"):
+        with pytest.raises(
+            ValueError, match="example 0 has the label -1, and the classes of sst2 are 0 to 1: the split has no lab"
+        ):
+            evaluate_task(model, tiny_tokenizer, "sst2", hidden, head=head, progress=False)
+    several = copy.deepcopy(tiny_llama_config)
+    several.num_labels, several.problem_type = 2, "multi_label_classification"
+    classifier = LlamaForSequenceClassification(several)
+    with pytest.raises(ValueError, match="problem_type='multi_label_classification': its outputs are no classes"):
+        evaluate_task(classifier, tiny_tokenizer, "sst2", REVIEWS, head="sequence_classification", progress=False)

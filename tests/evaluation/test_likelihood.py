@@ -82,3 +82,11 @@ def test_a_real_model_reads_its_own_kind_of_text_best(shared_dir):
     own = perplexity(model, tokenizer, [story], 64, progress=False)["perplexity"]
     other = perplexity(model, tokenizer, corpus, 64, max_blocks=8, progress=False)["perplexity"]
     assert own < 10 < other
+
+
+def test_blocks_that_do_not_fit_the_model(model, tiny_tokenizer):
+    good = [3] * 10
+    with pytest.raises(ValueError, match=r"block 2 has 257 tokens and the model's context is 256"):
+        perplexity(model, tiny_tokenizer, [good, good, [3] * 257], batch_size=2, progress=False)
+    with pytest.raises(ValueError, match=r"block 1: token 4 is 384, and the embedding has 384 rows"):
+        perplexity(model, tiny_tokenizer, [good, [3, 3, 3, 3, 384]], progress=False)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from architectures import random_tokens, tiny_model
+from architectures import random_tokens, rows_in_every_layout, tiny_model
 from hf_bitdistill import BitNetConfig, SurgeryError, apply_bitnet, calibrate_sub_norm, pack
 from hf_bitdistill.layers import BitLinear
 from hf_bitdistill.quantization import ternarize
@@ -235,3 +235,18 @@ def test_refusals():
     }.items():
         with pytest.raises(ValueError, match=option):
             WarmStartConfig(**{option: value})
+
+
+def test_layouts_of_a_batch():
+    """Padding on the left and packed documents teach what padding on the right does."""
+    results = []
+    for batch in rows_in_every_layout():
+        teacher, student = make_student("gpt2")
+        report = warm_start(student, teacher, [batch], WarmStartConfig(steps_per_window=3, rank=4, train_norms=False))
+        assert report.calibration_tokens == 34
+        results.append([report.windows[0].error_before, *report.windows[0].losses[:1]])
+    for other in results[1:]:
+        assert other == pytest.approx(results[0], rel=1e-3)
+    teacher, student = make_student("gpt2")
+    with pytest.raises(ValueError, match=r"example 0 of the batch has 65 tokens and the student's context is 64"):
+        warm_start(student, teacher, [{"input_ids": random_tokens(1, 65)}])

@@ -37,6 +37,7 @@ from .models import calibrate, check_path, load_student, load_tokenizer
 
 def run(argv: list[str], prog: str) -> None:
     from ..data import load_corpus, pack_corpus
+    from ..data.checks import ModelLimits
 
     kinds = (ModelArguments, StudentArguments, CorpusArguments, PretrainingConfig)
     model_arguments, student_arguments, corpus, training = parse(kinds, argv, prog, __doc__)
@@ -57,6 +58,7 @@ def run(argv: list[str], prog: str) -> None:
         sample_by=corpus.sample_by,
     )
     student, is_new = load_student(model_arguments, student_arguments)
+    ModelLimits.of({"model": student}).check_length(corpus.block_size, "a block (--block_size)")
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     blocks = pack_corpus(
         dataset, tokenizer, corpus.block_size, corpus.text_column, parse_special_tokens=corpus.parse_special_tokens
@@ -79,9 +81,10 @@ def make_trainer(
     [`DistillationTrainer`], without one the stock `Trainer`.
 
     Raises:
-        ValueError: several devices in one process.
+        ValueError: several devices in one process, or an option that the stock `Trainer` would not heed.
     """
     from ..data import collate
+    from ..data.checks import CheckedCollator, ModelLimits
 
     options = {
         "model": student,
@@ -93,11 +96,28 @@ def make_trainer(
     if teacher is not None or training.teacher_model_name_or_path:
         return DistillationTrainer(teacher_model=teacher, **options)
     check_one_device(training)
+    _check_stock_objective(student, training)
     warn_of_16_bit_weights(student)
+    options["data_collator"] = CheckedCollator(
+        options["data_collator"], ModelLimits.of({"model": student}), "causal_lm"
+    )
     trainer = Trainer(**options)
     for callback in training_callbacks(training):
         trainer.add_callback(callback)
     return trainer
+
+
+def _check_stock_objective(student: PreTrainedModel, training: PretrainingConfig) -> None:
+    """The objective without a teacher is the one with it, less the teacher's term: refuse what would be dropped without a word."""
+    if training.ce_loss_weight != 1:
+        raise ValueError(
+            f"--ce_loss_weight {training.ce_loss_weight} weighs the tokens against a teacher: name one, or leave it out"
+        )
+    if training.label_smoothing_factor and getattr(student.config.get_text_config(), "output_router_logits", False):
+        raise ValueError(
+            "--label_smoothing_factor makes Trainer drop the loss of a mixture's routers: set output_router_logits to false in the "
+            "model's config, or name a teacher"
+        )
 
 
 def train_and_save(trainer: Trainer) -> None:

@@ -29,6 +29,9 @@ logger = logging.get_logger(__name__)
 
 _SHOWN_TOKENS = 3
 
+# Borders of packed documents, which forwards hand on to attention (and recurrent) layers without naming them.
+PACKING_INPUTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+
 
 def model_head(model: nn.Module) -> Head:
     """Which of the two supported heads a model (unwrapped from DDP and the like; PEFT is looked through) has.
@@ -205,7 +208,10 @@ def model_inputs(model: nn.Module, batch: Mapping[str, Any], positions: torch.Te
         positions: 1-D positions whose logits are wanted, where the forward can be told (`logits_to_keep`).
     """
     parameters = forward_parameters(model)
-    inputs = {name: value for name, value in batch.items() if name in parameters and name != "labels"}
+    taken = set(parameters) - {"labels"}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        taken.update(PACKING_INPUTS)
+    inputs = {name: value for name, value in batch.items() if name in taken}
     if "use_cache" in parameters:
         inputs["use_cache"] = False
     if positions is not None and "logits_to_keep" in parameters:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.utils import logging
 
+from ..data.batches import DOCUMENTS, PreparedBatch, prepare_batch
+from ..data.checks import CheckedCollator, ModelLimits, check_batch
 from ..data.preprocessing import IGNORE_INDEX, collate
 from ..layers import warn_of_16_bit_weights
 from .attention_states import AttentionStateCapture, AttentionStates, attention_layers, number_of_layers
@@ -24,6 +26,8 @@ from .config import (
     relation_layers,
     relative_depth,
 )
+from .documents import document_groups, gather_states, labelled_tokens, within_documents
+from .layout import batch_layouts, check_layout
 from .losses import (
     attention_relation_loss,
     distillation_token_losses,
@@ -35,6 +39,7 @@ from .losses import (
 )
 from .metrics import ComponentMeans
 from .model_card import TAGS, TERNARY_TAGS, build_model_card, ternary_method
+from .router import router_loss
 from .teacher import (
     check_same_classes,
     check_same_tokenizer,
@@ -50,6 +55,13 @@ from .teacher import (
 logger = logging.get_logger(__name__)
 
 
+def _without(outputs: Any, *names: str) -> Any:
+    """A model's outputs without some of them, of which an evaluation would collect everything."""
+    if not isinstance(outputs, Mapping) or not any(name in outputs for name in names):
+        return outputs
+    return type(outputs)(**{key: value for key, value in outputs.items() if key not in names})
+
+
 class DistillationTrainer(Trainer):
     """Trains a student on labels, on a teacher's logits, on its attention relations and on its hidden states.
 
@@ -60,11 +72,21 @@ class DistillationTrainer(Trainer):
     The relation and hidden state losses are taken over all real tokens of every sequence that has a label; a sequence without any takes
     no part in the training. A batch without any label has the loss 0 and zero gradients, and a warning is logged once.
 
+    Layout: a batch may be padded on either side, or packed (`DataCollatorWithFlattening`: `position_ids` that restart, `seq_idx` or
+    `cu_seq_lens_q`); the loss is the same. A document of a packed batch is a sequence of its own. Where a model would see over the
+    borders of documents, or counts padding as positions, it is refused with its name, at the first such batch.
+
+    Checks: batches with labels or tokens out of range, more tokens than a model's context, empty rows or misaligned labels are refused
+    with row and value, by the data collator.
+
+    A mixture of experts whose config asks for it (`output_router_logits`) has its load-balancing loss added to every micro-batch, as
+    `Trainer` adds it; its unweighted sum is logged as `loss_router`.
+
     Normalisation: cross entropy and KL are divided by the number of labels, the relation loss by its own number of
     rows, the hidden state loss by its tokens and layers, all counted over the whole accumulated batch (over all processes too, with
     `average_tokens_across_devices`). So the gradient depends on what is in the batch, not on how it is cut up.
 
-    Besides `loss`, the unweighted terms are logged: `loss_ce`, `loss_logits`, `loss_attention`, `loss_hidden` (with the
+    Besides `loss`, the unweighted terms are logged: `loss_ce`, `loss_logits`, `loss_attention`, `loss_hidden`, `loss_router` (with the
     prefix of the evaluation, as `eval_loss_ce`). In an evaluation they are averaged like `eval_loss`: means of batches,
     weighted by their sequences (with several processes, sequences repeated to fill the last batch count too).
 
@@ -153,6 +175,10 @@ class DistillationTrainer(Trainer):
         self.teacher_name: str | None = None
         if needs_teacher(args):
             self._set_teacher(teacher_model, teacher_processing_class)
+        models = {"student": student} | ({} if self.teacher is None else {"teacher": self.teacher})
+        self._limits = ModelLimits.of(models, self.head)
+        self._checked_layouts: set[str] = set()
+        self.data_collator = CheckedCollator(self.data_collator, self._limits, self.head)
         for callback in training_callbacks(args):
             self.add_callback(callback)
 
@@ -211,6 +237,32 @@ class DistillationTrainer(Trainer):
                 )
         self._prepared_teacher = prepare_teacher(self.teacher, self.accelerator)
 
+    # ---- Reading a batch ----
+
+    def _prepared(self, batch: Mapping[str, Any]) -> PreparedBatch:
+        """The batch with its documents' borders made visible. The collator has done it, unless a batch comes from elsewhere."""
+        if isinstance(batch, PreparedBatch):
+            return batch
+        batch = prepare_batch(batch)
+        check_batch(batch, self._limits, self.head)
+        return batch
+
+    def _check_layouts(self, batch: PreparedBatch) -> None:
+        """Refuse models that read a batch of this layout differently; each is tried once."""
+        for layout in batch_layouts(batch):
+            if layout in self._checked_layouts:
+                continue
+            self._checked_layouts.add(layout)
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                logger.warning(
+                    f"A model in shards is not tried on a {layout} batch: whether it keeps documents and padding apart is not known."
+                )
+                continue
+            half = self.accelerator.mixed_precision != "no"
+            check_layout(self.accelerator.unwrap_model(self.model), layout, batch, "student", half)
+            if self.teacher is not None:
+                check_layout(self.teacher, layout, batch, "teacher", half)
+
     # ---- Counting ----
 
     def _targets(self, batch: Mapping[str, Any]) -> Tensor:
@@ -224,7 +276,9 @@ class DistillationTrainer(Trainer):
                 "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
             )
         if self.head == "causal_lm":
-            return shift_labels(labels)
+            targets = shift_labels(labels)
+            documents = batch.get(DOCUMENTS)
+            return targets if documents is None else within_documents(targets, documents)
         if labels.ndim != 1 or labels.is_floating_point():
             raise ValueError(
                 f"classification needs one integer label a sequence, got {labels.dtype} of shape {tuple(labels.shape)}"
@@ -233,7 +287,9 @@ class DistillationTrainer(Trainer):
 
     def _relation_mask(self, batch: Mapping[str, Any], targets: Tensor) -> Tensor:
         """`[B, T]` bool: the real tokens of the sequences that have a label."""
-        mask = batch.get("attention_mask")
+        mask, documents = batch.get("attention_mask"), batch.get(DOCUMENTS)
+        if mask is None and documents is not None:
+            return labelled_tokens(documents, targets != IGNORE_INDEX)
         is_read = self.args.attention_loss_weight or self.args.hidden_loss_weight
         if mask is None or (mask.ndim != 2 and not is_read):
             states = batch["input_ids"] if batch.get("input_ids") is not None else batch["inputs_embeds"]
@@ -258,6 +314,7 @@ class DistillationTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
+        batches = [self._prepared(batch) for batch in batches]
         self._train_means.add_weight(1)  # one optimizer step
         counts = sum(self._count(batch) for batch in batches).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
@@ -295,6 +352,8 @@ class DistillationTrainer(Trainer):
                 stands for the counts of this batch alone.
         """
         args = self.args
+        inputs = self._prepared(inputs)
+        self._check_layouts(inputs)
         targets = self._targets(inputs)
         relation_mask = self._relation_mask(inputs, targets)
         accumulated = isinstance(num_items_in_batch, Tensor) and num_items_in_batch.numel() == 2
@@ -311,6 +370,8 @@ class DistillationTrainer(Trainer):
         capture = self._capture_student(model)
         with capture or nullcontext():
             outputs, hidden = self._forward(model, student, inputs, positions, bool(hidden_weight))
+        router = router_loss(outputs, student)
+        outputs = _without(outputs, "aux_loss", "router_logits")
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
         if positions is not None:
             targets = targets[:, positions]
@@ -334,7 +395,9 @@ class DistillationTrainer(Trainer):
             terms["loss_logits"] = sums.kl / labels
             loss = loss + args.logits_loss_weight * terms["loss_logits"]
         if capture is not None:
-            terms["loss_attention"] = self._relation_loss(teacher_states, capture.release(), relation_mask, tokens)
+            terms["loss_attention"] = self._relation_loss(
+                teacher_states, capture.release(), relation_mask, tokens, inputs.get(DOCUMENTS)
+            )
             loss = loss + args.attention_loss_weight * terms["loss_attention"]
         if hidden_weight:
             counterparts = [
@@ -342,6 +405,10 @@ class DistillationTrainer(Trainer):
             ]
             terms["loss_hidden"] = hidden_state_loss(counterparts, hidden, relation_mask) / (tokens * len(hidden))
             loss = loss + hidden_weight * terms["loss_hidden"]
+        if router is not None:
+            # Not divided by anything: so does the model's own loss.
+            terms["loss_router"], coefficient = router
+            loss = loss + coefficient * terms["loss_router"].to(loss.device)
 
         if accumulated and args.average_tokens_across_devices:
             # The counts are those of all processes, and the gradients will be averaged over them.
@@ -410,7 +477,7 @@ class DistillationTrainer(Trainer):
         # The first are the embeddings.
         if hidden is None or len(hidden) < 2:
             raise ValueError(f"{type(unwrapped).__name__} returns no hidden states: set hidden_loss_weight=0")
-        return type(outputs)(**{key: value for key, value in outputs.items() if key != "hidden_states"}), hidden[1:]
+        return _without(outputs, "hidden_states"), hidden[1:]
 
     def _capture_student(self, model: nn.Module) -> AttentionStateCapture | None:
         if self._student_capture is None:
@@ -426,17 +493,30 @@ class DistillationTrainer(Trainer):
         student_states: list[AttentionStates],
         mask: Tensor,
         tokens: Tensor,
+        documents: Tensor | None,
     ) -> Tensor:
         if self.relation_heads is None:
             widths = [state_width(state) for states in (*teacher_states, *student_states) for state in states]
             self.relation_heads = largest_relation_heads(widths)
         args = self.args
-        total = sum(
-            attention_relation_loss(
-                teacher, student, mask, self.relation_heads, args.relation_normalization, args.relation_causal
-            ).kl
-            for teacher, student in zip(teacher_states, student_states, strict=True)
-        )
+        pairs = list(zip(teacher_states, student_states, strict=True))
+        parts = [(*pair, mask) for pair in pairs]
+        if documents is not None:
+            # A generator: the states of one group of documents at a time.
+            parts = (
+                (gather_states(teacher, places), gather_states(student, places), real)
+                for places, real in document_groups(documents, mask)
+                for teacher, student in pairs
+            )
+        # The first summand ties the graph to the student where no document takes part.
+        total = student_states[0].query[..., :0].float().sum() if documents is not None else 0.0
+        for teacher, student, real in parts:
+            total = (
+                total
+                + attention_relation_loss(
+                    teacher, student, real, self.relation_heads, args.relation_normalization, args.relation_causal
+                ).kl
+            )
         divisor = relation_divisor(args.relation_normalization, len(student_states), self.relation_heads)
         return total / (tokens * self.relation_heads) / divisor
 

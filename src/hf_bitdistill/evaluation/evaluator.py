@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..data.checks import ModelLimits
 from ..data.preprocessing import Head, PromptEncoder, build_dataset, label_word_ids
 from ..data.tasks import Task, get_task
 from .batching import check_finite, dataset_progress, evaluating, model_device, pad_batch, padding_id
@@ -67,8 +68,9 @@ def evaluate_task(
         ``tokens_per_second`` (tokens read, without padding; for summarization tokens generated).
 
     Raises:
-        ValueError: If a prompt does not fit, the head does not suit the task, the number of classes differs, or the
-            dataset is empty or lacks columns.
+        ValueError: If a prompt does not fit max_length or (with its answer) the model's context, has tokens that the model has not, the
+            head does not suit the task or is one for regression or several labels, the number of classes differs, a label is no class
+            of the task, or the dataset is empty or lacks columns.
         FloatingPointError: If the model's scores are not finite.
     """
     from .metrics import LABEL_METRICS, get_metric
@@ -93,17 +95,30 @@ def evaluate_task(
             max_new_tokens=max_new_tokens,
         )
     prompts: list[list[int]] = [list(ids) for ids in built["input_ids"]]
+    words = None
+    room = 0
+    if task.kind == "summarization":
+        room = task.max_new_tokens if max_new_tokens is None else max_new_tokens
+    elif head == "causal_lm":
+        words = label_word_ids(PromptEncoder(task, tokenizer, max_length, use_chat_template))
+        # A word's last token is not read.
+        room = max(map(len, words)) - 1
+    elif getattr(model.config, "problem_type", None) not in (None, "single_label_classification"):
+        raise ValueError(
+            f"the model's config has problem_type={model.config.problem_type!r}: its outputs are no classes of which one is right"
+        )
+    if task.kind == "classification":
+        _check_classes(built["labels" if head == "sequence_classification" else "label"], task)
+    ModelLimits.of({"model": model}).check_sequences(prompts, "example", room=room)
     batches = _Batches(prompts, batch_size, f"{task.name} evaluation", progress)
 
     started = time.perf_counter()
     with evaluating(model):
         if task.kind == "summarization":
-            limit = task.max_new_tokens if max_new_tokens is None else max_new_tokens
-            predictions, tokens = _generate(model, tokenizer, prompts, batches, limit)
+            predictions, tokens = _generate(model, tokenizer, prompts, batches, room)
         elif head == "sequence_classification":
             predictions, tokens = _classify(model, tokenizer, prompts, batches, task)
         else:
-            words = label_word_ids(PromptEncoder(task, tokenizer, max_length, use_chat_template))
             scores, tokens = label_word_scores(model, tokenizer, prompts, words, batches)
             predictions = scores.argmax(dim=-1).tolist()
     seconds = time.perf_counter() - started
@@ -133,6 +148,16 @@ def evaluate_task(
     if return_predictions:
         result["predictions"] = predictions
     return result
+
+
+def _check_classes(labels: Sequence[int], task: Task) -> None:
+    """Refuse labels that no prediction can equal (hidden test sets have -1)."""
+    for row, label in enumerate(labels):
+        if not 0 <= label < task.num_labels:
+            raise ValueError(
+                f"example {row} has the label {label}, and the classes of {task.name} are 0 to {task.num_labels - 1}: the split has no "
+                "labels, or belongs to another task"
+            )
 
 
 class _Batches:

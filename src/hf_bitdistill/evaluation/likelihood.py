@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..data.checks import ModelLimits
 from ..data.corpus import TextColumn, pack_texts
 from ..data.files import CONTINUES
 from .batching import check_finite, evaluating, forward_logits, model_device, pad_batch, padding_id
@@ -119,7 +120,7 @@ def perplexity(
         ``tokens`` (how many were scored).
 
     Raises:
-        ValueError: If there is no token to score.
+        ValueError: If there is no token to score, or a block is longer than the model's context or has tokens that the model has not.
         TypeError: If the items are none of the three.
         FloatingPointError: If the model's losses are not finite.
     """
@@ -128,10 +129,13 @@ def perplexity(
     if block_size < 2 or batch_size < 1:
         raise ValueError(f"block_size must be at least 2 and batch_size at least 1, got {block_size} and {batch_size}")
     device, pad_id = model_device(model), padding_id(tokenizer)
+    limits = ModelLimits.of({"model": model})
     blocks = islice(_blocks(texts_or_blocks, tokenizer, block_size, parse_special_tokens), max_blocks)
-    total, tokens = 0.0, 0
+    total, tokens, seen = 0.0, 0, 0
     with evaluating(model), tqdm(desc="perplexity", unit="block", disable=not progress) as bar:
         while batch := list(islice(blocks, batch_size)):
+            limits.check_sequences(batch, "block", seen)
+            seen += len(batch)
             input_ids, mask = pad_batch(batch, pad_id, "right", device)
             logits = forward_logits(model, input_ids, mask)
             # One row at a time: the float32 copy of a whole batch's logits is the largest tensor there would be.

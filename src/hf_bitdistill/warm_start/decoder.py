@@ -77,8 +77,7 @@ class CallRecorder:
 
     @torch.no_grad()
     def record(self, batch: Mapping[str, Any], only_first: bool = False) -> tuple[Tensor, list[LayerCall]]:
-        """The first layer's input `[B, T, d]` and, unless `only_first`, the calls of all layers for one batch."""
-        inputs = {name: value.to(self.model.device) for name, value in batch.items() if isinstance(value, Tensor)}
+        """The first layer's input `[B, T, d]` and, unless `only_first`, the calls of all layers for one batch on the model's device."""
         first: list[Tensor] = []
         calls: list[LayerCall] = []
 
@@ -100,7 +99,7 @@ class CallRecorder:
                 stack.callback(layer.register_forward_pre_hook(observe(index), with_kwargs=True).remove)
             stack.enter_context(suppress(_Stop))
             # The body only: nobody looks at the logits.
-            self.model.base_model(**model_inputs(self.model.base_model, inputs, None))
+            self.model.base_model(**model_inputs(self.model.base_model, batch, None))
         if not only_first and len(calls) != len(self.layers):
             raise SurgeryError(
                 f"{type(self.model).__name__} called {len(calls)} of its {len(self.layers)} decoder layers: a warm start "

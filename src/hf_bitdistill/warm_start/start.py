@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..distillation.layout import BatchReader
 from ..layers import BitLinear
 from ..quantization import fold_ternary, least_squares_start
 from ..surgery import SurgeryError, is_student, student_config
@@ -73,7 +74,7 @@ def warm_start(
         student: an online student of `teacher_model`; on the device where it is trained.
         teacher_model: its full-precision source, on the same device. Not changed.
         batches: model inputs, each one step: `input_ids` `[B, T]` int64 and optionally `attention_mask` (padding is left
-            out of the loss); labels are ignored.
+            out of the loss), padded on either side or packed; labels are ignored.
         config: the options.
         progress: show a bar.
 
@@ -82,7 +83,8 @@ def warm_start(
 
     Raises:
         SurgeryError: `student` is not an online student, or its decoder layers cannot be located.
-        ValueError: there are no batches, or the two models differ in depth, width or attention implementation.
+        ValueError: there are no batches, one does not fit the models, or the two models differ in depth, width or attention
+            implementation.
         FloatingPointError: a window's loss is not finite.
     """
     config = config or WarmStartConfig()
@@ -174,10 +176,12 @@ class _Run:
         # (layer index, name in the layer) -> stand-in
         self.relaxed: dict[tuple[int, str], RelaxedBitLinear] = {}
         student_calls, teacher_calls = CallRecorder(student), CallRecorder(teacher)
+        reader = BatchReader({"student": student, "teacher": teacher})
         self.batches = []
         tokens = 0
         for batch in batches:
             with self._autocast():
+                batch = reader(batch, self.device)
                 hidden, calls = teacher_calls.record(batch)
                 own, _ = student_calls.record(batch, only_first=True)
             mask = batch.get("attention_mask")

@@ -227,13 +227,9 @@ def keys_in_source(model):
         for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(kind)))):
             if isinstance(node, ast.Attribute) and is_config(node.value):
                 keys.add(node.attr)
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Name)
-                and node.func.id in ("getattr", "hasattr")
-            ):
-                if is_config(node.args[0]):
-                    keys.add(ast.literal_eval(node.args[1]))
+            called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+            if called in ("getattr", "hasattr") and is_config(node.args[0]):
+                keys.add(ast.literal_eval(node.args[1]))
     return keys
 
 

@@ -1,5 +1,6 @@
 """Every option of the installed transformers' `generate`: it works as there, or it is refused by name."""
 
+import copy
 import inspect
 
 import pytest
@@ -228,6 +229,12 @@ def test_assistants_with_a_tokenizer_of_their_own(models, tmp_path):
     for assistant in (helper, native_helper):
         options = {"assistant_model": assistant, "tokenizer": tokenizer, "assistant_tokenizer": tokenizer}
         assert generate(native, **options).tolist() == expected
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["something else"])  # the assistant's head would lose it
+    options["assistant_tokenizer"] = other
+    for model in (native, packed):
+        with pytest.raises(ValueError, match="do_sample=True transformers replaces that of an assistant"):
+            generate(model, do_sample=True, **options)
 
 
 def test_continuous_batching_is_refused(models):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from transformers.loss.loss_utils import ForCausalLMLoss
@@ -81,6 +81,19 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         if self.model is None:
             raise ValueError(f"{name} (continuous batching) is not for the native decoder: give generate a batch.")
         return getattr(self.model, name)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output head: on the transformers path only.
+
+        Raises:
+            ValueError: the native decoder computes. Sampling with an assistant of another tokenizer asks for the assistant's.
+        """
+        if self.model is None:
+            raise ValueError(
+                "the native decoder's output head cannot be taken out. With do_sample=True transformers replaces that of an "
+                "assistant which has another tokenizer: load the assistant with transformers, or use do_sample=False."
+            )
+        return self.model.get_output_embeddings()
 
     def prepare_inputs_for_generation(self, input_ids, *args, **kwargs):
         """Inputs of one forward pass."""

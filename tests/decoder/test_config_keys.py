@@ -38,22 +38,14 @@ _CHANGED = {
     "head_dim": 20,
     "hidden_act": "relu",
     "hidden_activation": "relu",
-    "hidden_size": 72,
-    "intermediate_size": 56,
     "layer_types": ["sliding_attention", "sliding_attention"],
     "max_window_layers": 0,
     "mlp_bias": True,
     "mlp_only_layers": [1],
-    "moe_intermediate_size": 24,
     "no_rope_layer_interval": 1,
     "no_rope_layers": [0, 1],
     "norm_topk_prob": True,
-    "num_attention_heads": 6,
-    "num_experts": 5,
     "num_experts_per_tok": 3,
-    "num_hidden_layers": 1,
-    "num_key_value_heads": 4,
-    "num_local_experts": 5,
     "query_pre_attn_scalar": 2,
     "rms_norm_eps": 0.5,
     "rope_parameters": {"rope_type": "default", "rope_theta": 50.0},
@@ -61,6 +53,18 @@ _CHANGED = {
     "tie_word_embeddings": None,  # the opposite
     "use_bidirectional_attention": True,
     "use_sliding_window": False,
+}
+
+# The same of what only changes shapes, together: one that is not read does not fit the others.
+_SHAPES = {
+    "hidden_size": 72,
+    "intermediate_size": 56,
+    "moe_intermediate_size": 24,
+    "num_attention_heads": 6,
+    "num_experts": 5,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 3,
+    "num_local_experts": 5,
     "vocab_size": 100,
 }
 
@@ -128,7 +132,7 @@ def test_keys_of_other_architectures_count_for_nothing(saved, native_decoder, mo
     tokens = random_tokens(1, 23)
     before = native_logits(folder, tokens)
     others = {key: value for key, value in _CHANGED.items() if key not in _UNDERSTOOD_BY_ALL and value is not None}
-    foreign = {key: value for key, value in (others | _OF_OTHERS).items() if key not in own_keys(model_type)}
+    foreign = {key: value for key, value in (others | _SHAPES | _OF_OTHERS).items() if key not in own_keys(model_type)}
     for pair in tiny_config(model_type).attribute_map.items():  # two names of one thing
         for name in pair:
             foreign.pop(name, None)
@@ -151,7 +155,7 @@ def test_every_own_key_is_honoured_or_refused(saved, native_decoder, model_type)
     first, folder = saved(model_type, packed=False, **start)
     unchanged, config = first(tokens).logits[0], first.config
     keys = own_keys(model_type)
-    unknown = keys - set(_CHANGED) - set(_WITHOUT_EFFECT)
+    unknown = keys - set(_CHANGED) - set(_SHAPES) - set(_WITHOUT_EFFECT)
     assert not unknown, f"what do these keys of {model_type} do? {unknown}"
     for key in sorted(keys & set(_CHANGED)):
         value = _CHANGED[key] if _CHANGED[key] is not None else not config.tie_word_embeddings
@@ -166,6 +170,9 @@ def test_every_own_key_is_honoured_or_refused(saved, native_decoder, model_type)
         ignored = (model_type, key) == ("gemma3_text", "attn_logit_softcapping")  # an option it has and does not use
         assert (expected.shape == unchanged.shape and torch.equal(expected, unchanged)) == ignored, key
         assert_close(native_logits(folder, tokens), expected)
+    shapes = {key: value for key, value in _SHAPES.items() if key in keys}
+    student, folder = saved(model_type, packed=False, **start, **shapes)
+    assert_close(native_logits(folder, tokens), student(tokens).logits[0])
     without = {key: value for key, value in _WITHOUT_EFFECT.items() if key in keys}
     student = make_student(model_type, **start, **without)
     student.load_state_dict(first.state_dict())  # a random row of the embedding is zero for the sake of pad_token_id

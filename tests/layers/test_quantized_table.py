@@ -63,6 +63,14 @@ def test_fallback_equals_kernels(monkeypatch, bits):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("token", [-1, 20, 2**40])
+def test_a_token_out_of_range(backend, bits, token):
+    embedding = QuantizedEmbedding(QuantizedTable(random(20, 32), bits), torch.float32)
+    with pytest.raises(IndexError, match=rf"token id {token} at \[1, 2\] is not in the vocabulary of 20 tokens"):
+        embedding(torch.tensor([[0, 1, 2], [19, 0, token]]))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
 def test_size(bits):
     table = random(1000, 256)
     assert pack_table(table, bits).numel() < table.numel() * (bits + 0.7) / 8

@@ -6,8 +6,9 @@ import transformers
 from test_generation import prompts
 from transformers import AutoModelForSequenceClassification
 
-from architectures import tiny_config
+from architectures import random_tokens, tiny_config
 from hf_bitdistill import apply_bitnet, pack
+from hf_bitdistill.decoder import ContextLengthError
 from optimum.bitnet import BitNetModelForCausalLM, BitNetModelForSequenceClassification, pipeline
 from optimum.bitnet.cache import BitNetCache
 from students import make_student
@@ -27,6 +28,21 @@ def classifier(tmp_path):
         return packed, tmp_path / "classifier"
 
     return make
+
+
+def test_inputs_that_cannot_be_classified(classifier):
+    _, folder = classifier()
+    model = BitNetModelForSequenceClassification.from_pretrained(folder)
+    tokens, mask = prompts("left")
+    for token in (-1, 96):
+        tokens[1, 8] = token
+        with pytest.raises(IndexError, match=rf"token id {token} \(position 4 of sequence 1\)"):
+            model(tokens, attention_mask=mask)
+    with pytest.raises(ContextLengthError, match="sequence 0 would have 65 tokens, but the model has 64"):
+        model(random_tokens(2, 65))
+    mask[1] = 0
+    with pytest.raises(ValueError, match="row 1 is empty"):
+        model(tokens, attention_mask=mask)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

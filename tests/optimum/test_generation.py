@@ -19,7 +19,8 @@ from architectures import random_tokens
 from hf_bitdistill.cache_name import CACHE_NAME
 from hf_bitdistill.decoder import ContextLengthError
 from hf_bitdistill.decoder.families import FAMILIES
-from optimum.bitnet import BitNetCache
+from hf_bitdistill.decoder.native import DecoderHandle
+from optimum.bitnet import BitNetCache, BitNetModelForCausalLM
 
 
 pytestmark = pytest.mark.usefixtures("native_decoder")
@@ -213,23 +214,90 @@ def test_an_interrupted_generation(pair):
     assert out.tolist() == expected.tolist()
 
 
-def test_too_long(pair):
+@pytest.fixture
+def computed(monkeypatch):
+    """Counts the calls of the native library that computed something."""
+    calls, forward = [], DecoderHandle.forward
+
+    def count(*args):
+        status = forward(*args)
+        calls.extend([status] * (status == 0))
+        return status
+
+    monkeypatch.setattr(DecoderHandle, "forward", count)
+    return calls
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_it_is_computed(pair, computed):
     _, native = pair()
     with pytest.raises(ContextLengthError, match="would have 65 tokens, but the model has 64 positions"):
         native.generate(random_tokens(1, 65), max_new_tokens=1)
-    with pytest.raises(ContextLengthError, match="64 positions"):
-        native.generate(random_tokens(1, 60), max_new_tokens=20, do_sample=False)
+    mask = torch.ones(2, 70, dtype=torch.int64)
+    mask[0, :40] = 0
+    with pytest.raises(ContextLengthError, match="sequence 1 would have 70 tokens, but the model has 64 positions"):
+        native.generate(random_tokens(2, 70), attention_mask=mask, max_new_tokens=1)
+    with pytest.raises(ContextLengthError, match="would have 600 tokens"):  # two calls of the library
+        native(random_tokens(1, 600))
+    assert not computed
 
 
-def test_what_generate_cannot_honour_is_refused(pair):
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 5}, {"do_sample": True}, {"assistant": True}]
+)
+def test_an_output_ends_with_the_context(pair, options, caplog):
+    packed, native = pair()
+    if options.pop("assistant", False):
+        options = {"assistant_model": pair("qwen2")[1]}
+    tokens, mask = random_tokens(1, 60), torch.ones(1, 60, dtype=torch.int64)
+    mask[0, :4] = 0  # takes no position
+    out = native.generate(tokens, attention_mask=mask, max_new_tokens=20, **{"do_sample": False, **options})
+    assert out.shape == (1, 69)  # 56 tokens of the prompt, and 9 new ones of which the last is not read
+    (message,) = {record.message for record in caplog.records if record.name.startswith("optimum.bitnet")}
+    assert message == (
+        "20 new tokens are asked for, but the prompt has 56 tokens and the model 64 positions (max_position_embeddings): "
+        "the output ends after 9 new tokens."
+    )
+    if not options:
+        assert out[:, 60:].tolist() == packed.generate(tokens, attention_mask=mask, max_new_tokens=9)[:, 60:].tolist()
+    caplog.clear()
+    assert native.generate(tokens, max_new_tokens=5, do_sample=False).shape == (1, 65)
+    assert not caplog.records
+
+
+def test_empty_prompts_are_refused(pair, computed):
     _, native = pair()
-    tokens = random_tokens(1, 6)
-    with pytest.raises(ValueError, match="cache_implementation='static'"):
-        native.generate(tokens, max_new_tokens=2, cache_implementation="static")
+    tokens, mask = prompts("left")
+    mask[1] = 0
+    with pytest.raises(ValueError, match="row 1 of the prompts is empty"):
+        native.generate(tokens, attention_mask=mask, max_new_tokens=2)
+    with pytest.raises(ValueError, match="empty"):
+        native.generate(torch.zeros(1, 0, dtype=torch.int64), max_new_tokens=2)
+    assert not computed
+
+
+@pytest.mark.parametrize("head_bits", [32, 16, 8, 4])
+@pytest.mark.parametrize("token", [-1, 96, 2**40])
+def test_a_token_out_of_range(pair, tmp_path, computed, head_bits, token):
+    pair()
+    native = BitNetModelForCausalLM.from_pretrained(tmp_path / "llama", head_bits=head_bits)
+    tokens, mask = prompts("left")
+    tokens[1, 6] = token  # the third of its row
+    message = rf"token id {token} \(position 2 of sequence 1\) is not in the vocabulary of 96 tokens"
+    with pytest.raises(IndexError, match=message):
+        native(tokens, attention_mask=mask)
+    for options in ({}, {"prompt_lookup_num_tokens": 2}, {"repetition_penalty": 1.1}, {"guidance_scale": 2.0}):
+        with pytest.raises(IndexError, match=rf"token id {token} \(position 2 of sequence 0"):
+            native.generate(tokens[1:], max_new_tokens=2, do_sample=False, **options)
+    assert not computed
+    # What the mask hides is no token.
+    tokens[1, 6], tokens[1, 0] = 5, token
+    assert native(tokens, attention_mask=mask).logits.isfinite().all()
+
+
+def test_a_cache_of_another_kind_is_refused(pair):
+    _, native = pair()
     with pytest.raises(TypeError, match="DynamicCache"):
-        native.generate(tokens, max_new_tokens=2, **{CACHE_NAME: DynamicCache()})
-    with pytest.raises(ValueError, match="output_hidden_states"):
-        native.generate(tokens, max_new_tokens=2, output_hidden_states=True, return_dict_in_generate=True)
+        native.generate(random_tokens(1, 6), max_new_tokens=2, **{CACHE_NAME: DynamicCache()})
 
 
 def resident_bytes():

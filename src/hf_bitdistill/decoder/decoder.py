@@ -151,19 +151,21 @@ class NativeDecoder:
             float32 `[m, vocab_size or hidden_size]`.
 
         Raises:
-            ContextLengthError: a sequence would grow beyond `max_positions`; nothing was appended.
-            IndexError: a token id is out of range; nothing was appended.
+            ContextLengthError: a sequence would grow beyond `max_positions`; nothing was computed.
+            IndexError: a token id is out of range; names it and its place; nothing was computed.
         """
         width = self.spec.hidden_size if hidden else self.spec.vocab_size
-        out = torch.empty((output_index.numel(), width), dtype=torch.float32)
         count = tokens.numel()
         if count == 0:
-            return out
+            return torch.empty((0, width), dtype=torch.float32)
         tokens, sequences, output_index = (t.to(torch.int64).contiguous() for t in (tokens, sequences, output_index))
         lengths = cache.lengths
         self._check_lengths(lengths, sequences)
         if not hidden and self.spec.head is None:
             raise ValueError("this decoder has no output head: ask for hidden states")
+        if count > CHUNK:  # of one call the library looks at all tokens before it computes
+            self._check_tokens(lengths, tokens, sequences)
+        out = torch.empty((output_index.numel(), width), dtype=torch.float32)
         self._library.set_threads(self.num_threads or ops.num_threads())
         starts = list(range(0, count, CHUNK))
         bounds = torch.searchsorted(output_index, torch.tensor([*starts, count])).tolist()
@@ -182,7 +184,8 @@ class NativeDecoder:
                     (out.data_ptr() + 4 * width * first, (last - first) * width),
                 )
                 if status != 0:
-                    self._fail(status, tokens)
+                    self._check_tokens(lengths, tokens, sequences)
+                    self._library.check(status, "decoder_forward")
         except BaseException:  # KeyboardInterrupt above all: the sequences are as before
             for sequence, (before, after) in enumerate(zip(lengths, cache.lengths, strict=True)):
                 if after > before:
@@ -201,12 +204,17 @@ class NativeDecoder:
                     f"{limit} positions (max_position_embeddings): shorten the prompt or max_new_tokens."
                 )
 
-    def _fail(self, status: int, tokens: Tensor) -> None:
+    def _check_tokens(self, lengths: list[int], tokens: Tensor, sequences: Tensor) -> None:
         low, high = (int(bound) for bound in torch.aminmax(tokens))
-        if low < 0 or high >= self.spec.vocab_size:
-            token = low if low < 0 else high
-            raise IndexError(f"token id {token} is not in the vocabulary of {self.spec.vocab_size} tokens.")
-        self._library.check(status, "decoder_forward")
+        if low >= 0 and high < self.spec.vocab_size:
+            return
+        index = int(((tokens < 0) | (tokens >= self.spec.vocab_size)).nonzero()[0])
+        row = int(sequences[index])
+        position = lengths[row] + int((sequences[:index] == row).sum())
+        raise IndexError(
+            f"token id {int(tokens[index])} (position {position} of sequence {row}) is not in the vocabulary of "
+            f"{self.spec.vocab_size} tokens."
+        )
 
 
 def load_library() -> ops_native.NativeLibrary:

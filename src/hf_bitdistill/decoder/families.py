@@ -129,15 +129,19 @@ _SANDWICH_NORMS = {
 class _Family:
     """How an architecture differs from Llama.
 
+    A key of the config counts only for the architectures whose modelling file reads it: a `config.json` may hold any number of
+    others. What follows therefore says which keys are read.
+
     Attributes:
         norms: field of [`Layer`] -> module in a layer.
         windows: whether `sliding_window` holds for no layer, all, or those of `layer_types`.
-        gemma: norms store weight - 1, embeddings are scaled by sqrt(hidden_size), logits are capped, and the attention
-            scale is `query_pre_attn_scalar ** -0.5`.
+        gemma: norms store weight - 1, embeddings are scaled by sqrt(hidden_size), logits are capped, the attention
+            scale is `query_pre_attn_scalar ** -0.5`, and attention may be bidirectional.
         attention_softcap: the scores are capped by `attn_logit_softcapping` (Gemma 3 has the option and ignores it).
         own_sub_norms: it has norms of its own before the output projections.
         partial_rotary: it leaves the rest of a head alone where there are fewer frequencies than half a head.
-        mixtures: layers may be mixtures of experts.
+        rotary_layers: `no_rope_layers` says which layers have rotary embeddings.
+        mixtures: layers may be mixtures of experts, whose weights are normalised always, or where `norm_topk_prob` says so.
     """
 
     norms: dict[str, str]
@@ -148,7 +152,8 @@ class _Family:
     attention_softcap: bool = False
     own_sub_norms: bool = False
     partial_rotary: bool = False
-    mixtures: bool = False
+    rotary_layers: bool = False
+    mixtures: Literal["", "normalised", "norm_topk_prob"] = ""
 
 
 _LLAMA = _Family(_PRE_NORMS)
@@ -159,14 +164,14 @@ FAMILIES: dict[str, _Family] = {
     "mistral": replace(_LLAMA, windows="all"),
     "qwen2": replace(_LLAMA, windows="layer_types"),
     "qwen3": replace(_LLAMA, windows="layer_types", qk_norm=True),
-    "smollm3": replace(_LLAMA, windows="layer_types"),
+    "smollm3": replace(_LLAMA, windows="layer_types", rotary_layers=True),
     "gemma2": replace(_GEMMA, attention_softcap=True),
     "gemma3_text": replace(_GEMMA, qk_norm=True),
     "phi3": replace(_LLAMA, windows="all", fused=True, partial_rotary=True),
     "olmo2": replace(_LLAMA, norms=_POST_NORMS, qk_norm=True),
     "bitnet": replace(_LLAMA, own_sub_norms=True),
-    "mixtral": replace(_LLAMA, windows="all", mixtures=True),
-    "qwen3_moe": replace(_LLAMA, windows="all", qk_norm=True, mixtures=True),
+    "mixtral": replace(_LLAMA, windows="all", mixtures="normalised"),
+    "qwen3_moe": replace(_LLAMA, windows="all", qk_norm=True, mixtures="norm_topk_prob"),
 }
 
 _SILU, _GELU, _GELU_TANH, _RELU, _RELU_SQUARED = range(5)
@@ -196,7 +201,11 @@ def describe(model: PreTrainedModel) -> DecoderSpec:
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise UnsupportedModelError(f"architecture {config.model_type!r} (there are: {', '.join(sorted(FAMILIES))})")
-    if getattr(config, "use_bidirectional_attention", False):
+    if getattr(config, "is_heterogeneous", False):
+        raise UnsupportedModelError("layers that differ from each other (per_layer_config)")
+    # The first is read by transformers' masks, whatever the architecture.
+    causal = getattr(config, "is_causal", True)
+    if not causal or (family.gemma and getattr(config, "use_bidirectional_attention", False)):
         raise UnsupportedModelError("bidirectional attention")
     body = model.base_model_prefix
     embedding = f"{body}.embed_tokens.weight"
@@ -220,8 +229,8 @@ def describe(model: PreTrainedModel) -> DecoderSpec:
         final_norm=_norm(f"{body}.norm", config, family),
         embedding_scale=config.hidden_size**0.5 if family.gemma else 1.0,
         attention_scale=(config.query_pre_attn_scalar if family.gemma else head_dim) ** -0.5,
-        attention_softcap=(config.attn_logit_softcapping or 0.0) if family.attention_softcap else 0.0,
-        logit_softcap=(config.final_logit_softcapping or 0.0) if family.gemma else 0.0,
+        attention_softcap=_cap(config, "attn_logit_softcapping") if family.attention_softcap else 0.0,
+        logit_softcap=_cap(config, "final_logit_softcapping") if family.gemma else 0.0,
         activation=_activation(config, family),
     )
     _check_complete(model, spec)
@@ -266,7 +275,7 @@ def _layer(model: PreTrainedModel, family: _Family, name: str, rope: int, window
             model, f"{attention}.o_proj", _norm(f"{attention}.attn_sub_norm", config, family) if own else None
         ),
         mlps=tuple(_mlp(model, family, name, sub_norm) for name in names),
-        mixture=None if experts is None else _mixture(config, experts, mlp),
+        mixture=None if experts is None else _mixture(config, family, experts, mlp),
         rope=rope,
         window=window,
     )
@@ -287,26 +296,33 @@ def _experts(model: PreTrainedModel, family: _Family, mlp: str) -> Experts | Non
     return experts
 
 
-def _mixture(config: PreTrainedConfig, experts: Experts, mlp: str) -> Mixture:
-    # Mixtral has no such option, and always does.
-    normalise = getattr(config, "norm_topk_prob", True)
+def _mixture(config: PreTrainedConfig, family: _Family, experts: Experts, mlp: str) -> Mixture:
+    normalise = family.mixtures == "normalised" or bool(config.norm_topk_prob)
     router = Projection(f"{mlp}.gate", ternary=False)
     return Mixture(router, config.num_experts_per_tok, experts[0].down_proj.in_features, normalise)
 
 
 def _window(config: PreTrainedConfig, family: _Family, index: int) -> int:
     # A window W lets a token at p see (p - W, p], in transformers (`sliding_window_overlay`) as in the library.
-    window = getattr(config, "sliding_window", None)
-    if family.windows == "none" or (family.windows == "all" and window is None):
+    if family.windows == "none":
         return 0
-    if family.windows == "all":
-        return window
-    kind = config.layer_types[index]
-    if kind == "full_attention":
+    window = config.sliding_window
+    kind = config.layer_types[index] if family.windows == "layer_types" else "sliding_attention"
+    if kind == "full_attention" or (family.windows == "all" and window is None):
         return 0
-    if kind != "sliding_attention" or not window:
+    if kind != "sliding_attention" or window is None or window < 1:
         raise UnsupportedModelError(f"attention of type {kind!r} with sliding_window={window} (layer {index})")
     return window
+
+
+def _cap(config: PreTrainedConfig, key: str) -> float:
+    """A limit of scores or logits, 0: none."""
+    cap = getattr(config, key)
+    if cap is None:
+        return 0.0
+    if not cap > 0:  # transformers divides by it
+        raise UnsupportedModelError(f"{key}={cap}")
+    return cap
 
 
 def _ropes(
@@ -331,8 +347,9 @@ def _ropes(
         ropes.append(Rope(inv_freq, float(getattr(rotary, f"{prefix}attention_scaling"))))
     if names != [""]:
         return tuple(ropes), [names.index(config.layer_types[index]) for index in layers]
-    has_rope = getattr(config, "no_rope_layers", None) or [1] * len(layers)  # 1 means "has one"
-    return tuple(ropes), [0 if has_rope[index] else -1 for index in layers]
+    if not family.rotary_layers:
+        return tuple(ropes), [0] * len(layers)
+    return tuple(ropes), [0 if config.no_rope_layers[index] else -1 for index in layers]  # 1 means "has one"
 
 
 def _activation(config: PreTrainedConfig, family: _Family) -> int:

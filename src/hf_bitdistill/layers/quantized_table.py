@@ -57,7 +57,11 @@ class QuantizedEmbedding(nn.Module):
         self._scaled = scale is not None
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Token ids `[...]` -> `[..., C]`."""
+        """Token ids `[...]` -> `[..., C]`.
+
+        Raises:
+            IndexError: an id is no row of the table; names it and its place.
+        """
         rows = packed_embedding(input_ids, self.table.weight, self.embedding_dim).to(self.scale.dtype)
         return rows * self.scale if self._scaled else rows
 

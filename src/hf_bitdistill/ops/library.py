@@ -227,7 +227,11 @@ def _packed_embedding(index, weight, embedding_dim):
         return reference.embedding(index, weight, embedding_dim)
     out = torch.empty((*index.shape, embedding_dim), dtype=torch.float32)
     if index.numel():
-        library.call("embedding", *_pointer(weight), *_pointer(index), *_pointer(out))
+        status = library.status("embedding", *_pointer(weight), *_pointer(index), *_pointer(out))
+        if status != 0:
+            # The error that says more, if it is this one.
+            reference.check_tokens(index, library.describe(weight.data_ptr(), weight.numel()).rows)
+            library.check(status, "embedding")
     return out
 
 

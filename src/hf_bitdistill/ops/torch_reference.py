@@ -104,12 +104,23 @@ def linear(
     return y.view(*x.shape[:-1], header.rows)
 
 
+def check_tokens(index: Tensor, rows: int) -> None:
+    """Refuse token ids that are no rows of a table.
+
+    Raises:
+        IndexError: naming the first one and its place in `index`.
+    """
+    outside = ((index < 0) | (index >= rows)).nonzero().tolist()
+    if outside:
+        place = outside[0]
+        raise IndexError(f"token id {int(index[tuple(place)])} at {place} is not in the vocabulary of {rows} tokens.")
+
+
 def embedding(index: Tensor, packed: Tensor, embedding_dim: int) -> Tensor:
     header = form.read_header(packed)
     if header.cols != embedding_dim:
         raise ValueError(f"the weight has {header.cols} columns, not {embedding_dim}")
-    if index.numel() and (index.min() < 0 or index.max() >= header.rows):
-        raise IndexError("a row index is out of range")
+    check_tokens(index, header.rows)
     scale, row_offset = form.scales_and_offsets(packed, header)
     out = torch.empty(index.numel(), header.cols)
     for i, row in enumerate(index.reshape(-1).tolist()):

@@ -51,7 +51,8 @@ class BitNetModelForSequenceClassification(BitNetModel):
             `logits`, float32 `[B, labels]`.
 
         Raises:
-            ContextLengthError: a row has more tokens than the model has positions.
+            ContextLengthError: a row has more tokens than the model has positions; nothing was computed.
+            IndexError: a token id is not in the vocabulary; nothing was computed.
             ValueError: inputs that contradict each other, or that the native decoder cannot honour.
         """
         if self.model is not None:
@@ -68,6 +69,9 @@ class BitNetModelForSequenceClassification(BitNetModel):
         check_arguments(kwargs, None)
         inputs = Inputs(input_ids, attention_mask, BitNetCache(self.decoder))
         inputs.check_positions(position_ids)
+        tokens = inputs.real.sum(dim=1).tolist()
+        if 0 in tokens:
+            raise ValueError(f"row {tokens.index(0)} is empty: attention_mask hides all of its tokens.")
         states = inputs.run(self.decoder, self._classified(inputs, input_ids)[:, None], hidden=True)
         logits = F.linear(states[:, 0], self.score)
         loss = None

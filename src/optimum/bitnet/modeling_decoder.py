@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from transformers.loss.loss_utils import ForCausalLMLoss
@@ -15,6 +15,7 @@ from hf_bitdistill.cache_name import CACHE_NAME
 
 from .cache import BitNetCache
 from .candidates import CandidatesWithinContext
+from .generation import KEPT_BY_GENERATE, check_options, end_with_context
 from .inputs import Inputs, check_arguments, given_cache
 from .modeling_base import BitNetModel
 from .sampling import draw_in_processors
@@ -54,13 +55,79 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         self.generation_config.save_pretrained(save_directory)
 
     def generate(self, *args, **kwargs):
-        """As `generate` of transformers, with all of its options. Prompts may be padded on either side."""
+        """As `generate` of transformers, with all of its options but those that look into the model (`output_hidden_states`,
+        other caches, ...). Prompts may be padded on either side. The output ends with the model's positions, with a warning.
+
+        Raises:
+            ContextLengthError: a prompt has more tokens than the model has positions.
+            IndexError: a token id is not in the vocabulary; names it and its place.
+            ValueError: an option that the native decoder cannot honour, or an empty prompt.
+        """
         return (self.model if self.model is not None else super()).generate(*args, **kwargs)
+
+    def generate_batch(self, *args, **kwargs):
+        """Continuous batching: on the transformers path only."""
+        return self._continuous_batching("generate_batch")(*args, **kwargs)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Continuous batching: on the transformers path only."""
+        return self._continuous_batching("init_continuous_batching")(*args, **kwargs)
+
+    def continuous_batching_context_manager(self, *args, **kwargs):
+        """Continuous batching: on the transformers path only."""
+        return self._continuous_batching("continuous_batching_context_manager")(*args, **kwargs)
+
+    def _continuous_batching(self, name: str) -> Any:
+        if self.model is None:
+            raise ValueError(f"{name} (continuous batching) is not for the native decoder: give generate a batch.")
+        return getattr(self.model, name)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output head: on the transformers path only.
+
+        Raises:
+            ValueError: the native decoder computes. Sampling with an assistant of another tokenizer asks for the assistant's.
+        """
+        if self.model is None:
+            raise ValueError(
+                "the native decoder's output head cannot be taken out. With do_sample=True transformers replaces that of an "
+                "assistant which has another tokenizer: load the assistant with transformers, or use do_sample=False."
+            )
+        return self.model.get_output_embeddings()
+
+    def prepare_inputs_for_generation(self, input_ids, *args, **kwargs):
+        """Inputs of one forward pass."""
+        for name in KEPT_BY_GENERATE:
+            kwargs.pop(name, None)
+        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+
+    def _prepare_generation_config(self, *args, **kwargs):
+        generation_config, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
+        check_options(generation_config)
+        return generation_config, model_kwargs
 
     def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
         """Greedy decoding and sampling."""
         logits_processor, generation_config = draw_in_processors(logits_processor, generation_config)
-        return super()._sample(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+        criteria, config = self._end_with_context(input_ids, stopping_criteria, generation_config, kwargs)
+        return super()._sample(input_ids, logits_processor, criteria, config, **kwargs)
+
+    def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        criteria, config = self._end_with_context(input_ids, stopping_criteria, generation_config, kwargs)
+        return super()._beam_search(input_ids, logits_processor, criteria, config, **kwargs)
+
+    def _assisted_decoding(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        criteria, config = self._end_with_context(input_ids, stopping_criteria, generation_config, kwargs)
+        return super()._assisted_decoding(input_ids, logits_processor, criteria, config, **kwargs)
+
+    def _end_with_context(self, input_ids, stopping_criteria, generation_config, model_kwargs):
+        return end_with_context(
+            input_ids,
+            model_kwargs.get("attention_mask"),
+            stopping_criteria,
+            generation_config,
+            self.decoder.spec.max_positions,
+        )
 
     def _prefill(self, input_ids, generation_config, *args, **kwargs):
         # The decoder cuts a prompt up by itself. Pieces cut here may hold nothing but padding for a row, and then no logits.
@@ -76,11 +143,6 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         return generator
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
-        if generation_config.cache_implementation not in (None, "dynamic"):
-            raise ValueError(
-                f"cache_implementation={generation_config.cache_implementation!r} is not for the native decoder, which "
-                "has a cache of its own; leave it out."
-            )
         cache = model_kwargs.get(CACHE_NAME)
         if cache is not None:
             cache._is_user_defined = True
@@ -118,7 +180,8 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
             `past_key_values` before.
 
         Raises:
-            ContextLengthError: a row would have more tokens than the model has positions.
+            ContextLengthError: a row would have more tokens than the model has positions; nothing was computed.
+            IndexError: a token id is not in the vocabulary; nothing was computed.
             ValueError: inputs that contradict each other, or that the native decoder cannot honour.
         """
         cache = given_cache(cache, past_key_values)

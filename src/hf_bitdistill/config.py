@@ -68,6 +68,7 @@ class BitNetConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
+        /,  # "self" may be a key of a file
         quantization_mode: QuantizationMode = "online",
         sub_norm: SubNormPlacement = "output",
         sub_norm_eps: float = 1e-6,

@@ -24,6 +24,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .checkpoint import CheckpointError, check_regular, tensors_of
+from .config import QUANT_METHOD, BitNetConfig
 from .layers.experts import expert_projections, is_fused_experts
 
 
@@ -49,6 +50,8 @@ _POSITIVE = (
     "num_key_value_heads",
     "head_dim",
 )
+_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
+_WINDOWS = ("sliding_window", "attention_chunk_size")
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 
 
@@ -113,6 +116,18 @@ def read_config(folder: Path, subfolder: str = "", trust_remote_code: bool = Fal
     if not isinstance(content.get("quantization_config", {}), dict):
         found = _short(content["quantization_config"])
         raise CheckpointError(f"{file}: 'quantization_config' must be an object, not {found}.")
+    quantization = content.get("quantization_config", {})
+    if quantization.get("quant_method") == QUANT_METHOD:
+        try:
+            BitNetConfig.from_dict(quantization)
+        except ValueError as error:
+            raise CheckpointError(f"{file}: {error}") from None
+    for part in (content, *(value for value in content.values() if isinstance(value, dict))):
+        for key, value in part.items():  # (some config classes make a list of as many)
+            if isinstance(value, int) and _LAYERS.fullmatch(key) and value > _MOST_LAYERS:
+                raise CheckpointError(
+                    f"{file}: {key}={_short(value)} is more layers than any model has ({_MOST_LAYERS})."
+                )
     labels = content.get("num_labels")
     if isinstance(labels, int) and labels > _LARGEST:  # a name for each is made at once
         raise CheckpointError(f"{file}: num_labels={_short(labels)} must be at most {_LARGEST}.")
@@ -169,12 +184,21 @@ def check_linked_inside(file: Path, folder: Path) -> None:
         )
 
 
-def local_files(folder: Path) -> list[Path]:
+def local_files(folder: Path, named: Any = None) -> list[Path]:
     """The safetensors that transformers loads from a local folder; none where there are no safetensors.
+
+    Args:
+        named: `transformers_weights` of the config, a file or an index to take instead of those of the usual names.
 
     Raises:
         CheckpointError: a damaged index.
     """
+    if named is not None:
+        if not isinstance(named, str):
+            raise CheckpointError(f"{folder / CONFIG_NAME}: transformers_weights={_short(named)} must name a file.")
+        if named.endswith(".index.json"):
+            return read_index(folder / named)
+        return [folder / named] if named.endswith(".safetensors") and (folder / named).is_file() else []
     single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
     if single.is_file():
         return [single]
@@ -206,7 +230,7 @@ def check_before_building(config: PreTrainedConfig) -> bool:
     folder = Path(name) if local else _cached_folder(name) if name else None
     where = str(folder / CONFIG_NAME) if folder else f"the config of {name or type(config).__name__}"
     check_sizes(config, where)
-    files = local_files(folder) if folder else []
+    files = local_files(folder, getattr(config, "transformers_weights", None)) if folder else []
     if files and (local or all(file.exists() for file in files)):
         check_claims(config, read_contents(files), folder / CONFIG_NAME)
         return True
@@ -275,6 +299,19 @@ def check_sizes(config: PreTrainedConfig, where: str) -> None:
     width = sizes.get("num_attention_heads", 1) * sizes.get("head_dim", 1)
     if width > _LARGEST:
         raise CheckpointError(f"{where}: num_attention_heads * head_dim = {width} must be at most {_LARGEST}.")
+    for key in _EPSILONS:
+        eps = getattr(text, key, None)
+        if isinstance(eps, (int, float)) and not 0 <= eps < 1:
+            raise CheckpointError(f"{where}: {key}={_short(eps)} must be a number between 0 and 1.")
+    for key in _WINDOWS:
+        window = getattr(text, key, None)
+        if window is not None and (
+            not isinstance(window, (int, list, tuple)) or (isinstance(window, int) and window < 0)
+        ):
+            raise CheckpointError(f"{where}: {key}={_short(window)} must be a number of positions.")
+    dtype = getattr(text, "dtype", None)
+    if not (dtype is None or isinstance(dtype, dict) or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
+        raise CheckpointError(f"{where}: dtype={_short(dtype)} must be a floating-point type.")
     for key in _ACTIVATIONS:
         name = getattr(text, key, None)
         if isinstance(name, str) and name not in ACT2FN:

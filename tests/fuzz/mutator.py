@@ -18,20 +18,71 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 Files = dict[str, "bytes | str | None"]
 
 # What no key of a config is; numbers small enough that transformers' own config classes, which come first, survive them.
-_VALUES = (
-    [None, True, False, -1, 0, 1, 2, 3, 7, 48, 1000, 10**6, -(10**9), 0.5, -1.5, 1e308, float("nan"), float("inf")]
-    + ["", "x", "gelu", "1e-6", "\u0000", "x" * 300, [], [1], ["x"], [[]], {}, {"a": 1}, {"x": "input"}, "../x"]
-)
+_VALUES = [
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    2,
+    3,
+    7,
+    48,
+    1000,
+    10**6,
+    -(10**9),
+    0.5,
+    -1.5,
+    1e308,
+    float("nan"),
+    float("inf"),
+] + ["", "x", "gelu", "1e-6", "\u0000", "x" * 300, [], [1], ["x"], [[]], {}, {"a": 1}, {"x": "input"}, "../x"]
 # Keys of other architectures, and of transformers.
-_FOREIGN = (
-    "n_layer num_layers num_experts num_local_experts n_routed_experts norm_topk_prob no_rope_layers sliding_window layer_types "
-    "tie_word_embeddings attention_bias mlp_bias rope_scaling text_config sub_configs is_decoder dtype torch_dtype auto_map "
-    "transformers_weights attn_implementation use_bidirectional_attention head_dim pretraining_tp bos_token_id problem_type"
-).split()
-_QUANTIZATION = (
-    "quantization_mode sub_norm sub_norm_eps weight_granularity group_size activation_bits modules_to_not_convert "
-    "modules_without_sub_norm projections head_bits quant_method bits self kwargs"
-).split()
+_FOREIGN = [
+    "n_layer",
+    "num_layers",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "norm_topk_prob",
+    "no_rope_layers",
+    "sliding_window",
+    "layer_types",
+    "tie_word_embeddings",
+    "attention_bias",
+    "mlp_bias",
+    "rope_scaling",
+    "text_config",
+    "sub_configs",
+    "is_decoder",
+    "dtype",
+    "torch_dtype",
+    "auto_map",
+    "transformers_weights",
+    "attn_implementation",
+    "use_bidirectional_attention",
+    "head_dim",
+    "pretraining_tp",
+    "bos_token_id",
+    "problem_type",
+]
+_QUANTIZATION = [
+    "quantization_mode",
+    "sub_norm",
+    "sub_norm_eps",
+    "weight_granularity",
+    "group_size",
+    "activation_bits",
+    "modules_to_not_convert",
+    "modules_without_sub_norm",
+    "projections",
+    "head_bits",
+    "quant_method",
+    "bits",
+    "self",
+    "kwargs",
+]
 _DTYPES = ["F64", "F32", "F16", "BF16", "I64", "I8", "U8", "BOOL", "F8_E4M3", "F7", "", 5]
 
 
@@ -158,7 +209,18 @@ def _index(mutant: Mutant, rng: random.Random) -> None:
         names = content["weight_map"]
         key = mutant.key = rng.choice(sorted(names))
         value = rng.choice(
-            ["../outside/x.safetensors", "/dev/zero", "", ".", "..", CONFIG, "none.safetensors", "a/../../x", "x\0y", 5]
+            [
+                "../outside/x.safetensors",
+                "/dev/zero",
+                "",
+                ".",
+                "..",
+                CONFIG,
+                "none.safetensors",
+                "a/../../x",
+                "x\0y",
+                5,
+            ]
             + [None, [], {}, *names.values()]
         )
         how = rng.choice(["entry", "entry", "entry", "remove", "all", "map", "metadata"])
@@ -185,7 +247,9 @@ def _header(mutant: Mutant, rng: random.Random) -> None:
     tensors = [name for name in header if name != "__metadata__"]
     key = mutant.key = rng.choice(tensors)
     entry = header[key]
-    how = rng.choice("shape shape dtype offsets offsets name remove twice length metadata extra".split())
+    how = rng.choice(
+        ["shape", "shape", "dtype", "offsets", "offsets", "name", "remove", "twice", "length", "metadata", "extra"]
+    )
     length = None
     if how == "shape":
         shape = entry["shape"]
@@ -196,7 +260,17 @@ def _header(mutant: Mutant, rng: random.Random) -> None:
     elif how == "offsets":
         start, end = entry["data_offsets"]
         other = header[rng.choice(tensors)]["data_offsets"]
-        choices = [[end, start], [start, end + 1], [start - 1, end], [0, 2**63], [-1, 0], other, [start], None, [start, start]]
+        choices = [
+            [end, start],
+            [start, end + 1],
+            [start - 1, end],
+            [0, 2**63],
+            [-1, 0],
+            other,
+            [start],
+            None,
+            [start, start],
+        ]
         entry["data_offsets"] = rng.choice(choices)
     elif how == "name":
         new = rng.choice([key + "x", key.replace(".0.", ".7."), "", "__metadata__", "x" * 1000, key.upper()])
@@ -249,7 +323,9 @@ def _content(mutant: Mutant, rng: random.Random) -> None:
 
 def _bytes(mutant: Mutant, rng: random.Random) -> None:
     """Of any file but the tokenizer's, whose text nothing protects."""
-    names = [name for name in sorted(mutant.files) if name not in TOKENIZER and name.endswith((".json", ".safetensors"))]
+    names = [
+        name for name in sorted(mutant.files) if name not in TOKENIZER and name.endswith((".json", ".safetensors"))
+    ]
     mutant.target = rng.choice(names)
     content = mutant.files[mutant.target]
     at = rng.randrange(len(content))
@@ -279,7 +355,9 @@ def _place(mutant: Mutant, rng: random.Random) -> None:
 
 
 def _generation(mutant: Mutant, rng: random.Random) -> None:
-    _edit_json(mutant, GENERATION, lambda content: _change_key(content, rng, mutant, ["max_length", "top_p", "num_beams"]))
+    _edit_json(
+        mutant, GENERATION, lambda content: _change_key(content, rng, mutant, ["max_length", "top_p", "num_beams"])
+    )
 
 
 def _tokenizer(mutant: Mutant, rng: random.Random) -> None:
@@ -287,7 +365,10 @@ def _tokenizer(mutant: Mutant, rng: random.Random) -> None:
     if rng.random() < 0.4:
         content = mutant.files[name]
         at = rng.randrange(len(content))
-        mutant.target, mutant.files[name] = name, rng.choice([content[:at], b"", content[:at] + b"\xff" + content[at:]])
+        mutant.target, mutant.files[name] = (
+            name,
+            rng.choice([content[:at], b"", content[:at] + b"\xff" + content[at:]]),
+        )
         mutant.what = f"damaged at {at}"
         return
 

@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
+from transformers.utils import CONFIG_NAME
 from transformers.utils.quantization_config import BitNetQuantConfig
 
 from ..checkpoint import CheckpointError, check_headers, check_packed_layer, read_headers
@@ -65,7 +66,10 @@ class Student:
     def __init__(self, config: PreTrainedConfig, files: list[str], head: str = "causal_lm"):
         if not files:
             raise CheckpointError("the checkpoint has no safetensors file.")
-        source, self._stock = _read_quantization(config)
+        try:
+            source, self._stock = _read_quantization(config)
+        except ValueError as error:
+            raise type(error)(f"{Path(files[0]).parent / CONFIG_NAME}: {error}") from None
         self.needs_export = self._stock is not None or source.quantization_mode == "online"
         full_precision = copy.deepcopy(config)
         del full_precision.quantization_config

@@ -195,6 +195,7 @@ class BitNetModel(OptimizedModel):
         trust_remote_code: bool,
         hub: dict[str, Any],
     ) -> PreTrainedModel:
+        cls._read_generation_config(model_id, hub)  # refuses what transformers stumbles over
         config = copy.deepcopy(config)
         quantization = config.quantization_config
         if isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD:
@@ -216,6 +217,10 @@ class BitNetModel(OptimizedModel):
         """Load what the decoder does not have."""
 
     def _load_generation_config(self, model_id: str, hub: dict[str, Any]) -> None:
+        """Only of models that generate."""
+
+    @classmethod
+    def _read_generation_config(cls, model_id: str, hub: dict[str, Any]) -> None:
         """Only of models that generate."""
 
     # ---- saving -------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ _FEW_LAYERS, _FEW_EXPERTS = 256, 1024
 _MOST_LAYERS = 4096
 # Of a layer's sizes, so that no product of them overflows.
 _LARGEST = 1 << 24
+_MOST_LABELS = 1_000_000
 # Tables that a model computes for itself and no file holds: masks, sines.
 _COMPUTED_BYTES = 1 << 30
 # Of an expert's matrix in full precision (4 x 4 in float32).
@@ -122,15 +123,12 @@ def read_config(folder: Path, subfolder: str = "", trust_remote_code: bool = Fal
             BitNetConfig.from_dict(quantization)
         except ValueError as error:
             raise CheckpointError(f"{file}: {error}") from None
+    # Some config classes make a list of as many layers, all of them a name for each label.
     for part in (content, *(value for value in content.values() if isinstance(value, dict))):
-        for key, value in part.items():  # (some config classes make a list of as many)
-            if isinstance(value, int) and _LAYERS.fullmatch(key) and value > _MOST_LAYERS:
-                raise CheckpointError(
-                    f"{file}: {key}={_short(value)} is more layers than any model has ({_MOST_LAYERS})."
-                )
-    labels = content.get("num_labels")
-    if isinstance(labels, int) and labels > _LARGEST:  # a name for each is made at once
-        raise CheckpointError(f"{file}: num_labels={_short(labels)} must be at most {_LARGEST}.")
+        for key, value in part.items():
+            most = _MOST_LABELS if key == "num_labels" else _LARGEST if _LAYERS.fullmatch(key) else None
+            if most is not None and isinstance(value, int) and value > most:
+                raise CheckpointError(f"{file}: {key}={_short(value)} must be at most {most}.")
     try:
         return AutoConfig.from_pretrained(file.parent, trust_remote_code=trust_remote_code)
     except OSError:

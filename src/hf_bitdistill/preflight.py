@@ -42,15 +42,9 @@ _EXPERT_BYTES = 64
 
 _LAYERS = re.compile(r"(?!max_).*layers?")
 _EXPERTS = re.compile(r".*experts")
-# Sizes whose zero or negative value ends in an error deep inside a model's constructor.
-_POSITIVE = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-)
+# Sizes whose negative value ends in an error deep inside a model's constructor, and those whose zero does too.
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+_POSITIVE = {"vocab_size", "hidden_size", "num_attention_heads"}
 _EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
@@ -159,13 +153,22 @@ def read_index(index: Path) -> list[Path]:
 
 def _inside(index: Path, tensor: str, name: Any) -> Path:
     problem = f"{index}: weight_map[{tensor!r}] is {_short(name)}"
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not _is_name(name):
         raise CheckpointError(f"{problem}; it must be the name of a file.")
     normal = os.path.normpath(name)
     if os.path.isabs(name) or normal == os.pardir or normal.startswith(os.pardir + os.sep):
         raise CheckpointError(f"{problem}, which is outside the folder.")
     check_linked_inside(index.parent / name, index.parent)
     return index.parent / name
+
+
+def _is_name(name: Any) -> bool:
+    """Whether a file system may have a file `name`."""
+    try:
+        parts = os.fsencode(name).split(os.fsencode(os.sep))
+    except (TypeError, UnicodeEncodeError):
+        return False
+    return bool(name) and "\0" not in name and all(len(part) <= 255 for part in parts)
 
 
 def check_linked_inside(file: Path, folder: Path) -> None:
@@ -224,12 +227,12 @@ def check_before_building(config: PreTrainedConfig) -> bool:
             or the config claims more layers or experts than the files can hold.
     """
     name = config.name_or_path or ""
-    local = os.path.isdir(name)
-    folder = Path(name) if local else _cached_folder(name) if name else None
+    folder = Path(name) if os.path.isdir(name) else _cached_folder(name) if name else None
     where = str(folder / CONFIG_NAME) if folder else f"the config of {name or type(config).__name__}"
     check_sizes(config, where)
     files = local_files(folder, getattr(config, "transformers_weights", None)) if folder else []
-    if files and (local or all(file.exists() for file in files)):
+    # (Shards that are missing are told of where it is certain that they are needed: the caller may give a config of another folder.)
+    if files and all(os.path.lexists(file) for file in files):
         check_claims(config, read_contents(files), folder / CONFIG_NAME)
         return True
     for key, value, _ in _claims(config, None):
@@ -261,7 +264,7 @@ def check_claims(config: PreTrainedConfig, contents: Contents, config_file: Path
 
 def _claims(config: PreTrainedConfig, file: Path | None) -> Iterator[tuple[str, int, bool]]:
     """Numbers of layers and experts in `config` and its parts: key, value, and whether `file` says the same."""
-    written: Any = None
+    written = None if file is None or file.exists() else {}
     for section, part in _sections(config):
         for key, value in vars(part).items():
             if type(value) is int and (_LAYERS.fullmatch(key) or _EXPERTS.fullmatch(key)):
@@ -279,6 +282,14 @@ def _sections(config: PreTrainedConfig) -> Iterator[tuple[str, PreTrainedConfig]
             yield name, part
 
 
+def _value(config: PreTrainedConfig, key: str) -> Any:
+    """What a config says for the whole model; `None` where it says nothing, or something else for each layer."""
+    try:
+        return getattr(config, key, None)
+    except Exception:  # transformers' own class for an attribute of layers, which older versions do not have
+        return None
+
+
 def check_sizes(config: PreTrainedConfig, where: str) -> None:
     """Refuse sizes that no model of any architecture has, and an activation that transformers does not have.
 
@@ -289,29 +300,30 @@ def check_sizes(config: PreTrainedConfig, where: str) -> None:
         CheckpointError: naming key and value.
     """
     text = config.get_text_config(decoder=True)
-    sizes = {key: getattr(text, key, None) for key in _POSITIVE}
+    sizes = {key: _value(text, key) for key in _SIZES}
     sizes = {key: value for key, value in sizes.items() if isinstance(value, (int, float))}
     for key, value in sizes.items():
-        if not 0 < value <= _LARGEST:
-            raise CheckpointError(f"{where}: {key}={_short(value)} must be between 1 and {_LARGEST}.")
+        least = 1 if key in _POSITIVE else 0  # (a zero may stand for "derived" or "none")
+        if not least <= value <= _LARGEST:
+            raise CheckpointError(f"{where}: {key}={_short(value)} must be between {least} and {_LARGEST}.")
     width = sizes.get("num_attention_heads", 1) * sizes.get("head_dim", 1)
     if width > _LARGEST:
         raise CheckpointError(f"{where}: num_attention_heads * head_dim = {width} must be at most {_LARGEST}.")
     for key in _EPSILONS:
-        eps = getattr(text, key, None)
+        eps = _value(text, key)
         if isinstance(eps, (int, float)) and not 0 <= eps < 1:
             raise CheckpointError(f"{where}: {key}={_short(eps)} must be a number between 0 and 1.")
     for key in _WINDOWS:
-        window = getattr(text, key, None)
+        window = _value(text, key)
         if window is not None and (
             not isinstance(window, (int, list, tuple)) or (isinstance(window, int) and window < 0)
         ):
             raise CheckpointError(f"{where}: {key}={_short(window)} must be a number of positions.")
-    dtype = getattr(text, "dtype", None)
+    dtype = _value(text, "dtype")
     if not (dtype is None or isinstance(dtype, dict) or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
         raise CheckpointError(f"{where}: dtype={_short(dtype)} must be a floating-point type.")
     for key in _ACTIVATIONS:
-        name = getattr(text, key, None)
+        name = _value(text, key)
         if isinstance(name, str) and name not in ACT2FN:
             raise CheckpointError(f"{where}: {key}={_short(name)} is no activation of transformers.")
 
@@ -335,7 +347,7 @@ def build_on_meta(auto_class: type, config: PreTrainedConfig, files: list[str]) 
             model = auto_class.from_config(config)
     except Exception as error:  # whatever a constructor raises for values that it does not expect
         raise CheckpointError(f"{where}: {describe_error(error, config)}") from error
-    check_built(model, files, student=True)
+    check_built(model, files)
     return model
 
 
@@ -362,13 +374,12 @@ def check_locations(name_or_path: str, files: list[str]) -> None:
         local_files(Path(folder))
 
 
-def check_built(model: PreTrainedModel, files: list[str], student: bool) -> None:
+def check_built(model: PreTrainedModel, files: list[str]) -> None:
     """Refuse a model on the meta device whose conversion, or whose own tables, would cost what its files cannot account for.
 
     Args:
         model: before its projections are looked for.
-        files: its safetensors.
-        student: the files are a student's, so each of its experts has tensors of its own.
+        files: its safetensors, which hold experts one by one or fused.
 
     Raises:
         CheckpointError: naming the files and the numbers.
@@ -380,7 +391,7 @@ def check_built(model: PreTrainedModel, files: list[str], student: bool) -> None
         return
     contents = read_contents(files)
     names, size = ", ".join(contents.files), f"{contents.nbytes / 2**20:.1f} MB"
-    if experts > max(_FEW_EXPERTS, contents.tensors if student else contents.nbytes // _EXPERT_BYTES):
+    if experts > max(_FEW_EXPERTS, contents.tensors, contents.nbytes // _EXPERT_BYTES):
         raise CheckpointError(
             f"{names}: {contents.tensors} tensors in {size} cannot be the {experts} projections of experts that the config claims."
         )

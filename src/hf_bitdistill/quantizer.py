@@ -103,7 +103,7 @@ class BitDistillQuantizer(HfQuantizer):
         files = safetensors_files(checkpoint_files)
         check_locations(model.config.name_or_path or "", files)
         if files:
-            check_built(model, files, student=self.pre_quantized)
+            check_built(model, files)
         self._projections = find_projections(model, self.quantization_config)
         # A model with fused experts is loaded as it is: transformers knows all forms that they have in files.
         self._convert_after_loading = not self.pre_quantized and any(p.fused_in for p in self._projections)

@@ -145,7 +145,7 @@ def test_what_a_config_class_would_make_a_list_of(shards, key, value):
         ("hidden_size", 10**9),
         ("vocab_size", -1),
         ("vocab_size", 97),
-        ("intermediate_size", 0),
+        ("intermediate_size", -3),
         ("head_dim", 1 << 23),
         ("rms_norm_eps", float("inf")),
         ("sliding_window", "x"),
@@ -235,7 +235,9 @@ def test_parts_of_an_index(shards, load, key, value):
 
 
 @both
-@pytest.mark.parametrize("name", ["../other/x.safetensors", "a/../../x", "/etc/passwd", "..", "", 5, None, [], "x\0y"])
+@pytest.mark.parametrize(
+    "name", ["../other/x.safetensors", "a/../../x", "/etc/passwd", "..", "", 5, None, [], "x\0y", "x" * 300, "\ud800"]
+)
 def test_entries_that_lead_elsewhere(shards, load, name):
     edit(shards / INDEX, lambda index: index["weight_map"].update({"model.norm.weight": name}))
     refused(load, shards, INDEX, "model.norm.weight")

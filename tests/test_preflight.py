@@ -42,8 +42,8 @@ def test_claims_of_every_tested_architecture(model_type, tmp_path, monkeypatch):
     for name, student in models.items():
         student.save_pretrained(tmp_path / name)
         contents = read_contents(local_files(tmp_path / name))
-        check_claims(tiny_config(model_type), contents)
-        check_claims(tiny_config(model_type), contents, tmp_path / name / "config.json")
+        check_claims(tiny_config(model_type), contents, "the config")
+        check_claims(tiny_config(model_type), contents, "the config", tmp_path / name / "config.json")
         check_built(tiny_model(model_type), list(contents.files))
 
 
@@ -51,10 +51,10 @@ def test_parts_of_a_config():
     """A composite's parts are claims as well."""
     config = CONFIG_MAPPING["qwen3_5"]()
     few = Contents(("a.safetensors",), 300, 300_000, 1 << 20)
-    check_claims(config, few)
+    check_claims(config, few, "c.json")
     config.text_config.num_hidden_layers = 10**6
     with pytest.raises(CheckpointError, match=r"a\.safetensors.*1000000 layers"):
-        check_claims(config, few)
+        check_claims(config, few, "c.json")
 
 
 def test_a_mixture_with_experts_in_full_precision_loads(tmp_path, monkeypatch):

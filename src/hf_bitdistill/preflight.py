@@ -47,6 +47,7 @@ _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads
 _POSITIVE = {"vocab_size", "hidden_size", "num_attention_heads"}
 _EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
 _WINDOWS = ("sliding_window", "attention_chunk_size")
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 
 
@@ -96,17 +97,12 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def read_config(folder: Path, subfolder: str = "", trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config of a local folder, or of its subfolder if that has one.
+def check_config_file(file: Path) -> None:
+    """Refuse a `config.json` that no config class should be asked to read.
 
     Raises:
-        OSError: there is none.
-        CheckpointError: it is no JSON object, or transformers makes no config of it; names the file.
+        CheckpointError: it is no JSON object, has `quantization_config` of a wrong type, or asks for long lists; names file and key.
     """
-    places = [folder / subfolder / CONFIG_NAME, folder / CONFIG_NAME]
-    file = next((place for place in places if place.exists()), None)
-    if file is None:
-        raise OSError(f"{folder} has no {CONFIG_NAME}.")
     content = read_json(file)
     if not isinstance(content.get("quantization_config", {}), dict):
         found = _short(content["quantization_config"])
@@ -123,6 +119,20 @@ def read_config(folder: Path, subfolder: str = "", trust_remote_code: bool = Fal
             most = _MOST_LABELS if key == "num_labels" else _LARGEST if _LAYERS.fullmatch(key) else None
             if most is not None and isinstance(value, int) and value > most:
                 raise CheckpointError(f"{file}: {key}={_short(value)} must be at most {most}.")
+
+
+def read_config(folder: Path, subfolder: str = "", trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a local folder, or of its subfolder if that has one.
+
+    Raises:
+        OSError: there is none.
+        CheckpointError: it is no JSON object, or transformers makes no config of it; names the file.
+    """
+    places = [folder / subfolder / CONFIG_NAME, folder / CONFIG_NAME]
+    file = next((place for place in places if place.exists()), None)
+    if file is None:
+        raise OSError(f"{folder} has no {CONFIG_NAME}.")
+    check_config_file(file)
     try:
         return AutoConfig.from_pretrained(file.parent, trust_remote_code=trust_remote_code)
     except OSError:
@@ -233,7 +243,7 @@ def check_before_building(config: PreTrainedConfig) -> bool:
     files = local_files(folder, getattr(config, "transformers_weights", None)) if folder else []
     # (Shards that are missing are told of where it is certain that they are needed: the caller may give a config of another folder.)
     if files and all(os.path.lexists(file) for file in files):
-        check_claims(config, read_contents(files), folder / CONFIG_NAME)
+        check_claims(config, read_contents(files), where, folder / CONFIG_NAME)
         return True
     for key, value, _ in _claims(config, None):
         if _LAYERS.fullmatch(key) and value > _MOST_LAYERS:
@@ -241,10 +251,11 @@ def check_before_building(config: PreTrainedConfig) -> bool:
     return False
 
 
-def check_claims(config: PreTrainedConfig, contents: Contents, config_file: Path | None = None) -> None:
+def check_claims(config: PreTrainedConfig, contents: Contents, where: str, config_file: Path | None = None) -> None:
     """Refuse a config that claims more layers or experts than the files have tensors.
 
     Args:
+        where: what the message calls the config.
         config_file: of the checkpoint; a claim counts only if it is in there too, because a config that a caller made or changed need
             not belong to the files beside it. `None`: `config` is the files' own.
 
@@ -258,7 +269,7 @@ def check_claims(config: PreTrainedConfig, contents: Contents, config_file: Path
             what = "layers" if layers else "experts"
             raise CheckpointError(
                 f"{', '.join(contents.files)}: {contents.tensors} tensors, the largest dimension {contents.largest}, cannot be "
-                f"{value} {what}, which {config_file or 'the config'} claims ({key})."
+                f"{value} {what}, which {where} claims ({key})."
             )
 
 
@@ -315,10 +326,18 @@ def check_sizes(config: PreTrainedConfig, where: str) -> None:
             raise CheckpointError(f"{where}: {key}={_short(eps)} must be a number between 0 and 1.")
     for key in _WINDOWS:
         window = _value(text, key)
-        if window is not None and (
-            not isinstance(window, (int, list, tuple)) or (isinstance(window, int) and window < 0)
+        entries = window if isinstance(window, (list, tuple)) else [window]
+        layers = _value(text, "num_hidden_layers") if entries is window else 1
+        if len(entries) != layers or not all(
+            entry is None or (isinstance(entry, int) and entry >= 0) for entry in entries
         ):
             raise CheckpointError(f"{where}: {key}={_short(window)} must be a number of positions.")
+    experts = next((n for key in _EXPERT_COUNTS if isinstance(n := _value(text, key), int)), None)
+    chosen = _value(text, "num_experts_per_tok")
+    if experts and isinstance(chosen, int) and not 0 <= chosen <= experts:
+        raise CheckpointError(
+            f"{where}: num_experts_per_tok={chosen} must be between 0 and the number of experts, {experts}."
+        )
     dtype = _value(text, "dtype")
     if not (dtype is None or isinstance(dtype, dict) or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
         raise CheckpointError(f"{where}: dtype={_short(dtype)} must be a floating-point type.")
@@ -341,7 +360,7 @@ def build_on_meta(auto_class: type, config: PreTrainedConfig, files: list[str]) 
     """
     where = str(Path(files[0]).parent / CONFIG_NAME)
     check_sizes(config, where)
-    check_claims(config, read_contents(files))
+    check_claims(config, read_contents(files), where)
     try:
         with torch.device("meta"):
             model = auto_class.from_config(config)

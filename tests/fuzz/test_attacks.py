@@ -118,18 +118,18 @@ def test_a_model_of_the_hub(shards, load):
     refused(load, "someone/deep", "num_hidden_layers", "1000000")
 
 
-def test_a_config_of_the_callers_own_is_no_claim_of_the_files(tmp_path):
+def test_a_config_of_the_callers_own_is_no_claim_of_the_files(tmp_path, monkeypatch):
     """A config that was read from one folder and changed may belong to the weights of another."""
     few, many = tmp_path / "few", tmp_path / "many"
     tiny_model("llama").save_pretrained(few)
-    large = tiny_model("llama", num_hidden_layers=300, hidden_size=8, intermediate_size=8)
+    monkeypatch.setattr("hf_bitdistill.preflight._FEW_LAYERS", 4)
+    large = tiny_model("llama", num_hidden_layers=30)
     large.save_pretrained(many)
     config = type(large.config).from_pretrained(few)
-    for key in ("num_hidden_layers", "hidden_size", "intermediate_size", "head_dim"):
-        setattr(config, key, getattr(large.config, key))
+    config.num_hidden_layers = 30
     config.name_or_path = str(few)
     model = AutoModelForCausalLM.from_pretrained(many, config=config, quantization_config=BitNetConfig())
-    assert len(model.model.layers) == 300
+    assert len(model.model.layers) == 30
 
 
 @pytest.mark.parametrize("key, value", [("num_hidden_layers", 10**12), ("num_labels", 10**9)])
@@ -149,6 +149,7 @@ def test_what_a_config_class_would_make_a_list_of(shards, key, value):
         ("head_dim", 1 << 23),
         ("rms_norm_eps", float("inf")),
         ("sliding_window", "x"),
+        ("sliding_window", [1]),
         ("hidden_act", "nope"),
         ("num_hidden_layers", 3),
     ],
@@ -157,6 +158,12 @@ def test_sizes_that_mean_nothing(shards, load, key, value):
     edit(shards / "config.json", lambda config: config.update({key: value}))
     names = [] if key == "num_hidden_layers" else [key] if value != 97 and key != "head_dim" else []
     refused(load, shards, *names, error=ValueError)
+
+
+@both
+def test_more_experts_for_a_token_than_there_are(mixture, load):
+    edit(mixture / "config.json", lambda config: config.update(num_experts_per_tok=7))
+    refused(load, mixture, "config.json", "num_experts_per_tok=7", "4")
 
 
 # ---- quantization_config ----------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ def read_index(index: Path) -> list[Path]:
 
 def _inside(index: Path, tensor: str, name: Any) -> Path:
     problem = f"{index}: weight_map[{tensor!r}] is {_short(name)}"
-    if not _is_name(name):
+    if not _is_name(name) or os.path.normpath(name) == os.curdir:
         raise CheckpointError(f"{problem}; it must be the name of a file.")
     normal = os.path.normpath(name)
     if os.path.isabs(name) or normal == os.pardir or normal.startswith(os.pardir + os.sep):

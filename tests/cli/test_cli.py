@@ -1,8 +1,8 @@
 """The commands, run in this process on tiny models and data made here."""
 
 import json
-import shutil
 import logging
+import shutil
 
 import pytest
 import torch

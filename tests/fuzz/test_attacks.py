@@ -118,6 +118,13 @@ def test_a_model_of_the_hub(shards, load):
     refused(load, "someone/deep", "num_hidden_layers", "1000000")
 
 
+@both
+def test_a_model_of_the_hub_without_other_files(mixture, load):
+    (mixture / "generation_config.json").unlink()
+    _cache(mixture, "someone/bare")
+    load("someone/bare")
+
+
 def test_a_config_of_the_callers_own_is_no_claim_of_the_files(tmp_path, monkeypatch):
     """A config that was read from one folder and changed may belong to the weights of another."""
     few, many = tmp_path / "few", tmp_path / "many"

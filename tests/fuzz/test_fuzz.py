@@ -87,7 +87,7 @@ def problem(x: dict, digests: bool) -> str | None:
     if x["verdict"] == "refused":
         if x["ours"] or x["message"].startswith("BitNetConfig"):
             names = (x["target"], "/mutant/", CONFIG, WEIGHTS, "BitNetConfig", "modules_", "projections")
-            fine = "\n" not in x["message"] and any(name in x["message"] for name in names)
+            fine = "\n" not in x["message"] and any(name and name in x["message"] for name in (*names, x["key"]))
             return None if fine else "is refused in a message that names no file or has several lines"
         return None if any(known(x) for known, _ in FOREIGN) else "is refused by an error that is not ours"
     content = x["kind"] == "content" and x["changed"]

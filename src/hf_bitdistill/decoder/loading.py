@@ -85,12 +85,8 @@ def load_decoder(
         spec = describe(student.model)
     except UnsupportedModelError:
         raise
-    except (
-        TypeError,
-        ValueError,
-        LookupError,
-        ArithmeticError,
-    ) as error:  # an option of a type that no such model has
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        # An option of a type that no such model has; transformers may not even read it.
         raise UnsupportedModelError(f"an option in its config ({type(error).__name__}: {error})") from error
     load_library()  # before anything is read
     try:

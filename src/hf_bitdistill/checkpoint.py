@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +28,44 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """What a safetensors header says of one tensor."""
+    """What a safetensors header says of one tensor, and whether transformers makes another tensor of it while loading."""
 
     file: str
     key: str
     dtype: str
     shape: tuple[int, ...]
+    converted: bool = False
+
+
+def check_regular(file: str | Path) -> None:
+    """Refuse what is no regular file before it is opened: reading a FIFO or a device may never end.
+
+    Raises:
+        CheckpointError: naming the file and what it is.
+    """
+    try:
+        mode = os.stat(file).st_mode
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a FIFO, a socket or a device"
+        raise CheckpointError(f"{file}: is {kind}, not a regular file.")
+
+
+def tensors_of(file: str | Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, dtype and shape of each tensor that the header of a safetensors file describes.
+
+    Raises:
+        CheckpointError: it cannot be read as safetensors (truncated, not safetensors, no regular file).
+    """
+    check_regular(file)
+    try:
+        with safe_open(file, framework="pt") as reader:
+            for key in reader.keys():  # noqa: SIM118 (no mapping)
+                view = reader.get_slice(key)
+                yield key, view.get_dtype(), tuple(view.get_shape())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: damaged or not a safetensors file ({error}).") from error
 
 
 def read_headers(model: PreTrainedModel, files: Iterable[str]) -> dict[str, TensorHeader]:
@@ -45,15 +79,10 @@ def read_headers(model: PreTrainedModel, files: Iterable[str]) -> dict[str, Tens
     state_dict = model.state_dict()
     headers = {}
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as reader:
-                for key in reader.keys():  # noqa: SIM118 (no mapping)
-                    name, _ = rename_source_key(key, *kinds, model.base_model_prefix, state_dict)
-                    view = reader.get_slice(key)
-                    header = TensorHeader(str(file), key, view.get_dtype(), tuple(view.get_shape()))
-                    headers[name if name in state_dict else key] = header
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: damaged or not a safetensors file ({error}).") from error
+        for key, dtype, shape in tensors_of(file):
+            name, converted = rename_source_key(key, *kinds, model.base_model_prefix, state_dict)
+            header = TensorHeader(str(file), key, dtype, shape, converted is not None)
+            headers[name if name in state_dict else key] = header
     return headers
 
 
@@ -87,20 +116,24 @@ def check_headers(model: PreTrainedModel, headers: dict[str, TensorHeader], may_
     state_dict = model.state_dict()
     for name, tensor in state_dict.items():
         header = headers.get(name)
+        # A language model's head is never new, only a classifier's.
+        outside = not headless and not name.startswith(body) and _owner(model, name) is not head
         if header is None:
-            # A language model's head is never new, only a classifier's.
-            outside = not headless and not name.startswith(body) and _owner(model, name) is not head
             if (may_add_head and outside) or not _tied_with(model, name).isdisjoint(headers) or optional.search(name):
                 continue
             raise CheckpointError(f"{files}: tensor {name!r} is missing.")
-        if not isinstance(_owner(model, name), (BitLinear, TernaryLinear, SubLN)):
-            continue  # transformers compares the others
+        if not isinstance(_owner(model, name), (BitLinear, TernaryLinear, SubLN)) and (
+            header.converted or (outside and may_add_head)
+        ):
+            continue  # another shape, or another number of labels: transformers compares these
         shapes = _expected_shape(model, name, tensor)
         if header.shape not in shapes:
             raise CheckpointError(
                 f"{header.file}: tensor {header.key!r} has shape {list(header.shape)}, expected {list(shapes[0])}."
             )
         packed = tensor.dtype == torch.uint8
+        if not packed and not tensor.is_floating_point():
+            continue
         if (header.dtype == "U8") != packed or not (packed or header.dtype.startswith(("F", "BF"))):
             wanted = "U8 (packed ternary codes)" if packed else "a floating-point type"
             raise CheckpointError(f"{header.file}: tensor {header.key!r} is {header.dtype}, expected {wanted}.")

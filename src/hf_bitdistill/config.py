@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import reprlib
 from typing import Any, Literal
 
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, register_quantization_config
@@ -22,6 +24,11 @@ _CHOICES = {
     "activation_bits": (8, None),
     "head_bits": (16, 8, 4),
 }
+
+
+def _short(value: Any) -> str:
+    """As `repr`, but a line whatever a file holds."""
+    return reprlib.repr(value)
 
 
 class BitNetConfig(QuantizationConfigMixin):
@@ -61,6 +68,7 @@ class BitNetConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
+        /,  # "self" may be a key of a file
         quantization_mode: QuantizationMode = "online",
         sub_norm: SubNormPlacement = "output",
         sub_norm_eps: float = 1e-6,
@@ -86,29 +94,34 @@ class BitNetConfig(QuantizationConfigMixin):
         self.head_bits = head_bits
         kwargs.pop("quant_method", None)
         if kwargs:
-            raise ValueError(f"BitNetConfig got unknown options: {sorted(kwargs)}.")
+            known = [name for name in inspect.signature(type(self)).parameters if name != "kwargs"]
+            raise ValueError(f"BitNetConfig got unknown options: {_short(sorted(kwargs))}; there are: {known}.")
         self.post_init()
 
     def post_init(self) -> None:
         """Check every option; raises `ValueError` naming the option and what it may be."""
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
-            if value not in allowed or isinstance(value, bool):
-                raise ValueError(f"BitNetConfig.{name}={value!r} is not supported; choose one of {allowed}.")
+            # (By type too: 8.0 and True are equal to numbers that are allowed.)
+            if not any(type(value) is type(choice) and value == choice for choice in allowed):
+                raise ValueError(f"BitNetConfig.{name}={_short(value)} is not supported; choose one of {allowed}.")
         eps = self.sub_norm_eps
         if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
-            raise ValueError(f"BitNetConfig.sub_norm_eps={eps!r} must be a number between 0 and 1.")
+            raise ValueError(f"BitNetConfig.sub_norm_eps={_short(eps)} must be a number between 0 and 1.")
         for option in ("modules_to_not_convert", "modules_without_sub_norm"):
             names = getattr(self, option)
-            if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
-                raise ValueError(f"BitNetConfig.{option}={names!r} must be a list of module names.")
+            if names is not None and not (
+                isinstance(names, (list, tuple, set, frozenset)) and all(isinstance(name, str) for name in names)
+            ):
+                raise ValueError(f"BitNetConfig.{option}={_short(names)} must be a list of module names.")
         if self.projections is not None and (
             not isinstance(self.projections, dict)
-            or not set(self.projections.values()) <= {"input", "output"}
+            or not all(isinstance(name, str) for name in self.projections)
+            or not all(role in ("input", "output") for role in self.projections.values())
             or not self.projections
         ):
             raise ValueError(
-                f"BitNetConfig.projections={self.projections!r} must map module name suffixes to 'input' or 'output'."
+                f"BitNetConfig.projections={_short(self.projections)} must map module name suffixes to 'input' or 'output'."
             )
 
     @property

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantizer
@@ -29,6 +29,7 @@ from .config import QUANT_METHOD, BitNetConfig
 from .conversions import LoadLatentWeight, TransposeConv1D, convert_when_saved, has_separate_experts
 from .heads import head_is_quantized, quantize_head, tables_on_cpu
 from .layers import BitLinear, SubLN
+from .preflight import check_before_building, check_built, check_locations
 from .surgery import Projection, convert_modules, find_projections
 
 
@@ -65,6 +66,7 @@ class BitDistillQuantizer(HfQuantizer):
         self._separate_experts = False
         self._projections: list[Projection] = []
         self._convert_after_loading = False
+        self._unchecked: PreTrainedConfig | None = None
 
     @property
     def online(self) -> bool:
@@ -77,6 +79,20 @@ class BitDistillQuantizer(HfQuantizer):
                 "it, and call hf_bitdistill.pack(model)."
             )
 
+    def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """The only hook that is given the config before a model is built from it."""
+        config = super().update_attn_implementation(config)
+        if not check_before_building(config):
+            self._unchecked = config
+        return config
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The last hook before the model is built: what comes from the Hub has been downloaded by now."""
+        if self._unchecked is not None:
+            check_before_building(self._unchecked)
+            self._unchecked = None
+        return super().update_dtype(dtype)
+
     def _process_model_before_weight_loading(self, model: PreTrainedModel, checkpoint_files=None, **kwargs) -> None:
         distributed = getattr(model.config, "distributed_config", None)
         if any(getattr(distributed, size, None) not in (None, 1) for size in ("tp_size", "ep_size")):
@@ -84,6 +100,10 @@ class BitDistillQuantizer(HfQuantizer):
                 "Tensor parallelism splits the input of output projections, over which a SubLN normalises; neither it nor expert "
                 "parallelism is supported for BitNet students."
             )
+        files = safetensors_files(checkpoint_files)
+        check_locations(model.config.name_or_path or "", files)
+        if files:
+            check_built(model, files)
         self._projections = find_projections(model, self.quantization_config)
         # A model with fused experts is loaded as it is: transformers knows all forms that they have in files.
         self._convert_after_loading = not self.pre_quantized and any(p.fused_in for p in self._projections)

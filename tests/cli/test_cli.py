@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -245,6 +246,22 @@ def test_failures_are_one_line(teacher, data, tmp_path, capsys):
         assert lines[0].startswith(f"bitdistill {command[0]}: error: ")
     assert run_line(capsys, "distil")[0] == 2
     assert main([]) == 2 and main(["--help"]) == 0 and main(["--version"]) == 0
+
+
+def test_damaged_files_of_a_model_are_named(teacher, data, tmp_path, capsys):
+    options = ["--task", "sst2", "--data_dir", data]
+    quantized = json.dumps({**json.loads((teacher / "config.json").read_text()), "quantization_config": "ternary"})
+    damages = {
+        "config.json: not valid JSON": ("config.json", b'{"model_type": '),
+        "nested too deeply": ("config.json", b"[" * 100_000),
+        "'quantization_config' must be an object": ("config.json", quantized.encode()),
+        "its tokenizer cannot be read": ("tokenizer.json", b'{"model": {}}'),
+    }
+    for index, (message, (name, content)) in enumerate(damages.items()):
+        folder = shutil.copytree(teacher, tmp_path / str(index))
+        (folder / name).write_bytes(content)
+        status, lines = run_line(capsys, "evaluate", "--model_name_or_path", folder, *options)
+        assert status == 1 and len(lines) == 1 and message in lines[0] and str(folder) in lines[0], lines
 
 
 def test_a_teacher_with_another_tokenizer(teacher, data, tmp_path, capsys, tiny_tokenizer):

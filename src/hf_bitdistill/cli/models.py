@@ -23,6 +23,7 @@ from ..calibration import calibrate_sub_norm
 from ..config import QUANT_METHOD
 from ..data import Task, ensure_pad_token
 from ..data.files import looks_like_path
+from ..preflight import check_config_file
 from ..surgery import is_student
 from .arguments import ModelArguments, StudentArguments, require
 
@@ -32,6 +33,7 @@ def check_path(name_or_path: str) -> str:
 
     Raises:
         FileNotFoundError: with the path.
+        CheckpointError: its config.json is damaged.
     """
     path = Path(name_or_path).expanduser()
     if looks_like_path(name_or_path) or path.exists():
@@ -39,13 +41,27 @@ def check_path(name_or_path: str) -> str:
             raise FileNotFoundError(f"there is no model folder {name_or_path}")
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"{name_or_path} is no model folder: it has no config.json")
+        check_config_file(path / "config.json")
         return str(path)
     return name_or_path
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a padding token."""
-    return ensure_pad_token(AutoTokenizer.from_pretrained(check_path(name_or_path)))
+    """The tokenizer of a model, with a padding token.
+
+    Raises:
+        FileNotFoundError, OSError: there is none.
+        ValueError: its files are damaged.
+    """
+    path = check_path(name_or_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except OSError:
+        raise
+    except Exception as error:  # of any kind, and naming no file
+        line = " ".join(str(error).split())
+        raise ValueError(f"{path}: its tokenizer cannot be read ({type(error).__name__}: {line})") from error
+    return ensure_pad_token(tokenizer)
 
 
 def load_model(

@@ -81,7 +81,13 @@ def load_decoder(
     if head_bits not in HEAD_BITS:
         raise ValueError(f"head_bits={head_bits!r} is not supported; choose one of {HEAD_BITS}.")
     check_options(kv_dtype, num_threads)
-    spec = describe(student.model)
+    try:
+        spec = describe(student.model)
+    except UnsupportedModelError:
+        raise
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        # An option of a type that no such model has; transformers may not even read it.
+        raise UnsupportedModelError(f"an option in its config ({type(error).__name__}: {error})") from error
     load_library()  # before anything is read
     try:
         return NativeDecoder(spec, StudentWeights(student, head_bits), kv_dtype, num_threads)

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import (
@@ -27,11 +26,13 @@ from transformers import (
 )
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
+from transformers.utils import CONFIG_NAME
 from transformers.utils.quantization_config import BitNetQuantConfig
 
 from ..checkpoint import CheckpointError, check_headers, check_packed_layer, read_headers
 from ..config import QUANT_METHOD, BitNetConfig
 from ..layers import BitLinear, TernaryLinear
+from ..preflight import build_on_meta
 from ..quantization import PackedWeightError
 from ..surgery import convert_modules
 from .files import TensorFiles
@@ -65,12 +66,14 @@ class Student:
     def __init__(self, config: PreTrainedConfig, files: list[str], head: str = "causal_lm"):
         if not files:
             raise CheckpointError("the checkpoint has no safetensors file.")
-        source, self._stock = _read_quantization(config)
+        try:
+            source, self._stock = _read_quantization(config)
+        except ValueError as error:
+            raise type(error)(f"{Path(files[0]).parent / CONFIG_NAME}: {error}") from None
         self.needs_export = self._stock is not None or source.quantization_mode == "online"
         full_precision = copy.deepcopy(config)
         del full_precision.quantization_config
-        with torch.device("meta"):
-            self.model: PreTrainedModel = HEADS[head].from_config(full_precision)
+        self.model: PreTrainedModel = build_on_meta(HEADS[head], full_precision, files)
         if self._stock is not None:
             source.modules_to_not_convert = _kept_by_stock(self.model, self._stock, source)
         convert_modules(self.model, source)

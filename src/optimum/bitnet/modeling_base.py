@@ -20,6 +20,7 @@ from hf_bitdistill import pack, quantize_head
 from hf_bitdistill.config import QUANT_METHOD
 from hf_bitdistill.decoder import NativeDecoder, NotAStudentError, Student, UnsupportedModelError, load_decoder
 from hf_bitdistill.decoder.students import HEADS
+from hf_bitdistill.preflight import read_config, read_index
 from hf_bitdistill.surgery import is_student, student_config
 
 
@@ -137,6 +138,10 @@ class BitNetModel(OptimizedModel):
             OSError: no such model.
             ValueError: an option has no meaning.
         """
+        if kwargs.get("config") is None and os.path.isdir(model_id):
+            kwargs["config"] = read_config(
+                Path(model_id), kwargs.get("subfolder", ""), kwargs.get("trust_remote_code", False)
+            )
         return super().from_pretrained(model_id, export=export, **kwargs)
 
     @classmethod
@@ -190,6 +195,7 @@ class BitNetModel(OptimizedModel):
         trust_remote_code: bool,
         hub: dict[str, Any],
     ) -> PreTrainedModel:
+        cls._read_generation_config(model_id, hub)  # refuses what transformers stumbles over
         config = copy.deepcopy(config)
         quantization = config.quantization_config
         if isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD:
@@ -211,6 +217,10 @@ class BitNetModel(OptimizedModel):
         """Load what the decoder does not have."""
 
     def _load_generation_config(self, model_id: str, hub: dict[str, Any]) -> None:
+        """Only of models that generate."""
+
+    @classmethod
+    def _read_generation_config(cls, model_id: str, hub: dict[str, Any]) -> None:
         """Only of models that generate."""
 
     # ---- saving -------------------------------------------------------------------------------------------------
@@ -275,10 +285,12 @@ def find_safetensors(model_id: str, hub: dict[str, Any]) -> list[str]:
 
     Raises:
         OSError: there is none.
+        CheckpointError: the index is damaged, or names a file outside its folder.
     """
     optional = {"_raise_exceptions_for_missing_entries": False}
     index = cached_file(model_id, SAFE_WEIGHTS_INDEX_NAME, **hub, **optional)
     if index is not None:
+        read_index(Path(index))
         files, _ = get_checkpoint_shard_files(model_id, index, **hub)
         return list(files)
     file = cached_file(model_id, SAFE_WEIGHTS_NAME, **hub, **optional)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,8 +11,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from hf_bitdistill.cache_name import CACHE_NAME
+from hf_bitdistill.checkpoint import CheckpointError
+from hf_bitdistill.preflight import describe_error, read_json
 
 from .cache import BitNetCache
 from .candidates import CandidatesWithinContext
@@ -45,10 +49,19 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         if self.model is not None:
             self.generation_config = self.model.generation_config
             return
+        given = self._read_generation_config(model_id, hub)
+        self.generation_config = GenerationConfig.from_model_config(self.config) if given is None else given
+
+    @classmethod
+    def _read_generation_config(cls, model_id: str, hub: dict[str, Any]) -> GenerationConfig | None:
+        file = cached_file(model_id, GENERATION_CONFIG_NAME, **hub, _raise_exceptions_for_missing_entries=False)
+        if file is None:
+            return None
+        read_json(Path(file))  # transformers passes over a damaged one
         try:
-            self.generation_config = GenerationConfig.from_pretrained(model_id, **hub)
-        except OSError:  # there is no generation_config.json
-            self.generation_config = GenerationConfig.from_model_config(self.config)
+            return GenerationConfig.from_pretrained(model_id, **hub)
+        except Exception as error:  # whatever it raises for values that it does not expect
+            raise CheckpointError(f"{file}: {describe_error(error)}") from error
 
     def _save_pretrained(self, save_directory, max_shard_size: str = "50GB") -> None:
         super()._save_pretrained(save_directory, max_shard_size)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..model_folder import check_output, replace_model
 from ..packing import pack
-from ..weight_files import find_weight_files
+from ..weight_files import size_of_weights
 from .arguments import ModelArguments
 from .models import check_path, load_model, load_tokenizer
 
@@ -41,7 +41,7 @@ def run(argv: list[str], prog: str) -> None:
     with replace_model(options.output_dir) as folder:
         packed.save_pretrained(folder, max_shard_size=options.max_shard_size)
         tokenizer.save_pretrained(folder)
-    size = sum(Path(file).stat().st_size for file in find_weight_files(options.output_dir))
+    size = size_of_weights(options.output_dir)
     print(f"{options.output_dir}: {size / 1e6:.1f} MB packed, {before / 1e6:.1f} MB as an online student")
 
 

@@ -178,7 +178,7 @@ def test_shards_of_two_saves_are_refused(tmp_path, mode):
 
 
 def test_files_without_digests_load(checkpoint):
-    edit(checkpoint / "model.safetensors", flip_bit, keep_metadata=False)
+    edit(checkpoint / "model.safetensors", swap, keep_metadata=False)
     accepted(checkpoint)
 
 

@@ -158,4 +158,5 @@ def test_the_old_model_or_the_new_one(name, cases, tmp_path, native_decoder):
             assert same(what_loads(folder), after)
             assert snapshot(folder) == others
             assert not [path.name for path in folder.rglob("*") if ".tmp" in path.name]
+    print(f"{name}: killed at {sum(found.values())} of {operations} operations, found {found}")
     assert not LONG or (found["old"] and found["new"])

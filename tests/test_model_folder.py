@@ -226,6 +226,8 @@ def test_leftovers_of_killed_saves_go_but_not_work_in_progress(tmp_path):
     leftover.mkdir()
     (leftover / "model.safetensors").write_bytes(b"half")
     (folder / ".tmpAb3dE9").write_bytes(b"half")  # safetensors' own
+    (folder / ".tmpAb3dE9").chmod(0o600)
+    (folder / ".tmpfolder").write_text("mine")
     (folder / ".tmpfiles").mkdir()
     (folder / ".tmp_notes").write_text("mine")
     with replace_model(folder) as busy:
@@ -236,6 +238,7 @@ def test_leftovers_of_killed_saves_go_but_not_work_in_progress(tmp_path):
         "generation_config.json",
         "model.safetensors",
         ".tmpfiles",
+        ".tmpfolder",
         ".tmp_notes",
     }
 

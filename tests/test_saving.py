@@ -109,6 +109,15 @@ def test_trainer_and_wrappers(tmp_path):
     assert is_of(tmp_path / "compiled", student) and is_of(tmp_path / "held", student)
 
 
+def test_adapters_and_distributed_checkpoints_are_left_to_transformers(tmp_path, monkeypatch):
+    student, calls = make_student(), []
+    monkeypatch.setattr(type(student), "save_pretrained", lambda self, folder, *args, **kwargs: calls.append(folder))
+    student.save_pretrained(tmp_path / "distributed", distributed_checkpoint=True)
+    student._hf_peft_config_loaded = True
+    student.save_pretrained(tmp_path / "adapter")
+    assert calls == [tmp_path / "distributed", tmp_path / "adapter"]
+
+
 def test_adapters_are_saved_as_before(tmp_path):
     peft = pytest.importorskip("peft")
     student = make_student()

@@ -10,7 +10,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from architectures import ARCHITECTURES, tiny_config, tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack
 from hf_bitdistill.checkpoint import CheckpointError
-from hf_bitdistill.preflight import Contents, check_built, check_claims, check_sizes, local_files, read_contents
+from hf_bitdistill.preflight import Contents, check_built, check_claims, check_sizes, read_contents
+from hf_bitdistill.weight_files import local_weight_files
 
 
 def test_sizes_of_every_architecture_of_transformers():
@@ -41,7 +42,7 @@ def test_claims_of_every_tested_architecture(model_type, tmp_path, monkeypatch):
         models["kept"] = apply_bitnet(tiny_model(model_type), kept)
     for name, student in models.items():
         student.save_pretrained(tmp_path / name)
-        contents = read_contents(local_files(tmp_path / name))
+        contents = read_contents(local_weight_files(tmp_path / name))
         check_claims(tiny_config(model_type), contents, "the config")
         check_claims(tiny_config(model_type), contents, "the config", tmp_path / name / "config.json")
         check_built(tiny_model(model_type), list(contents.files))

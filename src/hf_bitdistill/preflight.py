@@ -8,10 +8,8 @@ own, or a row in one.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -21,11 +19,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import CONFIG_NAME, cached_file
 
-from .checkpoint import CheckpointError, check_regular, tensors_of
+from .checkpoint import CheckpointError, tensors_of
 from .config import QUANT_METHOD, BitNetConfig
+from .json_files import read_json, shorten
 from .layers.experts import expert_projections, is_fused_experts
+from .weight_files import local_weight_files
 
 
 # What costs a second at most is left to the exact checks, so that no unusual model is refused here.
@@ -77,26 +77,6 @@ def read_contents(files: Iterable[str | Path]) -> Contents:
     return Contents(files, count, largest, sum(os.path.getsize(file) for file in files))
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A file that holds one JSON object.
-
-    Raises:
-        CheckpointError: naming the file and what is wrong with it.
-    """
-    check_regular(file)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise CheckpointError(f"{file}: not usable: its JSON is nested too deeply.") from None
-    except ValueError as error:  # (undecodable bytes, and integers of thousands of digits, among them)
-        raise CheckpointError(f"{file}: not valid JSON ({error}).") from None
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: holds no JSON object, but {_short(content)}.")
-    return content
-
-
 def check_config_file(file: Path) -> None:
     """Refuse a `config.json` that no config class should be asked to read.
 
@@ -105,7 +85,7 @@ def check_config_file(file: Path) -> None:
     """
     content = read_json(file)
     if not isinstance(content.get("quantization_config", {}), dict):
-        found = _short(content["quantization_config"])
+        found = shorten(content["quantization_config"])
         raise CheckpointError(f"{file}: 'quantization_config' must be an object, not {found}.")
     quantization = content.get("quantization_config", {})
     if quantization.get("quant_method") == QUANT_METHOD:
@@ -118,7 +98,7 @@ def check_config_file(file: Path) -> None:
         for key, value in part.items():
             most = _MOST_LABELS if key == "num_labels" else _LARGEST if _LAYERS.fullmatch(key) else None
             if most is not None and isinstance(value, int) and value > most:
-                raise CheckpointError(f"{file}: {key}={_short(value)} must be at most {most}.")
+                raise CheckpointError(f"{file}: {key}={shorten(value)} must be at most {most}.")
 
 
 def read_config(folder: Path, subfolder: str = "", trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -139,81 +119,6 @@ def read_config(folder: Path, subfolder: str = "", trust_remote_code: bool = Fal
         raise
     except Exception as error:  # whatever a config class raises for values that it does not expect
         raise CheckpointError(f"{file}: {describe_error(error)}") from error
-
-
-def read_index(index: Path) -> list[Path]:
-    """The shards that an index names.
-
-    Raises:
-        CheckpointError: it is no index, or names a file outside its folder; names file and entry.
-    """
-    content = read_json(index)
-    for key in ("weight_map", "metadata"):
-        if not isinstance(content.get(key), dict):
-            found = _short(content[key]) if key in content else "nothing"
-            raise CheckpointError(f"{index}: {key!r} must be an object, not {found}.")
-    shards = {}
-    for tensor, name in content["weight_map"].items():
-        if not isinstance(name, str) or name not in shards:
-            shards[name] = _inside(index, tensor, name)
-    if not shards:
-        raise CheckpointError(f"{index}: 'weight_map' is empty.")
-    return sorted(shards.values())
-
-
-def _inside(index: Path, tensor: str, name: Any) -> Path:
-    problem = f"{index}: weight_map[{tensor!r}] is {_short(name)}"
-    if not _is_name(name) or os.path.normpath(name) == os.curdir:
-        raise CheckpointError(f"{problem}; it must be the name of a file.")
-    normal = os.path.normpath(name)
-    if os.path.isabs(name) or normal == os.pardir or normal.startswith(os.pardir + os.sep):
-        raise CheckpointError(f"{problem}, which is outside the folder.")
-    check_linked_inside(index.parent / name, index.parent)
-    return index.parent / name
-
-
-def _is_name(name: Any) -> bool:
-    """Whether a file system may have a file `name`."""
-    try:
-        parts = os.fsencode(name).split(os.fsencode(os.sep))
-    except (TypeError, UnicodeEncodeError):
-        return False
-    return bool(name) and "\0" not in name and all(len(part) <= 255 for part in parts)
-
-
-def check_linked_inside(file: Path, folder: Path) -> None:
-    """Refuse a symbolic link out of `folder`, except into the blobs of a Hub cache.
-
-    Raises:
-        CheckpointError: naming the link and its target.
-    """
-    target, root = Path(os.path.realpath(file)), Path(os.path.realpath(folder))
-    blob = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
-    if not target.is_relative_to(root) and not blob:
-        raise CheckpointError(
-            f"{file}: leads out of the folder, to {target}. Copy the file, or give a folder that holds it."
-        )
-
-
-def local_files(folder: Path, named: Any = None) -> list[Path]:
-    """The safetensors that transformers loads from a local folder; none where there are no safetensors.
-
-    Args:
-        named: `transformers_weights` of the config, a file or an index to take instead of those of the usual names.
-
-    Raises:
-        CheckpointError: a damaged index.
-    """
-    if named is not None:
-        if not isinstance(named, str):
-            raise CheckpointError(f"{folder / CONFIG_NAME}: transformers_weights={_short(named)} must name a file.")
-        if named.endswith(".index.json"):
-            return read_index(folder / named)
-        return [folder / named] if named.endswith(".safetensors") and (folder / named).is_file() else []
-    single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
-    if single.is_file():
-        return [single]
-    return read_index(index) if index.is_file() else []
 
 
 def _cached_folder(name: str) -> Path | None:
@@ -240,7 +145,7 @@ def check_before_building(config: PreTrainedConfig) -> bool:
     folder = Path(name) if os.path.isdir(name) else _cached_folder(name) if name else None
     where = str(folder / CONFIG_NAME) if folder else f"the config of {name or type(config).__name__}"
     check_sizes(config, where)
-    files = local_files(folder, getattr(config, "transformers_weights", None)) if folder else []
+    files = local_weight_files(folder, getattr(config, "transformers_weights", None)) if folder else []
     # (Shards that are missing are told of where it is certain that they are needed: the caller may give a config of another folder.)
     if files and all(os.path.lexists(file) for file in files):
         check_claims(config, read_contents(files), where, folder / CONFIG_NAME)
@@ -316,14 +221,14 @@ def check_sizes(config: PreTrainedConfig, where: str) -> None:
     for key, value in sizes.items():
         least = 1 if key in _POSITIVE else 0  # (a zero may stand for "derived" or "none")
         if not least <= value <= _LARGEST:
-            raise CheckpointError(f"{where}: {key}={_short(value)} must be between {least} and {_LARGEST}.")
+            raise CheckpointError(f"{where}: {key}={shorten(value)} must be between {least} and {_LARGEST}.")
     width = sizes.get("num_attention_heads", 1) * sizes.get("head_dim", 1)
     if width > _LARGEST:
         raise CheckpointError(f"{where}: num_attention_heads * head_dim = {width} must be at most {_LARGEST}.")
     for key in _EPSILONS:
         eps = _value(text, key)
         if isinstance(eps, (int, float)) and not 0 <= eps < 1:
-            raise CheckpointError(f"{where}: {key}={_short(eps)} must be a number between 0 and 1.")
+            raise CheckpointError(f"{where}: {key}={shorten(eps)} must be a number between 0 and 1.")
     for key in _WINDOWS:
         window = _value(text, key)
         entries = window if isinstance(window, (list, tuple)) else [window]
@@ -331,7 +236,7 @@ def check_sizes(config: PreTrainedConfig, where: str) -> None:
         if len(entries) != layers or not all(
             entry is None or (isinstance(entry, int) and entry >= 0) for entry in entries
         ):
-            raise CheckpointError(f"{where}: {key}={_short(window)} must be a number of positions.")
+            raise CheckpointError(f"{where}: {key}={shorten(window)} must be a number of positions.")
     experts = next((n for key in _EXPERT_COUNTS if isinstance(n := _value(text, key), int)), None)
     chosen = _value(text, "num_experts_per_tok")
     if experts and isinstance(chosen, int) and not 0 <= chosen <= experts:
@@ -340,11 +245,11 @@ def check_sizes(config: PreTrainedConfig, where: str) -> None:
         )
     dtype = _value(text, "dtype")
     if not (dtype is None or isinstance(dtype, dict) or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
-        raise CheckpointError(f"{where}: dtype={_short(dtype)} must be a floating-point type.")
+        raise CheckpointError(f"{where}: dtype={shorten(dtype)} must be a floating-point type.")
     for key in _ACTIVATIONS:
         name = _value(text, key)
         if isinstance(name, str) and name not in ACT2FN:
-            raise CheckpointError(f"{where}: {key}={_short(name)} is no activation of transformers.")
+            raise CheckpointError(f"{where}: {key}={shorten(name)} is no activation of transformers.")
 
 
 def build_on_meta(auto_class: type, config: PreTrainedConfig, files: list[str]) -> PreTrainedModel:
@@ -390,7 +295,7 @@ def check_locations(name_or_path: str, files: list[str]) -> None:
             raise CheckpointError(f"{file}: is outside the folder {root}.")
     folders = {os.path.dirname(os.path.abspath(file)) for file in files} - {root}
     for folder in folders:  # (a subfolder, of which no earlier hook is told)
-        local_files(Path(folder))
+        local_weight_files(Path(folder))
 
 
 def check_built(model: PreTrainedModel, files: list[str]) -> None:
@@ -420,7 +325,3 @@ def check_built(model: PreTrainedModel, files: list[str]) -> None:
                 f"{names}: the config asks for a table {name!r} of shape {list(buffer.shape)}, {buffer.nbytes >> 20} MB, beside weights "
                 f"of {size}."
             )
-
-
-def _short(value: Any) -> str:
-    return reprlib.repr(value)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..model_folder import check_output, replace_model
 from ..packing import pack
+from ..weight_files import size_of_weights
 from .arguments import ModelArguments
 from .models import check_path, load_model, load_tokenizer
 
@@ -27,6 +29,7 @@ def run(argv: list[str], prog: str) -> None:
     )
     options = parser.parse_args(argv)
     path = check_path(options.model)
+    check_output(options.output_dir, student=path)
     head = options.head or _head_of(path)
     tokenizer = load_tokenizer(path)
     # The classes of a classification head are in the student's own config; no task has to be named.
@@ -35,9 +38,10 @@ def run(argv: list[str], prog: str) -> None:
     packed = pack(model, inplace=True)
     if options.head_bits:
         packed.config.quantization_config.head_bits = options.head_bits
-    packed.save_pretrained(options.output_dir, max_shard_size=options.max_shard_size)
-    tokenizer.save_pretrained(options.output_dir)
-    size = sum(file.stat().st_size for file in options.output_dir.glob("*.safetensors"))
+    with replace_model(options.output_dir) as folder:
+        packed.save_pretrained(folder, max_shard_size=options.max_shard_size)
+        tokenizer.save_pretrained(folder)
+    size = size_of_weights(options.output_dir)
     print(f"{options.output_dir}: {size / 1e6:.1f} MB packed, {before / 1e6:.1f} MB as an online student")
 
 

@@ -15,7 +15,8 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from hf_bitdistill.cache_name import CACHE_NAME
 from hf_bitdistill.checkpoint import CheckpointError
-from hf_bitdistill.preflight import describe_error, read_json
+from hf_bitdistill.json_files import read_json
+from hf_bitdistill.preflight import describe_error
 
 from .cache import BitNetCache
 from .candidates import CandidatesWithinContext

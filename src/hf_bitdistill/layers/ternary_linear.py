@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,12 @@ from ..quantization import (
 )
 from .bit_linear import BitLinear
 from .sub_norm import SubLN
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """Changes with every write to `tensor` that torch counts, and where its memory is another."""
+    # (Tensors made under `torch.inference_mode` count none.)
+    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 
 
 class TernaryLinear(nn.Module):
@@ -55,6 +63,7 @@ class TernaryLinear(nn.Module):
         self.group_size = config.scale_group_size
         self.activation_bits = config.activation_bits
         self._packed_for_kernels: Tensor | None = None
+        self._packed_from: list[tuple] | None = None
         packed_shape = (packed_rows(out_features), in_features)
         scale_shape = weight_scale_shape(out_features, in_features, self.weight_granularity, self.group_size)
         self.register_buffer("weight", torch.zeros(packed_shape, dtype=torch.uint8, device=device))
@@ -139,26 +148,49 @@ class TernaryLinear(nn.Module):
         return not torch.is_autocast_enabled("cpu") and self.in_features <= MAX_COLUMNS
 
     def kernel_weight(self) -> Tensor:
-        """The weight in the layout of the kernels, made on first use."""
-        if self._packed_for_kernels is None:
-            self._packed_for_kernels = ternary_pack(
-                self.weight, self.weight_scale.view(-1), self.out_features, self.group_size or 0
-            )
+        """The weight in the layout of the kernels: made on first use, and again once `weight` or `weight_scale` is another tensor or
+        was written to (`copy_`, `torch.distributed.checkpoint.load`).
+
+        What cannot be seen: writes through `.data` or shared memory, to tensors made under `torch.inference_mode`, and, in a model
+        under `torch.compile`, any since it was last called without.
+        """
+        packed = self._packed_for_kernels
+        # (torch.compile cannot guard on a version: its graph takes what is there.)
+        if packed is not None and (torch.compiler.is_compiling() or self._is_packed_from_these()):
+            return packed
+        self._packed_for_kernels = ternary_pack(
+            self.weight, self.weight_scale.view(-1), self.out_features, self.group_size or 0
+        )
+        if not torch.compiler.is_compiling():
+            self._packed_from = [(weakref.ref(tensor), *_state(tensor)) for tensor in (self.weight, self.weight_scale)]
         return self._packed_for_kernels
+
+    def _is_packed_from_these(self) -> bool:
+        if self._packed_from is None:
+            return False
+        buffers = self._buffers
+        (weight, *weight_state), (scale, *scale_state) = self._packed_from
+        now = buffers["weight"], buffers["weight_scale"]
+        if weight() is not now[0] or scale() is not now[1]:
+            return False
+        return _state(now[0]) == tuple(weight_state) and _state(now[1]) == tuple(scale_state)
+
+    def _drop_packed(self) -> None:
+        self._packed_for_kernels = self._packed_from = None
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
-        self._packed_for_kernels = None
+        self._drop_packed()
 
     def __getstate__(self):
         # Only another layout of `weight`: a copy makes its own.
-        return {**super().__getstate__(), "_packed_for_kernels": None}
+        return {**super().__getstate__(), "_packed_for_kernels": None, "_packed_from": None}
 
     def _apply(self, fn, recurse=True):
         # `.to(torch.bfloat16)` must move the scales but not round them.
         scale = self.weight_scale
         super()._apply(fn, recurse)
-        self._packed_for_kernels = None
+        self._drop_packed()
         if self.weight_scale.dtype != torch.float32:
             self.weight_scale = scale.to(self.weight_scale.device)
         return self

@@ -317,7 +317,7 @@ def test_experts_come_with_what_a_user_names(model_type):
         "num_dense_layers": 1, "layer_types": ["full_attention"] * 8, "use_mamba_kernels": False,
     }  # fmt: skip
     if model_type == "granitemoehybrid":
-        options |= {"layer_types": ["attention"] * 8, "shared_intermediate_size": 40}
+        options |= {"layer_types": ["attention"] * 8, "shared_intermediate_size": 40, "mamba_n_heads": 8}
     if model_type == "jamba":
         options.pop("layer_types")
     with torch.device("meta"):

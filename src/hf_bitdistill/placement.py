@@ -213,9 +213,9 @@ def find_projections(model: PreTrainedModel, config: BitNetConfig) -> list[Proje
             "BitNetConfig(projections={name suffix: 'input' | 'output', ...})."
         )
     _check_experts(model, fused, skip)
-    roles = _without_direct_reads(model, roles, told, config.sub_norm)
     taken_away = [*(skip or ()), *(suffix for suffix, role in told.items() if role is None)]
     _warn_of_leftovers(model, [name for name in ordinary if name not in roles], taken_away)
+    roles = _without_direct_reads(model, roles, told, config.sub_norm)
     return [Projection(name, role, fused_in.get(name)) for name, role in roles.items()]
 
 
@@ -232,7 +232,7 @@ def _check_entries(model: PreTrainedModel, config: BitNetConfig, names: list[str
 
 
 def _without_direct_reads(
-    model: PreTrainedModel, roles: dict[str, str], told: dict[str, str | None]
+    model: PreTrainedModel, roles: dict[str, str], told: dict[str, str | None], sub_norm: str
 ) -> dict[str, str]:
     """`roles` without the layers whose weight other code reads; those that `told` names are refused."""
     reads = find_direct_reads(model, list(roles))

@@ -327,12 +327,7 @@ def test_experts_come_with_what_a_user_names(model_type):
     outputs = [
         n for n, m in model.named_modules() if isinstance(m, nn.Linear) and re.search(r"attn\.(o|out)_proj$", n)
     ]
-    convert = BitNetConfig(projections=dict.fromkeys(outputs, "output"))
-    try:
-        apply_bitnet(model, convert)
-    except SurgeryError as error:  # kept in a way of their own: refused by name
-        assert "block_sparse_moe" in str(error) or "experts" in str(error)
-        return
+    apply_bitnet(model, BitNetConfig(projections=dict.fromkeys(outputs, "output")))
     experts = [m for n, m in model.named_modules() if ".experts." in n and isinstance(m, nn.Linear)]
     assert experts and all(isinstance(module, BitLinear) for module in experts)
 

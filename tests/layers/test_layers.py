@@ -170,10 +170,6 @@ def replace(layer, other):
     layer.weight, layer.weight_scale = other.weight.clone(), other.weight_scale.clone()
 
 
-def set_data(layer, other):
-    layer.weight.data, layer.weight_scale.data = other.weight.clone(), other.weight_scale.clone()
-
-
 def set_storage(layer, other):
     layer.weight.set_(other.weight.clone())
     layer.weight_scale.set_(other.weight_scale.clone())
@@ -190,7 +186,7 @@ def load_distributed(layer, other):
         dcp.load(state, checkpoint_id=folder)
 
 
-@pytest.mark.parametrize("load", [copy_in_place, replace, set_data, set_storage, load_distributed])
+@pytest.mark.parametrize("load", [copy_in_place, replace, set_storage, load_distributed])
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_weights_that_are_written_to_in_place_are_the_ones_that_compute(load, context):

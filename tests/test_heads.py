@@ -136,3 +136,40 @@ def test_online_students_ignore_the_option(tmp_path):
     student.save_pretrained(tmp_path)
     resumed = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(resumed.get_input_embeddings()) is torch.nn.Embedding and resumed.lm_head.weight.requires_grad
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("tied", [True, False])
+def test_quantised_tables_are_not_resized(bits, tied):
+    model = quantize_head(pack(apply_bitnet(tiny_model("llama", tie_word_embeddings=tied))), bits)
+    tokens = random_tokens()
+    expected = logits(model, tokens)
+    for size in (97, 64, 96, None):
+        with pytest.raises(AttributeError, match=f"table of {bits}-bit integers.*head_bits=16"):
+            model.resize_token_embeddings(size)
+    assert model.config.vocab_size == 96
+    model.tie_weights()
+    assert not hasattr(model.get_input_embeddings(), "weight") and not hasattr(model.get_output_embeddings(), "weight")
+    assert torch.equal(logits(model, tokens), expected)
+    # Its own modules can be put back; one of floats in place of the integers is taken as it is.
+    model.set_input_embeddings(model.get_input_embeddings())
+    model.set_output_embeddings(model.get_output_embeddings())
+    assert torch.equal(logits(model, tokens), expected)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_float_tables_of_a_student_are_resized(packed, tied, tmp_path):
+    model = apply_bitnet(tiny_model("llama", tie_word_embeddings=tied))
+    model = pack(model) if packed else model
+    tokens = random_tokens()
+    expected = logits(model, tokens)
+    model.resize_token_embeddings(101)
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == tied
+    torch.testing.assert_close(logits(model, tokens)[..., :96], expected)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.config.vocab_size == 101
+    assert torch.equal(logits(again, tokens + 5), logits(model, tokens + 5))
+    if packed:
+        assert relative_error(logits(quantize_head(again, 8), tokens), logits(model, tokens)) < 0.05

@@ -1,5 +1,7 @@
 """Surgery on every architecture: what is replaced, where SubLN goes, and that nothing else changes."""
 
+import json
+import re
 import weakref
 
 import pytest
@@ -9,9 +11,9 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from architectures import ARCHITECTURES, HYBRID, MIXTURES, random_tokens, tiny_config, tiny_model
-from hf_bitdistill import BitNetConfig, SurgeryError, apply_bitnet, surgery
+from hf_bitdistill import BitNetConfig, SurgeryError, apply_bitnet, pack, placement, surgery
 from hf_bitdistill.layers import BitLinear, SubLN, full_precision
-from hf_bitdistill.surgery import find_projections, is_named
+from hf_bitdistill.surgery import find_projections, is_named, ternary_share
 
 
 # Per decoder layer: names of the projections, outputs (those with a SubLN) last.
@@ -110,11 +112,12 @@ def test_a_plan_that_is_wrong_about_an_output_projection():
 
 def test_gates_stay_in_full_precision_unless_named(monkeypatch):
     model, warnings = tiny_model("qwen3_5_text"), []
-    monkeypatch.setattr(surgery.logger, "warning", warnings.append)
+    monkeypatch.setattr(placement.logger, "warning", warnings.append)
     assert not any("in_proj_b" in projection.name for projection in find_projections(model, BitNetConfig()))
     assert not warnings
-    named = find_projections(model, BitNetConfig(projections={"in_proj_b": "input", "out_proj": "output"}))
-    assert [p.name for p in named] == [f"model.layers.0.linear_attn.{name}" for name in ("out_proj", "in_proj_b")]
+    found = {p.name for p in find_projections(model, BitNetConfig())}
+    named = {p.name for p in find_projections(model, BitNetConfig(projections={"in_proj_b": "input"}))}
+    assert named - found == {"model.layers.0.linear_attn.in_proj_b"} and found < named
 
 
 def test_modules_to_not_convert():
@@ -168,7 +171,10 @@ def converted_experts(**options) -> list[str]:
 
 def test_experts_can_be_named_one_by_one():
     assert len(converted_experts()) == 2 * 4 * 3
-    assert converted_experts(projections={"o_proj": "output", "experts.1.down_proj": "output"}) == [
+    taken = converted_experts(projections={"experts.1.down_proj": None, "o_proj": "output"})
+    assert len(taken) == 2 * (4 * 3 - 1) and not any("experts.1.down_proj" in name for name in taken)
+    # As it was in the first version.
+    assert converted_experts(projections={"o_proj": "output", "experts.1.down_proj": "output"}, surgery_version=1) == [
         f"model.layers.{layer}.mlp.experts.1.down_proj" for layer in (0, 1)
     ]
     names = converted_experts(modules_to_not_convert=["layers.0", "down_proj", "experts.3"])
@@ -191,7 +197,7 @@ def test_experts_can_be_named_one_by_one():
 )
 def test_more_mixtures(model_type, left, monkeypatch):
     warnings: list[str] = []
-    monkeypatch.setattr(surgery.logger, "warning", warnings.append)
+    monkeypatch.setattr(placement.logger, "warning", warnings.append)
     options = {**ARCHITECTURES["qwen3_moe"], "num_local_experts": 4, "pad_token_id": 0, "vocab_size": 50}
     model = apply_bitnet(AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**options)))
     modules = dict(model.named_modules())
@@ -208,6 +214,122 @@ def test_a_mixture_of_which_only_the_experts_are_known_is_refused():
         apply_bitnet(model)
     apply_bitnet(model, BitNetConfig(projections={"down_proj": "output"}))
     assert any(".experts." in name for name, module in model.named_modules() if isinstance(module, BitLinear))
+
+
+def test_projections_add_to_what_is_found_and_take_away():
+    model = tiny_model("llama")
+    found = {p.name: p.role for p in find_projections(model, BitNetConfig())}
+    changed = {p.name: p.role for p in find_projections(model, BitNetConfig(projections={"1.mlp.up_proj": "output"}))}
+    assert changed == {**found, "model.layers.1.mlp.up_proj": "output"}
+    fewer = {p.name for p in find_projections(model, BitNetConfig(projections={"down_proj": None}))}
+    assert set(found) - fewer == {f"model.layers.{i}.mlp.down_proj" for i in (0, 1)}
+    with pytest.raises(SurgeryError, match="'wq' matches no linear layer"):
+        find_projections(model, BitNetConfig(projections={"wq": None}))
+
+
+_MLA = {
+    "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 12, "qk_rope_head_dim": 4, "v_head_dim": 12, "n_group": 1, "topk_group": 1,
+    "n_routed_experts": 4, "first_k_dense_replace": 1, "num_key_value_heads": 4, "head_dim": 4,
+}  # fmt: skip
+
+
+def mla_model(model_type="deepseek_v3"):
+    torch.manual_seed(0)
+    options = {**ARCHITECTURES["qwen3_moe"], **_MLA, "pad_token_id": 0, "vocab_size": 96}
+    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**options)).eval()
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "deepseek_v2", "youtu"])
+def test_latent_attention_is_placed(model_type, monkeypatch):
+    warnings: list[str] = []
+    monkeypatch.setattr(placement.logger, "warning", warnings.append)
+    monkeypatch.setattr(surgery.logger, "warning", warnings.append)
+    model = apply_bitnet(mla_model(model_type))
+    attention = model.model.layers[1].self_attn
+    converted = {name: m.rms_norm is not None for name, m in attention.named_modules() if isinstance(m, BitLinear)}
+    inputs = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
+    assert converted == {**dict.fromkeys(inputs, False), "o_proj": True}
+    assert ternary_share(model).share == 1.0 and not warnings
+    tokens = random_tokens()
+    model.train()(input_ids=tokens, labels=tokens).loss.backward()
+    assert all(layer.self_attn.q_a_proj.weight.grad.abs().sum() > 0 for layer in model.model.layers)
+
+
+def test_a_student_of_the_first_version_loads_as_it_was(tmp_path):
+    options = {"o_proj": "output", "down_proj": "output"}
+    for name, config in {
+        "told": BitNetConfig(projections=options, surgery_version=1),
+        "found": BitNetConfig(surgery_version=1),
+        "now": BitNetConfig(projections={"gate_proj": None}),
+    }.items():
+        model = apply_bitnet(mla_model(), config).eval()
+        model.save_pretrained(tmp_path / name)
+        if name != "now":
+            values = json.loads((tmp_path / name / "config.json").read_text())
+            del values["quantization_config"]["surgery_version"]  # which it did not have
+            (tmp_path / name / "config.json").write_text(json.dumps(values))
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        converted = {n for n, module in model.named_modules() if isinstance(module, BitLinear)}
+        assert {n for n, module in again.named_modules() if isinstance(module, BitLinear)} == converted
+        suffixes = {n.rpartition(".")[2] for n in converted}
+        assert ("q_a_proj" in suffixes) == (name == "now") and ("up_proj" in suffixes) == (name != "told")
+        with torch.no_grad():
+            assert torch.equal(again(random_tokens()).logits, model(random_tokens()).logits)
+        # ... and what is saved of it too.
+        again.save_pretrained(tmp_path / "again")
+        version = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"][
+            "surgery_version"
+        ]
+        assert version == (2 if name == "now" else 1)
+        packed = pack(again)
+        packed.save_pretrained(tmp_path / "packed")
+        assert len(ternary_share(AutoModelForCausalLM.from_pretrained(tmp_path / "packed")).left) == len(
+            ternary_share(model).left
+        )
+
+
+def test_the_share_that_is_ternary(monkeypatch):
+    messages: dict[str, list[str]] = {"info": [], "warning": []}
+    for level, said in messages.items():
+        monkeypatch.setattr(surgery.logger, level, said.append)
+    model = apply_bitnet(tiny_model("llama"))
+    assert ternary_share(model).share == 1.0 and ternary_share(pack(model)) == ternary_share(model)
+    assert messages["warning"] == [] and "100.0%" in messages["info"][0]
+    assert ternary_share(tiny_model("llama")).share == 0.0
+    # Nothing of an encoder beside it is touched, and that is said.
+    partly = tiny_model("llama")
+    partly.model.tower = nn.ModuleList(nn.Sequential(nn.Linear(200, 100)) for _ in range(2))
+    share = ternary_share(apply_bitnet(partly))
+    assert share.left == {"model.tower.0.0": 20000, "model.tower.1.0": 20000}
+    assert share.total - share.ternary == 40000 and len(messages["warning"]) == 1
+    assert f"{share.share:.1%}" in messages["warning"][0] and "model.tower.*.0" in messages["warning"][0]
+    # Who asked for it need not be told; the number says it.
+    silent = apply_bitnet(tiny_model("llama"), BitNetConfig(projections={"up_proj": None}))
+    assert 0.5 < ternary_share(silent).share < 0.9 and len(messages["warning"]) == 1
+    experts = apply_bitnet(tiny_model("qwen3_moe"), BitNetConfig(modules_to_not_convert=["mlp.experts"]))
+    assert set(ternary_share(experts).left) == {f"model.layers.{i}.mlp.experts" for i in (0, 1)}
+
+
+@pytest.mark.parametrize("model_type", ["lfm2_moe", "granitemoehybrid", "jamba"])
+def test_experts_come_with_what_a_user_names(model_type):
+    options = {
+        **ARCHITECTURES["qwen3_moe"], "num_hidden_layers": 8, "num_local_experts": 4, "pad_token_id": 0, "vocab_size": 50,
+        "num_dense_layers": 1, "layer_types": ["full_attention"] * 8, "use_mamba_kernels": False,
+    }  # fmt: skip
+    if model_type == "granitemoehybrid":
+        options |= {"layer_types": ["attention"] * 8, "shared_intermediate_size": 40, "mamba_n_heads": 8}
+    if model_type == "jamba":
+        options.pop("layer_types")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**options))
+    with pytest.raises(SurgeryError, match="projections="):
+        find_projections(model, BitNetConfig())
+    outputs = [
+        n for n, m in model.named_modules() if isinstance(m, nn.Linear) and re.search(r"attn\.(o|out)_proj$", n)
+    ]
+    apply_bitnet(model, BitNetConfig(projections=dict.fromkeys(outputs, "output")))
+    experts = [m for n, m in model.named_modules() if ".experts." in n and isinstance(m, nn.Linear)]
+    assert experts and all(isinstance(module, BitLinear) for module in experts)
 
 
 def test_experts_are_in_memory_twice_a_layer_at_a_time(monkeypatch):

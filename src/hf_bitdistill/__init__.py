@@ -11,7 +11,7 @@ from . import quantizer as _quantizer  # noqa: F401 (registers with transformers
 from .config import BitNetConfig
 from .heads import quantize_head
 from .packing import pack
-from .surgery import SurgeryError, apply_bitnet
+from .surgery import SurgeryError, apply_bitnet, ternary_share
 
 
 __version__ = "0.1.0.dev0"
@@ -50,6 +50,7 @@ __all__ = [
     "pack",
     "pack_corpus",
     "quantize_head",
+    "ternary_share",
 ]
 
 

@@ -23,6 +23,7 @@ _CHOICES = {
     "group_size": (64, 128),
     "activation_bits": (8, None),
     "head_bits": (16, 8, 4),
+    "surgery_version": (2, 1),
 }
 
 
@@ -54,13 +55,17 @@ class BitNetConfig(QuantizationConfigMixin):
         modules_without_sub_norm (`list[str]`, *optional*): names of projections that get no SubLN whatever `sub_norm` says, matched
             as in `modules_to_not_convert`. A SubLN bounds what it lets through: without it a ternary projection comes closer
             to a massive activation (see [`find_massive_projections`]), though not as close as one in full precision.
-        projections (`dict[str, str]`, *optional*): for an architecture whose projections cannot be found automatically:
-            module name suffix -> `"input"` or `"output"` (`"output"`: the last projection of an attention or FFN block,
-            the place of the SubLN), e.g. `{"attn.wqkv": "input", "attn.wo": "output"}`. Replaces the automatic table.
+        projections (`dict[str, str | None]`, *optional*): what is to be added to the projections that are found automatically, experts
+            included, or to be taken away: module name suffix -> `"input"`, `"output"` (the last projection of an attention or FFN
+            block, the place of the SubLN) or `None` (stays in full precision), e.g. `{"attn.wqkv": "input", "attn.wo": "output"}`. The
+            first entry that matches decides, before what was found.
         head_bits (`int`): what the embedding table and the output head of an *offline* checkpoint become in memory when it
             is loaded on a CPU: 16 leaves them as stored, 8 or 4 round them (see [`quantize_head`], which does the same
             to a loaded model: transformers ignores a `quantization_config` given for a checkpoint that has its own).
             Training, checkpoints and [`pack`] always keep the float tables.
+        surgery_version (`int`): by which rules projections are found. 2, or 1 for students of earlier versions of this library (whose
+            config.json does not have it), which load as they were saved: `projections` is all there is where it is given, and attention
+            that its architecture's plan leaves out stays in full precision.
 
     Raises:
         ValueError: an option has a value that is not listed above.
@@ -77,8 +82,9 @@ class BitNetConfig(QuantizationConfigMixin):
         activation_bits: int | None = 8,
         modules_to_not_convert: list[str] | None = None,
         modules_without_sub_norm: list[str] | None = None,
-        projections: dict[str, str] | None = None,
+        projections: dict[str, str | None] | None = None,
         head_bits: int = 16,
+        surgery_version: int = 2,
         **kwargs: Any,
     ):
         self.quant_method = QUANT_METHOD
@@ -92,6 +98,7 @@ class BitNetConfig(QuantizationConfigMixin):
         self.modules_without_sub_norm = modules_without_sub_norm
         self.projections = projections
         self.head_bits = head_bits
+        self.surgery_version = surgery_version
         kwargs.pop("quant_method", None)
         if kwargs:
             known = [name for name in inspect.signature(type(self)).parameters if name != "kwargs"]
@@ -116,13 +123,19 @@ class BitNetConfig(QuantizationConfigMixin):
                 raise ValueError(f"BitNetConfig.{option}={_short(names)} must be a list of module names.")
         if self.projections is not None and (
             not isinstance(self.projections, dict)
-            or not all(isinstance(name, str) for name in self.projections)
-            or not all(role in ("input", "output") for role in self.projections.values())
+            or not all(isinstance(suffix, str) for suffix in self.projections)
+            or not all(role is None or role in ("input", "output") for role in self.projections.values())
             or not self.projections
+            or (self.surgery_version == 1 and None in self.projections.values())
         ):
             raise ValueError(
-                f"BitNetConfig.projections={_short(self.projections)} must map module name suffixes to 'input' or 'output'."
+                f"BitNetConfig.projections={_short(self.projections)} must map module name suffixes to 'input', 'output' or None."
             )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any):
+        """From what [`to_dict`] made, of any version of this library: without `surgery_version` it is of a student made by the first."""
+        return super().from_dict({"surgery_version": 1, **config_dict}, return_unused_kwargs, **kwargs)
 
     @property
     def scale_group_size(self) -> int | None:

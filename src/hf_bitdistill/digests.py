@@ -37,6 +37,7 @@ _OPTIONS = (
     "modules_to_not_convert",
     "modules_without_sub_norm",
     "projections",
+    "surgery_version",
 )
 # Of a float: bytes, and the bits of plus infinity. What is above these, sign aside, is infinite or no number.
 _FLOATS = {

@@ -145,3 +145,93 @@ def test_evaluation_follows_autocast_like_a_linear_layer():
     plain = nn.Linear(130, 10)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         assert layer.eval()(x).dtype == layer.train()(x).dtype == plain(x).dtype == torch.bfloat16
+
+
+def packed_pair() -> tuple[TernaryLinear, TernaryLinear]:
+    """Two packed layers of one shape and other weights; the first one has computed."""
+    torch.manual_seed(1)
+    layers = [BitLinear.from_linear(nn.Linear(130, 10), BitNetConfig(), True) for _ in range(2)]
+    first, second = (TernaryLinear.from_bit_linear(layer, BitNetConfig()) for layer in layers)
+    first.bias.data.copy_(second.bias)
+    with torch.no_grad():
+        assert not torch.equal(first(X), second(X))
+    return first, second
+
+
+X = torch.randn(3, 130, generator=torch.Generator().manual_seed(2))
+
+
+def copy_in_place(layer, other):
+    layer.weight.copy_(other.weight)
+    layer.weight_scale.copy_(other.weight_scale)
+
+
+def replace(layer, other):
+    layer.weight, layer.weight_scale = other.weight.clone(), other.weight_scale.clone()
+
+
+def set_storage(layer, other):
+    layer.weight.set_(other.weight.clone())
+    layer.weight_scale.set_(other.weight_scale.clone())
+
+
+def load_distributed(layer, other):
+    import tempfile
+
+    import torch.distributed.checkpoint as dcp
+
+    with tempfile.TemporaryDirectory() as folder:
+        dcp.save(other.state_dict(), checkpoint_id=folder)
+        state = layer.state_dict()
+        dcp.load(state, checkpoint_id=folder)
+
+
+@pytest.mark.parametrize("load", [copy_in_place, replace, set_storage, load_distributed])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_weights_that_are_written_to_in_place_are_the_ones_that_compute(load, context):
+    layer, other = packed_pair()
+    with context():
+        load(layer, other)
+        expected = other(X)
+        assert torch.equal(layer(X), expected)
+        kept = layer.kernel_weight()
+        assert torch.equal(layer(X), expected) and layer.kernel_weight() is kept
+
+
+def test_a_scale_alone_is_written_to():
+    layer, _ = packed_pair()
+    layer.bias = None
+    before = layer(X)
+    layer.weight_scale.mul_(2)
+    assert torch.equal(layer(X), 2 * before)
+
+
+def test_a_packed_layer_made_in_inference_mode():
+    _, source = packed_pair()
+    with torch.inference_mode():
+        layer = TernaryLinear(130, 10, True, BitNetConfig(), True)
+        layer.load_state_dict(source.state_dict())
+        assert layer.weight.is_inference()
+        assert torch.equal(layer(X), source(X))
+        # A load is seen where versions are not.
+        copy_in_place(source, packed_pair()[0])
+        layer.load_state_dict(source.state_dict())
+        assert torch.equal(layer(X), source(X))
+    with torch.no_grad():
+        assert torch.equal(layer(X), source(X))
+
+
+@pytest.mark.parametrize("eager_first", [True, False])
+def test_a_compiled_packed_layer_after_a_write(eager_first):
+    torch.compiler.reset()
+    layer, other = packed_pair()
+    if not eager_first:
+        layer = copy.deepcopy(layer)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(X), layer(X))
+        copy_in_place(layer, other)
+        layer(X)  # outside, once
+        assert torch.equal(compiled(X), other(X))
+    torch.compiler.reset()

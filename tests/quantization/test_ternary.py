@@ -60,6 +60,56 @@ def test_scale_of_half_precision_weights_is_taken_in_float32():
     assert absmean_scale(weight).item() == pytest.approx(weight.double().abs().mean().item(), rel=1e-6)
 
 
+@pytest.fixture
+def any_threads():
+    before = torch.get_num_threads()
+    yield (1, 2, 4)
+    torch.set_num_threads(before)
+
+
+# 2048 x 8192: its mean had another last bit with two threads. One row, and many: sums with a single result, which torch cuts up.
+@pytest.mark.parametrize("shape", [(2048, 8192), (577, 1535), (1, 70001), (70001, 1), (3, 40001)])
+def test_scales_do_not_depend_on_threads_or_strides(shape, any_threads):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
+    for dtype in (torch.float32, torch.bfloat16):
+        latent = weight.to(dtype)
+        for granularity, group_size in GRANULARITIES if shape[0] < 2048 else GRANULARITIES[:1]:
+            results = []
+            for threads in any_threads:
+                torch.set_num_threads(threads)
+                results += [absmean_scale(latent, granularity, group_size)]
+                results += [absmean_scale(latent.T.contiguous().T, granularity, group_size)] if threads == 2 else []
+            assert all(torch.equal(results[0], other) for other in results[1:]), (dtype, granularity)
+            if granularity == "tensor":
+                assert results[0].item() == pytest.approx(latent.double().abs().mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(300, 401), (1, 40001)])
+def test_sums_of_a_search_do_not_depend_on_threads(shape, any_threads):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    results = []
+    for threads in any_threads:
+        torch.set_num_threads(threads)
+        results.append(sum_per_scale(values))
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_the_sum_of_a_matrix_is_that_of_its_rows(any_threads):
+    # Whoever holds some rows only (a shard) can keep the order: sums of rows first.
+    weight = torch.randn(2048, 96, generator=torch.Generator().manual_seed(0))
+    parts = torch.cat([sum_per_scale(part.abs(), "row") for part in weight.split(512)])
+    assert torch.equal(parts.double().sum().div(weight.numel()).float().view(1), absmean_scale(weight))
+
+
+@pytest.mark.parametrize("granularity, group_size", GRANULARITIES)
+def test_gradient_of_a_scale_is_that_of_the_mean(granularity, group_size):
+    weight = torch.randn(7, 100, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    absmean_scale(weight, granularity, group_size, differentiable=True).sum().backward()
+    counts = {"tensor": 700, "row": 100}.get(granularity)
+    counts = torch.tensor([64] * 64 + [36] * 36) if counts is None else counts
+    torch.testing.assert_close(weight.grad, weight.detach().sign() / counts)
+
+
 def test_quantize_activations():
     x = torch.tensor([[0.0, 1.0, -2.0], [0.0, 0.0, 0.0], [3.0, -127.0, 126.5]])
     x_q, s = quantize_activations(x)

@@ -38,7 +38,21 @@ class QuantizedTable(nn.Module):
         return f"{self.rows}, {self.columns}, bits={self.bits}"
 
 
-class QuantizedEmbedding(nn.Module):
+class _WithoutFloats(nn.Module):
+    """A layer on a [`QuantizedTable`]. Whoever asks for its float weight (`resize_token_embeddings`, tying, initialisation) is told."""
+
+    table: QuantizedTable
+
+    def __getattr__(self, name: str):
+        if name == "weight":
+            raise AttributeError(
+                f"{type(self).__name__} is a table of {self.table.bits}-bit integers and has no float weight to read, resize or tie: "
+                "load the checkpoint with head_bits=16, change that model (resize_token_embeddings), and quantize its head afterwards."
+            )
+        return super().__getattr__(name)
+
+
+class QuantizedEmbedding(_WithoutFloats):
     """`nn.Embedding` on a [`QuantizedTable`].
 
     Args:
@@ -66,7 +80,7 @@ class QuantizedEmbedding(nn.Module):
         return rows * self.scale if self._scaled else rows
 
 
-class QuantizedHead(nn.Module):
+class QuantizedHead(_WithoutFloats):
     """`nn.Linear` on a [`QuantizedTable`]; each token's hidden state is rounded to int8, as in the ternary layers.
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +57,7 @@ class TernaryLinear(nn.Module):
         self.group_size = config.scale_group_size
         self.activation_bits = config.activation_bits
         self._packed_for_kernels: Tensor | None = None
+        self._packed_from: tuple | None = None
         packed_shape = (packed_rows(out_features), in_features)
         scale_shape = weight_scale_shape(out_features, in_features, self.weight_granularity, self.group_size)
         self.register_buffer("weight", torch.zeros(packed_shape, dtype=torch.uint8, device=device))
@@ -110,8 +113,8 @@ class TernaryLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., C]` -> `[..., R]`, on a CPU by the native kernels."""
-        if self._uses_kernels(x):
-            norm = self.rms_norm
+        norm = self.rms_norm
+        if self._uses_kernels(x, norm):
             return packed_linear(
                 x,
                 self.kernel_weight(),
@@ -120,8 +123,8 @@ class TernaryLinear(nn.Module):
                 None if norm is None else norm.weight,
                 1e-6 if norm is None else norm.eps,
             )
-        if self.rms_norm is not None:
-            x = self.rms_norm(x)
+        if norm is not None:
+            x = norm(x)
         return ternary_linear(
             x,
             self.unpack(),
@@ -131,34 +134,57 @@ class TernaryLinear(nn.Module):
             activation_bits=self.activation_bits,
         )
 
-    def _uses_kernels(self, x: Tensor) -> bool:
+    def _uses_kernels(self, x: Tensor, norm: SubLN | None) -> bool:
         if x.device.type != "cpu" or self.weight.device.type != "cpu" or self.activation_bits is None:
             return False
-        if self.rms_norm is not None and self.rms_norm.weight.device.type != "cpu":
+        if norm is not None and norm.weight.device.type != "cpu":
             return False  # offloaded: only the SubLN's own forward brings it back
         return not torch.is_autocast_enabled("cpu") and self.in_features <= MAX_COLUMNS
 
     def kernel_weight(self) -> Tensor:
-        """The weight in the layout of the kernels, made on first use."""
-        if self._packed_for_kernels is None:
-            self._packed_for_kernels = ternary_pack(
-                self.weight, self.weight_scale.view(-1), self.out_features, self.group_size or 0
-            )
+        """The weight in the layout of the kernels: made on first use, and again once `weight` or `weight_scale` is another tensor or
+        was written to (`copy_`, `torch.distributed.checkpoint.load`).
+
+        What cannot be seen: what torch does not count, which is writes through or to `.data`, into shared memory, and to tensors made
+        under `torch.inference_mode`; and in a model under `torch.compile`, any since it was last called without.
+        """
+        if torch.compiler.is_compiling():  # it cannot guard on a version: its graph takes what is there
+            return self._pack_for_kernels() if self._packed_for_kernels is None else self._packed_for_kernels
+        if self._packed_from is not None:
+            of_weight, of_scale, versions = self._packed_from
+            weight, scale = self._buffers["weight"], self._buffers["weight_scale"]
+            same = of_weight() is weight and of_scale() is scale
+            # (Versions only ever grow.)
+            if same and (versions is None or versions == weight._version + scale._version):
+                return self._packed_for_kernels
+        packed = self._pack_for_kernels()
+        weight, scale = self.weight, self.weight_scale
+        versions = None if weight.is_inference() or scale.is_inference() else weight._version + scale._version
+        self._packed_from = weakref.ref(weight), weakref.ref(scale), versions
+        return packed
+
+    def _pack_for_kernels(self) -> Tensor:
+        self._packed_for_kernels = ternary_pack(
+            self.weight, self.weight_scale.view(-1), self.out_features, self.group_size or 0
+        )
         return self._packed_for_kernels
+
+    def _drop_packed(self) -> None:
+        self._packed_for_kernels = self._packed_from = None
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
-        self._packed_for_kernels = None
+        self._drop_packed()
 
     def __getstate__(self):
         # Only another layout of `weight`: a copy makes its own.
-        return {**super().__getstate__(), "_packed_for_kernels": None}
+        return {**super().__getstate__(), "_packed_for_kernels": None, "_packed_from": None}
 
     def _apply(self, fn, recurse=True):
         # `.to(torch.bfloat16)` must move the scales but not round them.
         scale = self.weight_scale
         super()._apply(fn, recurse)
-        self._packed_for_kernels = None
+        self._drop_packed()
         if self.weight_scale.dtype != torch.float32:
             self.weight_scale = scale.to(self.weight_scale.device)
         return self

@@ -52,24 +52,48 @@ def _group_counts(columns: int, group_size: int, device: torch.device) -> Tensor
     return counts
 
 
+# torch shares a sum with a single result among its threads where it is this long at least (32768 elements, today); each thread's part is
+# summed on its own, so that the last bits depend on their number. Of several results each is summed by one thread, in one order.
+_MAY_BE_SHARED = 4096
+
+
+def _row_sums(values: Tensor) -> Tensor:
+    """`[R, C]` -> `[R]`, the same bits whatever the number of threads and the strides."""
+    values = values.contiguous()
+    if values.shape[0] == 1 and values.shape[1] >= _MAY_BE_SHARED:
+        return values.expand(2, -1).sum(dim=1)[:1]
+    return values.sum(dim=1)
+
+
+def _total(row_sums: Tensor) -> Tensor:
+    """`[R]` -> `[1]`, in [`accumulation_dtype`], likewise."""
+    sums = row_sums.to(accumulation_dtype(row_sums.device))
+    return sums.sum(dim=0, keepdim=True) if len(sums) < _MAY_BE_SHARED else _row_sums(sums.unsqueeze(0))
+
+
 def sum_per_scale(values: Tensor, granularity: str = "tensor", group_size: int | None = None) -> Tensor:
-    """Sums of `values` `[R, C]` over the elements that share one scale: `[1]`, `[R]` or `[R, G]`, dtype of `values`."""
+    """Sums of `values` `[R, C]` over the elements that share one scale: `[1]`, `[R]` or `[R, G]`, dtype of `values`.
+
+    The order of summation depends on the shape alone: neither on the number of threads nor on strides. For "tensor" it is the sum of
+    the sums of the rows, an order that whoever has only some of the rows can keep.
+    """
     if granularity == "tensor":
-        return values.sum().reshape(1)
+        return _total(_row_sums(values)).to(values.dtype)
     if granularity == "row":
-        return values.sum(dim=1)
+        return _row_sums(values)
     rows, columns = values.shape
     groups = num_groups(columns, group_size)
-    return F.pad(values, (0, groups * group_size - columns)).view(rows, groups, group_size).sum(dim=-1)
+    padded = F.pad(values.contiguous(), (0, groups * group_size - columns)).view(rows * groups, group_size)
+    return _row_sums(padded).view(rows, groups)
 
 
 def absmean_scale(
     weight: Tensor, granularity: str = "tensor", group_size: int | None = None, *, differentiable: bool = False
 ) -> Tensor:
-    """`gamma = max(mean(|W|), 1e-5)` over what shares a scale.
+    """`gamma = max(mean(|W|), 1e-5)` over what shares a scale, summed in the order of [`sum_per_scale`].
 
     Args:
-        weight: `[R, C]`, any floating dtype; the mean is taken in float32.
+        weight: `[R, C]`, any floating dtype; the mean is taken in float32, over the sums of rows in float64.
         granularity: `"tensor"`, `"row"` or `"group"`.
         group_size: columns per group, for `"group"`.
         differentiable: keep the gradient to `weight`; otherwise the scale is a constant.
@@ -79,9 +103,9 @@ def absmean_scale(
     """
     magnitude = (weight if differentiable else weight.detach()).abs().float()
     if granularity == "tensor":
-        scale = magnitude.mean().reshape(1)
+        scale = (_total(_row_sums(magnitude)) / weight.numel()).float()
     elif granularity == "row":
-        scale = magnitude.mean(dim=1)
+        scale = _row_sums(magnitude) / weight.shape[1]
     else:
         scale = sum_per_scale(magnitude, "group", group_size) / _group_counts(
             weight.shape[1], group_size, weight.device

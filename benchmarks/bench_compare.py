@@ -6,7 +6,8 @@ Each interpreter is one in whose environment a build is installed. Each build li
 every round both are measured one right after the other, in turns the one or the other first. The ratio of a round compares these two; the median
 of the ratios (after / before in speed: below 1 is slower) says what the change costs, and its quartiles how well that is known on a machine that
 others use. Measured are decoding from an empty context, decoding at a depth, a prompt read at once, and some tokens read together at the depth, as
-assisted decoding does. Models are random (see `bench_decode.py`).
+assisted decoding does. Models are random (see `bench_decode.py`). `--cpu_time` counts the seconds that a process computes instead of those that pass:
+with one thread that leaves out what others took of a busy machine; with more it also counts threads that wait.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ NAMES = ("before", "after")
 # ---- In the process of a build ---------------------------------------------------------------------------------------
 
 
-def work(checkpoint: str, head_bits: int, settings: dict[str, int]) -> None:
+def work(checkpoint: str, head_bits: int, settings: dict[str, int], cpu_time: bool) -> None:
     """Loads the model, then measures whatever a line of standard input asks for: `[what, threads]`, or nothing to end."""
     import torch
 
@@ -60,14 +61,15 @@ def work(checkpoint: str, head_bits: int, settings: dict[str, int]) -> None:
         "prompt": lambda: at_once(settings["prompt"], 1),
         "together at depth": lambda: sum(at_once(TOGETHER, 0) for _ in range(4)),
     }
+    clock = time.process_time if cpu_time else time.perf_counter
     decoder.num_threads = os.cpu_count()
     forward(settings["depth"], 0)
     print(json.dumps(str(Path(hf_bitdistill.__file__).parent)), flush=True)
     for line in sys.stdin:
         what, decoder.num_threads = json.loads(line)
-        start = time.perf_counter()
+        start = clock()
         count = measures[what]()
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         cache.truncate(0, settings["depth"])
         cache.truncate(1, 0)
         print(json.dumps(count / seconds), flush=True)
@@ -138,11 +140,13 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=2048)
     parser.add_argument("--new_tokens", type=int, default=16, help="of a measurement of decoding")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--cpu_time", action="store_true", help="count seconds of computing, not of waiting")
     parser.add_argument("--checkpoint", type=Path, help="keep the random model here; default: a temporary folder")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
 
     from bench_decode import SHAPES, write_checkpoint
+
     from hf_bitdistill.environment import processor_name
 
     settings = {name: getattr(args, name) for name in ("prompt", "depth", "new_tokens")}
@@ -151,7 +155,7 @@ def main() -> None:
         if not checkpoint.exists():
             write_checkpoint(SHAPES[args.shape], checkpoint)
         builds = [
-            Build(interpreter, str(checkpoint), str(args.head_bits), json.dumps(settings))
+            Build(interpreter, str(checkpoint), str(args.head_bits), json.dumps(settings), json.dumps(args.cpu_time))
             for interpreter in args.interpreters
         ]
         if builds[0].path == builds[1].path:
@@ -163,6 +167,7 @@ def main() -> None:
         print(json.dumps(row))
     if args.output:
         about = {"shape": args.shape, "head_bits": args.head_bits, **settings, "rounds": args.rounds}
+        about |= {"cpu_time": args.cpu_time}
         about |= {"isa": os.environ.get("HF_BITDISTILL_ISA", "default"), "cpu": processor_name()}
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps({**about, "results": rows}, indent=2) + "\n")
@@ -170,6 +175,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
-        work(sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4]))
+        work(sys.argv[2], *map(json.loads, sys.argv[3:]))
     else:
         main()

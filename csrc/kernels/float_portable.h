@@ -103,7 +103,8 @@ struct Float16 {
 
 // ---- Functions -------------------------------------------------------------------------------------------------------
 
-inline Floats spread(float value) { return Floats{} + value; }
+// Minus zero, because x + 0 is an operation (-0 + 0 is 0) and x - 0 is none.
+inline Floats spread(float value) { return value - Floats{}; }
 
 // a * b + c, rounded once where the instruction set can, else twice.
 inline Floats fused(const Floats& a, const Floats& b, const Floats& c) {
@@ -273,16 +274,19 @@ void store_key_value(const float* key, const float* value, int64_t head_dim, bd_
 // Scores of R queries and B blocks of 16 positions. A score is one sum over the columns in their order.
 template <class T, int R, int B>
 inline void score_blocks(const float* const* q, const typename T::Storage* keys, int64_t head_dim, Floats (&out)[B][R]) {
-  for (int block = 0; block < B; ++block) {
-    for (int r = 0; r < R; ++r) out[block][r] = Floats{};
-  }
+  Floats sums[B][R] = {};
   for (int64_t d = 0; d < head_dim; ++d) {
 #pragma GCC unroll 4
     for (int block = 0; block < B; ++block) {
       const Floats k = T::load(keys + (block * head_dim + d) * kKeyBlock);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) out[block][r] = fused(spread(q[r][d]), k, out[block][r]);
+      for (int r = 0; r < R; ++r) sums[block][r] = fused(spread(q[r][d]), k, sums[block][r]);
     }
+  }
+#pragma GCC unroll 4
+  for (int block = 0; block < B; ++block) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) out[block][r] = sums[block][r];
   }
 }
 
@@ -292,6 +296,7 @@ inline void mix_columns(const AttendTask& task, int64_t first, int64_t last, con
                         int64_t start, int64_t column, bool two, Floats (&out)[R][2]) {
   typedef typename T::Storage Storage;
   const int64_t width = round_up(task.head_dim, kLanes);
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) out[r][0] = out[r][1] = Floats{};
   for (int64_t p = first; p < last;) {
     const int64_t page = p / kPagePositions;
@@ -339,6 +344,7 @@ inline void store_scores(const AttendTask& task, int row, int64_t block, int64_t
   prefetch_bytes(task.pages[block / kBlocks] + task.value_offset + block % kBlocks * value_bytes, B * value_bytes);
   Floats s[B][R];
   score_blocks<T, R, B>(task.q + row, keys, task.head_dim, s);
+#pragma GCC unroll 4
   for (int i = 0; i < B; ++i) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -398,8 +404,10 @@ void attend_rows(const AttendTask& task, int row) {
   for (int64_t column = 0; column < width; column += 2 * kLanes) {
     Floats mixed[R][2];
     mix_columns<T, R>(task, first, last, scores, stride, start, column, column + kLanes < width, mixed);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       if (R > 1) not_finite[r] += (mixed[r][0] - mixed[r][0]) + (mixed[r][1] - mixed[r][1]);
+#pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const int64_t left = task.head_dim - column - half * kLanes;
         if (left > 0) store_some(task.out[row + r] + column + half * kLanes, mixed[r][half] * inverse[r],
@@ -446,9 +454,15 @@ inline void dense_tile(const typename T::Storage* weight, int64_t cols, const fl
       for (int r = 0; r < R; ++r) sums[r][n] = fused(w[r], v, sums[r][n]);
     }
   }
+  Floats done[R][N];  // so that the sums above need no address and stay in registers
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) done[r][n] = sums[r][n];
+  }
   for (int n = 0; n < N; ++n) {
     for (int r = 0; r < R; ++r) {
-      float sum = sum_of(sums[r][n]);
+      float sum = sum_of(done[r][n]);
       for (int64_t j = i; j < cols; ++j) sum = fused(T::one(weight + r * cols + j), x[n * cols + j], sum);
       out[n * out_stride + r] = sum;
     }

@@ -72,25 +72,23 @@ def test_prompts_pieces_and_steps(saved, each_isa, number):
     [
         ("llama", {"options": {"weight_granularity": "group", "group_size": 64}}),
         ("llama", {"head_dim": 40, "num_attention_heads": 6, "options": {"sub_norm": "all"}}),
-        ("qwen3", {"head_dim": 64, "num_key_value_heads": 4, "dtype": torch.bfloat16}),
-        ("gemma2", {"num_attention_heads": 6, "options": {"weight_granularity": "row"}}),
         ("qwen3_moe", {"options": {"modules_to_not_convert": ["self_attn.o_proj", "experts.2"]}}),
     ],
 )
 @torch.no_grad()
 def test_batches_threads_and_calls(saved, each_isa, monkeypatch, model_type, options):
     """Large enough that every part of a layer is divided among threads, and a prompt among calls."""
-    sizes = {"hidden_size": 160, "intermediate_size": 320, "max_position_embeddings": 640, "num_hidden_layers": 2}
+    sizes = {"hidden_size": 96, "intermediate_size": 160, "max_position_embeddings": 640, "num_hidden_layers": 2}
     _, folder = saved(model_type, **{**sizes, **options})
     decoder = load_decoder(open_student(folder), num_threads=1)
-    rows = [text(count, seed=count) for count in (70, 600, 9)]
+    rows = [text(count, seed=count) for count in (70, 530, 9)]
     sequences = torch.repeat_interleave(torch.arange(3), torch.tensor([len(row) for row in rows]))
-    wanted = torch.tensor([0, 69, 70, 320, 581, 582, 583, 640, 669, 670, 678])
+    wanted = torch.tensor([0, 69, 70, 320, 511, 512, 513, 581, 582, 599, 600, 608])
 
     def check(isa):
         decoder.num_threads = 1
         alone = torch.cat([logits(decoder, row, [len(row)]) for row in rows])[wanted]
-        for threads, calls in ((1, 97), (3, 512)):
+        for threads, calls in ((1, 97), (2, 512)):
             decoder.num_threads = threads
             monkeypatch.setattr(decoder_module, "CHUNK", calls)
             together = decoder.forward(decoder.new_cache(3), torch.cat(rows), sequences, wanted)

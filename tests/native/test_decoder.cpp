@@ -647,7 +647,7 @@ void test_rows() {
     const TestModel model(random, options);
     const Decoder decoder(model);
     const size_t vocab = static_cast<size_t>(options.vocab);
-    const std::vector<int64_t> text = random_tokens(random, 100, options.vocab), other = random_tokens(random, 100, options.vocab);
+    const std::vector<int64_t> text = random_tokens(random, 80, options.vocab), other = random_tokens(random, 80, options.vocab);
     for_each_isa([&] {
       const auto check = [&](const std::vector<float>& got, const std::vector<float>& wanted, const char* how) {
         if (got.size() == wanted.size() && std::memcmp(got.data(), wanted.data(), got.size() * sizeof(float)) == 0) return;

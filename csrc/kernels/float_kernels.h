@@ -1,6 +1,6 @@
 // The float32 half of a decoder, one implementation an instruction set: attention, norms, activations, 16-bit tables.
-// Unlike the integer kernels these may contract multiply and add and sum in an order of their own, so results differ
-// between instruction sets by what float32 rounding explains.
+// On one instruction set a row's result is the same bit for bit whatever other rows are computed with it, and on however many
+// threads. Between instruction sets results may differ, unlike those of the integer kernels, by what float32 rounding explains.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,9 @@
 // The float kernels, written once on 16-lane vectors (portable.h). Each instruction set includes this header in a file
-// of its own, compiled with its own flags and with contraction on, so products and sums become fused multiply-adds.
+// of its own, compiled with its own flags.
+//
+// What a row (one token's output, one query) becomes is one expression, whatever is computed beside it: the same terms, in
+// the same order, with the same roundings, in every template below. Hence no contraction by the compiler, which may fuse a
+// product and a sum in one instance of a template and not in another: where they are to be fused it says `fused`.
 //
 // The including file defines kRowsAtOnce: how many rows of an attention task are computed together (each needs one
 // 16-lane sum, which takes 1, 2 or 4 registers).
@@ -8,8 +12,10 @@
 #include "kernels/float_kernels.h"
 #include "kernels/portable.h"
 
-#if defined(__AVX512F__) || defined(__F16C__)
+#if defined(__AVX512F__) || defined(__F16C__) || defined(__FMA__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace bitdistill {
@@ -97,7 +103,40 @@ struct Float16 {
 
 // ---- Functions -------------------------------------------------------------------------------------------------------
 
-inline Floats spread(float value) { return Floats{} + value; }
+// Minus zero, because x + 0 is an operation (-0 + 0 is 0) and x - 0 is none.
+inline Floats spread(float value) { return value - Floats{}; }
+
+// a * b + c, rounded once where the instruction set can, else twice.
+inline Floats fused(const Floats& a, const Floats& b, const Floats& c) {
+#if defined(__AVX512F__)
+  const __m512 v = _mm512_fmadd_ps(load_vector<__m512>(&a), load_vector<__m512>(&b), load_vector<__m512>(&c));
+  return load_vector<Floats>(&v);
+#elif defined(__FMA__)
+  __m256 x[2], y[2], z[2];
+  memcpy(x, &a, sizeof x);
+  memcpy(y, &b, sizeof y);
+  memcpy(z, &c, sizeof z);
+  for (int i = 0; i < 2; ++i) z[i] = _mm256_fmadd_ps(x[i], y[i], z[i]);
+  return load_vector<Floats>(z);
+#elif defined(__ARM_NEON)
+  float32x4_t x[4], y[4], z[4];
+  memcpy(x, &a, sizeof x);
+  memcpy(y, &b, sizeof y);
+  memcpy(z, &c, sizeof z);
+  for (int i = 0; i < 4; ++i) z[i] = vfmaq_f32(z[i], x[i], y[i]);
+  return load_vector<Floats>(z);
+#else
+  return a * b + c;
+#endif
+}
+
+inline float fused(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_NEON)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
 
 inline Floats select(const Ints& mask, const Floats& yes, const Floats& no) {
   const Ints bits = (mask & load_vector<Ints>(&yes)) | (~mask & load_vector<Ints>(&no));
@@ -114,15 +153,15 @@ inline float sum_of(const Floats& v) {
 inline Floats exponential(Floats x) {
   const Ints small = x < spread(-87.3f), large = x > spread(88.7f);
   x = select(small, spread(0.0f), select(large, spread(0.0f), x));
-  const Floats n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
-  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Floats p = r * (1.0f / 5040.0f) + (1.0f / 720.0f);
-  p = p * r + (1.0f / 120.0f);
-  p = p * r + (1.0f / 24.0f);
-  p = p * r + (1.0f / 6.0f);
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
+  const Floats n = fused(x, spread(1.44269504f), spread(12582912.0f)) - 12582912.0f;
+  const Floats r = fused(n, spread(2.12194440e-4f), fused(n, spread(-0.693359375f), x));
+  Floats p = fused(r, spread(1.0f / 5040.0f), spread(1.0f / 720.0f));
+  p = fused(p, r, spread(1.0f / 120.0f));
+  p = fused(p, r, spread(1.0f / 24.0f));
+  p = fused(p, r, spread(1.0f / 6.0f));
+  p = fused(p, r, spread(0.5f));
+  p = fused(p, r, spread(1.0f));
+  p = fused(p, r, spread(1.0f));
   const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
   const Floats y = p * load_vector<Floats>(&power);
   return select(small, spread(0.0f), select(large, spread(__builtin_inff()), y));
@@ -232,28 +271,22 @@ void store_key_value(const float* key, const float* value, int64_t head_dim, bd_
 
 // ---- Attention -------------------------------------------------------------------------------------------------------
 
-// Scores of R queries and 16 positions. Few rows sum in several parts, so that additions do not wait for each other.
-template <class T, int R>
-inline void score_block(const float* const* q, const typename T::Storage* keys, int64_t head_dim, Floats (&out)[R]) {
-  constexpr int kParts = R >= 4 ? 1 : R >= 2 ? 2 : 4;
-  Floats sums[R][kParts] = {};
-  int64_t d = 0;
-  for (; d + kParts <= head_dim; d += kParts) {
+// Scores of R queries and B blocks of 16 positions. A score is one sum over the columns in their order.
+template <class T, int R, int B>
+inline void score_blocks(const float* const* q, const typename T::Storage* keys, int64_t head_dim, Floats (&out)[B][R]) {
+  Floats sums[B][R] = {};
+  for (int64_t d = 0; d < head_dim; ++d) {
 #pragma GCC unroll 4
-    for (int part = 0; part < kParts; ++part) {
-      const Floats k = T::load(keys + (d + part) * kKeyBlock);
+    for (int block = 0; block < B; ++block) {
+      const Floats k = T::load(keys + (block * head_dim + d) * kKeyBlock);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) sums[r][part] += q[r][d + part] * k;
+      for (int r = 0; r < R; ++r) sums[block][r] = fused(spread(q[r][d]), k, sums[block][r]);
     }
   }
-  for (; d < head_dim; ++d) {
-    const Floats k = T::load(keys + d * kKeyBlock);
-    for (int r = 0; r < R; ++r) sums[r][0] += q[r][d] * k;
-  }
+#pragma GCC unroll 4
+  for (int block = 0; block < B; ++block) {
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    out[r] = sums[r][0];
-    for (int part = 1; part < kParts; ++part) out[r] += sums[r][part];
+    for (int r = 0; r < R; ++r) out[block][r] = sums[block][r];
   }
 }
 
@@ -263,6 +296,7 @@ inline void mix_columns(const AttendTask& task, int64_t first, int64_t last, con
                         int64_t start, int64_t column, bool two, Floats (&out)[R][2]) {
   typedef typename T::Storage Storage;
   const int64_t width = round_up(task.head_dim, kLanes);
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) out[r][0] = out[r][1] = Floats{};
   for (int64_t p = first; p < last;) {
     const int64_t page = p / kPagePositions;
@@ -275,15 +309,15 @@ inline void mix_columns(const AttendTask& task, int64_t first, int64_t last, con
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
           const float w = weights[r * stride + p - start];
-          out[r][0] += w * low;
-          out[r][1] += w * high;
+          out[r][0] = fused(spread(w), low, out[r][0]);
+          out[r][1] = fused(spread(w), high, out[r][1]);
         }
       }
     } else {
       for (; p < page_end; ++p, v += width) {
         const Floats low = T::load(v);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) out[r][0] += weights[r * stride + p - start] * low;
+        for (int r = 0; r < R; ++r) out[r][0] = fused(spread(weights[r * stride + p - start]), low, out[r][0]);
       }
     }
   }
@@ -295,9 +329,32 @@ inline void prefetch_bytes(const void* start, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += BD_ALIGNMENT) __builtin_prefetch(p + i);
 }
 
+// Scaled scores of B blocks, all of one page.
+template <class T, int R, int B>
+inline void store_scores(const AttendTask& task, int row, int64_t block, int64_t start, int64_t stride) {
+  typedef typename T::Storage Storage;
+  constexpr int kBlocks = kPagePositions / kKeyBlock;
+  const int64_t block_keys = task.head_dim * kKeyBlock;
+  const Storage* const keys =
+      reinterpret_cast<const Storage*>(task.pages[block / kBlocks] + task.key_offset) + block % kBlocks * block_keys;
+  // Keys and values were last used a whole pass over the weights ago: they come from far away.
+  const int64_t left = kBlocks - block % kBlocks - B;
+  if (left > 0) prefetch_bytes(keys + B * block_keys, (left < B ? left : B) * block_keys * static_cast<int64_t>(sizeof(Storage)));
+  const int64_t value_bytes = kKeyBlock * round_up(task.head_dim, kLanes) * static_cast<int64_t>(sizeof(Storage));
+  prefetch_bytes(task.pages[block / kBlocks] + task.value_offset + block % kBlocks * value_bytes, B * value_bytes);
+  Floats s[B][R];
+  score_blocks<T, R, B>(task.q + row, keys, task.head_dim, s);
+#pragma GCC unroll 4
+  for (int i = 0; i < B; ++i) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      store_vector(task.scratch + r * stride + (block + i) * kKeyBlock - start, s[i][r] * task.scale);
+    }
+  }
+}
+
 template <class T, int R>
 void attend_rows(const AttendTask& task, int row) {
-  typedef typename T::Storage Storage;
   int64_t first = task.first[row], last = task.last[row];
   for (int r = 1; r < R; ++r) {
     if (task.first[row + r] < first) first = task.first[row + r];
@@ -307,19 +364,18 @@ void attend_rows(const AttendTask& task, int row) {
   const int64_t stride = round_up(last - start, kKeyBlock);
   float* const scores = task.scratch;
 
-  for (int64_t block = start / kKeyBlock; block * kKeyBlock < last; ++block) {
-    constexpr int kBlocks = kPagePositions / kKeyBlock;
-    const Storage* keys = reinterpret_cast<const Storage*>(task.pages[block / kBlocks] + task.key_offset) +
-                          block % kBlocks * task.head_dim * kKeyBlock;
-    // Keys and values were last used a whole pass over the weights ago: they come from far away.
-    const int64_t key_bytes = task.head_dim * kKeyBlock * static_cast<int64_t>(sizeof(Storage));
-    if (block % kBlocks != kBlocks - 1) prefetch_bytes(keys + task.head_dim * kKeyBlock, key_bytes);
-    const int64_t value_bytes = kKeyBlock * round_up(task.head_dim, kLanes) * static_cast<int64_t>(sizeof(Storage));
-    prefetch_bytes(task.pages[block / kBlocks] + task.value_offset + block % kBlocks * value_bytes, value_bytes);
-    Floats s[R];
-    score_block<T, R>(task.q + row, keys, task.head_dim, s);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) store_vector(scores + r * stride + block * kKeyBlock - start, s[r] * task.scale);
+  // Few rows take several blocks of a page at once, so that additions do not wait for each other.
+  constexpr int kBlocks = kPagePositions / kKeyBlock;
+  constexpr int kTogether = R == 1 ? 4 : R == 2 ? 2 : 1;
+  for (int64_t block = start / kKeyBlock; block < div_up(last, kKeyBlock);) {
+    const int64_t in_page = kBlocks - block % kBlocks, in_all = div_up(last, kKeyBlock) - block;
+    if (kTogether > 1 && in_page >= kTogether && in_all >= kTogether) {
+      store_scores<T, R, kTogether>(task, row, block, start, stride);
+      block += kTogether;
+    } else {
+      store_scores<T, R, 1>(task, row, block, start, stride);
+      ++block;
+    }
   }
   float inverse[R];
   for (int r = 0; r < R; ++r) {
@@ -344,15 +400,25 @@ void attend_rows(const AttendTask& task, int row) {
     inverse[r] = 1.0f / sum_of(sum);
   }
   const int64_t width = round_up(task.head_dim, kLanes);
+  Floats not_finite[R] = {};
   for (int64_t column = 0; column < width; column += 2 * kLanes) {
     Floats mixed[R][2];
     mix_columns<T, R>(task, first, last, scores, stride, start, column, column + kLanes < width, mixed);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
+      if (R > 1) not_finite[r] += (mixed[r][0] - mixed[r][0]) + (mixed[r][1] - mixed[r][1]);
+#pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
         const int64_t left = task.head_dim - column - half * kLanes;
         if (left > 0) store_some(task.out[row + r] + column + half * kLanes, mixed[r][half] * inverse[r],
                                  static_cast<int>(left < kLanes ? left : kLanes));
       }
+    }
+  }
+  // A value that only other rows see counted with weight 0 here. That changes nothing, unless it is no finite number.
+  if constexpr (R > 1) {
+    for (int r = 0; r < R; ++r) {
+      if (sum_of(not_finite[r]) != 0.0f) attend_rows<T, 1>(task, row + r);
     }
   }
 }
@@ -385,13 +451,19 @@ inline void dense_tile(const typename T::Storage* weight, int64_t cols, const fl
     for (int n = 0; n < N; ++n) {
       const Floats v = load_vector<Floats>(x + n * cols + i);
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) sums[r][n] += w[r] * v;
+      for (int r = 0; r < R; ++r) sums[r][n] = fused(w[r], v, sums[r][n]);
     }
+  }
+  Floats done[R][N];  // so that the sums above need no address and stay in registers
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) done[r][n] = sums[r][n];
   }
   for (int n = 0; n < N; ++n) {
     for (int r = 0; r < R; ++r) {
-      float sum = sum_of(sums[r][n]);
-      for (int64_t j = i; j < cols; ++j) sum += T::one(weight + r * cols + j) * x[n * cols + j];
+      float sum = sum_of(done[r][n]);
+      for (int64_t j = i; j < cols; ++j) sum = fused(T::one(weight + r * cols + j), x[n * cols + j], sum);
       out[n * out_stride + r] = sum;
     }
   }

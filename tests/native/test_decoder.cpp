@@ -487,6 +487,15 @@ std::vector<std::pair<std::string, Options>> variants() {
   return all;
 }
 
+template <typename F>
+void for_each_isa(F&& body) {
+  for (const char* const* isa = bd_supported_isas(); *isa != nullptr; ++isa) {
+    CHECK_OK(bd_set_isa(*isa));
+    body();
+  }
+  CHECK_OK(bd_set_isa(bd_supported_isas()[0]));
+}
+
 void test_definition() {
   Random random(7);
   for (const auto& [name, options] : variants()) {
@@ -597,6 +606,88 @@ void test_not_a_number() {
   CHECK(std::all_of(out.begin() + 2 * vocab, out.begin() + 3 * vocab, [](float x) { return std::isnan(x); }));
   check_close({out.begin(), out.begin() + 2 * vocab}, flat(define(model, {1, 2})), options, "before");
   check_close({out.begin() + 3 * vocab, out.end()}, flat(define(model, {4})), options, "after");
+}
+
+// The values of later tokens take no part, even where they are no numbers.
+void test_not_a_number_behind() {
+  Random random(12);
+  for (const int64_t heads : {4, 2}) {
+    Options options;
+    options.heads = heads;
+    options.window = 2;
+    options.packed_head = true;
+    TestModel model(random, options);
+    model.table.values[static_cast<size_t>(3 * options.hidden + 5)] = NAN;
+    const Decoder decoder(model);
+    for_each_isa([&] {
+      Cache alone(decoder, 1), together(decoder, 1);
+      const std::vector<float> wanted = alone.forward({1, 2, 4}, {0, 0, 0});
+      const std::vector<float> got = together.forward({1, 2, 4, 3, 5}, {0, 0, 0, 0, 0});
+      const auto vocab = static_cast<long>(options.vocab);
+      CHECK(std::equal(wanted.begin(), wanted.end(), got.begin()));
+      CHECK(std::all_of(got.begin() + 3 * vocab, got.end(), [](float x) { return std::isnan(x); }));
+    });
+  }
+}
+
+// A row of logits is the same bit for bit however its text is cut, whatever texts are beside it and on any number of threads.
+void test_rows() {
+  Random random(13);
+  std::vector<std::pair<std::string, Options>> all = variants();
+  const auto add = [&](const char* name, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t window, bd_dtype kv_dtype) {
+    Options o;
+    o.heads = heads, o.kv_heads = kv_heads, o.head_dim = head_dim, o.window = window, o.kv_dtype = kv_dtype;
+    o.bias = o.sub_norms = true;
+    all.emplace_back(name, o);
+  };
+  add("a key head for each", 3, 3, 40, 70, BD_FLOAT16);
+  add("three share a key head", 6, 2, 64, 20, BD_FLOAT32);
+  add("five share a key head", 5, 1, 128, 0, BD_FLOAT16);
+  for (const auto& [name, options] : all) {
+    const TestModel model(random, options);
+    const Decoder decoder(model);
+    const size_t vocab = static_cast<size_t>(options.vocab);
+    const std::vector<int64_t> text = random_tokens(random, 80, options.vocab), other = random_tokens(random, 80, options.vocab);
+    for_each_isa([&] {
+      const auto check = [&](const std::vector<float>& got, const std::vector<float>& wanted, const char* how) {
+        if (got.size() == wanted.size() && std::memcmp(got.data(), wanted.data(), got.size() * sizeof(float)) == 0) return;
+        std::fprintf(stderr, "%s: %s gives other bits\n", name.c_str(), how);
+        std::exit(1);
+      };
+      CHECK_OK(bd_set_num_threads(1));
+      std::vector<float> wanted;
+      Cache steps(decoder, 1);
+      for (const int64_t token : text) {
+        const std::vector<float> row = steps.forward({token}, {0});
+        wanted.insert(wanted.end(), row.begin(), row.end());
+      }
+      for (const int threads : {1, 3}) {
+        CHECK_OK(bd_set_num_threads(threads));
+        Cache whole(decoder, 1);
+        check(whole.forward(text, std::vector<int64_t>(text.size(), 0)), wanted, "the whole text");
+        // In pieces, behind a text that goes on too.
+        Cache both(decoder, 2);
+        std::vector<float> got;
+        size_t done[2] = {};
+        while (done[1] < text.size()) {
+          std::vector<int64_t> tokens, sequences;
+          for (size_t s = 0; s < 2; ++s) {
+            const std::vector<int64_t>& of = s == 0 ? other : text;
+            const int64_t longest = threads == 1 ? 4 : 40;
+            for (int64_t n = test::uniform(random, static_cast<int64_t>(s), longest); n > 0 && done[s] < of.size(); --n) {
+              tokens.push_back(of[done[s]++]);
+              sequences.push_back(static_cast<int64_t>(s));
+            }
+          }
+          const std::vector<float> out = both.forward(tokens, sequences);
+          const auto first = std::find(sequences.begin(), sequences.end(), 1) - sequences.begin();
+          got.insert(got.end(), out.begin() + first * static_cast<long>(vocab), out.end());
+        }
+        check(got, wanted, "a text in pieces");
+      }
+    });
+  }
+  CHECK_OK(bd_set_num_threads(2));
 }
 
 void test_failures() {
@@ -747,6 +838,8 @@ int main() {
   test_batches();
   test_cache();
   test_not_a_number();
+  test_not_a_number_behind();
+  test_rows();
   test_failures();
   std::puts("decoder: ok");
 }

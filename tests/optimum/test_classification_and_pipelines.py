@@ -64,6 +64,18 @@ def test_classes(classifier, side, model_type):
     assert again.config.id2label[2] == "yes" and again.score.equal(model.score)
 
 
+@torch.no_grad()
+def test_classes_of_a_text_do_not_depend_on_its_batch(classifier):
+    _, folder = classifier(hidden_size=160)
+    model = BitNetModelForSequenceClassification.from_pretrained(folder)
+    rows = [random_tokens(1, length, seed=length) for length in (9, 4, 1, 13, 6)]
+    alone = torch.cat([model(row).logits for row in rows])
+    tokens, mask = torch.zeros(2, 5, 13, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        tokens[number, : row.shape[1]], mask[number, : row.shape[1]] = row[0], 1
+    assert torch.equal(model(tokens, attention_mask=mask).logits, alone)
+
+
 def test_pipelines(tmp_path, classifier, tiny_tokenizer, caplog):
     folder = tmp_path / "generator"
     pack(make_student(vocab_size=384)).save_pretrained(folder)

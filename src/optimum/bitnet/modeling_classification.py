@@ -73,7 +73,7 @@ class BitNetModelForSequenceClassification(BitNetModel):
         if 0 in tokens:
             raise ValueError(f"row {tokens.index(0)} is empty: attention_mask hides all of its tokens.")
         states = inputs.run(self.decoder, self._classified(inputs, input_ids)[:, None], hidden=True)
-        logits = F.linear(states[:, 0], self.score)
+        logits = torch.stack([_class_logits(state, self.score) for state in states[:, 0]])
         loss = None
         if labels is not None:
             loss = ForSequenceClassificationLoss(labels=labels, pooled_logits=logits, config=self.config)
@@ -89,3 +89,21 @@ class BitNetModelForSequenceClassification(BitNetModel):
         candidates = inputs.real & (input_ids != pad)
         last = torch.arange(inputs.width).expand(inputs.rows, -1).masked_fill(~candidates, -1).amax(dim=1)
         return torch.where(last < 0, inputs.last_real(), last)
+
+
+def _class_logits(state: Tensor, weight: Tensor) -> Tensor:
+    """`weight @ state`, summed in one order: a matrix product of torch takes another for another number of rows.
+
+    Args:
+        state: float32 `[hidden_size]`.
+        weight: float32 `[labels, hidden_size]`.
+
+    Returns:
+        float32 `[labels]`.
+    """
+    terms = weight.double() * state.double()
+    while terms.shape[-1] > 1:
+        half = (terms.shape[-1] + 1) // 2
+        left, right = terms[..., :half], terms[..., half:]
+        terms = left + F.pad(right, (0, half - right.shape[-1]))
+    return terms[..., 0].float()

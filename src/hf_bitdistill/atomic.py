@@ -1,0 +1,165 @@
+"""Files and folders that are written aside and renamed: who is killed meanwhile finds the old one or the new one, whole.
+
+What is being written lies beside its place, under a name that starts with `_` (an upload of the folder by `Trainer` leaves such
+names out) and ends in `.tmp-` and a tag. Such names are leftovers once nobody writes, and are removed by the next writer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+_MARK = ".tmp-"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def name_aside(path: str | os.PathLike, tag: str | None = None) -> Path:
+    """Where a file or folder that will become `path` is written.
+
+    Args:
+        path: its place in the end.
+        tag: what tells several writers of it apart. Default: random.
+    """
+    path = Path(os.path.abspath(path))
+    return path.with_name(f"_{path.name}{_MARK}{tag or secrets.token_hex(4)}")
+
+
+def is_aside(path: str | os.PathLike) -> bool:
+    """Whether a name is one of [`name_aside`]."""
+    name = Path(path).name
+    return name.startswith("_") and _MARK in name
+
+
+def remove_leftovers(path: str | os.PathLike) -> None:
+    """Remove what killed writers of `path` left beside it."""
+    path = Path(os.path.abspath(path))
+    if not path.parent.is_dir():
+        return
+    prefix = f"_{path.name}{_MARK}"
+    for entry in list(path.parent.iterdir()):
+        if entry.name.startswith(prefix):
+            _remove(entry)
+
+
+def remove_folder(folder: str | os.PathLike) -> None:
+    """Remove a folder so that it is never found half removed under its own name."""
+    folder = Path(folder)
+    aside = name_aside(folder)
+    os.rename(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def flush(path: str | os.PathLike) -> None:
+    """Have a file, or a folder with all that is in it, written to the disk: a name must not outlive a power failure that its
+    content does not."""
+    path = Path(path)
+    if path.is_dir():
+        for entry in path.iterdir():
+            flush(entry)
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+    try:
+        handle = os.open(path, flags)
+    except OSError:
+        return  # a folder on Windows; a file that may not be read
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network file systems know no fsync; a full disk is told here at the latest.
+        if error.errno not in (errno.EINVAL, errno.EROFS, errno.EBADF, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def file_aside(path: str | os.PathLike) -> Iterator[Path]:
+    """A name under which a file is written; at the end of the `with` it replaces `path`, after an exception it is removed."""
+    path = Path(path)
+    remove_leftovers(path)
+    aside = name_aside(path)
+    try:
+        yield aside
+        flush(aside)
+        os.replace(aside, path)
+        flush_name(path)
+    except BaseException:
+        _remove(aside)
+        raise
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Replace a text file (UTF-8), or leave the old one."""
+    with file_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def folder_aside(folder: str | os.PathLike, tag: str | None = None) -> Iterator[Path]:
+    """A new empty folder to write into; at the end of the `with` it takes the place of `folder`, of which nothing is left;
+    after an exception it is removed and `folder` is as it was."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    aside = name_aside(folder, tag)
+    aside.mkdir()
+    try:
+        yield aside
+        put_in_place(aside, folder)
+    except BaseException:
+        _remove(aside)
+        raise
+
+
+def put_in_place(aside: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """Let the complete folder `aside` take the place of `folder` on the same file system, in one step where the system knows
+    how to exchange two names (Linux); elsewhere `folder` is missing between two renamings."""
+    aside, folder = Path(aside), Path(folder)
+    flush(aside)
+    if not folder.exists():
+        os.rename(aside, folder)
+    elif _exchange(aside, folder):
+        flush_name(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        remove_folder(folder)
+        os.rename(aside, folder)
+    flush_name(folder)
+
+
+def flush_name(path: str | os.PathLike) -> None:
+    """Have the entry of a file or folder in its parent written to the disk."""
+    parent = Path(os.path.abspath(path)).parent
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # not every file system can; the renaming itself is done
+    finally:
+        os.close(handle)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step. Returns whether the system can."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    done = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE))
+    return done == 0
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -49,6 +49,14 @@ def remove_leftovers(path: str | os.PathLike) -> None:
             _remove(entry)
 
 
+def remove_all_leftovers(folder: str | os.PathLike) -> None:
+    """Remove what killed writers of anything in a folder left in it."""
+    if os.path.isdir(folder):
+        for entry in list(Path(folder).iterdir()):
+            if is_aside(entry):
+                _remove(entry)
+
+
 def remove_folder(folder: str | os.PathLike) -> None:
     """Remove a folder so that it is never found half removed under its own name."""
     folder = Path(folder)

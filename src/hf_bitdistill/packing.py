@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from transformers import PreTrainedModel
 
 from .layers import BitLinear, TernaryLinear
 from .quantization import PackedWeightError
 from .quantizer import BitDistillQuantizer
+from .saving import save_safely
 from .surgery import SurgeryError, student_config
 
 
@@ -26,7 +28,8 @@ def pack(model: PreTrainedModel, inplace: bool = False) -> PreTrainedModel:
 
     Raises:
         SurgeryError: `model` is not a student, is packed already, or carries adapters (PEFT).
-        PackedWeightError: a latent weight is not finite, or its codes are all equal; names the module.
+        PackedWeightError: a latent weight is not finite, or its codes are all equal; names the module. Or any other tensor
+            (a SubLN, a norm, the embedding) is not finite; names the tensor.
     """
     if not isinstance(model, PreTrainedModel) or getattr(model, "_hf_peft_config_loaded", False):
         raise SurgeryError(
@@ -38,6 +41,7 @@ def pack(model: PreTrainedModel, inplace: bool = False) -> PreTrainedModel:
     if not layers:
         raise SurgeryError(f"{type(model).__name__} is packed already.")
     config.quantization_mode = "offline"
+    _check_finite(model, {f"{name}.weight" for name in layers})
 
     packed = {}
     for name, layer in layers.items():
@@ -56,4 +60,17 @@ def pack(model: PreTrainedModel, inplace: bool = False) -> PreTrainedModel:
     model.is_quantized = True
     model.quantization_method = config.quant_method
     model.config.quantization_config = config
+    save_safely(model)
     return model.requires_grad_(False).eval()
+
+
+def _check_finite(model: PreTrainedModel, latent: set[str]) -> None:
+    """Refuse a model that diverged. Latent weights are checked as they are packed."""
+    for name, tensor in model.state_dict().items():
+        if name in latent or not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
+            continue
+        # (The extremes are NaN if any number is.)
+        if not all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor)):
+            raise PackedWeightError(
+                f"{name} is not finite (it has a NaN or an infinity): go back to a checkpoint from before the run diverged."
+            )

@@ -27,9 +27,12 @@ from .checkpoint import (
 )
 from .config import QUANT_METHOD, BitNetConfig
 from .conversions import LoadLatentWeight, TransposeConv1D, convert_when_saved, has_separate_experts
+from .digests import check_digests
 from .heads import head_is_quantized, quantize_head, tables_on_cpu
 from .layers import BitLinear, SubLN
+from .saving import save_safely
 from .surgery import Projection, convert_modules, find_projections
+from .weight_files import EXPLICIT_NAME, warn_of_stale_files
 
 
 logger = logging.get_logger(__name__)
@@ -105,8 +108,12 @@ class BitDistillQuantizer(HfQuantizer):
             if files:
                 self._headers = read_headers(model, files)
                 check_headers(model, self._headers, may_add_head=self.online)
+                check_digests(files, self.quantization_config)
+                warn_of_stale_files(files)
         elif files:
             headers = read_headers(model, files)
+            check_digests(files, None)
+            warn_of_stale_files(files)
             # Where an architecture's checkpoints are converted while loading, names say nothing yet.
             if not any(isinstance(entry, WeightConverter) for entry in get_model_conversion_mapping(model)):
                 check_projections(model, headers, dict.fromkeys(p.fused_in or p.name for p in self._projections))
@@ -135,12 +142,15 @@ class BitDistillQuantizer(HfQuantizer):
         """No plan is extended: tensor parallelism is refused."""
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs) -> PreTrainedModel:
+        # How the files are named is no part of the model.
+        model.config.__dict__.pop(EXPLICIT_NAME, None)
         if self.pre_quantized and self._from_memory:
             check_loaded(model)
         if not self.online:
             check_packed_layers(model, self._headers)
             model.requires_grad_(False)
             self._quantize_head(model)
+            save_safely(model)
             return model
         if self._convert_after_loading:
             _check_whole(model)
@@ -161,6 +171,7 @@ class BitDistillQuantizer(HfQuantizer):
         for module in model.modules():
             if isinstance(module, PreTrainedModel) and hasattr(module.config, "_is_quantized"):
                 del module.config._is_quantized
+        save_safely(model)
         return model
 
     def _quantize_head(self, model: PreTrainedModel) -> None:

@@ -27,8 +27,11 @@ def check_writable(path: str | os.PathLike, is_file: bool = False) -> None:
     folder = _existing(path.parent if is_file else path)
     if not folder.is_dir():
         raise NotADirectoryError(f"cannot write to {path}: {folder} is a file, not a folder")
-    if is_file and path.exists() and not os.access(path, os.W_OK):
-        raise PermissionError(f"cannot write the file {path}: permission denied")
+    if is_file and path.exists():
+        if not os.access(path, os.W_OK):
+            raise PermissionError(f"cannot write the file {path}: permission denied")
+        if not path.is_file():
+            return  # /dev/stdout and the like
     try:
         with tempfile.TemporaryFile(dir=folder, prefix="_bitdistill.tmp-", buffering=0) as probe:
             probe.write(b"\0" * 4096)

@@ -21,6 +21,7 @@ from .config import QUANT_METHOD, BitNetConfig
 from .conversions import convert_when_saved
 from .layers import BitLinear, Experts, TernaryLinear
 from .layers.experts import expert_projections, is_fused_experts
+from .saving import save_safely
 
 
 logger = logging.get_logger(__name__)
@@ -316,6 +317,7 @@ def apply_bitnet(model: PreTrainedModel, config: BitNetConfig | None = None) -> 
     convert_modules(model, config)
     _give_own_config(model)
     convert_when_saved(model)
+    save_safely(model)
     model.config.quantization_config = config
     return model
 

@@ -16,6 +16,7 @@ from datasets import Dataset
 from ..atomic import write_text
 from ..data import Task, build_dataset, collate, get_task, load_task_dataset
 from ..distillation import DistillationConfig, DistillationTrainer, check_training_room, needs_teacher
+from ..model_folder import check_output, replace_model
 from ..room import check_writable
 from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, check_path, load_model, load_student, load_tokenizer
@@ -33,6 +34,10 @@ def run(argv: list[str], prog: str) -> None:
     kinds = (ModelArguments, StudentArguments, TaskArguments, DistillArguments, DistillationConfig)
     model_arguments, student_arguments, arguments, after, training = parse(kinds, argv, prog, __doc__)
     task = get_task(require(arguments.task, "task"))
+    sources = {"model": model_arguments.model_name_or_path, "teacher": training.teacher_model_name_or_path}
+    check_output(training.output_dir, **sources)
+    if after.pack_to:
+        check_output(after.pack_to, **sources, student=training.output_dir)
     if needs_teacher(training):
         training.teacher_model_name_or_path = check_path(
             require(training.teacher_model_name_or_path, "teacher_model_name_or_path")
@@ -108,8 +113,9 @@ def _finish(
     student = load_model(saved, arguments.head).to(training.device)
     tokenizer = load_tokenizer(training.output_dir)
     if after.pack_to:
-        pack(student).save_pretrained(after.pack_to)
-        tokenizer.save_pretrained(after.pack_to)
+        with replace_model(after.pack_to) as folder:
+            pack(student).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     scores = evaluate_task(
         student, tokenizer, task, validation, batch_size=arguments.eval_batch_size, **arguments.prompt_options()
     )

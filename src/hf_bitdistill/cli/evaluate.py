@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from ..atomic import write_text
 from ..environment import default_device
 from ..heads import head_is_quantized, quantize_head
+from ..room import check_writable
 from .arguments import CorpusArguments, ModelArguments, TaskArguments, parse
 from .models import load_model, load_tokenizer
 

@@ -31,6 +31,7 @@ from ..distillation import (
     training_callbacks,
 )
 from ..layers import warn_of_16_bit_weights
+from ..model_folder import check_output
 from ..room import check_writable
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
 from .models import calibrate, check_path, load_student, load_tokenizer
@@ -42,6 +43,9 @@ def run(argv: list[str], prog: str) -> None:
     kinds = (ModelArguments, StudentArguments, CorpusArguments, PretrainingConfig)
     model_arguments, student_arguments, corpus, training = parse(kinds, argv, prog, __doc__)
     require(corpus.corpus, "corpus")
+    check_output(
+        training.output_dir, model=model_arguments.model_name_or_path, teacher=training.teacher_model_name_or_path
+    )
     if corpus.streaming and training.max_steps <= 0:
         raise ValueError("--streaming needs --max_steps: the length of a streamed corpus is not known")
     check_writable(training.output_dir)

@@ -28,6 +28,8 @@ from ..data import (
     take_tokens,
 )
 from ..environment import default_device
+from ..model_folder import check_output, replace_model
+from ..room import check_room, check_writable, parameter_bytes
 from ..surgery import is_student
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, load_model, load_student, load_tokenizer
@@ -64,6 +66,8 @@ def run(argv: list[str], prog: str) -> None:
     )
     model_arguments, student_arguments, corpus, task_arguments, arguments, config = parse(kinds, argv, prog, __doc__)
     output = Path(require(arguments.output_dir, "output_dir"))
+    check_output(output, model=model_arguments.model_name_or_path)
+    check_writable(output)
     if (corpus.corpus is None) == (task_arguments.task is None):
         raise ValueError("a warm start reads plain text or a task's examples: give either --corpus or --task")
     task = None if task_arguments.task is None else get_task(task_arguments.task)
@@ -75,6 +79,8 @@ def run(argv: list[str], prog: str) -> None:
         raise ValueError(
             f"{model_arguments.model_name_or_path} is a student already: start from its full-precision model"
         )
+    # The student is as large as its teacher.
+    check_room(output, {"the student": parameter_bytes(teacher)})
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     if task is None:
         sequences = _blocks(corpus, arguments, tokenizer, config.seed)
@@ -105,9 +111,10 @@ def run(argv: list[str], prog: str) -> None:
     with precision:
         calibrate(student, student_arguments, sample)
     report = warm_start(student, teacher, batches, config, progress=True)
-    student.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    (output / "warm_start.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    with replace_model(output) as folder:
+        student.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "warm_start.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
     for window in report.windows:
         layers = f"layers {window.first_layer} to {window.last_layer}"
         print(f"{layers}: error {window.error_before:.4g} -> {window.error_after:.4g}", flush=True)

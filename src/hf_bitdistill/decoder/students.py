@@ -31,9 +31,12 @@ from transformers.utils.quantization_config import BitNetQuantConfig
 
 from ..checkpoint import CheckpointError, check_headers, check_packed_layer, read_headers
 from ..config import QUANT_METHOD, BitNetConfig
+from ..digests import add_digests, check_digests
 from ..layers import BitLinear, TernaryLinear
+from ..model_folder import check_output, replace_model
 from ..quantization import PackedWeightError
 from ..surgery import convert_modules
+from ..weight_files import EXPLICIT_NAME, folder_of, warn_of_stale_files
 from .files import TensorFiles
 
 
@@ -76,11 +79,14 @@ class Student:
         convert_modules(self.model, source)
         headers = read_headers(self.model, files)
         check_headers(self.model, headers, may_add_head=False)
+        check_digests(files, None if self._stock is not None else source)
+        warn_of_stale_files(files)
         self.files = TensorFiles(headers)
         self._settle_ties()
         self._offline = copy.deepcopy(source)
         self._offline.quantization_mode = "offline"
         self.config = copy.deepcopy(config)
+        self.config.__dict__.pop(EXPLICIT_NAME, None)
         self.config.quantization_config = self._offline
 
     def _settle_ties(self) -> None:
@@ -132,21 +138,22 @@ class Student:
                 yield name, self.files.read(name).clone()
 
     def save(self, folder: Path, max_shard_size: str = "50GB") -> None:
-        """Write the offline checkpoint of this student: weights and `config.json`.
+        """Write the offline checkpoint of this student: weights and `config.json`, in place of a model that is in `folder`.
 
         Raises:
-            ValueError: `folder` is the one it is read from.
-            CheckpointError: a layer's content is damaged; nothing was written.
+            ValueError: `folder` is the one it is read from, or lies inside or around it.
+            CheckpointError: a tensor's content is damaged or not finite; nothing was written.
         """
-        if folder.resolve() in {Path(header.file).parent.resolve() for header in self.files.headers.values()}:
-            raise ValueError(f"{folder} is the folder this model is read from; save it to another one.")
+        for source in {folder_of(header.file) for header in self.files.headers.values()}:
+            check_output(folder, model=source)
         try:
             tensors = dict(self.offline_tensors())
         finally:
             self.files.close()
-        folder.mkdir(parents=True, exist_ok=True)
-        save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size, metadata={"format": "pt"})
-        self.config.save_pretrained(folder)
+        with replace_model(folder) as staging:
+            save_torch_state_dict(tensors, staging, max_shard_size=max_shard_size, metadata={"format": "pt"})
+            self.config.save_pretrained(staging)
+            add_digests(sorted(staging.glob("*.safetensors")), self._offline)
 
 
 def _read_quantization(config: PreTrainedConfig) -> tuple[BitNetConfig, BitNetQuantConfig | None]:

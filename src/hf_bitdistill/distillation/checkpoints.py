@@ -143,29 +143,6 @@ def rotate(run: Path, limit: int | None, newest: Path, best: str | None, is_whol
             remove_folder(folder)
 
 
-def install_model(aside: Path, folder: Path) -> None:
-    """Move the complete files of a model into a folder that holds other things too (a run with its checkpoints), file by file, so
-    that at no moment old and new weights, or weights and another config, are taken for one model.
-
-    A single file of weights under an unchanged config replaces the old one in one step. Otherwise the old weights go first and
-    the new ones (of several files their index) come last: until then the folder holds no model. Weights that are not
-    the model's any more are removed.
-    """
-    new = sorted(_files(aside))
-    old = {entry.name for entry in folder.iterdir() if entry.is_file() and _is_weights(entry.name)}
-    weights = [file for file in new if file.parent == aside and _is_weights(file.name)]
-    configs = [part / "config.json" for part in (aside, folder)]
-    unchanged = all(config.is_file() for config in configs) and configs[0].read_bytes() == configs[1].read_bytes()
-    at_once = len(weights) == 1 and old <= {weights[0].name} and unchanged
-    if not at_once:
-        for name in sorted(old, key=lambda name: not name.endswith(_INDEX)):
-            (folder / name).unlink()
-    for file in sorted(new, key=lambda file: (file in weights, file.name.endswith(_INDEX))):
-        place = folder / file.relative_to(aside)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, place)
-
-
 def _is_weights(name: str) -> bool:
     return bool(_WEIGHTS.fullmatch(name.removesuffix(_INDEX)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ from transformers.trainer import SCALER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ..atomic import file_aside, flush_name, name_aside, put_in_place, remove_all_leftovers
+from ..atomic import file_aside, name_aside, put_in_place, remove_leftovers
 from ..checkpoint import CheckpointError
+from ..model_folder import replace_model
 from ..room import size_text
 from .checkpoints import (
     Choice,
     choose,
     damage,
     holds_optimizer,
-    install_model,
     list_checkpoints,
     processes_of,
     refusal,
@@ -146,7 +147,7 @@ class ReliableTrainer(Trainer):
         optim = None if self.optimizer is None else "given"  # by its object: of unknown size
         check_training_room(self.accelerator.unwrap_model(self.model), self.args, optim)
         if self.args.should_save:
-            remove_all_leftovers(self.args.output_dir)
+            remove_leftovers(Path(self.args.output_dir) / PREFIX_CHECKPOINT_DIR, any_ending=True)
         self._watch = FiniteWatch(self.accelerator)
         return super().train(checkpoint, *args, **kwargs)
 
@@ -181,7 +182,7 @@ class ReliableTrainer(Trainer):
         place = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         staging = name_aside(place, _TAG)
         if self.args.should_save:
-            remove_all_leftovers(run)
+            remove_leftovers(run / PREFIX_CHECKPOINT_DIR, any_ending=True)
         self.accelerator.wait_for_everyone()
         self._staging, self._pushed = staging, None
         try:
@@ -250,20 +251,15 @@ class ReliableTrainer(Trainer):
         if self._staging is not None:
             super().save_model(str(folder), _internal_call)
             return
-        aside = name_aside(folder / "model", _TAG)
-        if self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(aside, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        try:
-            super().save_model(str(aside), _internal_call=True)
+        with ExitStack() as stack:
+            # All processes write into the folder that the one makes.
+            aside = [str(stack.enter_context(replace_model(folder))) if self.args.should_save else None]
+            if self.args.world_size > 1:
+                common = list(aside)
+                broadcast_object_list(common)
+                aside = aside if aside[0] else common
+            super().save_model(aside[0], _internal_call=True)
             self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                install_model(aside, folder)
-                flush_name(folder / "model")
-        finally:
-            if self.args.should_save:
-                shutil.rmtree(aside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)

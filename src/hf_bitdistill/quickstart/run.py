@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..data import PromptEncoder
 from ..evaluation import perplexity
+from ..model_folder import replace_model
 from ..packing import pack
 from .base_model import TEACHER_FOLDER
 from .corpus import QUICKSTART_PACKAGES, CorpusError, extract, split_texts
@@ -92,8 +93,9 @@ class _Run:
         """Save as it would be published: what is not ternary in bfloat16."""
         folder = self.output / "models" / name
         model.to(torch.bfloat16)
-        model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        with replace_model(folder) as staging:
+            model.save_pretrained(staging)
+            self.tokenizer.save_pretrained(staging)
         return folder
 
     def evaluate(self, name: str, folder: Path) -> PreTrainedModel:

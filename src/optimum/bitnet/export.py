@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from hf_bitdistill.decoder import Student
 from hf_bitdistill.decoder.families import FAMILIES
-
-from .modeling_base import find_safetensors
+from hf_bitdistill.model_folder import check_output, replace_model
+from hf_bitdistill.weight_files import find_weight_files
 
 
 logger = logging.getLogger(__name__)
@@ -57,9 +57,10 @@ def export(model_id: str, output: Path, task: str = "auto", max_shard_size: str 
     Raises:
         NotAStudentError: it is no ternary checkpoint.
         CheckpointError: a damaged file; names file and tensor.
-        ValueError: an unknown task.
+        ValueError: an unknown task, or `output` is, lies in or contains the folder of the model.
         OSError: no such model.
     """
+    check_output(output, model=model_id)
     config = AutoConfig.from_pretrained(model_id, **hub)
     if task == "auto":
         classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
@@ -71,9 +72,13 @@ def export(model_id: str, output: Path, task: str = "auto", max_shard_size: str 
             f"{model_id}: the native decoder cannot compute {config.model_type!r}; the exported checkpoint will run on "
             "packed layers in transformers."
         )
-    Student(config, find_safetensors(model_id, hub), TASKS[task]).save(output, max_shard_size)
-    for kind in (AutoTokenizer, GenerationConfig):
-        try:
-            kind.from_pretrained(model_id, **hub).save_pretrained(output)
-        except (OSError, ValueError) as error:
-            logger.info(f"{model_id}: no {kind.__name__} to export ({error})")
+    student = Student(config, find_weight_files(model_id, config, **hub), TASKS[task])
+    with replace_model(output) as folder:
+        student.save(folder, max_shard_size)
+        for kind in (AutoTokenizer, GenerationConfig):
+            try:
+                part = kind.from_pretrained(model_id, **hub)
+            except (OSError, ValueError) as error:
+                logger.info(f"{model_id}: no {kind.__name__} to export ({error})")
+            else:
+                part.save_pretrained(folder)

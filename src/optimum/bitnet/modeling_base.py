@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from optimum.modeling_base import OptimizedModel
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, http_user_agent
-from transformers.utils.hub import get_checkpoint_shard_files
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import http_user_agent
 
 from hf_bitdistill import pack, quantize_head
 from hf_bitdistill.config import QUANT_METHOD
 from hf_bitdistill.decoder import NativeDecoder, NotAStudentError, Student, UnsupportedModelError, load_decoder
 from hf_bitdistill.decoder.students import HEADS
+from hf_bitdistill.model_folder import check_output, replace_model
 from hf_bitdistill.surgery import is_student, student_config
+from hf_bitdistill.weight_files import find_weight_files, folder_of
 
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class BitNetModel(OptimizedModel):
         super().__init__(model, config, list(preprocessors))
         self.decoder = decoder
         self._student = student
+        self._source: Path | None = None
 
     @property
     def backend(self) -> str:
@@ -137,7 +139,14 @@ class BitNetModel(OptimizedModel):
             OSError: no such model.
             ValueError: an option has no meaning.
         """
-        return super().from_pretrained(model_id, export=export, **kwargs)
+        if "@" not in str(model_id) or not Path(model_id).is_dir():
+            return super().from_pretrained(model_id, export=export, **kwargs)
+        # Optimum would take what follows the "@" for a revision.
+        config = kwargs.pop("config", None)
+        if not isinstance(config, PreTrainedConfig):
+            options = {name: kwargs[name] for name in ("subfolder", "trust_remote_code") if name in kwargs}
+            config = AutoConfig.from_pretrained(model_id if config is None else config, **options)
+        return (cls._export if export else cls._from_pretrained)(str(model_id), config, **kwargs)
 
     @classmethod
     def _export(cls, model_id: str, config: PreTrainedConfig, **kwargs) -> BitNetModel:
@@ -158,7 +167,8 @@ class BitNetModel(OptimizedModel):
         unknown = sorted(set(hub) - set(_HUB_OPTIONS))
         if unknown:
             raise TypeError(f"{cls.__name__}.from_pretrained got unknown options: {', '.join(unknown)}.")
-        student = Student(config, find_safetensors(model_id, hub), cls.head)
+        files = find_weight_files(model_id, config, **hub)
+        student = Student(config, files, cls.head)
         if student.needs_export and not may_export:
             raise NotAStudentError(f"{model_id} is not packed yet: load it with export=True, which packs it.")
         head_bits = head_bits or student.config.quantization_config.head_bits
@@ -177,6 +187,7 @@ class BitNetModel(OptimizedModel):
         else:
             instance = cls(student.config, decoder=decoder, student=student)
             instance._finish_loading()
+        instance._source = folder_of(files[0])
         instance._load_generation_config(model_id, hub)
         return instance
 
@@ -224,20 +235,22 @@ class BitNetModel(OptimizedModel):
             max_shard_size: largest file, e.g. `"5GB"`.
             repo_id, private, token, commit_message, revision: see [`push_to_hub`], with `push_to_hub=True`.
 
+        An older model in the folder is replaced at once, when the new one is complete.
+
         Raises:
-            ValueError: `save_directory` is the folder the model was loaded from.
+            ValueError: `save_directory` is the folder the model was loaded from, or lies inside or around it.
+            NotADirectoryError: it is a file.
         """
         folder = Path(save_directory)
-        if folder.is_file():
-            raise ValueError(f"{folder} is a file; give a folder.")
+        check_output(folder, model=self._source)
         max_shard_size = kwargs.pop("max_shard_size", "50GB")
-        folder.mkdir(parents=True, exist_ok=True)
-        for preprocessor in self.preprocessors:
-            preprocessor.save_pretrained(folder)
-        if self.model is not None:
-            self.model.save_pretrained(folder, max_shard_size=max_shard_size)
-        else:
-            self._save_pretrained(folder, max_shard_size)
+        with replace_model(folder) as staging:
+            for preprocessor in self.preprocessors:
+                preprocessor.save_pretrained(staging)
+            if self.model is not None:
+                self.model.save_pretrained(staging, max_shard_size=max_shard_size)
+            else:
+                self._save_pretrained(staging, max_shard_size)
         if push_to_hub:
             self.push_to_hub(folder, kwargs.pop("repo_id", folder.name), **kwargs)
 
@@ -268,20 +281,3 @@ class BitNetModel(OptimizedModel):
         if self.decoder is not None:
             return self.config.quantization_config
         return student_config(self.model) if is_student(self.model) else None
-
-
-def find_safetensors(model_id: str, hub: dict[str, Any]) -> list[str]:
-    """The weight files of a model, downloaded if need be.
-
-    Raises:
-        OSError: there is none.
-    """
-    optional = {"_raise_exceptions_for_missing_entries": False}
-    index = cached_file(model_id, SAFE_WEIGHTS_INDEX_NAME, **hub, **optional)
-    if index is not None:
-        files, _ = get_checkpoint_shard_files(model_id, index, **hub)
-        return list(files)
-    file = cached_file(model_id, SAFE_WEIGHTS_NAME, **hub, **optional)
-    if file is None:
-        raise OSError(f"{model_id} has no {SAFE_WEIGHTS_NAME}: a ternary checkpoint must be safetensors.")
-    return [file]

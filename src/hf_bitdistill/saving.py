@@ -1,0 +1,107 @@
+"""`save_pretrained` of a student: transformers' own, into a folder aside, with digests, which then takes its place.
+
+transformers has no hook around `save_pretrained`, so every student object carries its own, as an instance attribute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.utils import CONFIG_NAME
+
+from .digests import add_digests
+from .model_folder import replace_model
+
+
+_HUB_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+
+
+class SaveStudent:
+    """What `student.save_pretrained` is. Takes the arguments of `PreTrainedModel.save_pretrained`.
+
+    An older model in the folder is replaced at once, when the new one is complete (see [`replace_model`]). Each weight file
+    records digests of its tensors, which are checked when it is loaded.
+
+    Saved by transformers alone, without these promises: adapters (PEFT), and `distributed_checkpoint=True`.
+
+    Raises:
+        CheckpointError: a tensor holds a NaN or an infinity. Nothing was saved.
+        NotADirectoryError: the folder is a file.
+        ValueError: a packed model would take the place of the trainable student that it was made from.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        # A reference to its owner would keep the owner's memory until the garbage collector comes. But in `pack(model).save_pretrained`
+        # the owner is gone before the call: then a second object saves, which shares all that the first one consisted of.
+        self._model = weakref.ref(model)
+        self._stand_in = object.__new__(type(model))
+        self._stand_in.__dict__ = {key: value for key, value in vars(model).items() if key != "save_pretrained"}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For pickle and deepcopy: the copy of a model has one for the copy.
+        return {"model": self._model(), "stand_in": self._stand_in}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._stand_in = state["stand_in"]
+        self._model = weakref.ref(self._stand_in if state["model"] is None else state["model"])
+
+    def __call__(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        push_to_hub: bool = False,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        model = self._model()
+        if model is None:
+            model = self._stand_in
+        plain = type(model).save_pretrained
+        if getattr(model, "_hf_peft_config_loaded", False) or kwargs.get("distributed_checkpoint"):
+            return plain(model, save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
+        folder = Path(save_directory)
+        config = model.config.quantization_config
+        _check_not_its_source(model, config, folder)
+        hub = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs} if push_to_hub else {}
+        repo_id = kwargs.pop("repo_id", folder.name) if push_to_hub else None
+        if push_to_hub and state_dict is not None:
+            raise ValueError("push_to_hub=True cannot be combined with state_dict: save, then upload the folder.")
+        with replace_model(folder) as staging:
+            plain(model, staging, is_main_process, state_dict, False, *args, **kwargs)
+            add_digests(sorted(staging.glob("*.safetensors")), config)
+        if push_to_hub and is_main_process:
+            model.save_pretrained = self  # (what push_to_hub calls; a stand-in has none)
+            size = {"max_shard_size": kwargs["max_shard_size"]} if "max_shard_size" in kwargs else {}
+            model.push_to_hub(repo_id, **hub, **size)
+
+
+def _check_not_its_source(model: PreTrainedModel, config: Any, folder: Path) -> None:
+    there = folder / CONFIG_NAME
+    source = Path(model.name_or_path)
+    if _mode(config) != "offline" or not there.is_file() or not model.name_or_path:
+        return
+    if not source.is_dir() or not source.samefile(folder):
+        return
+    try:
+        quantization = json.loads(there.read_text(encoding="utf-8")).get("quantization_config")
+    except ValueError:
+        return
+    if _mode(quantization) == "online":
+        raise ValueError(
+            f"{folder} holds the trainable student that this packed model was made from, and which would be lost: save it elsewhere."
+        )
+
+
+def _mode(config: Any) -> str | None:
+    return config.get("quantization_mode") if isinstance(config, dict) else getattr(config, "quantization_mode", None)
+
+
+def save_safely(student: PreTrainedModel) -> None:
+    """Give a student its `save_pretrained`."""
+    student.save_pretrained = SaveStudent(student)

@@ -1,0 +1,98 @@
+"""Which files of a folder are a model's weights: transformers' own rule, in the one place that both loaders use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils.hub import get_checkpoint_shard_files
+
+from .atomic import is_aside, name_aside
+
+
+logger = logging.get_logger(__name__)
+
+# Key of config.json by which transformers is told another name of the weights.
+EXPLICIT_NAME = "transformers_weights"
+
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+
+
+def new_staging(folder: Path) -> Path:
+    """The name of a new folder inside `folder`, where a model is written before it takes the place of another."""
+    return name_aside(folder / "model")
+
+
+def is_staging(folder: Path) -> bool:
+    """Whether a name is one of [`new_staging`]."""
+    return is_aside(folder) and folder.name.startswith("_model.")
+
+
+def folder_of(file: str | Path) -> Path:
+    """The folder of the model that a weight file is a part of."""
+    folder = Path(file).parent
+    return folder.parent if is_staging(folder) else folder
+
+
+def is_weight_file(name: str) -> bool:
+    """Whether a file of that name is (a part of, or the index of) the weights of the model in its folder."""
+    return name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME) or _SHARD.fullmatch(name) is not None
+
+
+def find_weight_files(model_id: str | Path, config: PreTrainedConfig | None = None, **hub: Any) -> list[str]:
+    """The weight files of a model, downloaded if need be.
+
+    As transformers does, a file that the config names comes first, then one file, then the shards of an index.
+
+    Args:
+        model_id: folder or Hub id.
+        config: of the model; default: what its `config.json` says, if it is a folder.
+        hub: `subfolder`, `revision`, ... of `from_pretrained`.
+
+    Raises:
+        OSError: there is none.
+    """
+    model_id = str(model_id)
+    if config is None and (Path(model_id) / CONFIG_NAME).is_file():
+        config, _ = PreTrainedConfig.get_config_dict(model_id)
+    explicit = (config.get if isinstance(config, dict) else lambda key: getattr(config, key, None))(EXPLICIT_NAME)
+    for name in [explicit] if explicit else [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]:
+        file = cached_file(model_id, name, **hub, _raise_exceptions_for_missing_entries=False)
+        if file is not None and name.endswith(".index.json"):
+            return list(get_checkpoint_shard_files(model_id, file, **hub)[0])
+        if file is not None:
+            return [file]
+    raise OSError(f"{model_id} has no {explicit or SAFE_WEIGHTS_NAME}: a ternary checkpoint must be safetensors.")
+
+
+def stale_files(used: Iterable[str | Path]) -> list[Path]:
+    """Weight files beside the `used` ones that are not part of the same model."""
+    used = [Path(file) for file in used]
+    if not used or is_staging(used[0].parent):
+        return []
+    names = {file.name for file in used}
+    if any(_SHARD.fullmatch(name) for name in names):
+        names.add(SAFE_WEIGHTS_INDEX_NAME)
+    return sorted(file for file in used[0].parent.iterdir() if is_weight_file(file.name) and file.name not in names)
+
+
+def warn_of_stale_files(used: Iterable[str | Path]) -> None:
+    """Say what lies beside the weights that are loaded without being a part of them."""
+    used = [Path(file) for file in used]
+    if used and is_staging(used[0].parent):
+        logger.warning(
+            f"{used[0].parent.parent}: the last save was interrupted after the new model was complete, in {used[0].parent.name}. "
+            "That is what is loaded; its tokenizer or other files may be older. Save there again to put everything in its place."
+        )
+    stale = stale_files(used)
+    if stale:
+        names = ", ".join(file.name for file in stale)
+        loaded = used[0].name if len(used) == 1 else f"{used[0].name} and {len(used) - 1} more"
+        logger.warning(
+            f"{stale[0].parent}: {names} do not belong to the model that is loaded, which is {loaded}. They are left from another "
+            "save or upload: remove them, or, if they are what you want, remove the others."
+        )

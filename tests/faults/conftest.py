@@ -31,7 +31,7 @@ def commands(tmp_path, teacher):
         (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (data / "corpus.txt").write_text("The robot waters the plant near the window.\n" * 40)
     text = ["--corpus", data / "corpus.txt", "--sample_by", "line", "--block_size", "32"]
-    steps = ["--max_steps", "4", "--save_steps", "1", "--save_total_limit", "2", "--logging_steps", "1", *QUIET]
+    steps = ["--max_steps", "3", "--save_steps", "1", "--save_total_limit", "2", "--logging_steps", "1", *QUIET]
     options = {
         "pretrain": [*text, *steps],
         "distill": ["--task", "sst2", "--data_dir", data, "--teacher_model_name_or_path", teacher, *steps]

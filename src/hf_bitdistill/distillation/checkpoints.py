@@ -37,7 +37,7 @@ _CHUNK = 1 << 24
 def write_manifest(folder: Path) -> None:
     """List what is in a checkpoint that is otherwise complete.
 
-    Sizes of all files. A checksum of those beside each other in the folder, but for archives of torch.save, which hold
+    Sizes of all files. A checksum of those beside each other in the folder, but for large archives of torch.save, which hold
     their own; parts of sharded states are many and large, of these the size has to do.
     """
     files = {}
@@ -76,6 +76,12 @@ def damage(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is damaged"
     return None
+
+
+def signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of a folder's files: what changes with them."""
+    states = ((str(file), file.stat()) for file in sorted(_files(folder)))
+    return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
 
 
 def holds_optimizer(folder: Path) -> bool:
@@ -156,7 +162,8 @@ def _has_folder(folder: Path, prefixes: tuple[str, ...]) -> bool:
 
 
 def _checks_itself(file: Path) -> bool:
-    return file.suffix in _ARCHIVES and torch.serialization.get_crc32_options() and zipfile.is_zipfile(file)
+    large = file.stat().st_size > 4 * _CHUNK
+    return large and file.suffix in _ARCHIVES and torch.serialization.get_crc32_options() and zipfile.is_zipfile(file)
 
 
 def _crc32(file: Path) -> int:

@@ -31,6 +31,7 @@ from .checkpoints import (
     processes_of,
     refusal,
     rotate,
+    signature,
     write_manifest,
 )
 from .finite import FiniteWatch, StepReport, check_finite_student, describe_batch
@@ -60,7 +61,7 @@ class ReliableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._staging: Path | None = None
         self._pushed: str | None = None
-        self._known_whole: set[Path] = set()
+        self._known_whole: dict[Path, tuple] = {}
         self._watch = FiniteWatch(self.accelerator)
 
     # ---- Resuming ----
@@ -119,11 +120,13 @@ class ReliableTrainer(Trainer):
 
     def _problem(self, folder: Path) -> str | None:
         """Why this run cannot go on from a checkpoint."""
-        if folder.resolve() not in self._known_whole:
+        # Checksums are computed once, as long as the files stay what they are.
+        seen = signature(folder)
+        if self._known_whole.get(folder.resolve()) != seen:
             reason = damage(folder)
             if reason:
                 return reason
-            self._known_whole.add(folder.resolve())
+            self._known_whole[folder.resolve()] = seen
         if not holds_optimizer(folder) and not self.args.save_only_model:
             return "it holds weights alone, without optimizer.pt (as save_only_model=True writes it)"
         return None
@@ -201,7 +204,7 @@ class ReliableTrainer(Trainer):
             self._staging = None
             if self.is_local_process_zero():
                 shutil.rmtree(staging, ignore_errors=True)
-        self._known_whole.add(place.resolve())
+        self._known_whole[place.resolve()] = signature(place)
         if self._pushed:
             super()._push_from_checkpoint(str(place))
         if self.args.should_save:

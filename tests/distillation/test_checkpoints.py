@@ -4,9 +4,11 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import Trainer
 
 from hf_bitdistill.checkpoint import CheckpointError
 from hf_bitdistill.distillation.checkpoints import MANIFEST, choose, damage, list_checkpoints, rotate
@@ -187,3 +189,14 @@ def test_the_best_checkpoint_has_its_last_name(make_model, make_trainer, lm_rows
         ]
         == best
     )
+
+
+def test_an_upload_gets_the_checkpoint_under_its_last_name(make_model, make_trainer, lm_rows, tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(
+        Trainer, "_push_from_checkpoint", lambda self, folder: pushed.append((folder, damage(Path(folder))))
+    )
+    trainer = make_run(make_model, make_trainer, lm_rows, max_steps=1)
+    trainer.args.push_to_hub = True
+    trainer.train()
+    assert pushed == [(str(tmp_path / "run" / "checkpoint-1"), None)]

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import TrainerCallback
 
 from hf_bitdistill.distillation import DistillationConfig, PretrainingConfig
 from hf_bitdistill.distillation.checkpoints import list_checkpoints
-from hf_bitdistill.distillation.finite import not_finite
+from hf_bitdistill.distillation.finite import StepReport, not_finite
 
 
 class Poison(TrainerCallback):
@@ -126,3 +127,15 @@ def test_numbers_that_cannot_be_meant(options, message):
     for kind in (DistillationConfig, PretrainingConfig):
         with pytest.raises(ValueError, match=message):
             kind(output_dir="x", use_cpu=True, **options)
+
+
+def test_overflows_that_the_gradient_scaler_deals_with_do_not_count(make_model, make_trainer, lm_rows):
+    trainer = run_of(make_model, make_trainer, lm_rows, nan_patience=1)
+    scale = 1024.0
+    trainer.accelerator.scaler = SimpleNamespace(get_scale=lambda: scale)
+    trainer._not_finite(trainer.model, StepReport(terms=["gradient"], count=1, is_bad=True))
+    with pytest.raises(FloatingPointError, match="loss, gradient"):
+        trainer._not_finite(trainer.model, StepReport(terms=["loss", "gradient"], count=1, is_bad=True))
+    scale = 1.0
+    with pytest.raises(FloatingPointError, match=r"\): gradient"):
+        trainer._not_finite(trainer.model, StepReport(terms=["gradient"], count=1, is_bad=True))

@@ -18,6 +18,8 @@ from hf_bitdistill.cli.main import main
 if not hasattr(os, "fork"):
     pytest.skip("needs fork", allow_module_level=True)
 
+pytestmark = pytest.mark.timeout(7200 if LONG else 300)
+
 # Kills at file operations, and at random moments.
 KILLS = {"pretrain": (30, 10), "distill": (25, 8), "warm-start": (20, 7)} if LONG else {}
 FEW = {"pretrain": (2, 1), "distill": (1, 0), "warm-start": (1, 0)}

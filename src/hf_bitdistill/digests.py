@@ -8,6 +8,7 @@ writes new files without this metadata makes a checkpoint without digests, which
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -44,8 +45,12 @@ _FLOATS = {
     "F16": (2, 0x7C00),
     "BF16": (2, 0x7F80),
 }
-# Small enough to be hashed where the copy from the file left it, in a CPU's cache.
-_PIECE = 1 << 20
+_PIECE = 4 << 20  # a multiple of every float's size
+_MAPPING: dict[str, int] = (
+    {"flags": mmap.MAP_SHARED | mmap.MAP_POPULATE, "prot": mmap.PROT_READ}
+    if hasattr(mmap, "MAP_POPULATE")
+    else {"access": mmap.ACCESS_READ}
+)
 
 
 @dataclass(frozen=True)
@@ -79,21 +84,18 @@ def _size_of(entry: dict[str, Any]) -> int:
 
 
 def _pieces(tensor: _Tensor) -> Iterator[memoryview]:
-    buffer = bytearray(min(_PIECE, tensor.size))
-    with open(tensor.file, "rb", buffering=0) as stream:
-        stream.seek(tensor.start)
-        left = tensor.size
-        while left:
-            count = stream.readinto(memoryview(buffer)[: min(left, len(buffer))])
-            if not count:
-                raise CheckpointError(f"{tensor.file}: tensor {tensor.name!r} is cut off.")
-            # Whole numbers only, so that a piece can be looked at as numbers.
-            rest = count % 8 if count < left else 0
-            if rest:
-                stream.seek(-rest, os.SEEK_CUR)
-                count -= rest
-            left -= count
-            yield memoryview(buffer)[:count]
+    """The bytes of a tensor, mapped a piece at a time: no copy, and what is mapped counts as memory of the process."""
+    with open(tensor.file, "rb") as stream:
+        for start in range(tensor.start, tensor.start + tensor.size, _PIECE):
+            stop = min(start + _PIECE, tensor.start + tensor.size)
+            offset = start - start % mmap.ALLOCATIONGRANULARITY
+            try:
+                mapped = mmap.mmap(stream.fileno(), stop - offset, offset=offset, **_MAPPING)
+            except ValueError as error:
+                raise CheckpointError(f"{tensor.file}: tensor {tensor.name!r} is cut off ({error}).") from None
+            # (Unmapped when nothing looks at it any more.)
+            yield memoryview(mapped)[start - offset :]
+            del mapped
 
 
 def _digest(tensor: _Tensor, check_finite: bool = False) -> str:
@@ -158,8 +160,8 @@ def _replace_header(file: str, header: dict[str, Any], start: int) -> None:
     shift = 8 + len(content) - start
     size = os.path.getsize(file)
     with open(file, "r+b", buffering=0) as stream:
-        for end in range(size, start, -16 * _PIECE) if shift else ():
-            begin = max(start, end - 16 * _PIECE)
+        for end in range(size, start, -_PIECE) if shift else ():
+            begin = max(start, end - _PIECE)
             stream.seek(begin)
             piece = _read_all(stream, end - begin)
             stream.seek(begin + shift)

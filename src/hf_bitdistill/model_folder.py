@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -100,14 +101,13 @@ def replace_model(folder: str | os.PathLike) -> Iterator[Path]:
         if any(staging.iterdir()):  # (nothing: a rank that only takes part in gathering)
             _publish(staging, folder)
             _clean(folder)
-    finally:
-        if lock is not None:
-            os.close(lock)
-        if not _is_named(folder, staging):
-            shutil.rmtree(staging, ignore_errors=True)
+    except BaseException:
+        _remove_staging(staging, folder, lock)
         if is_new:
             with suppress(OSError):
                 folder.rmdir()  # (only if it is empty)
+        raise
+    _remove_staging(staging, folder, lock)
 
 
 def _publish(staging: Path, folder: Path) -> None:
@@ -197,6 +197,13 @@ def _lock(folder: Path) -> int | None:
     return descriptor
 
 
+def _remove_staging(staging: Path, folder: Path, lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
+    if not _is_named(folder, staging):
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def _is_named(folder: Path, staging: Path) -> bool:
     """Whether the model in `folder` is the one in `staging`."""
     try:
@@ -208,10 +215,19 @@ def _is_named(folder: Path, staging: Path) -> bool:
         return True  # it cannot be told: rather a leftover than a loss
 
 
+def _is_private_file(path: Path) -> bool:
+    """Whether it is a file for its owner alone, as safetensors makes them."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(mode) and not mode & 0o077
+
+
 def _clean(folder: Path) -> None:
     """Remove what killed saves left."""
     for path in list(folder.iterdir()):
-        if _SAFETENSORS_LEFTOVER.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+        if _SAFETENSORS_LEFTOVER.fullmatch(path.name) and _is_private_file(path):
             path.unlink(missing_ok=True)
         elif is_staging(path) and path.is_dir() and not path.is_symlink():
             lock = _lock(path)

@@ -69,6 +69,14 @@ def find_weight_files(model_id: str | Path, config: PreTrainedConfig | None = No
     raise OSError(f"{model_id} has no {explicit or SAFE_WEIGHTS_NAME}: a ternary checkpoint must be safetensors.")
 
 
+def size_of_weights(model_id: str | Path, **hub: Any) -> int:
+    """Bytes of the weight files of a model; 0 if there are none."""
+    try:
+        return sum(Path(file).stat().st_size for file in find_weight_files(model_id, **hub))
+    except OSError:
+        return 0
+
+
 def stale_files(used: Iterable[str | Path]) -> list[Path]:
     """Weight files beside the `used` ones that are not part of the same model."""
     used = [Path(file) for file in used]

@@ -55,7 +55,7 @@ def test_export_of_an_online_student(tmp_path, model_type, dtype):
     assert (tmp_path / "twice" / "model.safetensors.index.json").is_file()
     twice = BitNetModelForCausalLM.from_pretrained(str(tmp_path / "twice"), **EXACT)
     assert torch.equal(twice(tokens).logits, model(tokens).logits)
-    with pytest.raises(ValueError, match="folder this model is read from"):
+    with pytest.raises(ValueError, match="the model that is read"):
         twice.save_pretrained(tmp_path / "twice")
 
 
@@ -97,18 +97,19 @@ def test_tied_tables_as_they_are_stored(tmp_path):
     tokens = random_tokens(2, 9)
     embedding, head = "model.embed_tokens.weight", "lm_head.weight"
     expected = pack(make_student(tie_word_embeddings=True))
-    expected.save_pretrained(tmp_path)
-    assert head not in load_file(tmp_path / "model.safetensors")
+    folder = tmp_path / "student"
+    expected.save_pretrained(folder)
+    assert head not in load_file(folder / "model.safetensors")
     # Under the other name, as some writers have it.
-    edit(tmp_path, lambda t: t.update({head: t.pop(embedding)}))
-    model = BitNetModelForCausalLM.from_pretrained(tmp_path, **EXACT)
+    edit(folder, lambda t: t.update({head: t.pop(embedding)}))
+    model = BitNetModelForCausalLM.from_pretrained(folder, **EXACT)
     assert_close(model(tokens).logits, expected(tokens).logits)
     model.save_pretrained(tmp_path / "again")
     assert head not in load_file(tmp_path / "again" / "model.safetensors")
     # Both, and not the same: the config is wrong, and transformers does not tie them either.
-    edit(tmp_path, lambda t: t.update({embedding: t[head] + 0.1 * torch.randn_like(t[head])}))
-    expected = AutoModelForCausalLM.from_pretrained(tmp_path)
-    model = BitNetModelForCausalLM.from_pretrained(tmp_path, **EXACT)
+    edit(folder, lambda t: t.update({embedding: t[head] + 0.1 * torch.randn_like(t[head])}))
+    expected = AutoModelForCausalLM.from_pretrained(folder)
+    model = BitNetModelForCausalLM.from_pretrained(folder, **EXACT)
     assert_close(model(tokens).logits, expected(tokens).logits)
     model.save_pretrained(tmp_path / "both")
     model = BitNetModelForCausalLM.from_pretrained(tmp_path / "both", **EXACT)

@@ -38,7 +38,8 @@ def test_warm_start_then_pretraining_with_the_teacher(model, tmp_path, capsys):
     report = json.loads((started / "warm_start.json").read_text())
     assert report["calibration_tokens"] == 1024 and report["config"]["rank"] == 4
     assert "layers 0 to 1: error" in capsys.readouterr().out
-    assert run("warm-start", "--model_name_or_path", started, *text, *options) == 1
+    other = [*options, "--output_dir", tmp_path / "other"]
+    assert run("warm-start", "--model_name_or_path", started, *text, *other) == 1
     assert "is a student already: start from its full-precision model" in capsys.readouterr().err
     student = AutoModelForCausalLM.from_pretrained(started)
     assert sum(isinstance(module, BitLinear) for module in student.modules()) == 14

@@ -117,12 +117,9 @@ class _LlamaCppRunner(Runner):
 
 
 def _weight_bytes(model: str) -> int:
-    folder = Path(model)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
+    from ..weight_files import size_of_weights
 
-        folder = Path(snapshot_download(model, local_files_only=True, allow_patterns=["*.safetensors"]))
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return size_of_weights(model, local_files_only=True)
 
 
 def _resident_bytes(peak: bool) -> int:

@@ -11,7 +11,7 @@ from ..layers import BitLinear
 from ..model_folder import check_output, replace_model
 from ..packing import pack
 from ..room import check_room, check_writable, parameter_bytes
-from ..weight_files import find_weight_files
+from ..weight_files import size_of_weights
 from .arguments import ModelArguments
 from .models import check_path, load_model, load_tokenizer
 
@@ -47,7 +47,7 @@ def run(argv: list[str], prog: str) -> None:
     with replace_model(options.output_dir) as folder:
         packed.save_pretrained(folder, max_shard_size=options.max_shard_size)
         tokenizer.save_pretrained(folder)
-    size = sum(Path(file).stat().st_size for file in find_weight_files(options.output_dir))
+    size = size_of_weights(options.output_dir)
     print(f"{options.output_dir}: {size / 1e6:.1f} MB packed, {before / 1e6:.1f} MB as an online student")
 
 

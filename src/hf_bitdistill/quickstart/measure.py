@@ -20,6 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .. import ops
 from ..environment import processor_name
+from ..weight_files import find_weight_files, size_of_weights
 from .settings import available_cores
 
 
@@ -36,14 +37,14 @@ class Speed:
 
 
 def weights_bytes(folder: Path) -> int:
-    """Bytes of all safetensors files in a folder."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    """Bytes of the weights in a folder."""
+    return size_of_weights(folder)
 
 
 def projection_bytes(folder: Path) -> int:
     """The part of [`weights_bytes`] that the projections take: weights and scales, without norms and embeddings."""
     total = 0
-    for file in folder.glob("*.safetensors"):
+    for file in find_weight_files(folder):
         with safe_open(file, framework="pt") as reader:
             for name in reader.keys():  # noqa: SIM118 (no mapping)
                 if "_proj.weight" in name:

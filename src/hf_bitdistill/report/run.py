@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..weight_files import size_of_weights
 from .figures import LOSS_NAMES, plot_bars, plot_panels
 from .tables import html_table
 from .weights import measure_weights, plot_histograms, plot_zeros, student_options
@@ -143,7 +144,7 @@ def _sizes(run: Path) -> str:
     folders = {folder: folder.name for folder in sorted(run.iterdir()) if folder.is_dir()}
     rows = []
     for folder, name in {run: "this run", **folders}.items():
-        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        size = size_of_weights(folder)
         if size and not name.startswith("checkpoint-"):
             rows.append([name, f"{size / 1e6:.2f} MB"])
     return "<h2>Size on disk</h2>" + html_table(["model", "safetensors"], rows) if rows else ""

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..config import QUANT_METHOD, BitNetConfig
 from ..layers.bit_linear import from_checkpoint
 from ..quantization import expand_weight_scale, ternarize
+from ..weight_files import find_weight_files
 
 
 HISTOGRAM_RANGE = 3.0
@@ -52,7 +53,11 @@ def student_options(folder: Path) -> BitNetConfig | None:
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    for file in sorted(folder.glob("*.safetensors")):
+    try:
+        files = find_weight_files(folder)
+    except OSError:
+        return  # a run that has saved none yet
+    for file in files:
         with safe_open(file, framework="pt") as reader:
             for name in sorted(reader.keys()):
                 yield name, reader.get_tensor(name)

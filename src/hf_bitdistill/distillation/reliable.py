@@ -254,6 +254,9 @@ class ReliableTrainer(Trainer):
         if self._staging is not None:
             super().save_model(str(folder), _internal_call)
             return
+        if self.args.should_save:
+            # Also of a run that was killed after its last checkpoint, and does not train again.
+            remove_leftovers(folder / PREFIX_CHECKPOINT_DIR, any_ending=True)
         with ExitStack() as stack:
             # All processes write into the folder that the one makes.
             aside = [str(stack.enter_context(replace_model(folder))) if self.args.should_save else None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -38,14 +39,18 @@ def is_aside(path: str | os.PathLike) -> bool:
     return name.startswith("_") and _MARK in name
 
 
-def remove_leftovers(path: str | os.PathLike) -> None:
-    """Remove what killed writers of `path` left beside it."""
+def remove_leftovers(path: str | os.PathLike, any_ending: bool = False) -> None:
+    """Remove what killed writers of `path` left beside it.
+
+    Args:
+        any_ending: also of all whose names go on with `-` and something else (`checkpoint`: every `checkpoint-10`).
+    """
     path = Path(os.path.abspath(path))
     if not path.parent.is_dir():
         return
-    prefix = f"_{path.name}{_MARK}"
+    pattern = re.compile(rf"_{re.escape(path.name)}{'-.*' if any_ending else ''}{re.escape(_MARK)}.*")
     for entry in list(path.parent.iterdir()):
-        if entry.name.startswith(prefix):
+        if pattern.fullmatch(entry.name):
             _remove(entry)
 
 
@@ -81,12 +86,19 @@ def flush(path: str | os.PathLike) -> None:
 
 @contextmanager
 def file_aside(path: str | os.PathLike) -> Iterator[Path]:
-    """A name under which a file is written; at the end of the `with` it replaces `path`, after an exception it is removed."""
+    """A name under which a file is written; at the end of the `with` it replaces `path`, after an exception it is removed. What
+    is no ordinary file (`/dev/stdout`) is written itself."""
     path = Path(path)
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = Path(os.path.realpath(path))
     remove_leftovers(path)
     aside = name_aside(path)
     try:
         yield aside
+        if path.exists():
+            shutil.copymode(path, aside)
         flush(aside)
         os.replace(aside, path)
         flush_name(path)

@@ -1,4 +1,5 @@
-"""Run by `test_distributed.py`, in one process and in two: one optimizer step, its gradients kept.
+"""Run by `test_distributed.py`, in one process and in two: one optimizer step, its gradients kept; then checkpoints, a damaged
+one among them, a teacher that is not finite in one process, and a student that is not.
 
 Usage: distributed_run.py OUTPUT_FILE
 """
@@ -26,10 +27,9 @@ from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer
 KEPT: list[DistillationTrainer] = []
 
 
-def one_step() -> dict | None:
-    """Gradients, first log record and evaluation metrics; `None` in all processes but the first."""
+def parts() -> tuple:
+    """Student, teacher, rows and tokenizer."""
     torch.set_num_threads(1)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     backend = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>")
     config = LlamaConfig(
@@ -42,6 +42,13 @@ def one_step() -> dict | None:
         ids = torch.randint(3, 64, (length,)).tolist()
         labels = [-100] * (length - labelled) + ids[length - labelled :]
         rows.append({"input_ids": ids, "attention_mask": [1] * length, "labels": labels})
+    return student, teacher, rows, tokenizer
+
+
+def one_step() -> dict | None:
+    """Gradients, first log record and evaluation metrics; `None` in all processes but the first."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    student, teacher, rows, tokenizer = parts()
     saved = {}
 
     class Save(TrainerCallback):
@@ -82,8 +89,75 @@ def one_step() -> dict | None:
     return None
 
 
+def checkpoints(folder: str) -> dict:
+    """What became of runs with checkpoints in a folder of both processes: in every process the same."""
+
+    def run(max_steps: int, callbacks: tuple = (), **options) -> DistillationTrainer:
+        student, teacher, rows, tokenizer = parts()
+        trainer = DistillationTrainer(
+            model=student,
+            teacher_model=teacher,
+            args=DistillationConfig(
+                output_dir=folder,
+                use_cpu=True,
+                report_to=[],
+                disable_tqdm=True,
+                save_steps=1,
+                max_steps=max_steps,
+                lr_scheduler_type="constant",
+                attention_loss_weight=0,
+                per_device_train_batch_size=2,
+                ddp_backend="gloo",
+                **options,
+            ),
+            train_dataset=rows,
+            data_collator=DataCollatorForSeq2Seq(tokenizer),
+            callbacks=list(callbacks),
+        )
+        KEPT.append(trainer)
+        return trainer
+
+    class Harm(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2 and args.process_index == 1:
+                KEPT[-1].teacher.model.norm.weight.data.fill_(float("nan"))
+
+    first = run(2, save_total_limit=2)
+    first.train()
+    if first.is_world_process_zero():
+        os.truncate(os.path.join(folder, "checkpoint-2", "optimizer.pt"), 10)
+    first.accelerator.wait_for_everyone()
+    second = run(2)
+    found = {"resumed": os.path.basename(second.find_checkpoint(True))}
+    second.train(resume_from_checkpoint=True)
+    pairs = zip(first.model.parameters(), second.model.parameters(), strict=True)
+    found["same"] = all(torch.equal(one, other) for one, other in pairs)
+    second.save_model()
+    for name, attempt in {
+        "explicit": lambda: second.train(resume_from_checkpoint=folder + "/checkpoint-7"),
+        "teacher": lambda: run(4, [Harm()], nan_patience=1).train(resume_from_checkpoint=True),
+    }.items():
+        try:
+            attempt()
+        except (ValueError, FloatingPointError) as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    if second.args.process_index == 1:
+        second.accelerator.unwrap_model(second.model).lm_head.weight.data[0] = float("inf")
+    try:
+        second.save_model()
+    except FloatingPointError as error:
+        found["student"] = str(error)
+    second.accelerator.wait_for_everyone()
+    found["files"] = sorted(os.listdir(folder))
+    return found
+
+
 if __name__ == "__main__":
-    if result := one_step():
+    result = one_step()
+    if os.environ.get("WORLD_SIZE"):
+        found = checkpoints(sys.argv[1] + ".run")
+        torch.save(found, f"{sys.argv[1]}.{os.environ['RANK']}")
+    if result:
         torch.save(result, sys.argv[1])
     sys.stdout.flush()
     sys.stderr.flush()

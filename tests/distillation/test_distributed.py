@@ -1,4 +1,5 @@
-"""Two processes (DistributedDataParallel, gloo, CPU) against one: the same gradients, losses and evaluation."""
+"""Two processes (DistributedDataParallel, gloo, CPU) against one: the same gradients, losses and evaluation; and their common
+checkpoints."""
 
 import os
 import subprocess
@@ -36,3 +37,12 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
     for key in ("eval_loss", "eval_loss_ce", "eval_loss_logits", "eval_loss_attention", "eval_loss_hidden"):
         assert one["metrics"][key] > 0
         assert two["metrics"][key] == pytest.approx(one["metrics"][key], rel=1e-4)
+    found = [torch.load(f"{output}.{rank}") for rank in range(2)]
+    for rank, each in enumerate(found):
+        assert each["resumed"] == "checkpoint-1" and each["same"], each
+        assert "no such folder; the newest whole checkpoint is" in each["explicit"]
+        assert f"FloatingPointError: step 3 (process {rank})" in each["teacher"] and "checkpoint-2" in each["teacher"]
+        assert "not finite" in each["student"]
+    assert "teacher logits" in found[1]["teacher"]
+    assert {"checkpoint-1", "checkpoint-2", "model.safetensors"} <= set(found[0]["files"])
+    assert not [name for name in found[0]["files"] if name.startswith("_")]

@@ -6,6 +6,7 @@ mkdir, rmdir, link, truncate) and what safetensors writes, which opens its file 
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -105,6 +106,7 @@ def kill_points(operations: int, count: int, seed: int) -> list[int]:
 
 def _in_child(run: Callable[[], object], folder: str, at_operation: int | None, writer: int, log: Path) -> None:
     status = 1
+    gc.freeze()  # what the parent has made is not looked at again by every collection
     try:
         handle = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(handle, 1)

@@ -156,7 +156,9 @@ def parse(kinds: Sequence[type], argv: Sequence[str], prog: str, description: st
 
 
 def _unknown_option(name: str, options: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name.lstrip("-").partition("=")[0], options, n=1)
+    # Without its value, which may be a secret.
+    name = name.partition("=")[0]
+    close = difflib.get_close_matches(name.lstrip("-"), options, n=1)
     return f"unknown option {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
 
 

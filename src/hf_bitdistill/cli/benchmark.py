@@ -10,8 +10,10 @@ from pathlib import Path
 
 
 def run(argv: list[str], prog: str) -> None:
+    from ..atomic import write_text
     from ..benchmark import System, format_table, measure, save_plot
     from ..environment import describe_environment
+    from ..room import check_writable
     from .models import check_path
 
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
@@ -34,6 +36,8 @@ def run(argv: list[str], prog: str) -> None:
     if options.gguf is not None and not options.gguf.is_file():
         raise FileNotFoundError(f"there is no GGUF file {options.gguf}")
 
+    for file in filter(None, (options.output_file, options.plot)):
+        check_writable(file, is_file=True)
     common = {name: getattr(options, name) for name in ("prompt_tokens", "new_tokens", "repeats", "threads")}
     systems = [System("native", check_path(options.model), head_bits=options.head_bits, **common)]
     if options.baseline is not None:
@@ -41,9 +45,9 @@ def run(argv: list[str], prog: str) -> None:
     if options.gguf is not None:
         systems.append(System("llama.cpp", str(options.gguf), **common))
     measurements = [measure(system) for system in systems]
-    print(format_table(measurements))
+    print(format_table(measurements), flush=True)
     if options.output_file is not None:
         result = {"environment": describe_environment(), "measurements": [asdict(m) for m in measurements]}
-        options.output_file.write_text(json.dumps(result, indent=2) + "\n")
+        write_text(options.output_file, json.dumps(result, indent=2) + "\n")
     if options.plot is not None:
         save_plot(measurements, options.plot)

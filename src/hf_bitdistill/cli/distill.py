@@ -13,9 +13,11 @@ from pathlib import Path
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 
+from ..atomic import write_text
 from ..data import Task, build_dataset, collate, get_task, load_task_dataset
-from ..distillation import DistillationConfig, DistillationTrainer, needs_teacher
+from ..distillation import DistillationConfig, DistillationTrainer, check_training_room, needs_teacher
 from ..model_folder import check_output, replace_model
+from ..room import check_writable
 from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, check_path, load_model, load_student, load_tokenizer
 from .pretrain import train_and_save
@@ -40,6 +42,8 @@ def run(argv: list[str], prog: str) -> None:
         training.teacher_model_name_or_path = check_path(
             require(training.teacher_model_name_or_path, "teacher_model_name_or_path")
         )
+    for folder in filter(None, (training.output_dir, after.pack_to)):
+        check_writable(folder)
     data = {"data_dir": arguments.data_dir}
     train = load_task_dataset(
         task, arguments.train_split, max_samples=arguments.max_train_samples, seed=training.seed, **data
@@ -63,6 +67,7 @@ def _train(
 ) -> bool:
     """Make or load the student, train it, save it. Returns whether this process is the one that does the rest."""
     student, is_new = load_student(model_arguments, student_arguments, arguments.head, task)
+    check_training_room(student, training)
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     if student.config.pad_token_id is None:
         student.config.pad_token_id = tokenizer.pad_token_id
@@ -115,5 +120,5 @@ def _finish(
         student, tokenizer, task, validation, batch_size=arguments.eval_batch_size, **arguments.prompt_options()
     )
     text = json.dumps(scores, indent=2)
-    (Path(training.output_dir) / "evaluation.json").write_text(text + "\n")
-    print(text)
+    print(text, flush=True)
+    write_text(Path(training.output_dir) / "evaluation.json", text + "\n")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from ..atomic import write_text
 from ..environment import default_device
 from ..heads import head_is_quantized, quantize_head
+from ..room import check_writable
 from .arguments import CorpusArguments, ModelArguments, TaskArguments, parse
 from .models import load_model, load_tokenizer
 
@@ -31,15 +32,17 @@ def run(argv: list[str], prog: str) -> None:
     model_arguments, task_arguments, corpus, output = parse(kinds, argv, prog, __doc__)
     if (task_arguments.task is None) == (corpus.corpus is None):
         raise ValueError("give --task for a task's metric, or --corpus for a perplexity")
+    if output.output_file:
+        check_writable(output.output_file, is_file=True)
     result = (
         _perplexity(model_arguments, corpus, output)
         if corpus.corpus
         else _task(model_arguments, task_arguments, output)
     )
     text = json.dumps(result, indent=2)
+    print(text, flush=True)
     if output.output_file:
-        Path(output.output_file).write_text(text + "\n")
-    print(text)
+        write_text(output.output_file, text + "\n")
 
 
 def _load(model_arguments: ModelArguments, head_bits: int, head: str = "causal_lm") -> PreTrainedModel:

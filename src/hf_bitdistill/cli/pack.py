@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
+from ..layers import BitLinear
 from ..model_folder import check_output, replace_model
 from ..packing import pack
+from ..room import check_room, check_writable, parameter_bytes
 from ..weight_files import size_of_weights
 from .arguments import ModelArguments
 from .models import check_path, load_model, load_tokenizer
@@ -30,11 +34,13 @@ def run(argv: list[str], prog: str) -> None:
     options = parser.parse_args(argv)
     path = check_path(options.model)
     check_output(options.output_dir, student=path)
+    check_writable(options.output_dir)
     head = options.head or _head_of(path)
     tokenizer = load_tokenizer(path)
     # The classes of a classification head are in the student's own config; no task has to be named.
     model = load_model(ModelArguments(path, dtype="auto"), head)
-    before = _parameter_bytes(model)
+    before = parameter_bytes(model)
+    check_room(options.output_dir, {"the packed model": _packed_bytes(model)})
     packed = pack(model, inplace=True)
     if options.head_bits:
         packed.config.quantization_config.head_bits = options.head_bits
@@ -53,5 +59,11 @@ def _head_of(path: str) -> str:
     return "sequence_classification" if classifier else "causal_lm"
 
 
-def _parameter_bytes(model) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+def _packed_bytes(model: PreTrainedModel) -> int:
+    """About the size of the student when it is packed: a quarter of a byte for each latent weight."""
+    latent = [module.weight for module in model.modules() if isinstance(module, BitLinear)]
+    return (
+        parameter_bytes(model)
+        - sum(w.numel() * w.element_size() for w in latent)
+        + sum(w.numel() for w in latent) // 4
+    )

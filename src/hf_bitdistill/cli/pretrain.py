@@ -16,22 +16,23 @@ from transformers import (
     AutoConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerState,
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..distillation import (
     TEACHER_LOSS_WEIGHTS,
     DistillationTrainer,
     PretrainingConfig,
+    ReliableTrainer,
     check_one_device,
+    check_training_room,
     training_callbacks,
 )
 from ..layers import warn_of_16_bit_weights
 from ..model_folder import check_output
+from ..room import check_writable
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
 from .models import calibrate, check_path, load_student, load_tokenizer
 
@@ -48,6 +49,7 @@ def run(argv: list[str], prog: str) -> None:
     )
     if corpus.streaming and training.max_steps <= 0:
         raise ValueError("--streaming needs --max_steps: the length of a streamed corpus is not known")
+    check_writable(training.output_dir)
     if training.teacher_model_name_or_path:
         training.teacher_model_name_or_path = check_path(training.teacher_model_name_or_path)
     # The weight of the logits loss is on by default: without a teacher it means nothing.
@@ -63,6 +65,7 @@ def run(argv: list[str], prog: str) -> None:
     )
     student, is_new = load_student(model_arguments, student_arguments)
     ModelLimits.of({"model": student}).check_length(corpus.block_size, "a block (--block_size)")
+    check_training_room(student, training)
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     blocks = pack_corpus(
         dataset, tokenizer, corpus.block_size, corpus.text_column, parse_special_tokens=corpus.parse_special_tokens
@@ -80,9 +83,9 @@ def make_trainer(
     blocks: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
     teacher: PreTrainedModel | None = None,
-) -> Trainer:
+) -> ReliableTrainer:
     """The trainer of continual pre-training: with a teacher (an object, or named in `training`) it is a
-    [`DistillationTrainer`], without one the stock `Trainer`.
+    [`DistillationTrainer`], without one `Trainer` with the losses of the model itself.
 
     Raises:
         ValueError: several devices in one process, or an option that the stock `Trainer` would not heed.
@@ -105,7 +108,7 @@ def make_trainer(
     options["data_collator"] = CheckedCollator(
         options["data_collator"], ModelLimits.of({"model": student}), "causal_lm"
     )
-    trainer = Trainer(**options)
+    trainer = ReliableTrainer(**options)
     for callback in training_callbacks(training):
         trainer.add_callback(callback)
     return trainer
@@ -124,18 +127,17 @@ def _check_stock_objective(student: PreTrainedModel, training: PretrainingConfig
         )
 
 
-def train_and_save(trainer: Trainer) -> None:
-    """Train, from the checkpoint asked for, or else from the last one in the output folder, or else from the start.
+def train_and_save(trainer: ReliableTrainer) -> None:
+    """Train, from the checkpoint asked for, or else from the newest whole one in the output folder, or else from the start.
 
-    A run that was finished before is not continued: its model is only loaded and saved again.
+    A run that was finished before is not continued: its model is only loaded and saved again, and its state with it.
 
     Raises:
+        CheckpointError: the checkpoint asked for is damaged.
         ValueError: the checkpoint is of a student with other options.
     """
     training = trainer.args
-    checkpoint = training.resume_from_checkpoint
-    if not checkpoint and Path(training.output_dir).is_dir():
-        checkpoint = get_last_checkpoint(training.output_dir)
+    checkpoint = trainer.find_checkpoint(training.resume_from_checkpoint or True)
     if checkpoint:
         _check_same_student(trainer.model, checkpoint)
     if checkpoint and _is_finished(training, checkpoint):
@@ -143,11 +145,23 @@ def train_and_save(trainer: Trainer) -> None:
         saved = type(trainer.model).from_pretrained(checkpoint, dtype=trainer.model.dtype)
         trainer.model.load_state_dict(saved.state_dict())
         trainer.model.to(training.device).eval()
-        trainer.save_model()
-        return
-    trainer.train(resume_from_checkpoint=checkpoint)
+        # The one of the end says how long it took; one that a kill left behind is made of the checkpoint's.
+        trainer.state = _read_state(training.output_dir, like=_read_state(checkpoint))
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
+
+
+def _read_state(folder: str, like: TrainerState | None = None) -> TrainerState:
+    """The state in a folder, or `like` where there is none of the same step."""
+    try:
+        state = TrainerState.load_from_json(str(Path(folder) / TRAINER_STATE_NAME))
+    except (OSError, ValueError, TypeError):
+        if like is None:
+            raise
+        return like
+    return state if like is None or state.global_step == like.global_step else like
 
 
 def _check_same_student(student: PreTrainedModel, checkpoint: str) -> None:
@@ -161,7 +175,7 @@ def _check_same_student(student: PreTrainedModel, checkpoint: str) -> None:
 
 
 def _is_finished(training: TrainingArguments, checkpoint: str) -> bool:
-    state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    state = _read_state(checkpoint)
     if training.max_steps > 0:
         return state.global_step >= training.max_steps
     return (state.epoch or 0) >= training.num_train_epochs

@@ -29,6 +29,7 @@ from ..data import (
 )
 from ..environment import default_device
 from ..model_folder import check_output, replace_model
+from ..room import check_room, check_writable, parameter_bytes
 from ..surgery import is_student
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, load_model, load_student, load_tokenizer
@@ -66,6 +67,7 @@ def run(argv: list[str], prog: str) -> None:
     model_arguments, student_arguments, corpus, task_arguments, arguments, config = parse(kinds, argv, prog, __doc__)
     output = Path(require(arguments.output_dir, "output_dir"))
     check_output(output, model=model_arguments.model_name_or_path)
+    check_writable(output)
     if (corpus.corpus is None) == (task_arguments.task is None):
         raise ValueError("a warm start reads plain text or a task's examples: give either --corpus or --task")
     task = None if task_arguments.task is None else get_task(task_arguments.task)
@@ -77,6 +79,8 @@ def run(argv: list[str], prog: str) -> None:
         raise ValueError(
             f"{model_arguments.model_name_or_path} is a student already: start from its full-precision model"
         )
+    # The student is as large as its teacher.
+    check_room(output, {"the student": parameter_bytes(teacher)})
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     if task is None:
         sequences = _blocks(corpus, arguments, tokenizer, config.seed)

@@ -9,6 +9,7 @@ from .callbacks import (
     training_callbacks,
 )
 from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, PretrainingConfig, check_one_device, needs_teacher
+from .footprint import check_training_room
 from .losses import (
     RelationLossSums,
     TokenLossSums,
@@ -20,6 +21,7 @@ from .losses import (
     relation_divisor,
     shift_labels,
 )
+from .reliable import ReliableTrainer
 from .teacher import check_same_tokenizer, load_teacher
 from .trainer import DistillationTrainer
 
@@ -34,12 +36,14 @@ __all__ = [
     "PretrainingConfig",
     "QuantizationWarmupCallback",
     "RelationLossSums",
+    "ReliableTrainer",
     "ScaleGradientCallback",
     "TokenLossSums",
     "WeightDecayCallback",
     "attention_relation_loss",
     "check_one_device",
     "check_same_tokenizer",
+    "check_training_room",
     "distillation_token_losses",
     "hidden_state_loss",
     "largest_relation_heads",

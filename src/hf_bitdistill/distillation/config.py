@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
 
+from ..redaction import redact, secrets_of
 from .attention_states import resolve_layer
 
 
@@ -16,7 +19,7 @@ TEACHER_LOSS_WEIGHTS = ("logits_loss_weight", "attention_loss_weight", "hidden_l
 """Weights of the losses that compare the student with a teacher."""
 
 
-@dataclass
+@dataclass(repr=False)
 class DistillationConfig(TrainingArguments):
     r"""Arguments of [`DistillationTrainer`]: all of `transformers.TrainingArguments`, and those of the losses
 
@@ -82,6 +85,15 @@ class DistillationConfig(TrainingArguments):
             otherwise (see [`~hf_bitdistill.quantization.fake_quantized_linear`]).
         weight_decay_share (`float`, defaults to 1.0):
             Share of the steps with weight decay (see [`WeightDecayCallback`]).
+        nan_patience (`int`, defaults to 3):
+            After so many steps in a row whose loss or gradient is not finite the run stops. Those before are left out: they
+            do not change the student. Overflows of float16 gradients, which the gradient scaler deals with, do not count.
+        logging_nan_inf_filter (`bool`, defaults to `False`):
+            As in `TrainingArguments`, where it is on: it shows losses that are not finite as others.
+
+    Numbers that are not finite, and negative ones where they mean nothing, are refused. Secrets (`hub_token`, the `token` of
+    `teacher_model_init_kwargs`) are kept for the run alone: `to_dict`, which loggers get, the text of the arguments and the
+    `training_args.bin` beside a model show or hold none.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
@@ -135,13 +147,40 @@ class DistillationConfig(TrainingArguments):
         default=False, metadata={"help": "Whether the scales of the weights are learned too."}
     )
     weight_decay_share: float = field(default=1.0, metadata={"help": "Share of the steps with weight decay."})
+    nan_patience: int = field(
+        default=3, metadata={"help": "Steps in a row that are not finite after which the run stops."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Show losses that are not finite as the mean of others."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
         _validate(self)
+        _check_numbers(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in `TrainingArguments`, without secrets at any depth."""
+        return redact(super().to_dict(), secrets_of(_fields(self)))
+
+    def __str__(self) -> str:
+        values = redact(_fields(self))
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in sorted(values.items()))})"
+
+    __repr__ = __str__
+
+    def __reduce__(self) -> tuple:
+        # What is pickled goes to a file (training_args.bin), and with the file to the Hub.
+        return _unpickle, (type(self), redact(self.__dict__, secrets_of(_fields(self)), mask=None))
+
+    def __copy__(self) -> DistillationConfig:
+        return _unpickle(type(self), self.__dict__)
+
+    def __deepcopy__(self, memo: dict) -> DistillationConfig:
+        return _unpickle(type(self), copy.deepcopy(self.__dict__, memo))
 
 
-@dataclass
+@dataclass(repr=False)
 class PretrainingConfig(DistillationConfig):
     """[`DistillationConfig`] with the defaults of continual pre-training on plain text.
 
@@ -157,9 +196,71 @@ class PretrainingConfig(DistillationConfig):
     )
 
 
+def _fields(config: TrainingArguments) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.init}
+
+
+def _unpickle(kind: type[DistillationConfig], values: Mapping[str, Any]) -> DistillationConfig:
+    config = object.__new__(kind)
+    config.__dict__.update(values)
+    return config
+
+
+# Where -1, or a negative number in general, does not stand for something.
+_NOT_NEGATIVE = (
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "num_train_epochs",
+    "warmup_steps",
+    "warmup_ratio",
+    "label_smoothing_factor",
+    "logging_steps",
+    "save_steps",
+    "eval_steps",
+)
+_POSITIVE = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "nan_patience",
+)
+
+
+def _check_numbers(config: DistillationConfig) -> None:
+    """Refuse numbers with which a training cannot end well, wherever they stand."""
+    values = _fields(config)
+    for name, value in values.items():
+        where = _not_finite(name, value)
+        if where:
+            raise ValueError(f"{where[0]} must be a finite number, got {where[1]}")
+    for names, lowest in ((_NOT_NEGATIVE, 0), (_POSITIVE, 1)):
+        for name in names:
+            value = values.get(name)
+            if isinstance(value, (int, float)) and value < lowest:
+                raise ValueError(f"{name} must be {'at least 1' if lowest else 'not negative'}, got {value}")
+    for name in ("adam_beta1", "adam_beta2"):
+        if values[name] >= 1:
+            raise ValueError(f"{name} must be below 1, got {values[name]}")
+
+
+def _not_finite(name: str, value: Any) -> tuple[str, float] | None:
+    """The first number in an option that is not finite, with its name."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return name, value
+    parts = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    )
+    return next(filter(None, (_not_finite(f"{name}[{key!r}]", part) for key, part in parts)), None)
+
+
 def _validate(config: DistillationConfig) -> None:
     if isinstance(config.teacher_model_init_kwargs, str):
-        raise ValueError(f"teacher_model_init_kwargs is not a JSON object: {config.teacher_model_init_kwargs!r}")
+        # Without what it says: there may be a token in it.
+        raise ValueError('teacher_model_init_kwargs is not a JSON object such as {"dtype": "bfloat16"}')
     if not (config.temperature > 0 and math.isfinite(config.temperature)):
         raise ValueError(f"temperature must be positive, got {config.temperature}")
     weights = ("ce_loss_weight", *TEACHER_LOSS_WEIGHTS)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 
 from ..data.batches import DOCUMENTS, PreparedBatch, prepare_batch
@@ -27,6 +27,7 @@ from .config import (
     relative_depth,
 )
 from .documents import document_groups, gather_states, labelled_tokens, within_documents
+from .finite import not_finite
 from .layout import batch_layouts, check_layout
 from .losses import (
     attention_relation_loss,
@@ -39,6 +40,7 @@ from .losses import (
 )
 from .metrics import ComponentMeans
 from .model_card import TAGS, TERNARY_TAGS, build_model_card, ternary_method
+from .reliable import ReliableTrainer
 from .router import router_loss
 from .teacher import (
     check_same_classes,
@@ -62,7 +64,7 @@ def _without(outputs: Any, *names: str) -> Any:
     return type(outputs)(**{key: value for key, value in outputs.items() if key not in names})
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(ReliableTrainer):
     """Trains a student on labels, on a teacher's logits, on its attention relations and on its hidden states.
 
     The student may be a ternary model or any other one with a causal LM or a (single-label) sequence classification
@@ -416,12 +418,28 @@ class DistillationTrainer(Trainer):
             loss = loss * replicas
             terms = {name: value * replicas for name, value in terms.items()}
         if model.training:
+            self._watch.add(terms)
             self._train_means.add(terms)
         else:
             sequences = len(relation_mask)
             self._eval_means.add({name: value * sequences for name, value in terms.items()})
             self._eval_means.add_weight(sequences)
         return (loss, outputs) if return_outputs else loss
+
+    def _causes(self, batch: Mapping[str, Any]) -> list[str]:
+        """What of the teacher is not finite on a batch: it is asked again, and only then looked at as a whole."""
+        if self.teacher is None or self.is_deepspeed_enabled:  # its engine answers all processes together only
+            return []
+        targets = self._targets(batch)
+        wants_hidden = bool(self._hidden_weight())
+        with self.compute_loss_context_manager():
+            logits, states, hidden = self._teacher_forward(
+                self._prepare_inputs(batch), self._labelled_positions(targets), targets.device, wants_hidden
+            )
+        parts = [("teacher logits", logits)] if logits is not None else []
+        parts += [("teacher attention states", state) for layer in states for state in layer]
+        parts += [("teacher hidden states", state) for state in hidden]
+        return list(dict.fromkeys(not_finite(parts)))
 
     def _labelled_positions(self, targets: Tensor) -> Tensor | None:
         """The positions at which any sequence has a label, or `None` for all: the output layer is computed for no

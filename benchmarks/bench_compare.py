@@ -30,6 +30,13 @@ NAMES = ("before", "after")
 # ---- In the process of a build ---------------------------------------------------------------------------------------
 
 
+def write(shape: str, checkpoint: str) -> None:
+    """Writes the random model."""
+    from bench_decode import SHAPES, write_checkpoint
+
+    write_checkpoint(SHAPES[shape], Path(checkpoint))
+
+
 def work(checkpoint: str, head_bits: int, settings: dict[str, int], cpu_time: bool) -> None:
     """Loads the model, then measures whatever a line of standard input asks for: `[what, threads]`, or nothing to end."""
     import torch
@@ -145,15 +152,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
 
-    from bench_decode import SHAPES, write_checkpoint
-
     from hf_bitdistill.environment import processor_name
 
     settings = {name: getattr(args, name) for name in ("prompt", "depth", "new_tokens")}
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint = args.checkpoint or Path(temporary) / "model"
         if not checkpoint.exists():
-            write_checkpoint(SHAPES[args.shape], checkpoint)
+            # By the earlier build: the later one reads what it writes, not the other way round.
+            subprocess.run([args.interpreters[0], __file__, "--write", args.shape, str(checkpoint)], check=True)
         builds = [
             Build(interpreter, str(checkpoint), str(args.head_bits), json.dumps(settings), json.dumps(args.cpu_time))
             for interpreter in args.interpreters
@@ -176,5 +182,7 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
         work(sys.argv[2], *map(json.loads, sys.argv[3:]))
+    elif sys.argv[1:2] == ["--write"]:
+        write(*sys.argv[2:])
     else:
         main()

@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Processes of the test suite: a file of tests is run by one of them.
+WORKERS ?= 2
 SOURCES := src tests examples scripts benchmarks
 
 .PHONY: demo test bench-kernels bench-decode results style check clean
@@ -13,7 +15,7 @@ demo: $(VENV)/.installed
 
 # The test suite.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -p no:cacheprovider $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -p no:cacheprovider -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # Speed of the native kernels against torch and the machine's own limits. Nothing else should run meanwhile.
 bench-kernels: $(VENV)/.installed-test

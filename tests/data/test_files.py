@@ -34,6 +34,7 @@ def parquet(path, rows=4000):
         ("a.csv", b"text\none two\n"),
         ("a.txt.gz", gzip.compress(BOM + b"one two")),
     ],
+    ids=["txt", "jsonl", "csv", "txt.gz"],
 )
 @pytest.mark.parametrize("sample_by", ["document", "line"])
 def test_a_byte_order_mark_is_no_text(tmp_path, name, content, streaming, sample_by):

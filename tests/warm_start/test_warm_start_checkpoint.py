@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from test_warm_start import BATCHES, make_student
 
 from hf_bitdistill.warm_start import WarmStartConfig, warm_start
-from test_warm_start import BATCHES, make_student
 
 
 CONFIG = WarmStartConfig(window_layers=2, window_stride=1, steps_per_window=4, rank=4, start="least_squares")

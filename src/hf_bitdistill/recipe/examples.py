@@ -61,7 +61,8 @@ class Examples(Protocol):
 
     @property
     def chance(self) -> float:
-        """What `measure` gives as accuracy for always the most frequent answer of the training rows."""
+        """The share of the most frequent answer among the training rows: what `measure` gives as accuracy for always giving it. (Of the few
+        held-out rows themselves it would be known less well.)"""
         ...
 
     def measure(self, model: PreTrainedModel) -> Measured:
@@ -89,7 +90,7 @@ class _Answers:
 
     @property
     def chance(self) -> float:
-        return unigram_accuracy(self.train["labels"], self.held_out["labels"])
+        return unigram_accuracy(self.train["labels"], self.train["labels"])
 
     def measure(self, model: PreTrainedModel) -> Measured:
         return measure_answers(model, self.tokenizer, self.held_out)
@@ -133,8 +134,8 @@ class _TaskRows:
     @property
     def chance(self) -> float:
         if self.kind == "classes":
-            return majority_share(self.train_answers, self.held_out_rows[self.task.target_field])
-        return unigram_accuracy(self.train["labels"], self.held_out["labels"])
+            return majority_share(self.train_answers, self.train_answers)
+        return unigram_accuracy(self.train["labels"], self.train["labels"])
 
     def measure(self, model: PreTrainedModel) -> Measured:
         if self.kind == "classes":
@@ -206,7 +207,9 @@ class _Loader:
             seed=_HELD_OUT_SEED,
         )
         if loaded.held_out_from_train:
-            self.notes.append(f"no split to evaluate on: {len(loaded.validation)} training rows were taken away for it")
+            self.notes.append(
+                f"no split to evaluate on: {len(loaded.validation)} training rows were taken away for it"
+            )
         source, train, evaluation = loaded.source, loaded.train, loaded.validation
         task = get_task(settings.task) if settings.task else self._builtin(source, train)
         if task is not None:
@@ -297,9 +300,7 @@ class _Loader:
         self.read += len(train)
         self.left_out["empty"] += len(train) - len(texts)
         rest, held_out = self._cut(Dataset.from_dict({"text": texts}))
-        blocks = [
-            self._blocks(part, "text", size) for part in (rest, held_out)
-        ]
+        blocks = [self._blocks(part, "text", size) for part in (rest, held_out)]
         measured = self._few(self._blocks(evaluation, column, size), self.eval_rows)
         description = self._describe(f"{source}: plain text, blocks of {size} tokens", *blocks, measured)
         rows = self._finish(len(rest))
@@ -319,7 +320,9 @@ class _Loader:
     def _usable(self, task: Task, dataset: Dataset, count: bool = False) -> Dataset:
         """Without rows that lack a text or an answer."""
         names = {
-            name: next((other for other in (name, *task.field_aliases.get(name, ())) if other in dataset.column_names), name)
+            name: next(
+                (other for other in (name, *task.field_aliases.get(name, ())) if other in dataset.column_names), name
+            )
             for name in task.columns
         }
         present = {name: dataset[other] for name, other in names.items() if other in dataset.column_names}

@@ -49,7 +49,7 @@ class EffortArguments:
     block_size: int | None = _option(None, "Tokens of a block of plain text.")
     distill_examples: int | None = _option(None, "Examples of the distillation, at most; 0: none.")
     distill_epochs: float | None = _option(None, "How often it reads the data, at most.")
-    distill_learning_rates: list[float] | None = _option(
+    distill_learning_rates: list[float] | None = _option(  # noqa: RUF009
         None, "Learning rates of the distillation; of several, held-out training rows choose."
     )
     sweep_share: float | None = _option(None, "Share of the steps that each of several learning rates is tried for.")
@@ -78,10 +78,12 @@ class RecipeSettings(EffortArguments):
     dataset_config: str | None = _option(None, "Configuration of a dataset on the Hub.")
     dataset_revision: str | None = _option(None, "Revision of a dataset on the Hub.")
     train_split: str | None = _option(None, "Split to train on.")
-    eval_split: str | None = _option(None, "Split to evaluate on. Default: validation, or a part of the training rows.")
-    text_columns: list[str] | None = _option(None, "Columns with the text of a prompt.")
+    eval_split: str | None = _option(
+        None, "Split to evaluate on. Default: validation, or a part of the training rows."
+    )
+    text_columns: list[str] | None = _option(None, "Columns with the text of a prompt.")  # noqa: RUF009
     label_column: str | None = _option(None, "Column with the label.")
-    label_words: list[str] | None = _option(None, "The answer of each class, in order.")
+    label_words: list[str] | None = _option(None, "The answer of each class, in order.")  # noqa: RUF009
     turns: str = _option("all", "Assistant turns of a conversation that are learned.", choices=["all", "last"])
     max_length: int | None = _option(None, "Tokens of an example. Default: the task's, or 512.")
     max_left_out: float = _option(0.1, "Share of the rows that may be unusable before the run stops.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import tempfile
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from transformers import (
 from .. import BitNetConfig, apply_bitnet, calibrate_sub_norm
 from ..data import build_dataset, collate, pack_corpus
 from ..distillation import DistillationConfig, DistillationTrainer
+from ..recipe.order import batch_order
 from .settings import QuickstartSettings
 from .task import TASK
 
@@ -152,27 +152,6 @@ def pretrain(
             teacher_processing_class=tokenizer,
         )
         return _train(trainer, "continual pre-training", settings)
-
-
-def batch_order(lengths: list[int], batch_size: int, seed: int) -> list[int]:
-    """An order of examples in which each batch holds examples of similar length, and the batches come in random order.
-
-    Such batches hold much less padding. The Trainer's own `group_by_length` goes from long to short over and over, which
-    shows in the loss and disturbs a training of a few hundred steps.
-    """
-    rng = random.Random(seed)
-    rows = list(range(len(lengths)))
-    rng.shuffle(rows)
-    window = 20 * batch_size
-    batches = []
-    for start in range(0, len(rows), window):
-        similar = sorted(rows[start : start + window], key=lengths.__getitem__)
-        batches += [similar[first : first + batch_size] for first in range(0, len(similar), batch_size)]
-    # Only full batches may move: a short one in the middle would shift all after it.
-    full = [batch for batch in batches if len(batch) == batch_size]
-    rest = [row for batch in batches if len(batch) < batch_size for row in batch]
-    rng.shuffle(full)
-    return [*(row for batch in full for row in batch), *rest]
 
 
 def fine_tune(

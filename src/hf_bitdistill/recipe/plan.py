@@ -163,7 +163,7 @@ def probe(work: Work, source: str | Path, with_teacher: bool, with_pretraining: 
             measured["start"] = seconds
         measured["distill_step"] = _train_step(
             lambda progress: dataclasses.replace(short, progress=progress).distill(
-                student / "model", source, 1e-5, _STEPS, Path(folder) / "distill", train_sampling_strategy="random"
+                student / "model", source, 1e-5, _STEPS, Path(folder) / "distill"
             )
         )
         if with_teacher:

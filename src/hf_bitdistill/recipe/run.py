@@ -267,6 +267,10 @@ class _Run:
                 steps=steps,
                 **identity,
             )
+            if not made and stage.result["kept_in_full_precision"]:
+                kept = ", ".join(stage.result["kept_in_full_precision"])
+                self.choices.append(f"kept in full precision, because they write massive activations: {kept}")
+                self.progress.done(self.choices[-1])
             made.append((stage, rules.Try(steps, self.measured(title, stage))))
         best, tried = min(made, key=lambda each: each[1].measured.loss)
         return best, tried.measured, [each for _, each in made]

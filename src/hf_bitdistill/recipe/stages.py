@@ -32,6 +32,7 @@ from ..warm_start import WarmStartConfig, warm_start
 from .efforts import Effort
 from .examples import Examples
 from .measure import Measured
+from .order import in_order
 from .progress import Progress
 from .settings import RecipeError
 from .store import CHECKPOINTS
@@ -140,13 +141,13 @@ class Work:
             length=self.length,
             rate=rate,
             seed=self.seed,
-            **(watching if watch else {"train_sampling_strategy": "random"}),
+            **(watching if watch else {}),
         )
         trainer = Trainer(
             model,
             arguments,
             data_collator=collate(self.tokenizer),
-            train_dataset=self.examples.train,
+            train_dataset=in_order(self.examples.train, steps, numbers.batch_size, self.seed),
             eval_dataset=self.examples.held_out if watch else None,
             callbacks=[EarlyStoppingCallback(_PATIENCE)] if watch else [],
         )
@@ -252,7 +253,6 @@ class Work:
             length=numbers.block_size,
             rate=numbers.pretrain_learning_rate,
             seed=self.seed,
-            train_sampling_strategy="random",
             logits_loss_weight=numbers.pretrain_logits_loss_weight,
             dead_zone_leak=numbers.dead_zone_leak,
         )
@@ -261,7 +261,7 @@ class Work:
         return train(trainer, folder, self.tokenizer, self.machine, self.progress)
 
     def distill(
-        self, source: str | Path, teacher: str | Path, rate: float, steps: int, folder: Path, **more: Any
+        self, source: str | Path, teacher: str | Path, rate: float, steps: int, folder: Path
     ) -> dict[str, Any]:
         """Distillation from the teacher: labels, distributions, attention relations, hidden states."""
         set_seed(self.seed)
@@ -283,14 +283,13 @@ class Work:
             attention_loss_weight=numbers.attention_loss_weight,
             # Hidden states compare only where they are equally wide.
             hidden_loss_weight=numbers.hidden_loss_weight if len(widths) == 1 else 0.0,
-            **more,
         )
         trainer = DistillationTrainer(
             student,
             model,
             arguments,
             data_collator=collate(self.tokenizer),
-            train_dataset=self.examples.train,
+            train_dataset=in_order(self.examples.train, steps, numbers.batch_size, self.seed),
             processing_class=self.tokenizer,
             teacher_processing_class=self.tokenizer,
         )
@@ -299,16 +298,17 @@ class Work:
     def bitnet_sft(self, source: str | Path, folder: Path) -> dict[str, Any]:
         """What the recipe is compared with: the model made ternary and fine-tuned on the labels alone."""
         set_seed(self.seed)
-        student = apply_bitnet(self.load(source), BitNetConfig(sub_norm="none"))
+        student, numbers = apply_bitnet(self.load(source), BitNetConfig(sub_norm="none")), self.numbers
+        steps = self.teacher_steps()
         arguments = training_arguments(
             DistillationConfig,
             folder,
             self.machine,
             student,
-            steps=self.teacher_steps(),
-            batch=self.numbers.batch_size,
+            steps=steps,
+            batch=numbers.batch_size,
             length=self.length,
-            rate=self.numbers.compare_learning_rate,
+            rate=numbers.compare_learning_rate,
             seed=self.seed,
             logits_loss_weight=0.0,
             attention_loss_weight=0.0,
@@ -317,7 +317,7 @@ class Work:
             student,
             args=arguments,
             data_collator=collate(self.tokenizer),
-            train_dataset=self.examples.train,
+            train_dataset=in_order(self.examples.train, steps, numbers.batch_size, self.seed),
             processing_class=self.tokenizer,
         )
         return train(trainer, folder, self.tokenizer, self.machine, self.progress)

@@ -122,7 +122,8 @@ def training_arguments(
         "warmup_steps": max(1, steps // 20),
         "weight_decay": 0.01,
         "adam_beta2": 0.95,
-        "train_sampling_strategy": "group_by_length",
+        # The dataset comes in its order, see `order.py`.
+        "train_sampling_strategy": "sequential",
         "logging_steps": max(1, steps // 50),
         "logging_nan_inf_filter": False,
         # By the clock, see `_SaveByTime`.

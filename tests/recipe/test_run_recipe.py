@@ -30,6 +30,7 @@ def load_packed(folder):
 def test_csv_of_ones_own(settings, capsys, tmp_path):
     output = tmp_path / "out"
     own = {"text_columns": ["opinion"], "label_column": "verdict", "output_dir": output, **FAST}
+    own["teacher_examples"] = 1600
     status, out, err = run(capsys, model=settings.model, dataset=settings.dataset, compare=True, **own)
     assert (status, err) == (0, "")
     assert "20 training rows were taken away" in out and "classes negative, neutral, positive" in out

@@ -179,7 +179,10 @@ def probe(work: Work, source: str | Path, with_teacher: bool, with_pretraining: 
                 )
             )
         model = work.load(source).eval()
-        examples, rows = _few_rows(work.examples)
+        # (What the first call imports and compiles does not count.)
+        few, _ = _few_rows(work.examples, 2, 2)
+        few.measure(model), few.score(model)
+        examples, rows = _few_rows(work.examples, _MEASURED_ROWS, _WRITTEN_ROWS)
         measured["held_out_row"] = _timed(lambda: examples.measure(model)) / rows[0]
         measured["evaluation_row"] = _timed(lambda: examples.score(model)) / rows[1]
     return measured
@@ -200,17 +203,21 @@ class _Typical:
         self.held_out = examples.held_out.select(range(1))
 
 
-def _few_rows(examples: Examples) -> tuple[Examples, tuple[int, int]]:
+def _few_rows(examples: Examples, most: int, most_written: int) -> tuple[Examples, tuple[int, int]]:
     """The examples with a few rows to measure and to evaluate, and how many."""
     written = examples.kind == "answers" and examples.task is not None
-    held_out = min(_MEASURED_ROWS, len(examples.held_out))
-    evaluation = min(_WRITTEN_ROWS if written else _MEASURED_ROWS, len(examples.evaluation))
-    few = {"held_out": examples.held_out.select(range(held_out))}
-    if hasattr(examples, "held_out_rows"):
-        held_out = min(_MEASURED_ROWS, len(examples.held_out_rows))
-        few["held_out_rows"] = examples.held_out_rows.select(range(held_out))
-    few["evaluation"] = examples.evaluation.select(range(evaluation))
-    return dataclasses.replace(examples, **few), (held_out, evaluation)
+    counts = {
+        "held_out": most,
+        "held_out_rows": most,
+        # Written token by token.
+        "evaluation": most_written if written else most,
+    }
+    few = {}
+    for name, count in counts.items():
+        rows = getattr(examples, name, None)
+        if rows is not None:
+            few[name] = rows.select(range(min(count, len(rows))))
+    return dataclasses.replace(examples, **few), (len(few["held_out"]), len(few["evaluation"]))
 
 
 def window_schedule(numbers: Effort) -> list[int]:

@@ -10,6 +10,10 @@ from hf_bitdistill.recipe import plan_recipe, run_recipe
 from hf_bitdistill.recipe.progress import Progress
 
 
+# No need of a good teacher here.
+SHORT = {"teacher_examples": 320, "check_teacher": False, "keep_only_better": False}
+
+
 class Killed(BaseException):
     pass
 
@@ -32,9 +36,9 @@ def weights(result):
 
 
 def test_killed_at_three_stages(settings, tmp_path):
-    options = {"window_steps": 3, "window_stride": 1, "keep_only_better": False}
+    options = {**SHORT, "window_steps": 3, "window_stride": 1}
     reference = run_recipe(settings, output_dir=str(tmp_path / "reference"), **options)
-    for title, step in (("teacher", 40), ("start", 2), ("distillation", 3)):
+    for title, step in (("teacher", 17), ("start", 2), ("distillation", 3)):
         # At last every step keeps a checkpoint; the teacher has those of the best model anyway.
         often = {} if title == "teacher" else {"checkpoint_minutes": 1e-6}
         with pytest.raises(Killed):
@@ -49,13 +53,13 @@ def test_killed_at_three_stages(settings, tmp_path):
 
 
 def test_a_changed_setting_runs_again_what_depends_on_it(settings, tmp_path):
-    run_recipe(settings)
+    run_recipe(settings, **SHORT)
     stages = tmp_path / "out" / "stages"
     made = {path.name: (path / "result.json").stat().st_mtime_ns for path in stages.iterdir()}
     first = json.loads((tmp_path / "out" / "result.json").read_text())
 
     lines = io.StringIO()
-    run_recipe(settings, progress=Progress(lines), hidden_loss_weight=1.0, keep_only_better=False)
+    run_recipe(settings, progress=Progress(lines), hidden_loss_weight=1.0, **SHORT)
     assert "hidden_loss_weight: default -> 1.0" in lines.getvalue()
     new = {path.name.rsplit("-", 1)[0] for path in stages.iterdir() if path.name not in made}
     assert new <= {"distill", "measure", "pack", "evaluate"} and "distill" in new
@@ -63,7 +67,7 @@ def test_a_changed_setting_runs_again_what_depends_on_it(settings, tmp_path):
 
     # Back again: nothing runs, and the result is that of the first run.
     count = len(list(stages.iterdir()))
-    again = run_recipe(settings)
+    again = run_recipe(settings, **SHORT)
     assert len(list(stages.iterdir())) == count
     assert [row.score for row in again.table] == [row["score"] for row in first["table"]]
 

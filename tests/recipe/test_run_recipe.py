@@ -169,7 +169,7 @@ def test_given_teachers(settings, tmp_path, capsys):
     tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="different tokenizers"):
         run_recipe(settings, teacher=str(tmp_path / "other"), output_dir=str(tmp_path / "out2"))
-    with pytest.raises(RecipeError, match="output_dir is the model itself"):
+    with pytest.raises(ValueError, match="is what model names"):
         run_recipe(settings, output_dir=settings.model)
     with pytest.raises(RecipeError, match="quantised already"):
         run_recipe(settings, model=str(result.paths["student"]), output_dir=str(tmp_path / "out3"))
@@ -178,6 +178,6 @@ def test_given_teachers(settings, tmp_path, capsys):
 def test_lora(settings):
     from hf_bitdistill.recipe import run_recipe
 
-    result = run_recipe(settings, lora=True, teacher_learning_rate=5e-3, check_teacher=False)
+    result = run_recipe(settings, lora=True, teacher_examples=160, check_teacher=False)
     model = AutoModelForCausalLM.from_pretrained(result.paths["teacher"])
     assert not any("lora" in name for name, _ in model.named_parameters())

@@ -18,6 +18,7 @@ from ..distillation import DistillationConfig, DistillationTrainer, needs_teache
 from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, check_path, load_model, load_student, load_tokenizer
 from .pretrain import train_and_save
+from .runs import check_output_dir, keep_options
 
 
 @dataclass
@@ -35,12 +36,21 @@ def run(argv: list[str], prog: str) -> None:
         training.teacher_model_name_or_path = check_path(
             require(training.teacher_model_name_or_path, "teacher_model_name_or_path")
         )
+    inputs = (
+        ("model_name_or_path", model_arguments.model_name_or_path),
+        ("teacher_model_name_or_path", training.teacher_model_name_or_path),
+    )
+    check_output_dir(training.output_dir, {**dict(inputs), "data_dir": arguments.data_dir})
+    if after.pack_to:
+        check_output_dir(after.pack_to, {**dict(inputs), "output_dir": training.output_dir})
     data = {"data_dir": arguments.data_dir}
     train = load_task_dataset(
         task, arguments.train_split, max_samples=arguments.max_train_samples, seed=training.seed, **data
     )
     # Without the training seed: a subset to evaluate on is the same one in every run and in `bitdistill evaluate`.
     validation = load_task_dataset(task, arguments.eval_split, max_samples=arguments.max_eval_samples, **data)
+    if training.should_save:
+        keep_options(training.output_dir, (model_arguments, student_arguments, arguments, training))
     if _train(model_arguments, student_arguments, arguments, training, task, train, validation):
         # The student and the teacher that were trained with are gone now, and with them what they held of the device.
         clear_device_cache(garbage_collection=True)

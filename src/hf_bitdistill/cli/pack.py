@@ -8,6 +8,7 @@ from pathlib import Path
 from ..packing import pack
 from .arguments import ModelArguments
 from .models import check_path, load_model, load_tokenizer
+from .runs import check_output_dir
 
 
 def run(argv: list[str], prog: str) -> None:
@@ -27,6 +28,7 @@ def run(argv: list[str], prog: str) -> None:
     )
     options = parser.parse_args(argv)
     path = check_path(options.model)
+    check_output_dir(options.output_dir, {"the student": path})
     head = options.head or _head_of(path)
     tokenizer = load_tokenizer(path)
     # The classes of a classification head are in the student's own config; no task has to be named.

@@ -31,6 +31,7 @@ from ..environment import default_device
 from ..surgery import is_student
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, load_model, load_student, load_tokenizer
+from .runs import check_output_dir
 
 
 @dataclass
@@ -75,6 +76,7 @@ def run(argv: list[str], prog: str) -> None:
         raise ValueError(
             f"{model_arguments.model_name_or_path} is a student already: start from its full-precision model"
         )
+    check_output_dir(output, {"model_name_or_path": model_arguments.model_name_or_path, "corpus": corpus.corpus})
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
     if task is None:
         sequences = _blocks(corpus, arguments, tokenizer, config.seed)

@@ -233,12 +233,16 @@ def start_title(steps: int) -> str:
     return f"start, {steps} steps a window" if steps else "start"
 
 
-TEACHER, PRETRAIN, DISTILL, EVALUATE, COMPARE = (
+# Two processes that import everything and load a model.
+_SPEED_SECONDS = 25.0
+
+TEACHER, PRETRAIN, DISTILL, EVALUATE, COMPARE, SPEED = (
     "teacher",
     "continual pre-training",
     "distillation",
     "pack and evaluate",
     "BitNet-SFT",
+    "speed",
 )
 
 
@@ -255,7 +259,7 @@ def make_plan(work: Work, settings: RecipeSettings, measured: dict[str, float], 
     if fine_tunes:
         steps = work.teacher_steps()
         # The held-out loss is looked at now and then.
-        looks = 8 * len(examples.held_out) * measured["held_out_row"] + 10 * measured["load"]
+        looks = work.teacher_looks() * (len(examples.held_out) * measured["held_out_row"] + measured["load"])
         seconds = steps * measured["teacher_step"] + looks
         tokens = round(steps * numbers.batch_size * mean_length)
         plan.stages.append(Planned(TEACHER, steps, tokens, seconds + held_out))
@@ -291,6 +295,8 @@ def make_plan(work: Work, settings: RecipeSettings, measured: dict[str, float], 
     models = 4 + settings.compare
     seconds = models * (len(examples.evaluation) * measured["evaluation_row"] + measured["load"])
     plan.stages.append(Planned(EVALUATE, 0, 0, seconds))
+    if settings.speed:
+        plan.stages.append(Planned(SPEED, 0, 0, _SPEED_SECONDS + 2 * measured["load"]))
     return plan
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..cli.models import load_tokenizer
+from ..cli.runs import check_output_dir
 from ..distillation import check_same_tokenizer
 from ..environment import describe_environment
 from . import examples as example_kinds
@@ -21,6 +23,7 @@ from .plan import (
     DISTILL,
     EVALUATE,
     PRETRAIN,
+    SPEED,
     TEACHER,
     Plan,
     fit,
@@ -57,7 +60,9 @@ class _Run:
         settings.require()
         self.settings, self.progress = settings, progress
         self.output = Path(settings.output_dir)
-        check_output(self.output, settings)
+        check_output_dir(
+            self.output, {name: getattr(settings, name) for name in ("model", "teacher", "dataset", "corpus")}
+        )
         source = settings.base
         self.tokenizer = self._tokenizer(source)
         if not is_adapter(source):
@@ -131,7 +136,8 @@ class _Run:
         if settings.budget is None:
             self.plan = make_plan(work, settings, measured, self.fine_tunes)
         else:
-            budget = parse_budget(settings.budget)
+            # Of the run as a whole: the probe has had its part.
+            budget = max(parse_budget(settings.budget) - stage.result["seconds"], 0.0)
             self.work, self.plan = fit(work, settings, measured, self.fine_tunes, budget)
             self.choices.append(
                 f"of the effort {settings.effort} {self.plan.factor:g} times the amounts fit the budget of {settings.budget}"
@@ -401,11 +407,13 @@ class _Run:
             )
             result.table.append(self.evaluated("BitNet-SFT (no recipe)", sft))
         if settings.speed:
+            started = time.perf_counter()
             for row in result.table:
                 place = {"teacher": teacher.model, name: packed.model}.get(row.name)
                 if place is not None:
                     row.tokens_per_second, note = tokens_per_second(place, packed=row.name == name)
                     result.notes += [note] if note else []
+            self.seconds[SPEED] = round(time.perf_counter() - started, 1)
         self.publish(result, packed, teacher, final)
         say(
             f"\n{result.summary()}\n\n{duration(result.total_seconds)} in all, {duration(self.plan.surely)} to {duration(self.plan.seconds)} were planned."
@@ -455,25 +463,6 @@ def fingerprint_text(path: str) -> str:
     if not files:
         return path
     return "; ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
-
-
-def check_output(output: Path, settings: RecipeSettings) -> None:
-    """Refuse an output folder that holds something else.
-
-    Raises:
-        RecipeError: it is one of the inputs, or a model's folder.
-    """
-    resolved = output.expanduser().resolve()
-    for name in ("model", "teacher", "dataset", "corpus"):
-        given = getattr(settings, name)
-        if given is not None and Path(given).expanduser().resolve() == resolved:
-            raise RecipeError(
-                f"output_dir is the {name} itself ({given}), which would be written over: give another folder"
-            )
-    if output.is_file():
-        raise RecipeError(f"output_dir {output} is a file")
-    if (output / "config.json").is_file() and not (output / SETTINGS_FILE).is_file():
-        raise RecipeError(f"output_dir {output} holds a model: give another folder")
 
 
 def run_recipe(

@@ -44,8 +44,9 @@ WARM_START_FILE = "warm_start.pt"
 
 _CALIBRATION_BATCHES = 8
 _LARGEST_WINDOW_BATCH = 32
-# How often the teacher's held-out loss is looked at, and how often in a row it may rise.
-_LOOKS, _PATIENCE = 8, 2
+# How often the teacher's held-out loss is looked at, at most and for at most what share of the training's time (an example that is trained on
+# takes as long as three that are read), and how often in a row it may rise.
+_LOOKS, _LOOKS_SHARE, _PATIENCE = 8, 0.15, 2
 _LORA_RATE_FACTOR = 4.0
 _SHUFFLE_BUFFER = 10_000
 
@@ -84,6 +85,12 @@ class Work:
         rows = len(self.examples.train)
         return steps_for(numbers.teacher_examples, numbers.teacher_epochs, rows, numbers.batch_size)
 
+    def teacher_looks(self) -> int:
+        """How often its loss on the held-out rows is looked at."""
+        read = 3 * self.teacher_steps() * self.numbers.batch_size
+        looks = int(_LOOKS_SHARE * read / len(self.examples.held_out))
+        return min(max(looks, 1), _LOOKS, self.teacher_steps())
+
     def distill_steps(self, share: float = 1.0) -> int:
         numbers = self.numbers
         if not numbers.distill_examples:
@@ -120,12 +127,12 @@ class Work:
             model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
             rate *= _LORA_RATE_FACTOR
         steps = self.teacher_steps()
-        looks = max(1, steps // _LOOKS)
+        every = -(-steps // self.teacher_looks())
         watching = {
             "eval_strategy": "steps",
-            "eval_steps": looks,
+            "eval_steps": every,
             "save_strategy": "steps",
-            "save_steps": looks,
+            "save_steps": every,
             "load_best_model_at_end": True,
             "metric_for_best_model": "eval_loss",
             "greater_is_better": False,

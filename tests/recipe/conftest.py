@@ -61,3 +61,15 @@ def settings(model, own_csv, tmp_path):
         output_dir=str(tmp_path / "out"),
         **FAST,
     )
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Drawing takes longer than all else of a tiny run; one test draws."""
+
+    def draw(title, file, *_):
+        file.write_bytes(b"no figure")
+        return file
+
+    for name in ("plot_bars", "plot_panels"):
+        monkeypatch.setattr(f"hf_bitdistill.recipe.result.{name}", draw)

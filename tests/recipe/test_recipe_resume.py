@@ -10,6 +10,8 @@ from hf_bitdistill.recipe import plan_recipe, run_recipe
 from hf_bitdistill.recipe.progress import Progress
 
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 # No need of a good teacher here.
 SHORT = {"teacher_examples": 320, "check_teacher": False, "keep_only_better": False}
 

@@ -63,6 +63,7 @@ def test_csv_of_ones_own(settings, capsys, tmp_path):
     assert sorted(path.stat().st_mtime_ns for path in output.glob("stages/*/result.json")) == before
 
 
+@pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize("kind", ["chat", "completions"])
 def test_written_answers(kind, request, model, tmp_path, capsys):
     dataset = request.getfixturevalue(kind)
@@ -78,6 +79,7 @@ def test_written_answers(kind, request, model, tmp_path, capsys):
     load_packed(tmp_path / "out" / "packed")
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_plain_text(model, tmp_path, capsys):
     file = tmp_path / "text.jsonl"
     rows = [{"text": f"the robot number {number} waters a green plant near the window . " * 4} for number in range(60)]
@@ -89,6 +91,7 @@ def test_plain_text(model, tmp_path, capsys):
     assert names[0] == "teacher" and "base model" not in names
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_corpus_and_paper(settings, tmp_path):
     from hf_bitdistill.recipe import run_recipe
 
@@ -146,6 +149,7 @@ def test_a_teacher_with_nothing_to_teach(settings, tmp_path, capsys):
     assert not list((tmp_path / "out" / "stages").glob("start-*"))
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_given_teachers(settings, tmp_path, capsys):
     from peft import LoraConfig, get_peft_model
 
@@ -175,9 +179,19 @@ def test_given_teachers(settings, tmp_path, capsys):
         run_recipe(settings, model=str(result.paths["student"]), output_dir=str(tmp_path / "out3"))
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_lora(settings):
     from hf_bitdistill.recipe import run_recipe
 
     result = run_recipe(settings, lora=True, teacher_examples=160, check_teacher=False)
     model = AutoModelForCausalLM.from_pretrained(result.paths["teacher"])
     assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_ctrl_c_says_how_to_go_on(settings, tmp_path, capsys, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_bitdistill.recipe.run.run_recipe", interrupt)
+    status, _, err = run(capsys, model=settings.model, dataset=settings.dataset, output_dir=tmp_path / "my run")
+    assert status == 130 and f"bitdistill run --model {settings.model}" in err and f"'{tmp_path}/my run'" in err

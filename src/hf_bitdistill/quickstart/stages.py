@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from .. import BitNetConfig, apply_bitnet, calibrate_sub_norm
 from ..data import build_dataset, collate, pack_corpus
 from ..distillation import DistillationConfig, DistillationTrainer
 from ..recipe.order import batch_order
+from ..recipe.train import Arguments, Machine, training_arguments
 from .settings import QuickstartSettings
 from .task import TASK
 
@@ -71,26 +73,28 @@ def new_student(settings: QuickstartSettings, sub_norm: str = "none") -> PreTrai
     return apply_bitnet(load_base(settings), BitNetConfig(sub_norm=sub_norm))
 
 
-def _arguments(folder: str, settings: QuickstartSettings, steps: int, batch_size: int, rate: float) -> dict[str, Any]:
-    return {
-        "output_dir": folder,
-        "max_steps": steps,
-        "per_device_train_batch_size": batch_size,
-        "learning_rate": rate,
+def _arguments(
+    kind: type[Arguments], folder: str, settings: QuickstartSettings, steps: int, batch: int, rate: float, **more: Any
+) -> Arguments:
+    options = {
         "lr_scheduler_type": "linear",
-        "warmup_steps": max(1, steps // 20),
-        "weight_decay": 0.01,
+        "adam_beta2": 0.999,
         "logging_steps": min(_LOGGING_STEPS, steps),
-        "logging_nan_inf_filter": False,
-        "save_strategy": "no",
-        "report_to": [],
         "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": settings.seed,
-        "data_seed": settings.seed,
         "remove_unused_columns": False,
         "include_num_input_tokens_seen": "non_padding",
     }
+    return training_arguments(
+        kind,
+        Path(folder),
+        Machine(bf16=False),
+        steps=steps,
+        batch=batch,
+        micro=batch,
+        rate=rate,
+        seed=settings.seed,
+        **{**options, **more},
+    )
 
 
 def _train(trainer: Trainer, title: str, settings: QuickstartSettings) -> StageLog:
@@ -130,14 +134,14 @@ def pretrain(
 ) -> StageLog:
     """Continual pre-training of the ternary student on plain text, with the base model's logits as a second target."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = DistillationConfig(
-            **_arguments(
-                folder,
-                settings,
-                settings.pretraining_steps,
-                settings.pretraining_batch_size,
-                settings.pretraining_learning_rate,
-            ),
+        arguments = _arguments(
+            DistillationConfig,
+            folder,
+            settings,
+            settings.pretraining_steps,
+            settings.pretraining_batch_size,
+            settings.pretraining_learning_rate,
+            train_sampling_strategy="random",
             temperature=1.0,
             logits_loss_weight=1.0,
             attention_loss_weight=0.0,
@@ -172,13 +176,14 @@ def fine_tune(
     dataset = dataset.select(batch_order(lengths, settings.batch_size, settings.seed))
     collator = collate(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        common = _arguments(folder, settings, settings.fine_tuning_steps, settings.batch_size, learning_rate)
-        common["train_sampling_strategy"] = "sequential"
+        common = (folder, settings, settings.fine_tuning_steps, settings.batch_size, learning_rate)
         if teacher is None:
-            trainer = Trainer(model, TrainingArguments(**common), data_collator=collator, train_dataset=dataset)
+            arguments = _arguments(TrainingArguments, *common)
+            trainer = Trainer(model, arguments, data_collator=collator, train_dataset=dataset)
         else:
-            arguments = DistillationConfig(
-                **common,
+            arguments = _arguments(
+                DistillationConfig,
+                *common,
                 temperature=settings.temperature,
                 logits_loss_weight=settings.logits_loss_weight,
                 attention_loss_weight=settings.attention_loss_weight,

@@ -83,6 +83,7 @@ class _Run:
             settings.seed,
             Machine(bf16, 60 * settings.checkpoint_minutes),
             progress,
+            config,
             settings.corpus,
             settings.lora,
         )

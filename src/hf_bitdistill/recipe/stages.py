@@ -36,7 +36,7 @@ from .order import in_order
 from .progress import Progress
 from .settings import RecipeError
 from .store import CHECKPOINTS
-from .train import Machine, save, steps_for, train, training_arguments
+from .train import Machine, micro_batch, save, steps_for, train, training_arguments
 
 
 ADAPTER = "adapter_config.json"
@@ -56,6 +56,7 @@ class Work:
     """What all stages share.
 
     Args:
+        config: of the model, for its size.
         corpus: plain text, if there is any.
     """
 
@@ -65,6 +66,7 @@ class Work:
     seed: int
     machine: Machine
     progress: Progress
+    config: Any
     corpus: str | None = None
     lora: bool = False
 
@@ -79,6 +81,10 @@ class Work:
     def length(self) -> int:
         """Tokens of the longest training example."""
         return max(map(len, self.examples.train["input_ids"]))
+
+    def micro(self, length: int) -> int:
+        """Examples of a length that are trained on at once."""
+        return micro_batch(self.numbers.batch_size, length, self.config, self.machine.device)
 
     def teacher_steps(self) -> int:
         numbers = self.numbers
@@ -142,10 +148,9 @@ class Work:
             TrainingArguments,
             folder,
             self.machine,
-            model,
             steps=steps,
             batch=numbers.batch_size,
-            length=self.length,
+            micro=self.micro(self.length),
             rate=rate,
             seed=self.seed,
             **(watching if watch else {}),
@@ -254,10 +259,9 @@ class Work:
             PretrainingConfig,
             folder,
             self.machine,
-            student,
             steps=self.pretrain_steps(),
             batch=numbers.batch_size,
-            length=numbers.block_size,
+            micro=self.micro(numbers.block_size),
             rate=numbers.pretrain_learning_rate,
             seed=self.seed,
             logits_loss_weight=numbers.pretrain_logits_loss_weight,
@@ -279,10 +283,9 @@ class Work:
             DistillationConfig,
             folder,
             self.machine,
-            student,
             steps=steps,
             batch=numbers.batch_size,
-            length=self.length,
+            micro=self.micro(self.length),
             rate=rate,
             seed=self.seed,
             temperature=numbers.temperature,
@@ -311,10 +314,9 @@ class Work:
             DistillationConfig,
             folder,
             self.machine,
-            student,
             steps=steps,
             batch=numbers.batch_size,
-            length=self.length,
+            micro=self.micro(self.length),
             rate=numbers.compare_learning_rate,
             seed=self.seed,
             logits_loss_weight=0.0,

@@ -94,11 +94,10 @@ def training_arguments(
     kind: type[Arguments],
     folder: Path,
     machine: Machine,
-    model: PreTrainedModel,
     *,
     steps: int,
     batch: int,
-    length: int,
+    micro: int,
     rate: float,
     seed: int,
     **more: Any,
@@ -107,10 +106,15 @@ def training_arguments(
 
     Args:
         kind: of arguments.
-        length: tokens of the longest example.
+        batch, micro: examples a step, and at once; see `micro_batch`.
         more: further options, which win.
+
+    Raises:
+        ValueError: `batch` is no multiple of `micro`.
     """
-    micro = micro_batch(batch, length, model.config, machine.device)
+    micro = min(batch, micro)
+    if batch % micro:
+        raise ValueError(f"a batch of {batch} is no multiple of a micro batch of {micro}")
     options = {
         "output_dir": str(folder / CHECKPOINTS),
         "max_steps": steps,

@@ -83,7 +83,7 @@ class Effort:
 
 
 EFFORTS: dict[str, Effort] = {
-    # The 14 minutes' warm start (192 steps) would be the half of `standard`; a quick run is a sixth of that again.
+    # A third of the shorter measured warm start (192 steps); this length has not been measured.
     "quick": Effort(
         teacher_examples=2400,
         window_steps=64,
@@ -109,8 +109,8 @@ EFFORTS: dict[str, Effort] = {
         eval_rows=0,
     ),
 }
-"""`quick`: for a first look. `standard`: the best rows of `benchmarks/README.md`. `thorough`: four times that, three times the examples
-(`accuracy/smollm2_sst2_task.json`)."""
+"""`quick`: for a first look. `standard`: the best rows of `benchmarks/README.md`. `thorough`: up to four times the
+warm start and three times the examples (`accuracy/smollm2_sst2_task.json`, with the shorter warm start); not measured as a whole."""
 
 
 def paper(effort: Effort, classes: bool) -> Effort:

@@ -39,7 +39,7 @@ from .settings import RecipeError, RecipeSettings, parse_budget
 from .speed import tokens_per_second
 from .stages import Work, check_source, held_out, is_adapter, weight_bytes
 from .store import Stage, StageStore, fingerprint_model, fingerprint_rows, write_json
-from .train import Machine, fast_bf16
+from .train import Machine, fast_bf16, others_load
 
 
 SETTINGS_FILE, STAGES, PACKED = "recipe.json", "stages", "packed"
@@ -128,6 +128,11 @@ class _Run:
             **{name: getattr(work.numbers, name) for name in needed},
         }
         self.progress.say("  measuring a few steps of this model on this machine")
+        if (busy := others_load()) is not None:
+            self.progress.say(
+                f"  the machine is busy (load {busy:.1f}): threads that spin while they wait make each other slower; OMP_WAIT_POLICY=passive, "
+                "or fewer threads (OMP_NUM_THREADS), helps"
+            )
         stage = self.store.run(
             "probe",
             identity,

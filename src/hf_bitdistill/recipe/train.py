@@ -66,6 +66,14 @@ def fast_bf16() -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & set(flags))
 
 
+def others_load() -> float | None:
+    """The load average, where other processes leave this one too few cores for its threads; `None` where they do not."""
+    if not hasattr(os, "getloadavg") or "OMP_WAIT_POLICY" in os.environ:
+        return None
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return load if torch.get_num_threads() > 1 and load + torch.get_num_threads() > 1.5 * cores else None
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on a device; of a CPU what the system says is available."""
     if device.type == "cuda":

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from settings import BenchmarkSettings, build_settings
-from stages import write_json
 
 from hf_bitdistill.environment import describe_environment
+from hf_bitdistill.recipe.store import write_json
 
 
 FULL_PRECISION = ("full precision", "fp_sft")

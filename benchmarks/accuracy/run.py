@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from results import Results
 from settings import Arm, BenchmarkSettings, FineTuneSettings, load_settings
-from stages import Stage, StageStore
 from texts import Texts
 from training import Work, describe
 from transformers import AutoModelForCausalLM
 
 from hf_bitdistill.cli.models import load_tokenizer
+from hf_bitdistill.recipe.store import Stage, StageStore
 
 
 class Benchmark:

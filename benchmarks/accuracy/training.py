@@ -28,6 +28,7 @@ from hf_bitdistill.data import batch_by_length, collate, take_tokens
 from hf_bitdistill.distillation import needs_teacher
 from hf_bitdistill.environment import default_device
 from hf_bitdistill.evaluation import perplexity
+from hf_bitdistill.recipe.train import Machine, training_arguments
 from hf_bitdistill.warm_start import warm_start
 
 
@@ -200,26 +201,17 @@ class Work:
         return {"evaluation": self.scores(self.load(source))}
 
     def _arguments(self, kind, folder, steps, batch, micro, rate, seed, **more):
-        micro = min(batch, micro)
-        if batch % micro:
-            raise ValueError(f"batch_size={batch} is no multiple of micro_batch_size={micro}")
-        return kind(
-            **{"lr_scheduler_type": "cosine", "weight_decay": 0.01, **more},
-            output_dir=str(folder / "checkpoints"),
-            max_steps=steps,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=batch // micro,
-            learning_rate=rate,
-            warmup_steps=max(1, steps // 20),
-            adam_beta2=0.95,
-            logging_steps=max(1, steps // 50),
-            save_steps=max(1, steps // 4),
-            save_total_limit=1,
-            bf16=self.settings.bf16,
-            seed=seed,
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=self.device.type == "cpu",
+        options = {
+            # As all rows were trained.
+            "train_sampling_strategy": "random",
+            "save_strategy": "steps",
+            "save_steps": max(1, steps // 4),
+            "save_total_limit": 1,
+            "data_seed": None,
+        }
+        machine = Machine(self.settings.bf16)
+        return training_arguments(
+            kind, folder, machine, steps=steps, batch=batch, micro=micro, rate=rate, seed=seed, **{**options, **more}
         )
 
     def _train(self, trainer: Trainer, folder: Path) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from datasets import Dataset
 from ..atomic import write_text
 from ..data import Task, build_dataset, collate, get_task, load_task_dataset
 from ..distillation import DistillationConfig, DistillationTrainer, check_training_room, needs_teacher
-from ..model_folder import check_output, replace_model
+from ..model_folder import replace_model
 from ..room import check_writable
 from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, check_path, load_model, load_student, load_tokenizer
 from .pretrain import train_and_save
+from .runs import check_output_dir, keep_options
 
 
 @dataclass
@@ -34,14 +35,18 @@ def run(argv: list[str], prog: str) -> None:
     kinds = (ModelArguments, StudentArguments, TaskArguments, DistillArguments, DistillationConfig)
     model_arguments, student_arguments, arguments, after, training = parse(kinds, argv, prog, __doc__)
     task = get_task(require(arguments.task, "task"))
-    sources = {"model": model_arguments.model_name_or_path, "teacher": training.teacher_model_name_or_path}
-    check_output(training.output_dir, **sources)
-    if after.pack_to:
-        check_output(after.pack_to, **sources, student=training.output_dir)
     if needs_teacher(training):
         training.teacher_model_name_or_path = check_path(
             require(training.teacher_model_name_or_path, "teacher_model_name_or_path")
         )
+    inputs = {
+        "model_name_or_path": model_arguments.model_name_or_path,
+        "teacher_model_name_or_path": training.teacher_model_name_or_path,
+        "data_dir": arguments.data_dir,
+    }
+    check_output_dir(training.output_dir, inputs)
+    if after.pack_to:
+        check_output_dir(after.pack_to, {**inputs, "output_dir": training.output_dir})
     for folder in filter(None, (training.output_dir, after.pack_to)):
         check_writable(folder)
     data = {"data_dir": arguments.data_dir}
@@ -50,6 +55,8 @@ def run(argv: list[str], prog: str) -> None:
     )
     # Without the training seed: a subset to evaluate on is the same one in every run and in `bitdistill evaluate`.
     validation = load_task_dataset(task, arguments.eval_split, max_samples=arguments.max_eval_samples, **data)
+    if training.should_save:
+        keep_options(training.output_dir, (model_arguments, student_arguments, arguments, training))
     if _train(model_arguments, student_arguments, arguments, training, task, train, validation):
         # The student and the teacher that were trained with are gone now, and with them what they held of the device.
         clear_device_cache(garbage_collection=True)

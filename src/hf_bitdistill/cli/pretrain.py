@@ -31,10 +31,10 @@ from ..distillation import (
     training_callbacks,
 )
 from ..layers import warn_of_16_bit_weights
-from ..model_folder import check_output
 from ..room import check_writable
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
 from .models import calibrate, check_path, load_student, load_tokenizer
+from .runs import check_output_dir, keep_options
 
 
 def run(argv: list[str], prog: str) -> None:
@@ -44,14 +44,19 @@ def run(argv: list[str], prog: str) -> None:
     kinds = (ModelArguments, StudentArguments, CorpusArguments, PretrainingConfig)
     model_arguments, student_arguments, corpus, training = parse(kinds, argv, prog, __doc__)
     require(corpus.corpus, "corpus")
-    check_output(
-        training.output_dir, model=model_arguments.model_name_or_path, teacher=training.teacher_model_name_or_path
-    )
     if corpus.streaming and training.max_steps <= 0:
         raise ValueError("--streaming needs --max_steps: the length of a streamed corpus is not known")
     check_writable(training.output_dir)
     if training.teacher_model_name_or_path:
         training.teacher_model_name_or_path = check_path(training.teacher_model_name_or_path)
+    check_output_dir(
+        training.output_dir,
+        {
+            "model_name_or_path": model_arguments.model_name_or_path,
+            "teacher_model_name_or_path": training.teacher_model_name_or_path,
+            "corpus": corpus.corpus,
+        },
+    )
     # The weight of the logits loss is on by default: without a teacher it means nothing.
     for name in TEACHER_LOSS_WEIGHTS:
         if name != "logits_loss_weight" and getattr(training, name) and not training.teacher_model_name_or_path:
@@ -74,6 +79,8 @@ def run(argv: list[str], prog: str) -> None:
         first = islice(iter(blocks), student_arguments.calibration_batches)
         rows = ({"input_ids": torch.tensor([row["input_ids"]])} for row in first)
         calibrate(student, student_arguments, rows, training)
+    if training.should_save:
+        keep_options(training.output_dir, (model_arguments, student_arguments, corpus, training))
     train_and_save(make_trainer(student, training, blocks, tokenizer))
 
 

@@ -28,11 +28,12 @@ from ..data import (
     take_tokens,
 )
 from ..environment import default_device
-from ..model_folder import check_output, replace_model
+from ..model_folder import replace_model
 from ..room import check_room, check_writable, parameter_bytes
 from ..surgery import is_student
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, load_model, load_student, load_tokenizer
+from .runs import check_output_dir
 
 
 @dataclass
@@ -66,7 +67,7 @@ def run(argv: list[str], prog: str) -> None:
     )
     model_arguments, student_arguments, corpus, task_arguments, arguments, config = parse(kinds, argv, prog, __doc__)
     output = Path(require(arguments.output_dir, "output_dir"))
-    check_output(output, model=model_arguments.model_name_or_path)
+    check_output_dir(output, {"model_name_or_path": model_arguments.model_name_or_path, "corpus": corpus.corpus})
     check_writable(output)
     if (corpus.corpus is None) == (task_arguments.task is None):
         raise ValueError("a warm start reads plain text or a task's examples: give either --corpus or --task")

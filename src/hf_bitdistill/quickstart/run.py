@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import random
 import time
 from collections.abc import Iterator
@@ -13,14 +12,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, set_seed
-from transformers.utils import logging as transformers_logging
 
 from ..data import PromptEncoder
 from ..evaluation import perplexity
 from ..model_folder import replace_model
 from ..packing import pack
+from ..recipe.progress import quiet
 from .base_model import TEACHER_FOLDER
 from .corpus import QUICKSTART_PACKAGES, CorpusError, extract, split_texts
 from .measure import describe_machine, measure_speed, projection_bytes, weights_bytes
@@ -173,7 +171,7 @@ def run_quickstart(
     if not (Path(settings.base_model) / "config.json").is_file():
         hint = "reinstall the package" if settings.base_model == TEACHER_FOLDER else "give a saved model's folder"
         raise QuickstartError(f"There is no base model in {settings.base_model}: {hint}.")
-    with _quiet(), _threads(settings.torch_threads):
+    with quiet(), _threads(settings.torch_threads):
         set_seed(settings.seed)
         return _run_stages(_Run(output, settings))
 
@@ -237,25 +235,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' own bars and notices: the stages say what happens."""
-    verbosity = transformers_logging.get_verbosity()
-    datasets_level = logging.getLogger("datasets").level
-    bars = not are_progress_bars_disabled()
-    transformers_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("datasets").setLevel(logging.ERROR)
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        logging.getLogger("datasets").setLevel(datasets_level)
-        if transformers_bars:
-            transformers_logging.enable_progress_bar()
-        if bars:
-            enable_progress_bars()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from transformers import (
 from .. import BitNetConfig, apply_bitnet, calibrate_sub_norm
 from ..data import build_dataset, collate, pack_corpus
 from ..distillation import DistillationConfig, DistillationTrainer
+from ..recipe.order import batch_order
+from ..recipe.train import Arguments, Machine, training_arguments
 from .settings import QuickstartSettings
 from .task import TASK
 
@@ -71,26 +73,28 @@ def new_student(settings: QuickstartSettings, sub_norm: str = "none") -> PreTrai
     return apply_bitnet(load_base(settings), BitNetConfig(sub_norm=sub_norm))
 
 
-def _arguments(folder: str, settings: QuickstartSettings, steps: int, batch_size: int, rate: float) -> dict[str, Any]:
-    return {
-        "output_dir": folder,
-        "max_steps": steps,
-        "per_device_train_batch_size": batch_size,
-        "learning_rate": rate,
+def _arguments(
+    kind: type[Arguments], folder: str, settings: QuickstartSettings, steps: int, batch: int, rate: float, **more: Any
+) -> Arguments:
+    options = {
         "lr_scheduler_type": "linear",
-        "warmup_steps": max(1, steps // 20),
-        "weight_decay": 0.01,
+        "adam_beta2": 0.999,
         "logging_steps": min(_LOGGING_STEPS, steps),
-        "logging_nan_inf_filter": False,
-        "save_strategy": "no",
-        "report_to": [],
         "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": settings.seed,
-        "data_seed": settings.seed,
         "remove_unused_columns": False,
         "include_num_input_tokens_seen": "non_padding",
     }
+    return training_arguments(
+        kind,
+        Path(folder),
+        Machine(bf16=False),
+        steps=steps,
+        batch=batch,
+        micro=batch,
+        rate=rate,
+        seed=settings.seed,
+        **{**options, **more},
+    )
 
 
 def _train(trainer: Trainer, title: str, settings: QuickstartSettings) -> StageLog:
@@ -130,14 +134,14 @@ def pretrain(
 ) -> StageLog:
     """Continual pre-training of the ternary student on plain text, with the base model's logits as a second target."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = DistillationConfig(
-            **_arguments(
-                folder,
-                settings,
-                settings.pretraining_steps,
-                settings.pretraining_batch_size,
-                settings.pretraining_learning_rate,
-            ),
+        arguments = _arguments(
+            DistillationConfig,
+            folder,
+            settings,
+            settings.pretraining_steps,
+            settings.pretraining_batch_size,
+            settings.pretraining_learning_rate,
+            train_sampling_strategy="random",
             temperature=1.0,
             logits_loss_weight=1.0,
             attention_loss_weight=0.0,
@@ -152,27 +156,6 @@ def pretrain(
             teacher_processing_class=tokenizer,
         )
         return _train(trainer, "continual pre-training", settings)
-
-
-def batch_order(lengths: list[int], batch_size: int, seed: int) -> list[int]:
-    """An order of examples in which each batch holds examples of similar length, and the batches come in random order.
-
-    Such batches hold much less padding. The Trainer's own `group_by_length` goes from long to short over and over, which
-    shows in the loss and disturbs a training of a few hundred steps.
-    """
-    rng = random.Random(seed)
-    rows = list(range(len(lengths)))
-    rng.shuffle(rows)
-    window = 20 * batch_size
-    batches = []
-    for start in range(0, len(rows), window):
-        similar = sorted(rows[start : start + window], key=lengths.__getitem__)
-        batches += [similar[first : first + batch_size] for first in range(0, len(similar), batch_size)]
-    # Only full batches may move: a short one in the middle would shift all after it.
-    full = [batch for batch in batches if len(batch) == batch_size]
-    rest = [row for batch in batches if len(batch) < batch_size for row in batch]
-    rng.shuffle(full)
-    return [*(row for batch in full for row in batch), *rest]
 
 
 def fine_tune(
@@ -193,13 +176,14 @@ def fine_tune(
     dataset = dataset.select(batch_order(lengths, settings.batch_size, settings.seed))
     collator = collate(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        common = _arguments(folder, settings, settings.fine_tuning_steps, settings.batch_size, learning_rate)
-        common["train_sampling_strategy"] = "sequential"
+        common = (folder, settings, settings.fine_tuning_steps, settings.batch_size, learning_rate)
         if teacher is None:
-            trainer = Trainer(model, TrainingArguments(**common), data_collator=collator, train_dataset=dataset)
+            arguments = _arguments(TrainingArguments, *common)
+            trainer = Trainer(model, arguments, data_collator=collator, train_dataset=dataset)
         else:
-            arguments = DistillationConfig(
-                **common,
+            arguments = _arguments(
+                DistillationConfig,
+                *common,
                 temperature=settings.temperature,
                 logits_loss_weight=settings.logits_loss_weight,
                 attention_loss_weight=settings.attention_loss_weight,

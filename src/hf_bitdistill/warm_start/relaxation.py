@@ -101,6 +101,11 @@ class RelaxedBitLinear(nn.Module):
     def factors(self) -> list[nn.Parameter]:
         return [self.scale_logit, self.threshold_logit, self.mean_logit]
 
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Everything but what belongs to the layer: with these values a new stand-in of the same layer goes on where this one was."""
+        own = (*self.named_parameters(recurse=False), *self.named_buffers(recurse=False))
+        return {name: tensor.detach() for name, tensor in own}
+
     def normalized(self) -> Tensor:
         """`u`, float32 `[R, C]`, under autocast too: it decides the codes."""
         update = self.update_out

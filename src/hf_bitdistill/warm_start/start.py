@@ -7,10 +7,11 @@ ternary function that hardens while it is trained. Nothing is left of it in the 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ..distillation.layout import BatchReader
 from ..layers import BitLinear
 from ..quantization import fold_ternary, least_squares_start
 from ..surgery import SurgeryError, is_student, student_config
+from .checkpoint import read_checkpoint, write_checkpoint
 from .config import WarmStartConfig
 from .decoder import CallRecorder, LayerCall, decoder_layers
 from .relaxation import RelaxedBitLinear
@@ -59,6 +61,8 @@ def warm_start(
     batches: Iterable[Mapping[str, Any]],
     config: WarmStartConfig | None = None,
     progress: bool = False,
+    on_step: Callable[[int, int, float], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> WarmStartReport:
     """Train windows of decoder layers of a ternary student to reproduce the full-precision model's, in place.
 
@@ -77,14 +81,17 @@ def warm_start(
             out of the loss), padded on either side or packed; labels are ignored.
         config: the options.
         progress: show a bar.
+        on_step: called after each step with the number of steps done and of all steps, of all windows, and the loss.
+        checkpoint: a file that is written after every window; where it is there, the run goes on behind its window and gives the same
+            result as one that was not interrupted. It is left there at the end.
 
     Returns:
         What was measured.
 
     Raises:
         SurgeryError: `student` is not an online student, or its decoder layers cannot be located.
-        ValueError: there are no batches, one does not fit the models, or the two models differ in depth, width or attention
-            implementation.
+        ValueError: there are no batches, one does not fit the models, the two models differ in depth, width or attention
+            implementation, or the checkpoint is of another warm start.
         FloatingPointError: a window's loss is not finite.
     """
     config = config or WarmStartConfig()
@@ -93,7 +100,7 @@ def warm_start(
         raise ValueError("warm_start needs at least one batch")
     _online_layers(student)
     _check_alike(student, teacher_model)
-    run = _Run(student, teacher_model, batches, config, progress)
+    run = _Run(student, teacher_model, batches, config, progress, on_step, checkpoint)
     before = {parameter: parameter.requires_grad for parameter in student.parameters()}
     modes = {module: module.training for module in (student, teacher_model)}
     try:
@@ -168,8 +175,10 @@ class _Batch:
 class _Run:
     """One warm start: the state between windows."""
 
-    def __init__(self, student, teacher, batches, config: WarmStartConfig, progress: bool):
-        self.config, self.progress = config, progress
+    def __init__(self, student, teacher, batches, config: WarmStartConfig, progress: bool, on_step, checkpoint):
+        self.config, self.progress, self.on_step, self.checkpoint = config, progress, on_step, checkpoint
+        self.student = student
+        self.steps_done = 0
         self.student_layers, self.teacher_layers = decoder_layers(student), decoder_layers(teacher)
         self.device = student.device
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -193,13 +202,60 @@ class _Run:
     def __call__(self) -> WarmStartReport:
         started = time.perf_counter()
         done = 0
-        for first, last in self.config.windows(len(self.student_layers)):
+        finished = self._continue()
+        for number, (first, last) in enumerate(self.config.windows(len(self.student_layers))):
             if first > done:
-                self._leave(done, first)
+                # (In a run that goes on, layers before its window are folded already.)
+                self._leave(done, first, fold=number >= finished)
                 done = first
-            self._window(first, last)
+            if number >= finished:
+                self._window(first, last)
+                self._keep(number + 1)
         self.report.seconds = time.perf_counter() - started
         return self.report
+
+    # ---- Checkpoints ----
+
+    def _identity(self) -> dict[str, Any]:
+        return {"config": asdict(self.config), "batches": len(self.batches), "tokens": self.report.calibration_tokens}
+
+    def _keep(self, windows: int) -> None:
+        """Write what the next window needs of the ones before."""
+        if self.checkpoint is None:
+            return
+        write_checkpoint(
+            self.checkpoint,
+            {
+                "identity": self._identity(),
+                "windows": windows,
+                "student": self.student.state_dict(),
+                "relaxed": {key: stand_in.own_tensors() for key, stand_in in self.relaxed.items()},
+                "generator": self.generator.get_state(),
+                "reports": [asdict(window) for window in self.report.windows],
+                "trained_tokens": self.report.trained_tokens,
+                "steps_done": self.steps_done,
+            },
+        )
+
+    @torch.no_grad()
+    def _continue(self) -> int:
+        """Take up a checkpoint, if there is one. Returns how many windows are done."""
+        state = None if self.checkpoint is None else read_checkpoint(self.checkpoint)
+        if state is None:
+            return 0
+        if state["identity"] != self._identity():
+            raise ValueError(f"{self.checkpoint} belongs to a warm start with other options or other text: remove it")
+        self.student.load_state_dict(state["student"])
+        for (index, name), tensors in state["relaxed"].items():
+            layer = self.student_layers[index].get_submodule(name)
+            stand_in = self._stand_in(layer, torch.Generator())
+            for key, value in stand_in.own_tensors().items():
+                value.copy_(tensors[key])
+            self.relaxed[index, name] = stand_in
+        self.generator.set_state(state["generator"])
+        self.report.windows = [WindowReport(**window) for window in state["reports"]]
+        self.report.trained_tokens, self.steps_done = state["trained_tokens"], state["steps_done"]
+        return state["windows"]
 
     # ---- Hidden states ----
 
@@ -217,9 +273,10 @@ class _Run:
     def _through(self, layers: nn.ModuleList, hidden: Tensor, batch: _Batch, first: int, last: int) -> Tensor:
         return self._forward(layers, hidden, batch, first, last).cpu()
 
-    def _leave(self, first: int, last: int) -> None:
+    def _leave(self, first: int, last: int, fold: bool) -> None:
         """Make layers final and move the inputs on behind them."""
-        self._fold(last)
+        if fold:
+            self._fold(last)
         for batch in self.batches:
             batch.teacher = self._through(self.teacher_layers, batch.teacher, batch, first, last)
             if self.config.window_inputs == "student":
@@ -229,15 +286,17 @@ class _Run:
 
     # ---- Stand-ins ----
 
+    def _stand_in(self, layer: BitLinear, generator: torch.Generator) -> RelaxedBitLinear:
+        config = self.config
+        return RelaxedBitLinear(layer, config.rank, config.factor_group_size, config.start, generator)
+
     def _relax(self, first: int, last: int) -> list[RelaxedBitLinear]:
-        config, stand_ins = self.config, []
+        stand_ins = []
         for index in range(first, last):
             layer = self.student_layers[index]
             for name, module in list(layer.named_modules()):
                 if isinstance(module, BitLinear) and (index, name) not in self.relaxed:
-                    self.relaxed[index, name] = RelaxedBitLinear(
-                        module, config.rank, config.factor_group_size, config.start, self.generator
-                    )
+                    self.relaxed[index, name] = self._stand_in(module, self.generator)
             for (owner, name), stand_in in self.relaxed.items():
                 if owner == index:
                     layer.set_submodule(name, stand_in)
@@ -338,10 +397,16 @@ class _Run:
                 optimizer.step()
                 vectors.write_back()
                 optimizer.zero_grad(set_to_none=True)
+                self.steps_done += 1
+                if self.on_step is not None:
+                    self.on_step(self.steps_done, self._all_steps(), losses[-1])
                 self.report.trained_tokens += batch.student.shape[0] * batch.student.shape[1]
         parts = min(10, len(losses))
         edges = [len(losses) * part // parts for part in range(parts + 1)]
         return [sum(losses[i:j]) / (j - i) for i, j in pairwise(edges)]
+
+    def _all_steps(self) -> int:
+        return self.config.steps_per_window * len(self.config.windows(len(self.student_layers)))
 
     def _steps(self, first: int, last: int) -> Iterable[int]:
         from tqdm.auto import tqdm

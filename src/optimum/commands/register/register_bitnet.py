@@ -38,6 +38,7 @@ class BitNetCommand(BaseOptimumCLICommand):
     COMMAND = CommandInfo("bitnet", "Ternary (1.58-bit) students: train, evaluate, benchmark.")
     # The names and summaries are those of `bitdistill`, which is too heavy to ask.
     SUBCOMMANDS = (
+        _command("run", "a model and a dataset to a packed ternary student: the whole recipe, best by default"),
         _command("distill", "distil a teacher into a ternary student on a task"),
         _command(
             "pretrain",

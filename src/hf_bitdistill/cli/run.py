@@ -1,0 +1,27 @@
+"""`bitdistill run`: a model and a dataset to a packed ternary student, with the best recipe known here.
+
+`bitdistill run --model MODEL --dataset DATASET --output_dir OUT` is enough. The same command goes on where it stopped; a
+changed option runs again only what depends on it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from ..recipe import RecipeSettings
+from .arguments import parse
+
+
+def run(argv: list[str], prog: str) -> None:
+    (settings,) = parse([RecipeSettings], argv, prog, __doc__)
+    from ..recipe.run import plan_recipe, run_recipe
+
+    if settings.plan:
+        plan_recipe(settings)
+        return
+    try:
+        run_recipe(settings)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted. The same command goes on from here:\n  {prog} {shlex.join(argv)}", file=sys.stderr)
+        raise

@@ -1,0 +1,152 @@
+"""What an effort means: every number of the recipe, in one table, each with the measurement that it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _from(default: Any, *files: str) -> Any:
+    """A field with the files below `benchmarks/results` that its value comes from (none: not measured)."""
+    return field(default=default, metadata={"measured": files})
+
+
+_SST2 = "accuracy/smollm2_sst2_1m_long.json"
+_SST2_SHORT = "accuracy/smollm2_sst2_1m.json"
+_SST2_MORE = "accuracy/smollm2_sst2_task.json"
+_MNLI = "accuracy/smollm2_mnli_1m.json"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """The numbers of one effort.
+
+    Attributes:
+        teacher_examples, teacher_epochs, teacher_learning_rate: fine-tuning of the teacher, if it is not given: at most so many examples,
+            and so often through the data.
+        batch_size: examples a step of every training.
+        window_steps: steps a window of the warm start, at last.
+        doublings: how often `window_steps` is approached from below, by halves; every doubling but the first run is done only while it
+            closes the gap to the teacher.
+        extra_doublings: further ones, beyond `window_steps`, on the same condition.
+        window_tokens: tokens a step of the warm start; with the mean length of an example it decides its batch, up to 32.
+        window_stride, window_learning_rate, window_start, loss_unit: see `WarmStartConfig`.
+        warm_start_tokens: tokens that the warm start reads, some of them more than once.
+        weight_granularity, sub_norm: see `BitNetConfig`.
+        calibrate_sub_norm: SubLN start values from activations.
+        keep_massive_ratio: see `find_massive_projections`; 0: nothing is kept in full precision.
+        corpus_tokens, pretrain_learning_rate, pretrain_logits_loss_weight, dead_zone_leak, block_size: continual pre-training.
+        distill_examples, distill_epochs: of the distillation; 0: none.
+        distill_learning_rates: of several, the best in a short run (`sweep_share` of the steps each) on held-out training rows.
+        logits_loss_weight, attention_loss_weight, hidden_loss_weight, temperature: see `DistillationConfig`.
+        keep_only_better: the distilled student is the result only if it is no worse than before, on held-out training rows.
+        held_out_rows: training rows taken away for all choices.
+        eval_rows: of the evaluation split, at most; 0: all.
+        compare_learning_rate: of BitNet-SFT, if it is compared.
+    """
+
+    teacher_examples: int = _from(6400, _SST2, _MNLI)
+    teacher_epochs: float = _from(3.0)
+    teacher_learning_rate: float = _from(5e-5, _SST2, _MNLI)
+    batch_size: int = _from(16, _SST2, _MNLI)
+    window_steps: int = _from(400, _SST2)
+    doublings: int = _from(1)
+    extra_doublings: int = _from(0)
+    window_tokens: int = _from(1200, _SST2, _MNLI)
+    window_stride: int = _from(4, _SST2, _MNLI)
+    window_learning_rate: float = _from(2e-2, _SST2, _MNLI)
+    window_start: str = _from("least_squares", _SST2, _MNLI)
+    loss_unit: str = _from("token", _MNLI)
+    warm_start_tokens: int = _from(393_216, _SST2, _MNLI)
+    weight_granularity: str = _from("row", _SST2, _MNLI)
+    sub_norm: str = _from("output", _SST2, _MNLI)
+    calibrate_sub_norm: bool = _from(True, _SST2, _MNLI)
+    keep_massive_ratio: float = _from(20.0, _SST2, "hidden_states_smollm2.json")
+    corpus_tokens: int = _from(1_000_000, _SST2, _MNLI)
+    pretrain_learning_rate: float = _from(1e-3, _SST2)
+    pretrain_logits_loss_weight: float = _from(1.0, _SST2, "accuracy/stories260k_choices.json")
+    dead_zone_leak: float = _from(1.0, _SST2, "accuracy/stories260k_choices.json")
+    block_size: int = _from(256, _SST2)
+    distill_examples: int = _from(6400, _SST2, _MNLI)
+    distill_epochs: float = _from(3.0)
+    distill_learning_rates: tuple[float, ...] = _from((2e-4, 5e-5), _SST2, _MNLI)
+    sweep_share: float = _from(0.25)
+    logits_loss_weight: float = _from(1.0, _SST2, _MNLI)
+    attention_loss_weight: float = _from(100.0, _SST2, _MNLI)
+    hidden_loss_weight: float = _from(10.0, _SST2, _MNLI)
+    temperature: float = _from(5.0, _SST2, _MNLI)
+    keep_only_better: bool = _from(True, _SST2)
+    held_out_rows: int = _from(512)
+    eval_rows: int = _from(2000, _MNLI)
+    compare_learning_rate: float = _from(5e-4, _SST2, _MNLI)
+
+
+EFFORTS: dict[str, Effort] = {
+    # A third of the shorter measured warm start (192 steps); this length has not been measured.
+    "quick": Effort(
+        teacher_examples=2400,
+        window_steps=64,
+        doublings=0,
+        warm_start_tokens=65_536,
+        corpus_tokens=200_000,
+        distill_examples=1600,
+        distill_learning_rates=(2e-4,),
+        held_out_rows=256,
+        eval_rows=500,
+    ),
+    "standard": Effort(),
+    "thorough": Effort(
+        teacher_examples=19_200,
+        window_steps=800,
+        doublings=2,
+        extra_doublings=1,
+        warm_start_tokens=1_572_864,
+        corpus_tokens=4_000_000,
+        distill_examples=19_200,
+        distill_learning_rates=(4e-4, 2e-4, 5e-5),
+        held_out_rows=1024,
+        eval_rows=0,
+    ),
+}
+"""`quick`: for a first look. `standard`: the best rows of `benchmarks/README.md`. `thorough`: up to four times the
+warm start and three times the examples (`accuracy/smollm2_sst2_task.json`, with the shorter warm start); not measured as a whole."""
+
+
+def paper(effort: Effort, classes: bool) -> Effort:
+    """BitNet Distillation as published (arXiv 2510.13998): SubLNs at one, a scale a tensor, continual pre-training on the next token alone,
+    and its loss coefficients, which differ for classes and written answers. It is made for ten billion tokens of pre-training: after one
+    million it ends where no recipe does (`accuracy/smollm2_sst2_1m_long.json`)."""
+    return dataclasses.replace(
+        effort,
+        window_steps=0,
+        doublings=0,
+        extra_doublings=0,
+        weight_granularity="tensor",
+        calibrate_sub_norm=False,
+        keep_massive_ratio=0.0,
+        pretrain_logits_loss_weight=0.0,
+        dead_zone_leak=0.0,
+        distill_learning_rates=(5e-5,),
+        logits_loss_weight=10.0 if classes else 1.0,
+        attention_loss_weight=1e5 if classes else 1e3,
+        hidden_loss_weight=0.0,
+        keep_only_better=False,
+    )
+
+
+_SCALED = ("teacher_examples", "window_steps", "warm_start_tokens", "corpus_tokens", "distill_examples")
+
+
+def scaled(effort: Effort, factor: float) -> Effort:
+    """An effort of about `factor` times the time: the same proportions, and no sweep and no doubling where there is little."""
+    values = {name: max(1, round(getattr(effort, name) * factor)) for name in _SCALED if getattr(effort, name)}
+    if factor < 0.5:
+        values["doublings"] = 0
+        values["distill_learning_rates"] = effort.distill_learning_rates[:1]
+    return dataclasses.replace(effort, **values)
+
+
+def measurements(effort: Effort) -> dict[str, tuple[str, ...]]:
+    """The files below `benchmarks/results` that each number comes from."""
+    return {field.name: field.metadata["measured"] for field in dataclasses.fields(effort)}

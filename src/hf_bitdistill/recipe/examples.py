@@ -1,0 +1,382 @@
+"""The examples of a run: rows to train on, rows held out of them for choices, and the evaluation split.
+
+Whatever a dataset holds (a task with labels or written answers, conversations, prompts with completions, plain text), the recipe sees
+[`Examples`] and never asks which.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from datasets import Dataset
+
+from ..data import Task, build_dataset, get_task, pack_corpus
+from ..data.checks import context_length
+from ..data.conversations import encode_completions, encode_conversations
+from ..data.loading import load_task_dataset, task_rows
+from ..data.recognition import recognize
+from ..data.sources import load_examples
+from ..data.tasks import TASKS
+from ..evaluation import evaluate_task
+from .measure import Measured, Score, majority_share, measure_answers, measure_classes, unigram_accuracy
+from .settings import RecipeError, RecipeSettings
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_EVAL_BATCH = 16
+_DEFAULT_LENGTH = 512
+# Held-out rows are cut off by this seed, whatever the run's: runs with other seeds make their choices on the same rows.
+_HELD_OUT_SEED = 0
+_LARGEST_HELD_OUT_SHARE = 0.1
+# Answers that are written token by token take long.
+_WRITTEN_EVAL_ROWS = 200
+
+
+class Examples(Protocol):
+    """The examples of a run.
+
+    Attributes:
+        kind: `"classes"`, `"answers"` (written) or `"text"`.
+        description: one line for the plan and the report.
+        metric: name of the score.
+        train: `input_ids`, `attention_mask`, `labels`, without the held-out rows.
+        held_out: the same of training rows that are taken away for choices.
+        rows: training rows before tokenisation and what became of them, by kind.
+        task: with prompt and labels, where there is one.
+    """
+
+    kind: str
+    description: str
+    metric: str
+    train: Dataset
+    held_out: Dataset
+    rows: dict[str, int]
+    task: Task | None
+
+    @property
+    def chance(self) -> float:
+        """The share of the most frequent answer among the training rows: what `measure` gives as accuracy for always giving it. (Of the few
+        held-out rows themselves it would be known less well.)"""
+        ...
+
+    def measure(self, model: PreTrainedModel) -> Measured:
+        """The model on the held-out training rows, row by row."""
+        ...
+
+    def score(self, model: PreTrainedModel) -> Score:
+        """The model on the evaluation split."""
+        ...
+
+
+@dataclass
+class _Answers:
+    """Rows with a loss on some of their tokens: token accuracy and perplexity of the answers."""
+
+    kind: str
+    description: str
+    train: Dataset
+    held_out: Dataset
+    evaluation: Dataset
+    tokenizer: PreTrainedTokenizerBase
+    rows: dict[str, int]
+    metric: str = "token_accuracy"
+    task: Task | None = None
+
+    @property
+    def chance(self) -> float:
+        return unigram_accuracy(self.train["labels"], self.train["labels"])
+
+    def measure(self, model: PreTrainedModel) -> Measured:
+        return measure_answers(model, self.tokenizer, self.held_out)
+
+    def score(self, model: PreTrainedModel) -> Score:
+        measured = measure_answers(model, self.tokenizer, self.evaluation)
+        chance = unigram_accuracy(self.train["labels"], self.evaluation["labels"])
+        return Score(
+            self.metric,
+            measured.accuracy,
+            measured.accuracy_error,
+            len(measured.tokens),
+            chance,
+            {"perplexity": measured.perplexity},
+        )
+
+
+@dataclass
+class _TaskRows:
+    """A task with labels, or with answers that the model writes."""
+
+    task: Task
+    description: str
+    train: Dataset
+    held_out: Dataset
+    held_out_rows: Dataset
+    evaluation: Dataset
+    train_answers: Sequence[Any]
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    rows: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return "classes" if self.task.kind == "classification" else "answers"
+
+    @property
+    def metric(self) -> str:
+        return "rougeLsum" if self.task.metric == "rouge" else self.task.metric
+
+    @property
+    def chance(self) -> float:
+        if self.kind == "classes":
+            return majority_share(self.train_answers, self.train_answers)
+        return unigram_accuracy(self.train["labels"], self.train["labels"])
+
+    def measure(self, model: PreTrainedModel) -> Measured:
+        if self.kind == "classes":
+            return measure_classes(model, self.tokenizer, self.task, self.held_out_rows, self.max_length)
+        return measure_answers(model, self.tokenizer, self.held_out)
+
+    def score(self, model: PreTrainedModel) -> Score:
+        result = evaluate_task(
+            model,
+            self.tokenizer,
+            self.task,
+            self.evaluation,
+            batch_size=_EVAL_BATCH,
+            max_length=self.max_length,
+            progress=False,
+        )
+        chance = None
+        if self.metric == "accuracy":
+            # What always naming the class that training has most of would score.
+            chance = majority_share(self.train_answers, self.evaluation[self.task.target_field])
+        elif self.metric == "matthews_correlation":
+            chance = 0.0
+        elif self.metric == "f1":
+            chance = 1 / self.task.num_labels
+        more = {name: value for name, value in result.items() if isinstance(value, float) and "second" not in name}
+        more.pop(self.metric)
+        error = more.pop(f"{self.metric}_stderr")
+        return Score(self.metric, result[self.metric], error, result["n"], chance, more)
+
+
+def load(
+    settings: RecipeSettings, tokenizer: PreTrainedTokenizerBase, config: Any, held_out_rows: int, eval_rows: int
+) -> Examples:
+    """The examples that the settings name.
+
+    Args:
+        config: of the model, for its context.
+
+    Raises:
+        RecipeError: too many rows are unusable, or too few are left.
+        ValueError, FileNotFoundError, ConnectionError: as of the loaders.
+    """
+    loader = _Loader(settings, tokenizer, config, held_out_rows, eval_rows)
+    return loader.load()
+
+
+class _Loader:
+    def __init__(self, settings: RecipeSettings, tokenizer, config, held_out_rows: int, eval_rows: int):
+        self.settings, self.tokenizer, self.config = settings, tokenizer, config
+        self.held_out_rows, self.eval_rows = held_out_rows, eval_rows
+        self.left_out: Counter[str] = Counter()
+        self.read = 0
+        self.notes: list[str] = []
+
+    def load(self) -> Examples:
+        settings = self.settings
+        if settings.dataset is None:
+            task = get_task(settings.task)
+            source = task.hub_id or task.name
+            train = load_task_dataset(task, settings.train_split or "train")
+            evaluation = load_task_dataset(task, settings.eval_split or "validation")
+            return self._task(task, source, train, evaluation)
+        loaded = load_examples(
+            settings.dataset,
+            config_name=settings.dataset_config,
+            revision=settings.dataset_revision,
+            train_split=settings.train_split,
+            validation_split=settings.eval_split,
+            seed=_HELD_OUT_SEED,
+        )
+        if loaded.held_out_from_train:
+            self.notes.append(
+                f"no split to evaluate on: {len(loaded.validation)} training rows were taken away for it"
+            )
+        source, train, evaluation = loaded.source, loaded.train, loaded.validation
+        task = get_task(settings.task) if settings.task else self._builtin(source, train)
+        if task is not None:
+            return self._task(task, source, train, evaluation)
+        recognized = recognize(
+            train,
+            source,
+            text_columns=settings.text_columns,
+            label_column=settings.label_column,
+            label_words=settings.label_words,
+        )
+        if recognized.kind == "task":
+            return self._task(recognized.task, source, train, evaluation)
+        if recognized.kind == "text":
+            return self._text(recognized.columns[0], source, train, evaluation)
+        return self._answers(recognized.kind, recognized.columns[0], source, train, evaluation)
+
+    def _builtin(self, source: str, train: Dataset) -> Task | None:
+        """The built-in task of that name, if the columns are its own: its prompt says more than the names of columns."""
+        settings = self.settings
+        if settings.text_columns or settings.label_column or settings.label_words:
+            return None
+        by_hub = {(task.hub_id, task.hub_config): task for task in TASKS.values()}
+        task = by_hub.get((source, settings.dataset_config)) or TASKS.get(Path(source).name)
+        if task is None:
+            return None
+        known = {name: (name, *task.field_aliases.get(name, ())) for name in task.columns}
+        return task if all(set(names) & set(train.column_names) for names in known.values()) else None
+
+    # ---- Kinds ----
+
+    def _task(self, task: Task, source: str, train: Dataset, evaluation: Dataset) -> Examples:
+        length = self._length(task.max_length)
+        train, evaluation = self._usable(task, train, count=True), self._usable(task, evaluation)
+        train, evaluation = task_rows(train, task, source), task_rows(evaluation, task, source)
+        rest, held_out = self._cut(train)
+        limit = self.eval_rows
+        if task.kind != "classification":
+            limit = min(limit, _WRITTEN_EVAL_ROWS) if limit else _WRITTEN_EVAL_ROWS
+        build = {"tokenizer": self.tokenizer, "max_length": length, "skip_overlong": True}
+        encoded = build_dataset(task, rest, **build)
+        encoded_held_out = build_dataset(task, held_out, **build)
+        self.left_out["longer than max_length"] += len(rest) + len(held_out) - len(encoded) - len(encoded_held_out)
+        evaluation = self._few(evaluation, limit)
+        # Before hours of training: the prompts of the evaluation after it must fit too.
+        for rows in (held_out, evaluation):
+            build_dataset(task, rows, self.tokenizer, length, train=False)
+        answer = f"classes {', '.join(task.label_words)}" if task.label_words else "written answers"
+        description = f"{source}: task {task.name}, {answer}"
+        answers = list(rest[task.target_field]) if task.label_words else []
+        return _TaskRows(
+            task,
+            self._describe(description, encoded, encoded_held_out, evaluation),
+            encoded,
+            encoded_held_out,
+            held_out,
+            evaluation,
+            answers,
+            self.tokenizer,
+            length,
+            self._finish(len(encoded)),
+        )
+
+    def _answers(self, kind: str, column: str, source: str, train: Dataset, evaluation: Dataset) -> Examples:
+        length = self._length(_DEFAULT_LENGTH)
+
+        def encode(dataset: Dataset):
+            if kind == "messages":
+                turns = self.settings.turns
+                return encode_conversations(dataset, self.tokenizer, length, column=column, turns=turns)
+            return encode_completions(dataset, self.tokenizer, length)
+
+        rest, held_out = self._cut(train)
+        self.read += len(train)
+        parts = [encode(part) for part in (rest, held_out)]
+        for part in parts:
+            self.left_out.update(part.left_out)
+        encoded, encoded_held_out = (part.dataset for part in parts)
+        measured = encode(self._few(evaluation, self.eval_rows)).dataset
+        name = "conversations" if kind == "messages" else "prompts with completions"
+        description = self._describe(f"{source}: {name}", encoded, encoded_held_out, measured)
+        rows = self._finish(len(encoded))
+        return _Answers("answers", description, encoded, encoded_held_out, measured, self.tokenizer, rows)
+
+    def _text(self, column: str, source: str, train: Dataset, evaluation: Dataset) -> Examples:
+        size = self._length(256)
+        texts = [text for text in train[column] if text]
+        self.read += len(train)
+        self.left_out["empty"] += len(train) - len(texts)
+        rest, held_out = self._cut(Dataset.from_dict({"text": texts}))
+        blocks = [self._blocks(part, "text", size) for part in (rest, held_out)]
+        measured = self._few(self._blocks(evaluation, column, size), self.eval_rows)
+        description = self._describe(f"{source}: plain text, blocks of {size} tokens", *blocks, measured)
+        rows = self._finish(len(rest))
+        return _Answers("text", description, *blocks, measured, self.tokenizer, rows)
+
+    def _blocks(self, dataset: Dataset, column: str, size: int) -> Dataset:
+        blocks = pack_corpus(dataset, self.tokenizer, size, column, drop_remainder=False)
+        ids = [list(row) for row in blocks["input_ids"]]
+        if not ids:
+            raise RecipeError(f"{self.settings.dataset}: the texts are too short for training and evaluation")
+        return Dataset.from_dict(
+            {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "labels": [list(row) for row in ids]}
+        )
+
+    # ---- Rows ----
+
+    def _usable(self, task: Task, dataset: Dataset, count: bool = False) -> Dataset:
+        """Without rows that lack a text or an answer."""
+        names = {
+            name: next(
+                (other for other in (name, *task.field_aliases.get(name, ())) if other in dataset.column_names), name
+            )
+            for name in task.columns
+        }
+        present = {name: dataset[other] for name, other in names.items() if other in dataset.column_names}
+        reasons: dict[int, str] = {}
+        for name, column in present.items():
+            for row, value in enumerate(column):
+                if value is None or (isinstance(value, str) and not value.strip()):
+                    reasons.setdefault(row, "without label" if name == task.target_field else f"empty {name}")
+        if count:
+            self.read += len(dataset)
+            self.left_out.update(reasons.values())
+        if len(reasons) == len(dataset):
+            raise RecipeError(f"{self.settings.dataset}: no row has a text and an answer")
+        return dataset.select([row for row in range(len(dataset)) if row not in reasons]) if reasons else dataset
+
+    def _cut(self, dataset: Dataset) -> tuple[Dataset, Dataset]:
+        """Training rows, and the held-out part of them."""
+        count = min(self.held_out_rows, max(1, int(len(dataset) * _LARGEST_HELD_OUT_SHARE)))
+        if len(dataset) - count < 2:
+            raise RecipeError(f"{self.settings.dataset} has {len(dataset)} usable training rows: too few")
+        parts = dataset.train_test_split(test_size=count, seed=_HELD_OUT_SEED, shuffle=True)
+        return parts["train"], parts["test"]
+
+    def _few(self, dataset: Dataset, limit: int) -> Dataset:
+        if not limit or len(dataset) <= limit:
+            return dataset
+        return dataset.shuffle(seed=_HELD_OUT_SEED).select(range(limit))
+
+    def _length(self, default: int) -> int:
+        wanted = self.settings.max_length or default
+        context = context_length(self.config)
+        if context is not None and wanted > context:
+            if self.settings.max_length:
+                raise RecipeError(f"max_length is {wanted}, and the model reads {context} tokens at most")
+            return context
+        return wanted
+
+    def _finish(self, kept: int) -> dict[str, int]:
+        """Rows by what became of them.
+
+        Raises:
+            RecipeError: too many are left out.
+        """
+        left_out = {reason: count for reason, count in self.left_out.items() if count}
+        total = sum(left_out.values())
+        if total > self.settings.max_left_out * self.read:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+            raise RecipeError(
+                f"{total} of {self.read} training rows cannot be used ({reasons}), more than max_left_out "
+                f"{self.settings.max_left_out:.0%}: mend the data, raise max_length for what is too long, or raise max_left_out"
+            )
+        return {"read": self.read, "trained on": kept, **left_out}
+
+    def _describe(self, text: str, train: Dataset, held_out: Dataset, evaluation: Dataset) -> str:
+        parts = [f"{len(train)} to train on, {len(held_out)} of the training rows held out for choices"]
+        parts += [f"{len(evaluation)} to evaluate on", *self.notes]
+        return f"{text}; {', '.join(parts)}"

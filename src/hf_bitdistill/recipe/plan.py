@@ -1,0 +1,321 @@
+"""What a run would do and how long it would take here, from a short measured probe; and the effort that fits a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from .efforts import Effort, scaled
+from .examples import Examples
+from .progress import Progress, duration
+from .settings import RecipeError, RecipeSettings
+from .stages import Work
+
+
+# Steps of a probed training, the first of which warms up and does not count.
+_STEPS = 4
+_WINDOW_STEPS, _WINDOW_BATCHES = 2, 2
+_MEASURED_ROWS, _WRITTEN_ROWS = 48, 4
+# Of a budget: the rest is for what no probe foresees.
+_BUDGET_SHARE = 0.9
+_FACTORS = (8.0, 4.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05, 0.03, 0.02, 0.01)
+
+
+@dataclass
+class Planned:
+    """A stage that would run.
+
+    Attributes:
+        title: as the run calls it.
+        steps, tokens: of training; 0 where there are none.
+        seconds: expected.
+        on_condition: whether it runs only if the one before helped.
+    """
+
+    title: str
+    steps: int
+    tokens: int
+    seconds: float
+    on_condition: bool = False
+
+
+@dataclass
+class Plan:
+    """All stages.
+
+    Attributes:
+        factor: of the effort's amounts, from a budget.
+    """
+
+    stages: list[Planned] = field(default_factory=list)
+    factor: float = 1.0
+
+    @property
+    def seconds(self) -> float:
+        """If every stage runs."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def surely(self) -> float:
+        """Without the stages that run on a condition."""
+        return sum(stage.seconds for stage in self.stages if not stage.on_condition)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "seconds": self.seconds, "seconds_without_conditions": self.surely}
+
+    def table(self) -> str:
+        """For people."""
+        rows = [("stage", "steps", "tokens", "expected")]
+        for stage in self.stages:
+            title = stage.title + (" (if the one before helped)" if stage.on_condition else "")
+            steps, tokens = (f"{value:,}" if value else "" for value in (stage.steps, stage.tokens))
+            rows.append((title, steps, tokens, duration(stage.seconds)))
+        total = duration(self.seconds)
+        if self.surely < self.seconds:
+            total = f"{duration(self.surely)} to {total}"
+        rows.append(("in all", "", "", total))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if number == 0 else cell.rjust(width)
+                for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        )
+
+
+class _Ticks(Progress):
+    """A `Progress` that shows nothing and keeps the times of the steps."""
+
+    def __init__(self, steps_per_window: int):
+        super().__init__()
+        self.steps_per_window, self.ticks = steps_per_window, []
+
+    def say(self, text: str) -> None:
+        pass
+
+    def show(self, done: int, total: int, loss: float | None = None) -> None:
+        self.ticks.append((done, time.perf_counter()))
+
+    @property
+    def window_step(self) -> float:
+        """Between two steps of one window, in the mean."""
+        within = [
+            after - before for (_, before), (done, after) in pairwise(self.ticks) if (done - 1) % self.steps_per_window
+        ]
+        return statistics.mean(within)
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def probe(work: Work, source: str | Path, with_teacher: bool, with_pretraining: bool) -> dict[str, float]:
+    """Seconds of the pieces that a run is made of, on this machine, with this model and examples of these lengths. What the model cannot
+    be made into fails here, before any training.
+
+    Args:
+        source: the full-precision model.
+        with_teacher: whether a teacher will be fine-tuned.
+        with_pretraining: whether there will be continual pre-training.
+    """
+    measured: dict[str, float] = {}
+    numbers = work.numbers
+    with tempfile.TemporaryDirectory() as folder:
+        short = dataclasses.replace(
+            work,
+            numbers=dataclasses.replace(
+                numbers,
+                teacher_examples=_STEPS * numbers.batch_size,
+                teacher_epochs=1e9,
+                corpus_tokens=_STEPS * numbers.batch_size * numbers.block_size,
+            ),
+            examples=_Typical(work.examples, _STEPS * numbers.batch_size),
+        )
+        measured["load"] = _timed(lambda: work.load(source))
+        ticks = _Ticks(_WINDOW_STEPS)
+        windows = numbers.window_steps > 0
+        start = dataclasses.replace(short, progress=ticks, corpus=None, examples=work.examples)
+        student = Path(folder) / "start"
+        started = time.perf_counter()
+        result = start.start(source, _WINDOW_STEPS if windows else 0, student, max_batches=_WINDOW_BATCHES)
+        seconds = time.perf_counter() - started
+        if windows:
+            report = result["warm_start"]
+            steps = _WINDOW_STEPS * len(report["windows"])
+            measured["windows"] = len(report["windows"])
+            measured["window_step"] = ticks.window_step
+            measured["window_batch_size"] = result["batch_size"]
+            measured["window_tokens"] = report["trained_tokens"] / steps
+            fixed = max(report["seconds"] - steps * ticks.window_step, 0.0)
+            measured["window_batch"] = fixed / result["batches"]
+            measured["start"] = max(seconds - report["seconds"], 0.0)
+        else:
+            measured["start"] = seconds
+        measured["distill_step"] = _train_step(
+            lambda progress: dataclasses.replace(short, progress=progress).distill(
+                student / "model", source, 1e-5, _STEPS, Path(folder) / "distill"
+            )
+        )
+        if with_teacher:
+            measured["teacher_step"] = _train_step(
+                lambda progress: dataclasses.replace(short, progress=progress).teacher(
+                    source, Path(folder) / "teacher", watch=False
+                )
+            )
+        if with_pretraining:
+            measured["pretrain_step"] = _train_step(
+                lambda progress: dataclasses.replace(short, progress=progress, corpus=work.corpus).pretrain(
+                    student / "model", source, Path(folder) / "pretrain"
+                )
+            )
+        model = work.load(source).eval()
+        # (What the first call imports and compiles does not count.)
+        few, _ = _few_rows(work.examples, 2, 2)
+        few.measure(model), few.score(model)
+        examples, rows = _few_rows(work.examples, _MEASURED_ROWS, _WRITTEN_ROWS)
+        measured["held_out_row"] = _timed(lambda: examples.measure(model)) / rows[0]
+        measured["evaluation_row"] = _timed(lambda: examples.score(model)) / rows[1]
+    return measured
+
+
+def _train_step(run: Callable[[Progress], Any]) -> float:
+    ticks = _Ticks(1 << 30)
+    run(ticks)
+    times = [at for _, at in ticks.ticks]
+    return statistics.median(b - a for a, b in pairwise(times))
+
+
+class _Typical:
+    """Examples with few training rows, of lengths as they come."""
+
+    def __init__(self, examples: Examples, rows: int):
+        self.train = examples.train.shuffle(seed=0).select(range(min(rows, len(examples.train))))
+        self.held_out = examples.held_out.select(range(1))
+
+
+def _few_rows(examples: Examples, most: int, most_written: int) -> tuple[Examples, tuple[int, int]]:
+    """The examples with a few rows to measure and to evaluate, and how many."""
+    written = examples.kind == "answers" and examples.task is not None
+    counts = {
+        "held_out": most,
+        "held_out_rows": most,
+        # Written token by token.
+        "evaluation": most_written if written else most,
+    }
+    few = {}
+    for name, count in counts.items():
+        rows = getattr(examples, name, None)
+        if rows is not None:
+            few[name] = rows.select(range(min(count, len(rows))))
+    return dataclasses.replace(examples, **few), (len(few["held_out"]), len(few["evaluation"]))
+
+
+def window_schedule(numbers: Effort) -> list[int]:
+    """Steps a window of each try of the warm start."""
+    if not numbers.window_steps:
+        return [0]
+    first = [max(1, numbers.window_steps >> halvings) for halvings in range(numbers.doublings, 0, -1)]
+    last = [numbers.window_steps << doublings for doublings in range(numbers.extra_doublings + 1)]
+    return sorted(set(first + last))
+
+
+def start_title(steps: int) -> str:
+    return f"start, {steps} steps a window" if steps else "start"
+
+
+# Two processes that import everything and load a model.
+_SPEED_SECONDS = 25.0
+
+TEACHER, PRETRAIN, DISTILL, EVALUATE, COMPARE, SPEED = (
+    "teacher",
+    "continual pre-training",
+    "distillation",
+    "pack and evaluate",
+    "BitNet-SFT",
+    "speed",
+)
+
+
+def rate_title(rate: float) -> str:
+    return f"distillation, learning rate {rate:g} in short"
+
+
+def make_plan(work: Work, settings: RecipeSettings, measured: dict[str, float], fine_tunes: bool) -> Plan:
+    """The stages with the effort of `work`, and the time of each."""
+    numbers, examples = work.numbers, work.examples
+    mean_length = statistics.mean(map(len, examples.train["input_ids"]))
+    held_out = len(examples.held_out) * measured["held_out_row"] + 2 * measured["load"]
+    plan = Plan()
+    if fine_tunes:
+        steps = work.teacher_steps()
+        # The held-out loss is looked at now and then.
+        looks = work.teacher_looks() * (len(examples.held_out) * measured["held_out_row"] + measured["load"])
+        seconds = steps * measured["teacher_step"] + looks
+        tokens = round(steps * numbers.batch_size * mean_length)
+        plan.stages.append(Planned(TEACHER, steps, tokens, seconds + held_out))
+    for number, steps in enumerate(window_schedule(numbers)):
+        seconds, tokens = measured["start"], 0
+        if steps:
+            windows, size = int(measured["windows"]), measured["window_batch_size"]
+            available = min(len(examples.train), numbers.warm_start_tokens / mean_length) / size
+            seconds += windows * steps * measured["window_step"] + min(steps, available) * measured["window_batch"]
+            tokens = round(windows * steps * measured["window_tokens"])
+            steps *= windows
+        title = start_title(steps // int(measured.get("windows", 1)))
+        plan.stages.append(Planned(title, steps, tokens, seconds + held_out, number > 0))
+    if settings.corpus:
+        steps = work.pretrain_steps()
+        tokens = steps * numbers.batch_size * numbers.block_size
+        plan.stages.append(Planned(PRETRAIN, steps, tokens, steps * measured["pretrain_step"] + held_out))
+    if work.distill_steps():
+        runs = {DISTILL: work.distill_steps()}
+        if len(numbers.distill_learning_rates) > 1:
+            sweep = {
+                rate_title(rate): work.distill_steps(numbers.sweep_share) for rate in numbers.distill_learning_rates
+            }
+            runs = {**sweep, **runs}
+        for title, steps in runs.items():
+            tokens = round(steps * numbers.batch_size * mean_length)
+            plan.stages.append(Planned(title, steps, tokens, steps * measured["distill_step"] + held_out))
+    if settings.compare:
+        steps = work.teacher_steps()
+        # About as long as a step of the teacher: the ternary function costs little.
+        step = measured.get("teacher_step", measured["distill_step"])
+        plan.stages.append(Planned(COMPARE, steps, round(steps * numbers.batch_size * mean_length), steps * step))
+    models = 4 + settings.compare
+    seconds = models * (len(examples.evaluation) * measured["evaluation_row"] + measured["load"])
+    plan.stages.append(Planned(EVALUATE, 0, 0, seconds))
+    if settings.speed:
+        plan.stages.append(Planned(SPEED, 0, 0, _SPEED_SECONDS + 2 * measured["load"]))
+    return plan
+
+
+def fit(
+    work: Work, settings: RecipeSettings, measured: dict[str, float], fine_tunes: bool, seconds: float
+) -> tuple[Work, Plan]:
+    """The largest effort whose plan, with its first try of the warm start alone, ends within a budget.
+
+    Raises:
+        RecipeError: none does.
+    """
+    for factor in _FACTORS:
+        numbers = dataclasses.replace(scaled(work.numbers, factor), **settings.overrides())
+        candidate = dataclasses.replace(work, numbers=numbers)
+        plan = make_plan(candidate, settings, measured, fine_tunes)
+        plan.factor = factor
+        if plan.surely <= _BUDGET_SHARE * seconds:
+            return candidate, plan
+    raise RecipeError(
+        f"the budget of {duration(seconds)} is too short: the least that can be done takes {duration(plan.surely)} here "
+        f"({duration(plan.stages[-1].seconds)} of it evaluation)"
+    )

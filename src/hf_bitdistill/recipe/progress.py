@@ -1,0 +1,115 @@
+"""What a run prints: a line a stage, with the time left of the stage and of the run, and nothing of the libraries."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+from transformers import TrainerCallback
+
+
+# Seconds between two lines of one stage where lines cannot be overwritten (a file, a pipe), and where they can.
+_PLAIN, _TERMINAL = 60.0, 0.5
+
+
+def duration(seconds: float) -> str:
+    """`1 h 02 min`, `3 min 20 s`, `12 s`."""
+    seconds = max(0, round(seconds))
+    if seconds >= 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"
+
+
+class Progress:
+    """The lines of a run.
+
+    Args:
+        stream: default: standard output.
+    """
+
+    def __init__(self, stream: TextIO | None = None):
+        self.stream = stream or sys.stdout
+        self.terminal = self.stream.isatty()
+        self.expected: dict[str, float] = {}
+        self._title, self._started, self._shown = "", 0.0, 0.0
+
+    def say(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+    def plan(self, expected: dict[str, float]) -> None:
+        """Seconds expected of each stage, by title."""
+        self.expected = dict(expected)
+
+    @contextlib.contextmanager
+    def stage(self, title: str) -> Iterator[None]:
+        """A stage that is about to run; `show` then is about it. Its expected time no longer counts as left when it ends."""
+        self._title, self._started, self._shown = title, time.perf_counter(), 0.0
+        try:
+            yield
+        finally:
+            self.expected.pop(title, None)
+
+    def show(self, done: int, total: int, loss: float | None = None) -> None:
+        """Steps that are done."""
+        now = time.perf_counter()
+        if now - (self._shown or self._started) < (_TERMINAL if self.terminal else _PLAIN) or not done:
+            return
+        self._shown = now
+        left = (now - self._started) / done * (total - done)
+        later = sum(seconds for title, seconds in self.expected.items() if title != self._title)
+        text = f"  {self._title}: step {done} of {total}, {duration(left)} left"
+        if later:
+            text += f", of the run about {duration(left + later)}"
+        if loss is not None:
+            text += f", loss {loss:.4g}"
+        if self.terminal:
+            print(f"\r\x1b[K{text}", end="", file=self.stream, flush=True)
+        else:
+            self.say(text)
+
+    def done(self, text: str) -> None:
+        """The line that a stage leaves."""
+        self.say(f"{chr(13) + chr(27) + '[K' if self.terminal else ''}  {text}")
+
+
+class ProgressCallback(TrainerCallback):
+    """Tells a `Progress` what a `Trainer` does."""
+
+    def __init__(self, progress: Progress):
+        self.progress, self.loss = progress, None
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in (logs or {}):
+            self.loss = float(logs["loss"])
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.progress.show(state.global_step, state.max_steps, self.loss)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' own bars and notices: the stages say what happens."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    datasets_level = logging.getLogger("datasets").level
+    bars = not are_progress_bars_disabled()
+    transformers_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("datasets").setLevel(logging.ERROR)
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        logging.getLogger("datasets").setLevel(datasets_level)
+        if transformers_bars:
+            transformers_logging.enable_progress_bar()
+        if bars:
+            enable_progress_bars()

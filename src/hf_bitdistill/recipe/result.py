@@ -1,0 +1,176 @@
+"""What a run gives: scores, sizes, speeds, paths; as JSON, as a table and as a page."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..report.figures import LOSS_NAMES, plot_bars, plot_panels
+from ..report.page import image, write_page
+from ..report.tables import html_table
+from .progress import duration
+from .store import write_json
+
+
+RESULT_FILE, PAGE = "result.json", "report.html"
+
+
+@dataclass
+class Row:
+    """A model of the final table."""
+
+    name: str
+    score: dict[str, Any]
+    bytes: int | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass
+class RecipeResult:
+    """Everything that a run measured.
+
+    Attributes:
+        output: the run's folder.
+        settings: that were given.
+        numbers: of the effort, after overrides and budget.
+        data: one line on the examples; `rows`: what became of the training rows.
+        table: the models, in order.
+        paths: `teacher`, `student` (trainable), `packed`, `report`.
+        gap: of the final student to its teacher, on held-out training rows.
+        tries: of the warm start: steps a window and what was left.
+        outlook: what the next doubling would probably close; `None`: unknown.
+        choices: each decision and why.
+        plan: that was made before.
+        seconds: of each stage, in this run or in the one that it goes on from.
+        machine: where.
+    """
+
+    output: Path
+    settings: dict[str, Any]
+    numbers: dict[str, Any]
+    data: str
+    rows: dict[str, int]
+    table: list[Row] = field(default_factory=list)
+    paths: dict[str, Path] = field(default_factory=dict)
+    gap: dict[str, Any] = field(default_factory=dict)
+    tries: list[dict[str, Any]] = field(default_factory=list)
+    outlook: dict[str, Any] | None = None
+    choices: list[str] = field(default_factory=list)
+    plan: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The score of each model of the table."""
+        return {row.name: row.score["value"] for row in self.table}
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        values["output"] = str(self.output)
+        values["paths"] = {name: str(path) for name, path in self.paths.items()}
+        return {**values, "total_seconds": self.total_seconds}
+
+    # ---- For people ----
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the table."""
+        speed = any(row.tokens_per_second for row in self.table)
+        metric = self.table[0].score["metric"].replace("_", " ")
+        header = ["", metric, "on disk", *(["tokens/s on this CPU"] if speed else [])]
+        rows = []
+        chance = self.table[0].score["chance"]
+        if chance is not None:
+            rows.append(["most frequent answer", format_score(chance, None), "", *([""] if speed else [])])
+        for row in self.table:
+            size = "" if row.bytes is None else f"{row.bytes / 1e6:.1f} MB"
+            rate = "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
+            score = format_score(row.score["value"], row.score["stderr"])
+            rows.append([row.name, score, size, *([rate] if speed else [])])
+        return header, rows
+
+    def summary(self) -> str:
+        """The table, the gap and the outlook as text."""
+        header, rows = self.cells()
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in (header, *rows)
+        ]
+        return "\n".join([*lines, "", *self.sentences()])
+
+    def sentences(self) -> list[str]:
+        """What is left, and what more time would probably buy."""
+        loss, accuracy = self.gap["loss"], self.gap["accuracy"]
+        lines = [
+            f"{self.table[0].score['n']} rows of the evaluation split, ± one standard error. On {self.gap['n']} held-out training rows the "
+            f"student is {loss['value']:.3f} ± {loss['stderr']:.3f} nats and {-100 * accuracy['value']:.1f} ± "
+            f"{100 * accuracy['stderr']:.1f} points behind its teacher, and {100 * self.gap['agreement']:.1f} % of their first choices agree."
+        ]
+        if self.outlook is None:
+            lines.append("What twice the warm start would buy is not known: this effort has tried one length.")
+        else:
+            outlook = self.outlook
+            lines.append(
+                f"Twice the warm start ({outlook['effort']} steps a window) would probably close {outlook['closes']:.3f} ± "
+                f"{outlook['stderr']:.3f} of the {max(outlook['left'], 0.0):.3f} nats that were left after it, if gaps go on to shrink as they did."
+            )
+        return [*lines, *self.notes]
+
+    def write(self) -> None:
+        """`result.json` and the page in the run's folder."""
+        page = self.output / PAGE
+        self.paths["report"] = page
+        write_json(self.output / RESULT_FILE, self.to_dict())
+        figures = page.with_suffix("")
+        figures.mkdir(exist_ok=True)
+        metric = self.table[0].score["metric"].replace("_", " ")
+        values = {row.name: row.score["value"] for row in self.table}
+        header, rows = self.cells()
+        parts = [
+            f"<p>{html.escape(self.data)}</p>",
+            "<h2>Scores</h2>",
+            html_table(header, rows),
+            *(f"<p>{html.escape(line)}</p>" for line in self.sentences()),
+            image(plot_bars(metric, figures / "scores.png", values, metric)),
+            "<h2>Choices</h2>",
+            "<p>Made on held-out training rows; the evaluation split decided nothing.</p>",
+            html_table(["", ""], [[str(number), line] for number, line in enumerate(self.choices, 1)]),
+            "<h2>Rows</h2>",
+            html_table(["training rows", ""], [[name, f"{count:,}"] for name, count in self.rows.items()]),
+        ]
+        for title, curve in self.curves.items():
+            panels = []
+            for name, label in LOSS_NAMES.items():
+                points = [(entry["step"], float(entry[name])) for entry in curve if name in entry]
+                if points:
+                    panels.append({label: tuple(zip(*points, strict=True))})
+            if panels:
+                parts += [f"<h2>{html.escape(title)}</h2>"]
+                file = figures / f"{''.join(c if c.isalnum() else '_' for c in title)}.png"
+                parts += [image(plot_panels("Training losses", file, panels))]
+        expected = {stage["title"]: stage["seconds"] for stage in self.plan.get("stages", [])}
+        times = [
+            [title, duration(expected[title]) if title in expected else "", duration(seconds)]
+            for title, seconds in self.seconds.items()
+        ]
+        parts += ["<h2>Time</h2>", html_table(["stage", "planned", "taken"], times)]
+        settings = [[name, str(value)] for name, value in {**self.settings, **self.numbers}.items()]
+        parts += ["<h2>Settings</h2>", html_table(["", ""], settings)]
+        parts += ["<h2>Machine</h2>", html_table(["", ""], [[k, str(v)] for k, v in self.machine.items()])]
+        write_page(page, f"hf-bitdistill: {self.output.resolve().name}", parts)
+
+
+def format_score(value: float, error: float | None) -> str:
+    """Shares in per cent; what is above one (no share) as it is."""
+    scale, unit = (100, " %") if abs(value) <= 1 else (1, "")
+    text = f"{scale * value:.1f}"
+    return f"{text}{unit}" if error is None else f"{text} ± {scale * error:.1f}{unit}"

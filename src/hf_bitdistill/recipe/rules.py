@@ -1,0 +1,80 @@
+"""When the recipe goes on and when it goes back: decided by pairs of models on held-out training rows, never by the evaluation split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .measure import Difference, Measured
+
+
+@dataclass(frozen=True)
+class Try:
+    """A student on the held-out rows, and the effort it took.
+
+    Attributes:
+        effort: steps a window, say; the next try has twice as many.
+    """
+
+    effort: int
+    measured: Measured
+
+
+def gap(student: Measured, teacher: Measured) -> dict[str, Any]:
+    """What is missing to the teacher, with standard errors: loss (nats), accuracy, agreement of first choices."""
+    return {
+        "loss": asdict(student.loss_over(teacher)),
+        "accuracy": asdict(student.accuracy_over(teacher)),
+        "agreement": student.agreement(teacher),
+    }
+
+
+def _is_sure(difference: Difference) -> bool:
+    return difference.value > difference.stderr
+
+
+def goes_on(tried: Sequence[Try], teacher: Measured) -> tuple[bool, str]:
+    """Whether twice the effort is worth trying, and why.
+
+    It is while a gap to the teacher is left and the last doubling closed it, each by more than one standard error.
+    """
+    last = tried[-1].measured
+    left = last.loss_over(teacher)
+    if not _is_sure(left):
+        return False, f"no gap is left that can be told from none ({left.value:.3f} ± {left.stderr:.3f} nats)"
+    if len(tried) == 1:
+        return True, f"{left.value:.3f} ± {left.stderr:.3f} nats are missing"
+    closed = tried[-2].measured.loss_over(last)
+    text = f"the last doubling closed {closed.value:.3f} ± {closed.stderr:.3f} nats of the gap"
+    return _is_sure(closed), text
+
+
+def is_no_worse(after: Measured, before: Measured) -> tuple[bool, str]:
+    """Whether a student is kept that was trained further: its accuracy is no lower, and between equals its loss is not higher."""
+    accuracy, loss = after.accuracy_over(before), after.loss_over(before)
+    kept = accuracy.value > 0 or (accuracy.value == 0 and loss.value <= 0)
+    text = f"accuracy {100 * accuracy.value:+.1f} ± {100 * accuracy.stderr:.1f} points, loss {loss.value:+.3f} ± {loss.stderr:.3f}"
+    return kept, text
+
+
+def best_rate(tried: dict[float, Measured]) -> float:
+    """The learning rate with the lowest loss: it is less noisy than the accuracy."""
+    return min(tried, key=lambda rate: tried[rate].loss)
+
+
+def outlook(tried: Sequence[Try], teacher: Measured) -> dict[str, Any] | None:
+    """What the next doubling would probably close, if gaps go on to shrink by the factor of the last one; `None` after a single try."""
+    if len(tried) < 2:
+        return None
+    gaps = [each.measured.loss_over(teacher).value for each in tried[-2:]]
+    closed = tried[-2].measured.loss_over(tried[-1].measured)
+    if gaps[0] <= 0 or gaps[1] <= 0:
+        return {"left": gaps[1], "closes": 0.0, "stderr": closed.stderr, "effort": 2 * tried[-1].effort}
+    share = min(max(gaps[1] / gaps[0], 0.0), 1.0)
+    return {
+        "left": gaps[1],
+        "closes": gaps[1] * (1 - share),
+        "stderr": closed.stderr * gaps[1] / gaps[0],
+        "effort": 2 * tried[-1].effort,
+    }

@@ -1,0 +1,378 @@
+"""The work of each stage. Each leaves `model/` in its folder and returns what it measured; none knows what comes before or after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from ..calibration import calibrate_sub_norm
+from ..cli.models import check_path
+from ..cli.pretrain import make_trainer
+from ..config import BitNetConfig
+from ..data import batch_by_length, collate, load_corpus, pack_corpus, take_tokens
+from ..distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, needs_teacher
+from ..massive_activations import find_massive_projections
+from ..packing import pack
+from ..surgery import apply_bitnet
+from ..warm_start import WarmStartConfig, warm_start
+from .efforts import Effort
+from .examples import Examples
+from .measure import Measured
+from .order import in_order
+from .progress import Progress
+from .settings import RecipeError
+from .store import CHECKPOINTS
+from .train import Machine, micro_batch, save, steps_for, train, training_arguments
+
+
+ADAPTER = "adapter_config.json"
+WARM_START_FILE = "warm_start.pt"
+
+_CALIBRATION_BATCHES = 8
+_LARGEST_WINDOW_BATCH = 32
+# How often the teacher's held-out loss is looked at, at most and for at most what share of the training's time (an example that is trained on
+# takes as long as three that are read), and how often in a row it may rise.
+_LOOKS, _LOOKS_SHARE, _PATIENCE = 8, 0.15, 2
+_LORA_RATE_FACTOR = 4.0
+_SHUFFLE_BUFFER = 10_000
+
+
+@dataclass
+class Work:
+    """What all stages share.
+
+    Args:
+        config: of the model, for its size.
+        corpus: plain text, if there is any.
+    """
+
+    examples: Examples
+    tokenizer: PreTrainedTokenizerBase
+    numbers: Effort
+    seed: int
+    machine: Machine
+    progress: Progress
+    config: Any
+    corpus: str | None = None
+    lora: bool = False
+
+    def load(self, name_or_path: str | Path) -> PreTrainedModel:
+        """In float32, on the device."""
+        model = AutoModelForCausalLM.from_pretrained(check_path(str(name_or_path)), dtype=torch.float32)
+        return model.to(self.machine.device)
+
+    # ---- Sizes ----
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest training example."""
+        return max(map(len, self.examples.train["input_ids"]))
+
+    def micro(self, length: int) -> int:
+        """Examples of a length that are trained on at once."""
+        return micro_batch(self.numbers.batch_size, length, self.config, self.machine.device)
+
+    def teacher_steps(self) -> int:
+        numbers = self.numbers
+        rows = len(self.examples.train)
+        return steps_for(numbers.teacher_examples, numbers.teacher_epochs, rows, numbers.batch_size)
+
+    def teacher_looks(self) -> int:
+        """How often its loss on the held-out rows is looked at."""
+        read = 3 * self.teacher_steps() * self.numbers.batch_size
+        looks = int(_LOOKS_SHARE * read / len(self.examples.held_out))
+        return min(max(looks, 1), _LOOKS, self.teacher_steps())
+
+    def distill_steps(self, share: float = 1.0) -> int:
+        numbers = self.numbers
+        if not numbers.distill_examples:
+            return 0
+        rows = len(self.examples.train)
+        steps = steps_for(numbers.distill_examples, numbers.distill_epochs, rows, numbers.batch_size)
+        return max(1, round(share * steps))
+
+    def pretrain_steps(self) -> int:
+        return max(1, round(self.numbers.corpus_tokens / (self.numbers.batch_size * self.numbers.block_size)))
+
+    def window_batch(self, sequences: Sequence[Sequence[int]]) -> int:
+        """Examples a step of the warm start: a power of two that comes near the wanted number of tokens."""
+        mean = sum(map(len, sequences)) / len(sequences)
+        size = 1
+        while size < _LARGEST_WINDOW_BATCH and 2 * size * mean <= 1.5 * self.numbers.window_tokens:
+            size *= 2
+        return size
+
+    # ---- Teacher ----
+
+    def teacher(self, source: str | Path, folder: Path, watch: bool = True) -> dict[str, Any]:
+        """Fine-tune in full precision, in full or by LoRA.
+
+        Args:
+            watch: look at the loss on the held-out rows, stop when it rises, and take the best.
+        """
+        set_seed(self.seed)
+        model, numbers = self.load(source), self.numbers
+        rate = numbers.teacher_learning_rate
+        if self.lora:
+            from peft import LoraConfig, get_peft_model
+
+            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+            rate *= _LORA_RATE_FACTOR
+        steps = self.teacher_steps()
+        every = -(-steps // self.teacher_looks())
+        watching = {
+            "eval_strategy": "steps",
+            "eval_steps": every,
+            "save_strategy": "steps",
+            "save_steps": every,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+            "prediction_loss_only": True,
+        }
+        arguments = training_arguments(
+            TrainingArguments,
+            folder,
+            self.machine,
+            steps=steps,
+            batch=numbers.batch_size,
+            micro=self.micro(self.length),
+            rate=rate,
+            seed=self.seed,
+            **(watching if watch else {}),
+        )
+        trainer = Trainer(
+            model,
+            arguments,
+            data_collator=collate(self.tokenizer),
+            train_dataset=in_order(self.examples.train, steps, numbers.batch_size, self.seed),
+            eval_dataset=self.examples.held_out if watch else None,
+            callbacks=[EarlyStoppingCallback(_PATIENCE)] if watch else [],
+        )
+        result = train(trainer, folder, self.tokenizer, self.machine, self.progress)
+        if self.lora:
+            # What was saved is the adapter: later stages want a model.
+            merged = trainer.model.merge_and_unload()
+            for file in (folder / "model").glob("adapter_*"):
+                file.unlink()
+            save(merged, folder, self.tokenizer)
+        looked = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+        return {**result, "held_out_losses": looked, "best_loss": trainer.state.best_metric}
+
+    def merge(self, adapter: str | Path, folder: Path) -> dict[str, Any]:
+        """Merge a PEFT adapter into its base model."""
+        from peft import AutoPeftModelForCausalLM
+
+        model = AutoPeftModelForCausalLM.from_pretrained(str(adapter), dtype=torch.float32)
+        save(model.merge_and_unload(), folder, self.tokenizer)
+        return {}
+
+    # ---- Start ----
+
+    def _sequences(self, wanted: int) -> list[Sequence[int]]:
+        """What calibration and warm start read."""
+        if self.corpus is None:
+            order = self.examples.train.shuffle(seed=self.seed)
+            return take_tokens((row["input_ids"] for row in order), wanted)
+        return take_tokens((row["input_ids"] for row in self.blocks()), wanted)
+
+    def blocks(self) -> Any:
+        """Blocks of plain text, streamed."""
+        texts = load_corpus(self.corpus, streaming=True).shuffle(seed=self.seed, buffer_size=_SHUFFLE_BUFFER)
+        return pack_corpus(texts, self.tokenizer, self.numbers.block_size)
+
+    def window_config(self, steps: int) -> WarmStartConfig:
+        numbers = self.numbers
+        return WarmStartConfig(
+            steps_per_window=steps,
+            window_stride=numbers.window_stride,
+            learning_rate=numbers.window_learning_rate,
+            start=numbers.window_start,
+            loss_unit=numbers.loss_unit,
+            bf16=self.machine.bf16,
+            seed=self.seed,
+        )
+
+    def start(self, source: str | Path, steps: int, folder: Path, max_batches: int | None = None) -> dict[str, Any]:
+        """A ternary student of a full-precision model: what no ternary projection can replace is found, SubLNs are calibrated, and the
+        blocks learn from the model's own.
+
+        Args:
+            steps: a window; 0: no warm start.
+            max_batches: of the text that is read, for a probe.
+        """
+        numbers, tokenizer = self.numbers, self.tokenizer
+        set_seed(self.seed)
+        model = self.load(source)
+        sequences = self._sequences(numbers.warm_start_tokens)
+        if not sequences:
+            raise RecipeError(f"{self.corpus} has fewer tokens than one block of {numbers.block_size}")
+        size = self.window_batch(sequences)
+        # No more than the steps can read: every batch costs a pass through both models.
+        readable = size * (min(max(steps, _CALIBRATION_BATCHES), max_batches or steps) or _CALIBRATION_BATCHES)
+        batches = batch_by_length(sequences[:readable], size, tokenizer)
+        sample = batches[:_CALIBRATION_BATCHES]
+        config = BitNetConfig(sub_norm=numbers.sub_norm, weight_granularity=numbers.weight_granularity)
+        with self.machine.autocast():
+            ratio = numbers.keep_massive_ratio
+            kept = find_massive_projections(model, sample, ratio, config) if ratio else []
+            config.modules_to_not_convert = [*(config.modules_to_not_convert or []), *kept] or None
+            student = apply_bitnet(self.load(source), config)
+            if numbers.calibrate_sub_norm and numbers.sub_norm != "none":
+                calibrate_sub_norm(student, sample)
+        result: dict[str, Any] = {"kept_in_full_precision": kept, "batch_size": size, "batches": len(batches)}
+        if steps:
+            report = warm_start(
+                student,
+                model,
+                batches,
+                self.window_config(steps),
+                on_step=self.progress.show,
+                checkpoint=folder / CHECKPOINTS / WARM_START_FILE,
+            )
+            result["warm_start"] = report.to_dict()
+        save(student, folder, tokenizer)
+        return result
+
+    # ---- Training of the whole student ----
+
+    def pretrain(self, source: str | Path, teacher: str | Path, folder: Path) -> dict[str, Any]:
+        """Continual pre-training on plain text, with the model's own distributions as a second target."""
+        set_seed(self.seed)
+        numbers = self.numbers
+        student = self.load(source)
+        arguments = training_arguments(
+            PretrainingConfig,
+            folder,
+            self.machine,
+            steps=self.pretrain_steps(),
+            batch=numbers.batch_size,
+            micro=self.micro(numbers.block_size),
+            rate=numbers.pretrain_learning_rate,
+            seed=self.seed,
+            logits_loss_weight=numbers.pretrain_logits_loss_weight,
+            dead_zone_leak=numbers.dead_zone_leak,
+        )
+        model = self.load(teacher) if needs_teacher(arguments) else None
+        trainer = make_trainer(student, arguments, self.blocks(), self.tokenizer, model)
+        return train(trainer, folder, self.tokenizer, self.machine, self.progress)
+
+    def distill(
+        self, source: str | Path, teacher: str | Path, rate: float, steps: int, folder: Path
+    ) -> dict[str, Any]:
+        """Distillation from the teacher: labels, distributions, attention relations, hidden states."""
+        set_seed(self.seed)
+        numbers = self.numbers
+        student, model = self.load(source), self.load(teacher)
+        widths = {each.config.get_text_config().hidden_size for each in (student, model)}
+        arguments = training_arguments(
+            DistillationConfig,
+            folder,
+            self.machine,
+            steps=steps,
+            batch=numbers.batch_size,
+            micro=self.micro(self.length),
+            rate=rate,
+            seed=self.seed,
+            temperature=numbers.temperature,
+            logits_loss_weight=numbers.logits_loss_weight,
+            attention_loss_weight=numbers.attention_loss_weight,
+            # Hidden states compare only where they are equally wide.
+            hidden_loss_weight=numbers.hidden_loss_weight if len(widths) == 1 else 0.0,
+        )
+        trainer = DistillationTrainer(
+            student,
+            model,
+            arguments,
+            data_collator=collate(self.tokenizer),
+            train_dataset=in_order(self.examples.train, steps, numbers.batch_size, self.seed),
+            processing_class=self.tokenizer,
+            teacher_processing_class=self.tokenizer,
+        )
+        return train(trainer, folder, self.tokenizer, self.machine, self.progress)
+
+    def bitnet_sft(self, source: str | Path, folder: Path) -> dict[str, Any]:
+        """What the recipe is compared with: the model made ternary and fine-tuned on the labels alone."""
+        set_seed(self.seed)
+        student, numbers = apply_bitnet(self.load(source), BitNetConfig(sub_norm="none")), self.numbers
+        steps = self.teacher_steps()
+        arguments = training_arguments(
+            DistillationConfig,
+            folder,
+            self.machine,
+            steps=steps,
+            batch=numbers.batch_size,
+            micro=self.micro(self.length),
+            rate=numbers.compare_learning_rate,
+            seed=self.seed,
+            logits_loss_weight=0.0,
+            attention_loss_weight=0.0,
+        )
+        trainer = DistillationTrainer(
+            student,
+            args=arguments,
+            data_collator=collate(self.tokenizer),
+            train_dataset=in_order(self.examples.train, steps, numbers.batch_size, self.seed),
+            processing_class=self.tokenizer,
+        )
+        return train(trainer, folder, self.tokenizer, self.machine, self.progress)
+
+    # ---- After training ----
+
+    def pack(self, source: str | Path, folder: Path) -> dict[str, Any]:
+        save(pack(self.load(source).cpu(), inplace=True), folder, self.tokenizer)
+        return {}
+
+    def measure(self, source: str | Path, folder: Path) -> dict[str, Any]:
+        """On the held-out training rows; no model is kept."""
+        return {"held_out": self.examples.measure(self.load(source).eval()).to_dict()}
+
+    def evaluate(self, source: str | Path, folder: Path) -> dict[str, Any]:
+        """On the evaluation split; no model is kept."""
+        model = self.load(source).eval()
+        return {"score": self.examples.score(model).to_dict(), "bytes": weight_bytes(source)}
+
+
+def weight_bytes(folder: str | Path) -> int | None:
+    """Size of a model's weights on disk; `None` of one on the Hub."""
+    folder = Path(folder)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else None
+
+
+def held_out(result: dict[str, Any]) -> Measured:
+    return Measured.from_dict(result["held_out"])
+
+
+def is_adapter(name_or_path: str | Path) -> bool:
+    return (Path(name_or_path).expanduser() / ADAPTER).is_file()
+
+
+def check_source(name_or_path: str) -> Any:
+    """The configuration of a full-precision model that a student can be made of.
+
+    Raises:
+        RecipeError: it is a student, packed, or quantised by another method.
+    """
+    config = AutoConfig.from_pretrained(check_path(name_or_path))
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+        raise RecipeError(
+            f"{name_or_path} is quantised already (by {method!r}): the recipe starts from a model in full precision. For a student that is "
+            "to be trained further there is `bitdistill distill`"
+        )
+    return config

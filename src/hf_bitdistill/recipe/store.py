@@ -1,0 +1,122 @@
+"""Stages that run once: a folder by the hash of everything that decides the result, and a result written last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..environment import describe_environment
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+RESULT = "result.json"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: its key, its folder (with the model in `model/`) and what it measured."""
+
+    key: str
+    folder: Path
+    result: dict[str, Any]
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write so that the file is there completely or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class StageStore:
+    """Runs stages, or finds them done, in folders below `folder`.
+
+    Args:
+        announce: called with kind, folder and settings of a stage that is about to run. Default: a printed line.
+    """
+
+    def __init__(self, folder: Path, announce: Callable[[str, Path, dict[str, Any]], None] | None = None):
+        self.folder, self.announce = folder, announce or _print
+
+    def place(self, kind: str, settings: dict[str, Any], parent: Stage | None = None) -> tuple[dict[str, Any], Path]:
+        """What identifies a stage, and its folder, whether or not it was run."""
+        identity = {"kind": kind, "settings": settings, "parent": parent.key if parent else None}
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        return identity, self.folder / f"{kind}-{key}"
+
+    def run(
+        self, kind: str, settings: dict[str, Any], work: Callable[[Path], dict[str, Any]], parent: Stage | None = None
+    ) -> Stage:
+        """The stage with these settings after `parent`.
+
+        Args:
+            kind: of stage; begins the folder's name.
+            settings: everything that decides the result, JSON-able.
+            work: does the stage in its folder and returns what it measured. It may find there what an interrupted run of
+                itself left.
+            parent: the stage it starts from; part of the key.
+        """
+        identity, folder = self.place(kind, settings, parent)
+        file = folder / RESULT
+        if not file.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            self.announce(kind, folder, settings)
+            started = time.perf_counter()
+            measured = work(folder)
+            seconds = round(time.perf_counter() - started, 1)
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+            write_json(file, {**identity, "machine": describe_environment(), "seconds": seconds, **measured})
+        return Stage(folder.name.removeprefix(f"{kind}-"), folder, json.loads(file.read_text(encoding="utf-8")))
+
+
+def _print(kind: str, folder: Path, settings: dict[str, Any]) -> None:
+    print(f"[{folder.name}] {json.dumps(settings)}", flush=True)
+
+
+# ---- What a stage depends on besides its settings ----
+
+
+def fingerprint_rows(dataset: Dataset) -> str:
+    """A hash of the contents of a dataset: the same rows give the same one, wherever they were read from."""
+    digest = hashlib.sha256(json.dumps(sorted(dataset.column_names)).encode())
+    for rows in dataset.select_columns(sorted(dataset.column_names)).iter(1000):
+        digest.update(json.dumps(rows, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+_SAMPLE = 1 << 20
+
+
+def fingerprint_model(name_or_path: str | Path) -> str:
+    """What tells a model from another: of a folder the contents of its configuration and samples of its weights (an mebibyte from both ends
+    and the middle of each file, and its size), of a Hub id the id."""
+    folder = Path(name_or_path).expanduser()
+    if not folder.is_dir():
+        return str(name_or_path)
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.name.endswith((".safetensors", ".bin")):
+            size = file.stat().st_size
+            digest.update(f"{file.name} {size}".encode())
+            with file.open("rb") as reader:
+                for start in (0, size // 2, max(size - _SAMPLE, 0)):
+                    reader.seek(start)
+                    digest.update(reader.read(_SAMPLE))
+        elif file.suffix == ".json" or file.suffix == ".jinja":
+            digest.update(file.name.encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

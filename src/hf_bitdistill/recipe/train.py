@@ -1,0 +1,205 @@
+"""Training: the one place where training arguments are built, and a trainer is run, continued and saved."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ..environment import default_device
+from .progress import Progress, ProgressCallback
+from .store import CHECKPOINTS
+
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+# Share of the free memory that the activations of a micro batch may take; the rest is for weights and the optimiser's states.
+_MEMORY_SHARE = 0.25
+# Numbers kept a token, layer and channel for the backward pass, of two models, and of the vocabulary's losses.
+_KEPT_A_LAYER, _KEPT_OF_LOGITS = 40, 4
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How this machine trains.
+
+    Attributes:
+        bf16: whether to compute in bfloat16.
+        checkpoint_seconds: between two checkpoints.
+    """
+
+    bf16: bool
+    checkpoint_seconds: float = 300.0
+
+    @property
+    def device(self) -> torch.device:
+        return default_device()
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def fast_bf16() -> bool:
+    """Whether this device multiplies bfloat16 in hardware."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.accelerator.is_available():
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
+    except (OSError, IndexError):
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags))
+
+
+def others_load() -> float | None:
+    """The load average, where other processes leave this one too few cores for its threads; `None` where they do not."""
+    if not hasattr(os, "getloadavg") or "OMP_WAIT_POLICY" in os.environ:
+        return None
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return load if torch.get_num_threads() > 1 and load + torch.get_num_threads() > 1.5 * cores else None
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; of a CPU what the system says is available."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if hasattr(os, "sysconf") else 4 << 30
+
+
+def micro_batch(batch: int, length: int, config: Any, device: torch.device) -> int:
+    """The largest divisor of a batch whose activations fit a share of the free memory.
+
+    Args:
+        length: tokens of the longest example.
+        config: of the model.
+    """
+    config = config.get_text_config()
+    kept = _KEPT_A_LAYER * config.num_hidden_layers * config.hidden_size + _KEPT_OF_LOGITS * config.vocab_size
+    fits = _MEMORY_SHARE * free_memory(device) / (4 * kept * max(length, 1))
+    return next((size for size in range(batch, 0, -1) if batch % size == 0 and size <= fits), 1)
+
+
+def training_arguments(
+    kind: type[Arguments],
+    folder: Path,
+    machine: Machine,
+    *,
+    steps: int,
+    batch: int,
+    micro: int,
+    rate: float,
+    seed: int,
+    **more: Any,
+) -> Arguments:
+    """Arguments of a training in a stage's folder.
+
+    Args:
+        kind: of arguments.
+        batch, micro: examples a step, and at once; see `micro_batch`.
+        more: further options, which win.
+
+    Raises:
+        ValueError: `batch` is no multiple of `micro`.
+    """
+    micro = min(batch, micro)
+    if batch % micro:
+        raise ValueError(f"a batch of {batch} is no multiple of a micro batch of {micro}")
+    options = {
+        "output_dir": str(folder / CHECKPOINTS),
+        "max_steps": steps,
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": micro,
+        "gradient_accumulation_steps": batch // micro,
+        "learning_rate": rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": max(1, steps // 20),
+        "weight_decay": 0.01,
+        "adam_beta2": 0.95,
+        # The dataset comes in its order, see `order.py`.
+        "train_sampling_strategy": "sequential",
+        "logging_steps": max(1, steps // 50),
+        "logging_nan_inf_filter": False,
+        # By the clock, see `_SaveByTime`.
+        "save_strategy": "no",
+        "save_total_limit": 2,
+        "bf16": machine.bf16,
+        "seed": seed,
+        "data_seed": seed,
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": machine.device.type == "cpu",
+    }
+    return kind(**{**options, **more})
+
+
+class _SaveByTime(TrainerCallback):
+    """A checkpoint every so many seconds."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.last = seconds, time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if time.perf_counter() - self.last >= self.seconds and state.global_step < state.max_steps:
+            control.should_save = True
+        return control
+
+    def on_save(self, args, state, control, **kwargs):
+        self.last = time.perf_counter()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: the trainer's state is the last file of one."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / TRAINER_STATE_NAME).is_file()]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def train(
+    trainer: Trainer, folder: Path, tokenizer: PreTrainedTokenizerBase, machine: Machine, progress: Progress
+) -> dict[str, Any]:
+    """Train in a stage's folder, from its newest checkpoint if there is one, and save the model.
+
+    Returns:
+        The losses that were logged, whether it was continued, and how many steps were taken.
+    """
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(ProgressCallback(progress))
+    trainer.add_callback(_SaveByTime(machine.checkpoint_seconds))
+    checkpoint = newest_checkpoint(folder / CHECKPOINTS)
+    if checkpoint is not None:
+        progress.say(f"  goes on from step {checkpoint.name.rpartition('-')[2]}")
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    save(trainer.accelerator.unwrap_model(trainer.model), folder, tokenizer)
+    curve = [entry for entry in trainer.state.log_history if "loss" in entry]
+    if any(not math.isfinite(float(entry["loss"])) for entry in curve):
+        raise FloatingPointError("the training's loss is not finite: lower the learning rate")
+    return {"curve": curve, "resumed": checkpoint is not None, "steps": trainer.state.global_step}
+
+
+def save(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Into `model/` of a stage's folder, with the tokenizer."""
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+
+
+def steps_for(examples: int, epochs: float, rows: int, batch: int) -> int:
+    """Steps that read at most so many examples, and the rows at most so often."""
+    return max(1, math.floor(min(examples, epochs * rows) / batch))

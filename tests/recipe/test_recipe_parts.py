@@ -1,0 +1,114 @@
+"""The store, fingerprints, the order of examples, the lines of a run, the examples of a built-in task."""
+
+import io
+import json
+
+import pytest
+from datasets import Dataset
+from transformers import AutoConfig, AutoTokenizer
+
+from hf_bitdistill.recipe import RecipeSettings
+from hf_bitdistill.recipe.examples import load
+from hf_bitdistill.recipe.order import in_order
+from hf_bitdistill.recipe.progress import Progress, duration
+from hf_bitdistill.recipe.store import StageStore, fingerprint_model, fingerprint_rows
+from hf_bitdistill.recipe.train import micro_batch, newest_checkpoint, steps_for
+
+
+def test_store_runs_once_and_after_its_parent(tmp_path):
+    store, calls = StageStore(tmp_path, lambda *_: None), []
+
+    def work(folder):
+        calls.append(folder.name)
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        return {"value": len(calls)}
+
+    def fail(folder):
+        (folder / "checkpoints").mkdir()
+        raise RuntimeError
+
+    first = store.run("a", {"x": 1}, work)
+    assert store.run("a", {"x": 1}, fail).result == first.result and len(calls) == 1
+    child, other = (store.run("b", {"y": 1}, work, parent) for parent in (first, store.run("a", {"x": 2}, work)))
+    assert child.key != other.key and not (first.folder / "checkpoints").exists()
+    with pytest.raises(RuntimeError):
+        store.run("c", {}, fail)
+    # What it left is still there for the next try.
+    assert list(tmp_path.glob("c-*/checkpoints")) and not list(tmp_path.glob("c-*/result.json"))
+
+
+def test_fingerprints(tmp_path, model):
+    rows = [{"a": [1, 2], "b": "x"}, {"a": [3], "b": None}]
+    dataset = Dataset.from_list(rows)
+    assert fingerprint_rows(dataset) == fingerprint_rows(Dataset.from_list([{"b": r["b"], "a": r["a"]} for r in rows]))
+    assert fingerprint_rows(dataset) != fingerprint_rows(dataset.select([1, 0]))
+    before = fingerprint_model(model)
+    assert before == fingerprint_model(str(model)) and fingerprint_model("someone/model") == "someone/model"
+    file = model / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert fingerprint_model(model) != before
+
+
+def test_order():
+    rows = Dataset.from_dict({"input_ids": [[0] * (1 + 7 * n % 40) for n in range(50)], "n": list(range(50))})
+    order = in_order(rows, 25, 4, seed=1)["n"]
+    assert len(order) == 100 and sorted(order[:50]) == sorted(order[50:]) == list(range(50))
+    assert (
+        order[:50] != order[50:] and order == in_order(rows, 25, 4, seed=1)["n"] != in_order(rows, 25, 4, seed=2)["n"]
+    )
+    lengths = [len(ids) for ids in in_order(rows, 12, 4, seed=1)["input_ids"]]
+    spread = [max(lengths[i : i + 4]) - min(lengths[i : i + 4]) for i in range(0, 48, 4)]
+    assert sum(spread) / len(spread) < 6
+
+
+def test_sizes(tmp_path):
+    assert steps_for(6400, 3.0, 100, 16) == 18 and steps_for(64, 3.0, 100, 16) == 4 and steps_for(3, 1.0, 3, 16) == 1
+    large = AutoConfig.for_model("llama", hidden_size=8192, num_hidden_layers=80, vocab_size=128_000)
+    small = AutoConfig.for_model("llama", hidden_size=64, num_hidden_layers=2, vocab_size=384)
+    import torch
+
+    cpu = torch.device("cpu")
+    assert micro_batch(16, 64, small, cpu) == 16 and micro_batch(16, 8192, large, cpu) == 1
+    for name, whole in (("checkpoint-2", True), ("checkpoint-10", True), ("checkpoint-11", False)):
+        (tmp_path / name).mkdir()
+        if whole:
+            (tmp_path / name / "trainer_state.json").write_text("{}")
+    assert newest_checkpoint(tmp_path).name == "checkpoint-10" and newest_checkpoint(tmp_path / "none") is None
+
+
+def test_lines(monkeypatch):
+    assert [duration(s) for s in (3723, 200, 12.4, -1)] == ["1 h 02 min", "3 min 20 s", "12 s", "0 s"]
+    clock = [0.0]
+    monkeypatch.setattr("hf_bitdistill.recipe.progress.time.perf_counter", lambda: clock[0])
+    lines = io.StringIO()
+    progress = Progress(lines)
+    progress.plan({"teacher": 100, "distillation": 300})
+    with progress.stage("teacher"):
+        for done in range(1, 11):
+            clock[0] = done * 10.0
+            progress.show(done, 20, 0.5)
+    # One line a minute: at 60 s six of twenty steps are done.
+    assert lines.getvalue() == "  teacher: step 6 of 20, 2 min 20 s left, of the run about 7 min 20 s, loss 0.5\n"
+
+
+def test_a_built_in_task_is_known_by_its_name(tmp_path, model):
+    folder = tmp_path / "sst2"
+    folder.mkdir()
+    rows = [{"sentence": f"a {word} film {n}", "label": n % 2} for n, word in enumerate(["dull", "fine"] * 10)]
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tokenizer, config = AutoTokenizer.from_pretrained(model), AutoConfig.from_pretrained(model)
+
+    def task(**options):
+        return load(RecipeSettings(dataset=str(folder), **options), tokenizer, config, 8, 0).task
+
+    assert task().prompt.startswith("Review: {sentence}")
+    assert task(label_words=["bad", "good"]).label_words == ("bad", "good")
+    own = tmp_path / "own.yaml"
+    own.write_text('prompt: "{sentence} =>"\ntarget: label\nlabels: [minus, plus]\n')
+    assert task(task=str(own)).label_words == ("minus", "plus")
+    loaded = load(RecipeSettings(dataset=str(folder)), tokenizer, config, 8, 6)
+    # A tenth of the training rows at most; never a row of the evaluation split.
+    assert (len(loaded.train), len(loaded.held_out), len(loaded.evaluation)) == (18, 2, 6)

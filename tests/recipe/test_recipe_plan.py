@@ -1,0 +1,119 @@
+"""The plan, the budget, the settings and the table of efforts."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+from tiny_recipe import FAST, flags
+
+from hf_bitdistill.cli.main import main
+from hf_bitdistill.recipe import RecipeError, RecipeSettings
+from hf_bitdistill.recipe.efforts import EFFORTS, Effort, measurements, paper, scaled
+from hf_bitdistill.recipe.plan import fit, make_plan, window_schedule
+from hf_bitdistill.recipe.progress import Progress
+from hf_bitdistill.recipe.run import _Run
+from hf_bitdistill.recipe.settings import EffortArguments, parse_budget
+
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+
+
+def test_plan_prints_times_and_stops(settings, tmp_path, capsys):
+    own = {"text_columns": ["opinion"], "label_column": "verdict", "output_dir": tmp_path / "out"}
+    options = {**FAST, "doublings": 1}
+    line = flags(model=settings.model, dataset=settings.dataset, plan=True, **own, **options)
+    assert main(["run", *line]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split("  ")[0] for line in out.splitlines()]
+    titles = [
+        "teacher",
+        "start, 2 steps a window",
+        "start, 4 steps a window (if the one before helped)",
+        "distillation",
+    ]
+    assert [title for title in rows if title in titles] == titles
+    assert "in all" in rows and " s" in out and "tokens" in out
+    assert not list((tmp_path / "out" / "stages").glob("teacher-*"))
+
+
+MEASURED = {
+    "load": 0.5, "windows": 2, "window_step": 0.1, "window_batch_size": 4, "window_tokens": 100, "window_batch": 0.05, "start": 1.0,
+    "distill_step": 0.2, "teacher_step": 0.1, "held_out_row": 0.01, "evaluation_row": 0.01,
+}  # fmt: skip
+
+
+def test_budget(settings):
+    settings = dataclasses.replace(settings, teacher_examples=None, window_steps=None, distill_examples=None)
+    work = _Run(settings, Progress(io.StringIO())).work
+    plan = make_plan(work, settings, MEASURED, True)
+    seconds = {stage.title: stage.seconds for stage in plan.stages}
+    # 100 steps of 16 examples; 1 s and two loads besides two windows of 64 steps; ...
+    assert seconds["distillation"] == pytest.approx(0.2 * 30 + 18 * 0.01 + 1.0)
+    assert seconds["start, 64 steps a window"] == pytest.approx(1 + 2 * 64 * 0.1 + 162 / 4 * 0.05 + 18 * 0.01 + 1)
+    fitted = {budget: fit(work, settings, MEASURED, True, budget) for budget in (22, 40, 200)}
+    factors = [plan.factor for _, plan in fitted.values()]
+    assert factors == sorted(set(factors))
+    assert all(plan.surely <= 0.9 * budget for budget, (_, plan) in fitted.items())
+    steps = [work.numbers.window_steps for work, _ in fitted.values()]
+    assert steps == sorted(set(steps))
+    # What is given stays.
+    given = dataclasses.replace(settings, window_steps=7)
+    assert fit(work, given, MEASURED, True, 25)[0].numbers.window_steps == 7
+    with pytest.raises(RecipeError, match=r"budget of 1 s is too short: the least .* takes"):
+        fit(work, settings, MEASURED, True, 1)
+
+
+@pytest.mark.parametrize("text,seconds", [("45m", 2700), ("1h30m", 5400), ("90s", 90), ("0.5h", 1800)])
+def test_budget_is_read(text, seconds):
+    assert parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "45", "m", "0m", "1 h", "-5m", "5mm"])
+def test_budget_is_refused(text):
+    with pytest.raises(RecipeError, match="budget must be a time"):
+        parse_budget(text)
+
+
+def test_every_number_says_where_it_is_from():
+    for name, files in measurements(Effort()).items():
+        assert all((RESULTS / file).is_file() for file in files), name
+    assert sum(bool(files) for files in measurements(Effort()).values()) > 20
+
+
+def test_every_number_is_an_option():
+    options = {each.name for each in dataclasses.fields(EffortArguments)}
+    assert options == {each.name for each in dataclasses.fields(Effort)}
+    assert all(each.metadata["help"] for each in dataclasses.fields(RecipeSettings))
+
+
+def test_settings(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: m\ndataset: d\noutput_dir: o\ndistill_learning_rates: [1e-4, 2e-5]\nlora: true\n")
+    settings = RecipeSettings.from_yaml(file, seed=3)
+    assert settings == RecipeSettings(
+        model="m", dataset="d", output_dir="o", distill_learning_rates=[1e-4, 2e-5], lora=True, seed=3
+    )
+    numbers = settings.numbers(classes=True)
+    assert numbers.distill_learning_rates == (1e-4, 2e-5) and numbers.window_steps == 400
+    for bad, what in (
+        ({"effort": "great"}, "effort"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"distill_learning_rates": []}, "empty"),
+        ({"distill_learning_rates": [1e-4, 0.0]}, "distill_learning_rates"),
+        ({"preset": "paper"}, "give corpus"),
+        ({"max_left_out": 1.5}, "max_left_out"),
+        ({"max_length": 2}, "max_length"),
+    ):
+        with pytest.raises(RecipeError, match=what):
+            RecipeSettings(**bad)
+    with pytest.raises(RecipeError, match="--output_dir is required"):
+        RecipeSettings(model="m", dataset="d").require()
+
+
+def test_schedule_of_the_warm_start():
+    assert window_schedule(EFFORTS["standard"]) == [200, 400]
+    assert window_schedule(EFFORTS["thorough"]) == [200, 400, 800, 1600]
+    assert window_schedule(EFFORTS["quick"]) == [64]
+    assert window_schedule(paper(EFFORTS["quick"], True)) == [0]
+    assert window_schedule(scaled(EFFORTS["standard"], 0.25)) == [100]

@@ -1,0 +1,81 @@
+"""A run that is killed goes on where it stopped and ends the same; a changed setting runs again only what depends on it."""
+
+import io
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from hf_bitdistill.recipe import plan_recipe, run_recipe
+from hf_bitdistill.recipe.progress import Progress
+
+
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+# No need of a good teacher here.
+SHORT = {"teacher_examples": 320, "check_teacher": False, "keep_only_better": False}
+
+
+class Killed(BaseException):
+    pass
+
+
+class Killing(Progress):
+    """Ends the run at a step of a stage."""
+
+    def __init__(self, title, step):
+        super().__init__(io.StringIO())
+        self.at = title, step
+
+    def show(self, done, total, loss=None):
+        title, step = self.at
+        if self._title.startswith(title) and done == step:
+            raise Killed
+
+
+def weights(result):
+    return load_file(result.paths["packed"] / "model.safetensors")
+
+
+def test_killed_at_three_stages(settings, tmp_path):
+    options = {**SHORT, "window_steps": 3, "window_stride": 1}
+    reference = run_recipe(settings, output_dir=str(tmp_path / "reference"), **options)
+    for title, step in (("teacher", 17), ("start", 2), ("distillation", 3)):
+        # At last every step keeps a checkpoint; the teacher has those of the best model anyway.
+        often = {} if title == "teacher" else {"checkpoint_minutes": 1e-6}
+        with pytest.raises(Killed):
+            run_recipe(settings, progress=Killing(title, step), **options, **often)
+        assert not (tmp_path / "out" / "result.json").exists()
+    lines = io.StringIO()
+    result = run_recipe(settings, progress=Progress(lines), **options)
+    assert "goes on from step 2" in lines.getvalue() and "teacher: was done before" in lines.getvalue()
+    assert result.scores == reference.scores
+    expected, found = weights(reference), weights(result)
+    assert expected.keys() == found.keys() and all(value.equal(found[name]) for name, value in expected.items())
+
+
+def test_a_changed_setting_runs_again_what_depends_on_it(settings, tmp_path):
+    run_recipe(settings, **SHORT)
+    stages = tmp_path / "out" / "stages"
+    made = {path.name: (path / "result.json").stat().st_mtime_ns for path in stages.iterdir()}
+    first = json.loads((tmp_path / "out" / "result.json").read_text())
+
+    lines = io.StringIO()
+    run_recipe(settings, progress=Progress(lines), hidden_loss_weight=1.0, **SHORT)
+    assert "hidden_loss_weight: default -> 1.0" in lines.getvalue()
+    new = {path.name.rsplit("-", 1)[0] for path in stages.iterdir() if path.name not in made}
+    assert new <= {"distill", "measure", "pack", "evaluate"} and "distill" in new
+    assert all((stages / name / "result.json").stat().st_mtime_ns == when for name, when in made.items())
+
+    # Back again: nothing runs, and the result is that of the first run.
+    count = len(list(stages.iterdir()))
+    again = run_recipe(settings, **SHORT)
+    assert len(list(stages.iterdir())) == count
+    assert [row.score for row in again.table] == [row["score"] for row in first["table"]]
+
+    # Other data: everything would run again, from the probe on.
+    with open(settings.dataset, "a") as writer:
+        writer.write("warm 3,positive,200\n")
+    plan_recipe(settings, progress=Progress(lines))
+    kinds = [path.name.rsplit("-", 1)[0] for path in stages.iterdir()]
+    assert kinds.count("probe") == 2 and kinds.count("teacher") == 1

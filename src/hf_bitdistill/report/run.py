@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..weight_files import size_of_weights
-from .figures import LOSS_NAMES, plot_bars, plot_panels
+from .figures import LOSS_NAMES, LOSS_UNITS, plot_bars, plot_panels
+from .page import html_page, image
 from .tables import html_table
 from .weights import measure_weights, plot_histograms, plot_zeros, student_options
 
@@ -22,19 +21,6 @@ _METRICS = {
     "perplexity": "perplexity (lower is better)",
     "tokens_per_second": "tokens a second in the evaluation",
 }
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<style>
-body {{ font-family: sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-img {{ max-width: 100%; }}
-table {{ border-collapse: collapse; margin: 1rem 0; }}
-th, td {{ border: 1px solid #ccc; padding: 0.2rem 0.6rem; text-align: left; }}
-</style></head><body>
-<h1>{title}</h1>
-{body}
-</body></html>
-"""
 
 
 def _read(file: Path) -> Any:
@@ -42,11 +28,6 @@ def _read(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
-
-
-def _image(file: Path) -> str:
-    data = base64.b64encode(file.read_bytes()).decode()
-    return f'<p><img alt="{html.escape(file.stem)}" src="data:image/png;base64,{data}"></p>'
 
 
 def _last_state(run: Path) -> dict[str, Any] | None:
@@ -69,10 +50,10 @@ def _losses(run: Path, figures: Path) -> str:
     for name, label in LOSS_NAMES.items():
         points = [(entry["step"], float(entry[name])) for entry in entries if name in entry]
         if points:
-            panels.append({label: tuple(zip(*points, strict=True))})
+            panels.append((LOSS_UNITS[name], {label: tuple(zip(*points, strict=True))}))
     file = plot_panels("Training losses", figures / "losses.png", panels)
     text = f"{state['global_step']} steps. Each point is the mean since the one before."
-    return f"<h2>Losses</h2><p>{text}</p>" + _image(file)
+    return f"<h2>Losses</h2><p>{text}</p>" + image(file)
 
 
 def _evaluations(run: Path, compared: Mapping[str, Path], figures: Path) -> str:
@@ -86,7 +67,7 @@ def _evaluations(run: Path, compared: Mapping[str, Path], figures: Path) -> str:
     for metric, label in _METRICS.items():
         values = {name: float(result[metric]) for name, result in results.items() if metric in result}
         if values:
-            parts.append(_image(plot_bars(label, figures / f"{metric}.png", values, label)))
+            parts.append(image(plot_bars(label, figures / f"{metric}.png", values, label)))
     keys = list(dict.fromkeys(key for result in results.values() for key in result))
     rows = [[name, *(_cell(result.get(key)) for key in keys)] for name, result in results.items()]
     return "\n".join([*parts, html_table(["model", *keys], rows)])
@@ -122,8 +103,8 @@ def _weights(run: Path, before: Path | None, figures: Path) -> str:
                 ["", "zeros", "within 0.1 scales of a boundary"],
                 [[label, *(f"{100 * value:.1f} %" for value in values)] for label, values in shares.items()],
             ),
-            _image(plot_histograms("Where the latent weights lie", figures / "weights.png", measured)),
-            _image(plot_zeros("Zeros by projection", figures / "zeros.png", measured)),
+            image(plot_histograms("Where the latent weights lie", figures / "weights.png", measured)),
+            image(plot_zeros("Zeros by projection", figures / "zeros.png", measured)),
         ]
     )
 
@@ -190,7 +171,6 @@ def write_report(
     ]
     if not any(found):
         raise ValueError(f"{run} holds nothing to report: no trainer_state.json, evaluation.json, or student")
-    title = html.escape(f"hf-bitdistill: {run.resolve().name}")
     body = "\n".join(part for part in [*found, _sizes(run)] if part)
-    output.write_text(_PAGE.format(title=title, body=body), encoding="utf-8")
+    output.write_text(html_page(run.resolve().name, body), encoding="utf-8")
     return output

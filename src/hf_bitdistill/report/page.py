@@ -1,0 +1,39 @@
+"""An HTML page in one file: a content security policy in it forbids any request."""
+
+from __future__ import annotations
+
+import base64
+import html
+from pathlib import Path
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<style>
+body {{ font-family: sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+img {{ max-width: 100%; }}
+table {{ border-collapse: collapse; margin: 1rem 0; }}
+th, td {{ border: 1px solid #ccc; padding: 0.2rem 0.6rem; text-align: left; }}{style}
+</style></head><body>
+<h1>{title}</h1>
+{body}
+</body></html>
+"""
+
+
+def html_page(title: str, body: str, style: str = "") -> str:
+    """A page.
+
+    Args:
+        title: As text.
+        body: As HTML.
+        style: More rules of CSS.
+    """
+    return _PAGE.format(title=html.escape(f"hf-bitdistill: {title}"), body=body, style=style)
+
+
+def image(file: Path) -> str:
+    """A PNG file, embedded."""
+    data = base64.b64encode(file.read_bytes()).decode()
+    return f'<p><img alt="{html.escape(file.stem)}" src="data:image/png;base64,{data}"></p>'

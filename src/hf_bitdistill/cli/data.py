@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 from ..data.cleaning import MAX_LEFT_OUT
@@ -114,6 +115,10 @@ def _show(options: argparse.Namespace) -> None:
     print(as_text(view, color=sys.stdout.isatty()), flush=True)
     if options.output is not None:
         print(f"\n{write_page(view, options.output)}", flush=True)
+    if view.held_out_from_train:  # parts of one split, of which a small one says little
+        left_out = sum((split.left_out for split in view.splits), Counter())
+        check_left_out(left_out, sum(split.looked_at for split in view.splits), view.source, options.max_left_out)
+        return
     for split in view.splits:
         source = f"{view.source} ({split.name})"
         check_left_out(split.left_out, split.looked_at, source, options.max_left_out)

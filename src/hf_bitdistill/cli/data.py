@@ -77,13 +77,14 @@ def _show(options: argparse.Namespace) -> None:
     from ..data.cleaning import check_left_out
     from ..data.sources import load_examples
     from ..dataview import as_text, look_at, write_page
+    from ..locate import find_model
     from ..room import check_writable
-    from .models import check_path, load_tokenizer
+    from .models import load_tokenizer
 
     task = None if options.task is None else get_task(options.task)
     if options.output is not None:
         check_writable(options.output, is_file=True)
-    path = check_path(options.model)
+    path = find_model(options.model)
     tokenizer = load_tokenizer(path)
     disable_progress_bars()
     examples = load_examples(

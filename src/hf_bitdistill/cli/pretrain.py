@@ -31,10 +31,11 @@ from ..distillation import (
     training_callbacks,
 )
 from ..layers import warn_of_16_bit_weights
+from ..locate import find_model
 from ..model_folder import check_output
 from ..room import check_writable
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
-from .models import calibrate, check_path, load_student, load_tokenizer
+from .models import calibrate, load_student, load_tokenizer
 
 
 def run(argv: list[str], prog: str) -> None:
@@ -51,7 +52,7 @@ def run(argv: list[str], prog: str) -> None:
         raise ValueError("--streaming needs --max_steps: the length of a streamed corpus is not known")
     check_writable(training.output_dir)
     if training.teacher_model_name_or_path:
-        training.teacher_model_name_or_path = check_path(training.teacher_model_name_or_path)
+        training.teacher_model_name_or_path = find_model(training.teacher_model_name_or_path)
     # The weight of the logits loss is on by default: without a teacher it means nothing.
     for name in TEACHER_LOSS_WEIGHTS:
         if name != "logits_loss_weight" and getattr(training, name) and not training.teacher_model_name_or_path:
@@ -148,9 +149,21 @@ def train_and_save(trainer: ReliableTrainer) -> None:
         # The one of the end says how long it took; one that a kill left behind is made of the checkpoint's.
         trainer.state = _read_state(training.output_dir, like=_read_state(checkpoint))
     else:
+        if checkpoint and trainer.is_world_process_zero():
+            print(_going_on(training, checkpoint), flush=True)
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
+
+
+def _going_on(training: TrainingArguments, checkpoint: str) -> str:
+    """From where a training goes on, and to where."""
+    state = _read_state(checkpoint)
+    if training.max_steps > 0:
+        end = f"of {training.max_steps}"
+    else:
+        end = f"(epoch {state.epoch or 0:.2f} of {training.num_train_epochs:g})"
+    return f"going on from {checkpoint}: step {state.global_step} {end} is done"
 
 
 def _read_state(folder: str, like: TrainerState | None = None) -> TrainerState:

@@ -35,7 +35,7 @@ def test_folders_and_their_likes(here):
     assert find_model(str(here / "student-sst2")) == str(here / "student-sst2")
     # (No connection in the tests.)
     with pytest.raises(
-        FileNotFoundError, match="student-sst is neither a folder here nor a model on the Hub"
+        FileNotFoundError, match=r"student-sst is neither a folder here nor a model on the Hub"
     ) as error:
         find_model("student-sst")
     assert str(error.value).endswith("cannot be reached, and its cache does not have it; did you mean student-sst2?")
@@ -45,7 +45,7 @@ def test_folders_and_their_likes(here):
         FileNotFoundError, match=r"there is no model folder \./teacher_sst2; did you mean Teacher-sst2\?"
     ):
         find_model("./teacher_sst2")
-    with pytest.raises(FileNotFoundError, match="does not have it$"):
+    with pytest.raises(FileNotFoundError, match=r"does not have it$"):
         find_model("something/else")
 
 
@@ -89,7 +89,7 @@ def test_a_training_that_was_not_saved(here):
     checkpoint(run, 10)
     newest = checkpoint(run, 20)
     checkpoint(run, 30, damaged=True)
-    with pytest.raises(FileNotFoundError, match="it has no config.json") as error:
+    with pytest.raises(FileNotFoundError, match=r"it has no config\.json") as error:
         find_model("run")
     assert f"the newest checkpoint is {os.path.relpath(newest)}" in str(error.value)
     assert "checkpoint-30: model.safetensors is missing" in str(error.value)
@@ -104,7 +104,7 @@ def test_the_native_class_says_it_too(here, native_decoder):
     from optimum.bitnet import BitNetModelForCausalLM
 
     with pytest.raises(
-        FileNotFoundError, match="student-sst is neither a folder here nor .* did you mean student-sst2"
+        FileNotFoundError, match=r"student-sst is neither a folder here nor .* did you mean student-sst2"
     ):
         BitNetModelForCausalLM.from_pretrained("student-sst")
     checkpoint(here / "run", 10)

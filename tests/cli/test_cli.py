@@ -97,6 +97,7 @@ def test_pretrain_distill_pack_evaluate(teacher, data, tmp_path, capsys):
 
     result = tmp_path / "result.json"
     arguments = ["--task", "sst2", "--data_dir", str(data), "--output_file", str(result)]
+    capsys.readouterr()
     assert main(["evaluate", "--model_name_or_path", str(tmp_path / "packed"), *arguments]) == 0
     again = json.loads(result.read_text())
     assert again["accuracy"] == scores["accuracy"]

@@ -208,9 +208,9 @@ def plot_main_result(result: RunResult, output: Path) -> str:
         name: (model.weights_bytes / 1e6, 100 * model.scores.accuracy, 100 * model.scores.standard_error)
         for name, model in result.models.items()
     }
-    title = "Held-out token accuracy (bars: one standard error) against size on disk"
+    title = f"Held-out token accuracy, with one standard error (chance: {_percent(result.chance.accuracy)})"
     file = output / "result.png"
-    plot_points(title, file, points, "size on disk, MB", "token accuracy, %", ("chance", 100 * result.chance.accuracy))
+    plot_points(title, file, points, "size on disk, MB", "token accuracy, %")
     return file.name
 
 

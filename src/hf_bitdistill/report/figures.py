@@ -23,7 +23,7 @@ LOSS_NAMES = {
 LOSS_UNITS = {
     "loss": "weighted sum of the terms",
     "loss_ce": "nats a token",
-    "loss_logits": "nats a token, times temperature squared",
+    "loss_logits": "nats a token, times T squared",
     "loss_attention": "nats a row of relations",
     "loss_hidden": "squared error / squared size",
 }
@@ -53,7 +53,8 @@ def save_figure(figure: Figure, title: str, file: Path) -> Path:
 def draw_curves(axes: Axes, curves: Curves, xlabel: str, ylabel: str, marker: str = "") -> None:
     """Lines with a legend."""
     for label, (x, y) in curves.items():
-        axes.plot(x, y, label=label, marker=marker)
+        # (One point is no line.)
+        axes.plot(x, y, label=label, marker=marker if len(x) > 1 else ".")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
@@ -72,21 +73,12 @@ def plot_panels(title: str, file: Path, panels: Sequence[tuple[str, Curves]]) ->
 Points = Mapping[str, tuple[float, float, float]]
 
 
-def plot_points(
-    title: str, file: Path, points: Points, xlabel: str, ylabel: str, level: tuple[str, float] | None = None
-) -> Path:
-    """Points with their standard errors, each with its name beside it.
-
-    Args:
-        level: name and height of a line to compare with.
-    """
+def plot_points(title: str, file: Path, points: Points, xlabel: str, ylabel: str) -> Path:
+    """Points with their standard errors, each with its name beside it."""
     figure, (axes,) = new_figure(width=6)
     for label, (x, y, error) in points.items():
         axes.errorbar(x, y, yerr=error, fmt="o", capsize=4)
-        axes.annotate(label, (x, y), textcoords="offset points", xytext=(8, 6), fontsize="small")
-    if level is not None:
-        axes.axhline(level[1], color="black", linestyle=":", linewidth=1, label=level[0])
-        axes.legend(fontsize="small")
+        axes.annotate(label, (x, y), textcoords="offset points", xytext=(8, -3), fontsize="small")
     axes.set_xlim(0, 1.3 * max(x for x, _, _ in points.values()))
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)

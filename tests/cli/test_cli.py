@@ -13,6 +13,7 @@ from hf_bitdistill.cli.arguments import ModelArguments, StudentArguments, TaskAr
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.cli.models import calibrate, load_model, load_student
 from hf_bitdistill.cli.pretrain import make_trainer
+from hf_bitdistill.cli.scores import readable
 from hf_bitdistill.layers import TernaryLinear
 
 
@@ -58,6 +59,7 @@ def test_pretrain_distill_pack_evaluate(teacher, data, tmp_path, capsys):
     # Again: it goes on from the last checkpoint, which is the end.
     command[command.index("--max_steps") + 1] = "3"
     assert main([str(argument) for argument in command]) == 0
+    assert f"going on from {pretrained}/checkpoint-2: step 2 of 3 is done" in capsys.readouterr().out
     state = json.loads((pretrained / "trainer_state.json").read_text())
     assert state["global_step"] == 3
 
@@ -95,10 +97,13 @@ def test_pretrain_distill_pack_evaluate(teacher, data, tmp_path, capsys):
 
     result = tmp_path / "result.json"
     arguments = ["--task", "sst2", "--data_dir", str(data), "--output_file", str(result)]
+    capsys.readouterr()
     assert main(["evaluate", "--model_name_or_path", str(tmp_path / "packed"), *arguments]) == 0
     again = json.loads(result.read_text())
     assert again["accuracy"] == scores["accuracy"]
-    capsys.readouterr()
+    captured = capsys.readouterr()
+    json.loads(captured.out)
+    assert "accuracy" in captured.err and "24 examples; +- is one standard error" in captured.err
     arguments = ["--corpus", str(data / "corpus.txt"), "--block_size", "32", "--max_blocks", "4"]
     assert main(["evaluate", "--model_name_or_path", str(tmp_path / "packed"), *arguments]) == 0
     perplexity = json.loads(capsys.readouterr().out)["perplexity"]
@@ -246,6 +251,61 @@ def test_failures_are_one_line(teacher, data, tmp_path, capsys):
         assert lines[0].startswith(f"bitdistill {command[0]}: error: ")
     assert run_line(capsys, "distil")[0] == 2
     assert main([]) == 2 and main(["--help"]) == 0 and main(["--version"]) == 0
+
+
+def test_names_that_are_no_model(teacher, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = ["--task", "sst2", "--data_dir", data]
+    for command in (
+        ["evaluate", "--model_name_or_path", "teachr", *task],
+        ["benchmark", "teachr"],
+        ["pack", "teachr", "out"],
+    ):
+        status, lines = run_line(capsys, *command)
+        assert status == 1 and len(lines) == 1, lines
+        assert (
+            "teachr is neither a folder here nor a model on the Hub" in lines[0]
+            and "did you mean teacher?" in lines[0]
+        )
+    for file in teacher.glob("tokenizer*"):
+        file.unlink()
+    status, lines = run_line(capsys, "evaluate", "--model_name_or_path", teacher, *task)
+    assert status == 1 and f"{teacher} has no tokenizer: put the model's there" in lines[0]
+
+
+def test_reports_to_what_is_not_installed_are_refused_before_any_work(teacher, tmp_path, capsys, monkeypatch):
+    from transformers.integrations import integration_utils
+
+    monkeypatch.setattr(integration_utils, "is_tensorboard_available", lambda: False)
+    command = ["pretrain", "--model_name_or_path", teacher, "--corpus", tmp_path / "none.txt"]
+    command += ["--output_dir", tmp_path / "out", "--report_to", "tensorboard"]
+    status, lines = run_line(capsys, *command)
+    assert (
+        status == 1
+        and len(lines) == 1
+        and "--report_to tensorboard needs a package that is not installed here" in lines[0]
+    )
+    status, lines = run_line(capsys, *command[:-1], "tensorbord")
+    assert status == 1 and len(lines) == 1 and "tensorbord" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_scores_for_people():
+    result = {
+        "task": "t",
+        "accuracy": 0.875,
+        "f1": 0.5,
+        "accuracy_stderr": 0.0112,
+        "f1_stderr": float("nan"),
+        "n": 872,
+    }
+    text = readable({**result, "chance_level": 0.5092, "random_level": 0.5})
+    assert (
+        "accuracy                 87.5 %  +- 1.1\n" in text and "f1                       50.0 %  +- unknown" in text
+    )
+    assert "the most frequent class  50.9 %\n" in text and text.endswith("872 examples; +- is one standard error")
+    text = readable({"perplexity": 12.345, "nll_per_token": 2.5, "tokens": 1000})
+    assert text == "perplexity     12.35\nnll_per_token    2.5\n1,000 tokens"
 
 
 def test_damaged_files_of_a_model_are_named(teacher, data, tmp_path, capsys):

@@ -42,9 +42,10 @@ def test_report_and_figures(miniature):
         assert f"{100 * model.scores.accuracy:.1f} % ± {100 * model.scores.standard_error:.1f}" in report
         assert f"**{name}**" in report
     assert "| chance |" in report
-    for figure in ("loss_fine_tuning.png", "loss_distillation.png", "loss_pretraining.png"):
+    for figure in ("loss_fine_tuning.png", "loss_distillation.png", "loss_pretraining.png", "result.png"):
         assert f"]({figure})" in report
         assert (miniature.report.parent / figure).read_bytes().startswith(PNG)
+    assert "BitDistill's cross entropy on the training labels ends" in report
     assert set(miniature.logs) == {"FP-SFT", "BitNet-SFT", "continual pre-training", "BitDistill"}
     settings = miniature.settings
     read = settings.pretraining_steps * settings.pretraining_batch_size * settings.block_size
@@ -106,3 +107,18 @@ def test_shipped_base_model_is_small_and_loads():
     model = AutoModelForCausalLM.from_pretrained(TEACHER_FOLDER)
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(TEACHER_FOLDER))
     assert model.config.head_dim % 16 == 0
+
+
+def test_a_busy_machine_is_told_how_to_wait(monkeypatch):
+    from hf_bitdistill.cli import quickstart
+
+    for name in quickstart._WAITING:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(quickstart.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(quickstart.os, "getloadavg", lambda: (3.1, 0, 0))
+    assert "load 3.1" in quickstart._of_busy_machine(2) and not quickstart._of_busy_machine(1)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert not quickstart._of_busy_machine(2)
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(quickstart.os, "getloadavg", lambda: (0.2, 0, 0))
+    assert not quickstart._of_busy_machine(2)

@@ -40,19 +40,20 @@ def save_plot(measurements: Sequence[Measurement], file: Path) -> None:
     from matplotlib import pyplot
 
     panels = {
-        "decode, tokens/s": lambda m: m.decode_tokens_per_second,
-        "prefill, tokens/s": lambda m: m.prefill_tokens_per_second,
-        "memory of the model, MB": lambda m: (m.peak_rss_bytes - m.base_rss_bytes) / 1e6,
+        ("decode", "tokens a second"): lambda m: m.decode_tokens_per_second,
+        ("prefill", "tokens a second"): lambda m: m.prefill_tokens_per_second,
+        ("memory of the model", "MB"): lambda m: (m.peak_rss_bytes - m.base_rss_bytes) / 1e6,
     }
     names = [_COLUMNS["system"](m) for m in measurements]
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4 * len(panels), 1.2 + 0.6 * len(names)), squeeze=False)
-    for axis, (title, value) in zip(axes[0], panels.items(), strict=True):
+    for axis, ((title, unit), value) in zip(axes[0], panels.items(), strict=True):
         bars = axis.barh(range(len(names)), [value(m) for m in measurements])
         axis.bar_label(bars, fmt="%.0f", padding=3)
         axis.set_yticks(range(len(names)), names if axis is axes[0, 0] else [""] * len(names))
         axis.invert_yaxis()
         axis.margins(x=0.2)
         axis.set_title(title)
+        axis.set_xlabel(unit)
     figure.tight_layout()
     figure.savefig(file, dpi=120)
     pyplot.close(figure)

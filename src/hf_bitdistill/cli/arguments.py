@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.utils import is_torch_xla_available
 
 from ..config import BitNetConfig
@@ -152,7 +154,28 @@ def parse(kinds: Sequence[type], argv: Sequence[str], prog: str, description: st
     *parsed, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     if rest:
         raise ValueError(_unknown_option(rest[0], options))
+    for training in parsed:
+        if isinstance(training, TrainingArguments):
+            check_reporting(training.report_to)
     return tuple(parsed)
+
+
+def check_reporting(names: Sequence[str]) -> None:
+    """Refuse to report to what is not installed here, before any work.
+
+    Raises:
+        ValueError: naming it.
+    """
+    available = get_available_reporting_integrations()
+    for name, callback in zip(names, get_reporting_integration_callbacks(names), strict=True):
+        if name in available:
+            continue
+        try:
+            callback()  # (what is not installed says so first of all)
+        except (ImportError, RuntimeError) as error:
+            raise ValueError(
+                f"--report_to {name} needs a package that is not installed here ({error}): install it, or give --report_to none"
+            ) from None
 
 
 def _unknown_option(name: str, options: Sequence[str]) -> str:

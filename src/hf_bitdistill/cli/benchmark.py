@@ -13,8 +13,8 @@ def run(argv: list[str], prog: str) -> None:
     from ..atomic import write_text
     from ..benchmark import System, format_table, measure, save_plot
     from ..environment import describe_environment
+    from ..locate import find_model
     from ..room import check_writable
-    from .models import check_path
 
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("model", help="folder or Hub id of a ternary model")
@@ -39,9 +39,9 @@ def run(argv: list[str], prog: str) -> None:
     for file in filter(None, (options.output_file, options.plot)):
         check_writable(file, is_file=True)
     common = {name: getattr(options, name) for name in ("prompt_tokens", "new_tokens", "repeats", "threads")}
-    systems = [System("native", check_path(options.model), head_bits=options.head_bits, **common)]
+    systems = [System("native", find_model(options.model), head_bits=options.head_bits, **common)]
     if options.baseline is not None:
-        systems.append(System("transformers", check_path(options.baseline), dtype=options.baseline_dtype, **common))
+        systems.append(System("transformers", find_model(options.baseline), dtype=options.baseline_dtype, **common))
     if options.gguf is not None:
         systems.append(System("llama.cpp", str(options.gguf), **common))
     measurements = [measure(system) for system in systems]

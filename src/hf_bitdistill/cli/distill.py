@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from datasets import Dataset
 from ..atomic import write_text
 from ..data import Task, build_dataset, collate, get_task, load_task_dataset
 from ..distillation import DistillationConfig, DistillationTrainer, check_training_room, needs_teacher
+from ..locate import find_model
 from ..model_folder import replace_model
 from ..room import check_writable
 from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
-from .models import calibrate, check_path, load_model, load_student, load_tokenizer
+from .models import calibrate, load_model, load_student, load_tokenizer
 from .pretrain import train_and_save
 from .runs import check_output_dir, keep_options
+from .scores import readable
 
 
 @dataclass
@@ -36,7 +39,7 @@ def run(argv: list[str], prog: str) -> None:
     model_arguments, student_arguments, arguments, after, training = parse(kinds, argv, prog, __doc__)
     task = get_task(require(arguments.task, "task"))
     if needs_teacher(training):
-        training.teacher_model_name_or_path = check_path(
+        training.teacher_model_name_or_path = find_model(
             require(training.teacher_model_name_or_path, "teacher_model_name_or_path")
         )
     inputs = {
@@ -128,4 +131,5 @@ def _finish(
     )
     text = json.dumps(scores, indent=2)
     print(text, flush=True)
+    print(readable(scores), file=sys.stderr, flush=True)
     write_text(Path(training.output_dir) / "evaluation.json", text + "\n")

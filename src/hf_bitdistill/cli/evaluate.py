@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
@@ -13,6 +14,7 @@ from ..heads import head_is_quantized, quantize_head
 from ..room import check_writable
 from .arguments import CorpusArguments, ModelArguments, TaskArguments, parse
 from .models import load_model, load_tokenizer
+from .scores import readable
 
 
 @dataclass
@@ -41,6 +43,8 @@ def run(argv: list[str], prog: str) -> None:
     )
     text = json.dumps(result, indent=2)
     print(text, flush=True)
+    # Standard output stays JSON.
+    print(readable(result), file=sys.stderr, flush=True)
     if output.output_file:
         write_text(output.output_file, text + "\n")
 

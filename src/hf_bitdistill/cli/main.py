@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 COMMANDS = {
     "quickstart": "show the whole recipe on a small model in minutes: no download, no options needed",
     "run": "a model and a dataset to a packed ternary student: the whole recipe, best by default",
+    "data": "show what a model will see of a dataset: examples, lengths, labels, what is left out",
     "warm-start": "make a ternary student whose blocks learned from the model's own, from little text",
     "pretrain": "continual pre-training: make a ternary student of a model and train it on plain text",
     "distill": "distil a teacher into a ternary student on a task",

@@ -22,28 +22,13 @@ from transformers import (
 from ..calibration import calibrate_sub_norm
 from ..config import QUANT_METHOD
 from ..data import Task, ensure_pad_token
-from ..data.files import looks_like_path
-from ..preflight import check_config_file
+from ..locate import find_model
 from ..surgery import is_student
 from .arguments import ModelArguments, StudentArguments, require
 
 
-def check_path(name_or_path: str) -> str:
-    """Refuse what can only be meant as a local folder and is none; a Hub id passes.
-
-    Raises:
-        FileNotFoundError: with the path.
-        CheckpointError: its config.json is damaged.
-    """
-    path = Path(name_or_path).expanduser()
-    if looks_like_path(name_or_path) or path.exists():
-        if not path.is_dir():
-            raise FileNotFoundError(f"there is no model folder {name_or_path}")
-        if not (path / "config.json").is_file():
-            raise FileNotFoundError(f"{name_or_path} is no model folder: it has no config.json")
-        check_config_file(path / "config.json")
-        return str(path)
-    return name_or_path
+# How the files of a tokenizer begin, of whatever kind it is.
+_TOKENIZER_FILES = ("tokenizer", "vocab", "spiece", "sentencepiece", "merges", "tekken")
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
@@ -53,7 +38,12 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         FileNotFoundError, OSError: there is none.
         ValueError: its files are damaged.
     """
-    path = check_path(name_or_path)
+    path = find_model(name_or_path)
+    folder = Path(path)
+    if folder.is_dir() and not any(file.name.startswith(_TOKENIZER_FILES) for file in folder.iterdir()):
+        raise FileNotFoundError(
+            f"{path} has no tokenizer: put the model's there with tokenizer.save_pretrained({path!r})"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except OSError:
@@ -77,7 +67,7 @@ def load_model(
         FileNotFoundError, OSError: the model cannot be found.
         ValueError: no model was named, or its checkpoint lacks weights.
     """
-    path = check_path(require(arguments.model_name_or_path, "model_name_or_path"))
+    path = find_model(require(arguments.model_name_or_path, "model_name_or_path"))
     dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     auto_class = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
     may_add_head = head == "sequence_classification" and task is not None
@@ -112,7 +102,7 @@ def load_student(
     Raises:
         ValueError: the model is packed (offline) or quantised by another method.
     """
-    path = check_path(require(model_arguments.model_name_or_path, "model_name_or_path"))
+    path = find_model(require(model_arguments.model_name_or_path, "model_name_or_path"))
     quantization = getattr(AutoConfig.from_pretrained(path), "quantization_config", None)
     if quantization is None:
         config = student_arguments.to_config()

@@ -8,12 +8,13 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from ..layers import BitLinear
+from ..locate import find_model
 from ..model_folder import replace_model
 from ..packing import pack
 from ..room import check_room, check_writable, parameter_bytes
 from ..weight_files import size_of_weights
 from .arguments import ModelArguments
-from .models import check_path, load_model, load_tokenizer
+from .models import load_model, load_tokenizer
 from .runs import check_output_dir
 
 
@@ -33,7 +34,7 @@ def run(argv: list[str], prog: str) -> None:
         help="what the stored float embedding and head become when the packed model is loaded on a CPU",
     )
     options = parser.parse_args(argv)
-    path = check_path(options.model)
+    path = find_model(options.model)
     check_output_dir(options.output_dir, {"student": path})
     check_writable(options.output_dir)
     head = options.head or _head_of(path)

@@ -31,9 +31,10 @@ from ..distillation import (
     training_callbacks,
 )
 from ..layers import warn_of_16_bit_weights
+from ..locate import find_model
 from ..room import check_writable
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
-from .models import calibrate, check_path, load_student, load_tokenizer
+from .models import calibrate, load_student, load_tokenizer
 from .runs import check_output_dir, keep_options
 
 
@@ -48,7 +49,7 @@ def run(argv: list[str], prog: str) -> None:
         raise ValueError("--streaming needs --max_steps: the length of a streamed corpus is not known")
     check_writable(training.output_dir)
     if training.teacher_model_name_or_path:
-        training.teacher_model_name_or_path = check_path(training.teacher_model_name_or_path)
+        training.teacher_model_name_or_path = find_model(training.teacher_model_name_or_path)
     check_output_dir(
         training.output_dir,
         {
@@ -155,9 +156,21 @@ def train_and_save(trainer: ReliableTrainer) -> None:
         # The one of the end says how long it took; one that a kill left behind is made of the checkpoint's.
         trainer.state = _read_state(training.output_dir, like=_read_state(checkpoint))
     else:
+        if checkpoint and trainer.is_world_process_zero():
+            print(_going_on(training, checkpoint), flush=True)
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
+
+
+def _going_on(training: TrainingArguments, checkpoint: str) -> str:
+    """From where a training goes on, and to where."""
+    state = _read_state(checkpoint)
+    if training.max_steps > 0:
+        end = f"of {training.max_steps}"
+    else:
+        end = f"(epoch {state.epoch or 0:.2f} of {training.num_train_epochs:g})"
+    return f"going on from {checkpoint}: step {state.global_step} {end} is done"
 
 
 def _read_state(folder: str, like: TrainerState | None = None) -> TrainerState:

@@ -149,9 +149,24 @@ def _load(builder: str, files: Sequence[Path], streaming: bool) -> Dataset | Ite
         dataset = load_dataset(builder, data_files={"train": names}, split="train", streaming=streaming, **options)
         if not streaming and builder == "json":
             dataset.data.validate(full=True)  # arrow's reader of JSON takes any bytes for text
-        return dataset
+        return _whole_numbers(dataset) if builder == "csv" and not streaming else dataset
     except (DatasetGenerationError, EOFError, OSError, ValueError, zlib.error) as error:
         raise ValueError(_explain(files, error)) from error
+
+
+def _whole_numbers(dataset: Dataset) -> Dataset:
+    """Makes columns integers again that pandas read as floating-point numbers only because a cell of them is empty."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from datasets import Value
+
+    for name in dataset.column_names:
+        column = dataset.data.column(name)
+        if not pa.types.is_floating(column.type) or not 0 < column.null_count < len(column):
+            continue
+        if pc.all(pc.and_(pc.is_finite(column), pc.equal(column, pc.floor(column)))).as_py():
+            dataset = dataset.cast_column(name, Value("int64"))
+    return dataset
 
 
 def _rows(files: list[str], builder: str) -> Iterator[dict[str, Any]]:

@@ -79,7 +79,7 @@ def task_rows(dataset: Dataset, task: Task, source: str) -> Dataset:
     Raises:
         ValueError: As in :func:`load_task_dataset`.
     """
-    dataset = _label_ids(_select_columns(dataset, task, source), task, source)
+    dataset = _label_ids(select_columns(dataset, task, source), task, source)
     _check_cells(dataset, task, source)
     return dataset
 
@@ -106,7 +106,12 @@ def _load_from_hub(task: Task, split: str) -> Dataset:
         ) from error
 
 
-def _select_columns(dataset: Dataset, task: Task, source: str) -> Dataset:
+def select_columns(dataset: Dataset, task: Task, source: str) -> Dataset:
+    """A task's columns alone, under the task's names for them.
+
+    Raises:
+        ValueError: One is missing.
+    """
     present = dataset.column_names
     renames = {}
     for name in task.columns:
@@ -139,6 +144,22 @@ def refuse_regression(kind: Any, column: str, source: str) -> None:
         )
 
 
+def written_labels(dataset: Dataset, task: Task, source: str) -> tuple[Any, tuple[str, ...]] | None:
+    """The label column of a task as text, and what can stand in it, in the order of the label ids; `None` if it holds the ids.
+
+    Raises:
+        ValueError: It holds floating-point numbers.
+    """
+    import pyarrow as pa
+
+    column = dataset.with_format("arrow")[task.target_field][:]
+    refuse_regression(column.type, task.target_field, source)
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    if not task.label_values and not is_text:
+        return None
+    return column.cast(pa.string()), task.label_values or task.label_words
+
+
 def _label_ids(dataset: Dataset, task: Task, source: str) -> Dataset:
     """Replaces labels that are written out by their ids."""
     import pyarrow as pa
@@ -147,13 +168,10 @@ def _label_ids(dataset: Dataset, task: Task, source: str) -> Dataset:
     name = task.target_field
     if task.kind != "classification" or len(dataset) == 0:
         return dataset
-    column = dataset.with_format("arrow")[name][:]
-    refuse_regression(column.type, name, source)
-    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    if not task.label_values and not is_text:
+    written = written_labels(dataset, task, source)
+    if written is None:
         return dataset  # they are the ids
-    values = task.label_values or task.label_words
-    texts = column.cast(pa.string())
+    texts, values = written
     ids = pc.index_in(texts, value_set=pa.array(values))
     unknown = pc.and_(pc.is_null(ids), pc.is_valid(texts))
     if pc.any(unknown).as_py():
@@ -172,7 +190,8 @@ def _check_cells(dataset: Dataset, task: Task, source: str) -> None:
     if len(dataset) == 0:
         raise ValueError(f"{source}: there are no examples")
     for name in task.columns:
-        column = dataset.data.column(name)
+        # (Of the rows selected: ``dataset.data`` has all that were read.)
+        column = dataset.with_format("arrow")[name][:]
         if column.null_count:
             row = pc.index(pc.is_null(column), True).as_py()
             raise ValueError(f"{source}: row {row} has no value in column {name!r}")

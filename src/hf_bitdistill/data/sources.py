@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .cleaning import read_usable
 from .files import FORMATS, find_split_files, looks_like_path, read_files
 
 
@@ -34,12 +36,14 @@ class Examples:
         train: Rows to train on.
         validation: Rows to measure on; never trained on.
         held_out_from_train: Whether there was no such split, so that a part of the training rows was taken away for it.
+        left_out: Rows that could not even be read, by kind: of the training split (and what was held out of it), and of the other one.
     """
 
     source: str
     train: Dataset
     validation: Dataset
     held_out_from_train: bool
+    left_out: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
 
 
 def load_examples(
@@ -52,6 +56,8 @@ def load_examples(
     held_out: float = 0.1,
     max_held_out: int = 2000,
     seed: int = 0,
+    sample_by: str | None = None,
+    skip_undecodable: bool = False,
 ) -> Examples:
     """Loads the two splits of a dataset.
 
@@ -63,6 +69,8 @@ def load_examples(
         validation_split: Default: ``validation``, or what it is usually called instead, ``test`` last.
         held_out: Without a split to measure on, this share of the training rows is taken away for it, at most ``max_held_out`` rows.
         seed: Chooses these rows. The same seed takes the same ones.
+        sample_by: What a row of a text file is: ``"line"`` (default), ``"paragraph"`` or ``"document"``.
+        skip_undecodable: Leave out, and count, rows of local files with bytes that are not UTF-8, instead of refusing the file.
 
     Raises:
         FileNotFoundError: The path or a named split is missing; says what there is.
@@ -70,7 +78,7 @@ def load_examples(
         ConnectionError: The Hub cannot be reached, or has no such dataset.
     """
     source = str(path_or_hub_id)
-    splits = _Splits.open(path_or_hub_id, config_name, revision)
+    splits = _Splits.open(path_or_hub_id, config_name, revision, sample_by, skip_undecodable)
     train = splits.load("train", train_split)
     if train is None:
         raise FileNotFoundError(f"{source} has no split {train_split or 'train'!r}; it has {splits.names()}")
@@ -78,12 +86,12 @@ def load_examples(
     if validation is None and validation_split is not None:
         raise FileNotFoundError(f"{source} has no split {validation_split!r}; it has {splits.names()}")
     if validation is not None:
-        return Examples(source, train, validation, False)
+        return Examples(source, train, validation, False, (splits.left_out["train"], splits.left_out["validation"]))
     if len(train) < 2:
         raise ValueError(f"{source} has {len(train)} rows: too few to train and to measure")
     count = min(max(1, round(held_out * len(train))), max_held_out)
     parts = train.train_test_split(test_size=count, seed=seed, shuffle=True)
-    return Examples(source, parts["train"], parts["test"], True)
+    return Examples(source, parts["train"], parts["test"], True, (splits.left_out["train"], Counter()))
 
 
 class _Splits:
@@ -91,6 +99,7 @@ class _Splits:
 
     def __init__(self, names: list[str], load):
         self._names, self._load = names, load
+        self.left_out: dict[str, Counter[str]] = {kind: Counter() for kind in _OTHER_NAMES}
 
     def names(self) -> str:
         return ", ".join(self._names) or "none"
@@ -98,21 +107,41 @@ class _Splits:
     def load(self, kind: str, name: str | None) -> Dataset | None:
         wanted = (name,) if name is not None else _OTHER_NAMES[kind]
         found = next((each for each in wanted if each in self._names), None)
-        return None if found is None else self._load(found)
+        if found is None:
+            return None
+        loaded = self._load(found)
+        if isinstance(loaded, tuple):
+            loaded, self.left_out[kind] = loaded
+        return loaded
 
     @classmethod
-    def open(cls, path_or_hub_id: str | PathLike, config_name: str | None, revision: str | None) -> _Splits:
+    def open(
+        cls,
+        path_or_hub_id: str | PathLike,
+        config_name: str | None,
+        revision: str | None,
+        sample_by: str | None,
+        skip_undecodable: bool,
+    ) -> _Splits:
         path = Path(path_or_hub_id).expanduser()
+
+        def read(files: Sequence[Path]) -> tuple[Dataset, Counter[str]]:
+            return (
+                read_usable(files, sample_by)
+                if skip_undecodable
+                else (read_files(files, sample_by=sample_by), Counter())
+            )
+
         if path.is_file():
-            return cls(["train"], lambda name: read_files([path]))
+            return cls(["train"], lambda name: read([path]))
         if path.is_dir():
-            return cls._of_folder(path)
+            return cls._of_folder(path, read)
         if looks_like_path(str(path_or_hub_id)):
             raise FileNotFoundError(f"there is no file or folder {path_or_hub_id}")
         return cls._of_hub(str(path_or_hub_id), config_name, revision)
 
     @classmethod
-    def _of_folder(cls, folder: Path) -> _Splits:
+    def _of_folder(cls, folder: Path, read: Callable[[Sequence[Path]], tuple[Dataset, Counter[str]]]) -> _Splits:
         from datasets import load_from_disk
 
         if (folder / _SAVED_SPLITS).is_file() or (folder / _SAVED).is_file():
@@ -132,8 +161,8 @@ class _Splits:
             raise FileNotFoundError(f"{folder} holds no data files ({', '.join(FORMATS)})")
         if len(stems) == 1:  # one file (or its shards), whatever it is called
             only = next(iter(stems))
-            return cls(["train"], lambda name: read_files(find_split_files(folder, [only])))
-        return cls(list(stems), lambda name: read_files(find_split_files(folder, [name])))
+            return cls(["train"], lambda name: read(find_split_files(folder, [only])))
+        return cls(list(stems), lambda name: read(find_split_files(folder, [name])))
 
     @classmethod
     def _of_hub(cls, name: str, config_name: str | None, revision: str | None) -> _Splits:

@@ -147,6 +147,8 @@ class ReliableTrainer(Trainer):
         checkpoint = self.find_checkpoint(resume_from_checkpoint)
         if resume_from_checkpoint is True and checkpoint is None:
             raise CheckpointError(f"there is no whole checkpoint in {self.args.output_dir} to resume from")
+        if checkpoint is not None:
+            logger.info(f"Going on from {checkpoint}.")
         optim = None if self.optimizer is None else "given"  # by its object: of unknown size
         check_training_room(self.accelerator.unwrap_model(self.model), self.args, optim)
         if self.args.should_save:

@@ -166,7 +166,7 @@ class RecipeResult:
         settings = [[name, str(value)] for name, value in {**self.settings, **self.numbers}.items()]
         parts += ["<h2>Settings</h2>", html_table(["", ""], settings)]
         parts += ["<h2>Machine</h2>", html_table(["", ""], [[k, str(v)] for k, v in self.machine.items()])]
-        write_page(page, f"hf-bitdistill: {self.output.resolve().name}", parts)
+        write_page(page, self.output.resolve().name, parts)
 
 
 def format_score(value: float, error: float | None) -> str:

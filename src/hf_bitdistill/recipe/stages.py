@@ -20,11 +20,11 @@ from transformers import (
 )
 
 from ..calibration import calibrate_sub_norm
-from ..cli.models import check_path
 from ..cli.pretrain import make_trainer
 from ..config import BitNetConfig
 from ..data import batch_by_length, collate, load_corpus, pack_corpus, take_tokens
 from ..distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, needs_teacher
+from ..locate import find_model
 from ..massive_activations import find_massive_projections
 from ..packing import pack
 from ..surgery import apply_bitnet
@@ -72,7 +72,7 @@ class Work:
 
     def load(self, name_or_path: str | Path) -> PreTrainedModel:
         """In float32, on the device."""
-        model = AutoModelForCausalLM.from_pretrained(check_path(str(name_or_path)), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(find_model(str(name_or_path)), dtype=torch.float32)
         return model.to(self.machine.device)
 
     # ---- Sizes ----
@@ -367,7 +367,7 @@ def check_source(name_or_path: str) -> Any:
     Raises:
         RecipeError: it is a student, packed, or quantised by another method.
     """
-    config = AutoConfig.from_pretrained(check_path(name_or_path))
+    config = AutoConfig.from_pretrained(find_model(name_or_path))
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method

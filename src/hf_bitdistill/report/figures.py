@@ -20,6 +20,15 @@ LOSS_NAMES = {
 }
 """Terms of a training loss as they are logged -> how figures call them."""
 
+LOSS_UNITS = {
+    "loss": "weighted sum of the terms",
+    "loss_ce": "nats a token",
+    "loss_logits": "nats a token, times T squared",
+    "loss_attention": "nats a row of relations",
+    "loss_hidden": "squared error / squared size",
+}
+"""Terms of a training loss -> what their axis says."""
+
 # label -> (x, y)
 Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
@@ -41,21 +50,64 @@ def save_figure(figure: Figure, title: str, file: Path) -> Path:
     return file
 
 
-def draw_curves(axes: Axes, curves: Curves, xlabel: str = "step", ylabel: str = "", marker: str = "") -> None:
+def draw_curves(axes: Axes, curves: Curves, xlabel: str, ylabel: str, marker: str = "") -> None:
     """Lines with a legend."""
     for label, (x, y) in curves.items():
-        axes.plot(x, y, label=label, marker=marker)
+        # (One point is no line.)
+        axes.plot(x, y, label=label, marker=marker if len(x) > 1 else ".")
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
 
 
-def plot_panels(title: str, file: Path, panels: Sequence[Curves]) -> Path:
-    """One panel of curves beside the other."""
+def plot_panels(title: str, file: Path, panels: Sequence[tuple[str, Curves]]) -> Path:
+    """One panel of curves over optimizer steps beside the other, each with what its vertical axis says."""
     figure, axes = new_figure(len(panels))
-    for panel, curves in zip(axes, panels, strict=True):
-        draw_curves(panel, curves)
+    for panel, (ylabel, curves) in zip(axes, panels, strict=True):
+        draw_curves(panel, curves, "optimizer steps", ylabel)
+    return save_figure(figure, title, file)
+
+
+# label -> (x, y, standard error of y)
+Points = Mapping[str, tuple[float, float, float]]
+
+
+def plot_points(title: str, file: Path, points: Points, xlabel: str, ylabel: str) -> Path:
+    """Points with their standard errors, each with its name beside it."""
+    figure, (axes,) = new_figure(width=6)
+    for label, (x, y, error) in points.items():
+        axes.errorbar(x, y, yerr=error, fmt="o", capsize=4)
+        axes.annotate(label, (x, y), textcoords="offset points", xytext=(8, -3), fontsize="small")
+    axes.set_xlim(0, 1.3 * max(x for x, _, _ in points.values()))
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.margins(y=0.15)
+    axes.grid(alpha=0.3)
+    return save_figure(figure, title, file)
+
+
+def plot_histogram(
+    title: str, file: Path, bins: Sequence[tuple[int, int, int]], xlabel: str, ylabel: str, limit: tuple[str, int]
+) -> Path:
+    """Counts in bins of whole numbers.
+
+    Args:
+        bins: first number, last number, count.
+        limit: name and place of a line.
+    """
+    figure, (axes,) = new_figure(width=7)
+    starts = [first for first, _, _ in bins]
+    axes.bar(
+        starts, [count for _, _, count in bins], [last - first + 1 for first, last, _ in bins], align="edge",
+        color="#4477aa", edgecolor="white",
+    )  # fmt: skip
+    name, place = limit
+    if place <= 1.5 * bins[-1][1]:
+        axes.axvline(place, color="black", linestyle=":", linewidth=1, label=f"{name} {place:,}")
+        axes.legend(fontsize="small")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
     return save_figure(figure, title, file)
 
 

@@ -1,4 +1,4 @@
-"""An HTML page without a single request to anywhere."""
+"""An HTML page in one file: a content security policy in it forbids any request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PAGE = """<!DOCTYPE html>
 body {{ font-family: sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
 img {{ max-width: 100%; }}
 table {{ border-collapse: collapse; margin: 1rem 0; }}
-th, td {{ border: 1px solid #ccc; padding: 0.2rem 0.6rem; text-align: left; }}
+th, td {{ border: 1px solid #ccc; padding: 0.2rem 0.6rem; text-align: left; }}{style}
 </style></head><body>
 <h1>{title}</h1>
 {body}
@@ -23,8 +23,19 @@ th, td {{ border: 1px solid #ccc; padding: 0.2rem 0.6rem; text-align: left; }}
 """
 
 
+def html_page(title: str, body: str, style: str = "") -> str:
+    """A page.
+
+    Args:
+        title: As text.
+        body: As HTML.
+        style: More rules of CSS.
+    """
+    return _PAGE.format(title=html.escape(f"hf-bitdistill: {title}"), body=body, style=style)
+
+
 def image(file: Path) -> str:
-    """A PNG in the page itself."""
+    """A PNG file, embedded."""
     data = base64.b64encode(file.read_bytes()).decode()
     return f'<p><img alt="{html.escape(file.stem)}" src="data:image/png;base64,{data}"></p>'
 
@@ -33,8 +44,7 @@ def write_page(file: Path, title: str, parts: Iterable[str]) -> None:
     """Write a page.
 
     Args:
-        title: plain text.
+        title: As text.
         parts: HTML; empty ones are left out.
     """
-    body = "\n".join(part for part in parts if part)
-    file.write_text(_PAGE.format(title=html.escape(title), body=body), encoding="utf-8")
+    file.write_text(html_page(title, "\n".join(part for part in parts if part)), encoding="utf-8")

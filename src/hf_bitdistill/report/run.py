@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..weight_files import size_of_weights
-from .figures import LOSS_NAMES, plot_bars, plot_panels
+from .figures import LOSS_NAMES, LOSS_UNITS, plot_bars, plot_panels
 from .page import image, write_page
 from .tables import html_table
 from .weights import measure_weights, plot_histograms, plot_zeros, student_options
@@ -50,7 +50,7 @@ def _losses(run: Path, figures: Path) -> str:
     for name, label in LOSS_NAMES.items():
         points = [(entry["step"], float(entry[name])) for entry in entries if name in entry]
         if points:
-            panels.append({label: tuple(zip(*points, strict=True))})
+            panels.append((LOSS_UNITS[name], {label: tuple(zip(*points, strict=True))}))
     file = plot_panels("Training losses", figures / "losses.png", panels)
     text = f"{state['global_step']} steps. Each point is the mean since the one before."
     return f"<h2>Losses</h2><p>{text}</p>" + image(file)
@@ -171,5 +171,5 @@ def write_report(
     ]
     if not any(found):
         raise ValueError(f"{run} holds nothing to report: no trainer_state.json, evaluation.json, or student")
-    write_page(output, f"hf-bitdistill: {run.resolve().name}", [*found, _sizes(run)])
+    write_page(output, run.resolve().name, [*found, _sizes(run)])
     return output

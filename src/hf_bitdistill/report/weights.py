@@ -118,7 +118,7 @@ def plot_zeros(title: str, file: Path, measured: dict[str, dict[str, LayerWeight
             label: (range(len(layers)), [layer.zeros for layer in layers.values()])
             for label, layers in measured.items()
         },
-        xlabel="projection",
+        xlabel="projection, in the order of the file",
         ylabel="share of zeros",
         marker=".",
     )

@@ -19,6 +19,7 @@ from hf_bitdistill import pack, quantize_head
 from hf_bitdistill.config import QUANT_METHOD
 from hf_bitdistill.decoder import NativeDecoder, NotAStudentError, Student, UnsupportedModelError, load_decoder
 from hf_bitdistill.decoder.students import HEADS
+from hf_bitdistill.locate import find_model
 from hf_bitdistill.model_folder import check_output, replace_model
 from hf_bitdistill.preflight import read_config
 from hf_bitdistill.surgery import is_student, student_config
@@ -140,6 +141,8 @@ class BitNetModel(OptimizedModel):
             OSError: no such model.
             ValueError: an option has no meaning.
         """
+        if kwargs.get("config") is None and not kwargs.get("subfolder") and "@" not in str(model_id):
+            find_model(str(model_id), **{name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs})
         if not os.path.isdir(model_id):
             return super().from_pretrained(model_id, export=export, **kwargs)
         config = kwargs.pop("config", None)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
 
 from ..redaction import redact, secrets_of
-from .attention_states import resolve_layer
+from .depths import relation_layers as relation_layers
+from .depths import relative_depth as relative_depth
+from .divergences import DIVERGENCES
+from .terms import TERMS
 
 
-TEACHER_LOSS_WEIGHTS = ("logits_loss_weight", "attention_loss_weight", "hidden_loss_weight")
+TEACHER_LOSS_WEIGHTS = tuple(term.weight_option for term in TERMS if term.needs_teacher)
 """Weights of the losses that compare the student with a teacher."""
 
 
@@ -38,7 +41,14 @@ class DistillationConfig(TrainingArguments):
             Keyword arguments of the teacher's `from_pretrained` (`dtype`, `attn_implementation`, ...). As a JSON
             string on a command line.
         temperature (`float`, defaults to 5.0):
-            tau of the logits loss `tau^2 * KL(softmax(t / tau) || softmax(s / tau))`.
+            tau of the logits loss `tau^2 * D(softmax(t / tau), softmax(s / tau))`.
+        logits_divergence (`str`, defaults to `"forward_kl"`):
+            D: `"forward_kl"`, KL(teacher || student), the published one; `"reverse_kl"`, KL(student || teacher); or `"jsd"`, the
+            generalised Jensen-Shannon divergence (see [`~hf_bitdistill.distillation.divergences.jsd.GeneralizedJSD`]).
+        jsd_beta (`float`, defaults to 0.5):
+            Its beta, the teacher's share of the mixture. At 0 it is taken to be the forward KL and at 1 the reverse KL, as in TRL; the
+            divergence itself vanishes towards both ends, so that between them its weight has to grow like `1 / beta` or
+            `1 / (1 - beta)`.
         ce_loss_weight (`float`, defaults to 1.0):
             Weight of the cross entropy on the labels.
         logits_loss_weight (`float`, defaults to 10.0):
@@ -105,6 +115,12 @@ class DistillationConfig(TrainingArguments):
         default=None, metadata={"help": "Keyword arguments of the teacher's from_pretrained, as JSON."}
     )
     temperature: float = field(default=5.0, metadata={"help": "Temperature of the logits loss."})
+    logits_divergence: str = field(
+        default="forward_kl", metadata={"help": "Divergence of the logits loss.", "choices": list(DIVERGENCES)}
+    )
+    jsd_beta: float = field(
+        default=0.5, metadata={"help": "Beta of logits_divergence=jsd: 0 is the forward KL, 1 the reverse KL."}
+    )
     ce_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the cross entropy on the labels."})
     logits_loss_weight: float = field(default=10.0, metadata={"help": "Weight of the logits loss; 0 turns it off."})
     attention_loss_weight: float = field(
@@ -263,13 +279,21 @@ def _validate(config: DistillationConfig) -> None:
         raise ValueError('teacher_model_init_kwargs is not a JSON object such as {"dtype": "bfloat16"}')
     if not (config.temperature > 0 and math.isfinite(config.temperature)):
         raise ValueError(f"temperature must be positive, got {config.temperature}")
-    weights = ("ce_loss_weight", *TEACHER_LOSS_WEIGHTS)
+    weights = [term.weight_option for term in TERMS if term.weight_option]
     for name in weights:
         value = getattr(config, name)
         if not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be finite and not negative, got {value}")
     if not any(getattr(config, name) for name in weights):
         raise ValueError(f"{', '.join(weights)} are all 0: there is nothing to train on")
+    if config.logits_divergence not in DIVERGENCES:
+        raise ValueError(
+            f"logits_divergence must be one of {', '.join(DIVERGENCES)}, got {config.logits_divergence!r}"
+        )
+    if not 0.0 <= config.jsd_beta <= 1.0:
+        raise ValueError(f"jsd_beta must be between 0 and 1, got {config.jsd_beta}")
+    if config.jsd_beta != 0.5 and config.logits_divergence != "jsd":
+        raise ValueError(f"jsd_beta is of logits_divergence='jsd', which is {config.logits_divergence!r}")
     if config.relation_normalization not in ("cosine", "scaled_dot"):
         raise ValueError(
             f"relation_normalization must be 'cosine' or 'scaled_dot', got {config.relation_normalization!r}"
@@ -320,48 +344,3 @@ def check_one_device(args: TrainingArguments) -> None:
 def needs_teacher(args: DistillationConfig) -> bool:
     """Whether any loss on a teacher is on."""
     return any(getattr(args, name) for name in TEACHER_LOSS_WEIGHTS)
-
-
-def relative_depth(layer: int, student_depth: int, teacher_depth: int) -> int:
-    """The teacher's layer at the relative depth of the student's: where the middle of a layer falls, so that it is the same
-    index where the depths are equal."""
-    return (2 * layer + 1) * teacher_depth // (2 * student_depth)
-
-
-def _nearest(layer: int, available: Collection[int]) -> int:
-    """The nearest layer of `available`, of two the later one; `layer` itself where there is none at all."""
-    return min(available, key=lambda other: (abs(other - layer), -other), default=layer)
-
-
-def relation_layers(
-    args: DistillationConfig,
-    student_depth: int,
-    teacher_depth: int,
-    student_attention: Collection[int] = (),
-    teacher_attention: Collection[int] = (),
-) -> tuple[list[int], list[int]]:
-    """The student's and the teacher's layers of the relation loss, resolved: see `DistillationConfig`.
-
-    Args:
-        args: the options.
-        student_depth, teacher_depth: numbers of layers.
-        student_attention, teacher_attention: the layers that have attention, to which defaults keep; empty: unknown.
-
-    Raises:
-        ValueError: a layer does not exist, or the numbers of layers differ.
-    """
-    if args.attention_layers is None:
-        # 22 of 28 layers, in integers, so that the index of a model of 28 layers is exactly 22.
-        student = [_nearest(student_depth * 22 // 28, student_attention)]
-    else:
-        student = list(args.attention_layers)
-    teacher = args.teacher_attention_layers
-    if teacher is None:
-        teacher = [
-            layer if layer < 0 else _nearest(relative_depth(layer, student_depth, teacher_depth), teacher_attention)
-            for layer in student
-        ]
-    return (
-        [resolve_layer(layer, student_depth) for layer in student],
-        [resolve_layer(layer, teacher_depth) for layer in teacher],
-    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,32 +16,14 @@ from ..data.batches import DOCUMENTS, PreparedBatch, prepare_batch
 from ..data.checks import CheckedCollator, ModelLimits, check_batch
 from ..data.preprocessing import IGNORE_INDEX, collate
 from ..layers import warn_of_16_bit_weights
-from .attention_states import AttentionStateCapture, AttentionStates, attention_layers, number_of_layers
-from .callbacks import falling_share, training_callbacks
-from .config import (
-    TEACHER_LOSS_WEIGHTS,
-    DistillationConfig,
-    check_one_device,
-    needs_teacher,
-    relation_layers,
-    relative_depth,
-)
-from .documents import document_groups, gather_states, labelled_tokens, within_documents
+from .callbacks import training_callbacks
+from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, check_one_device, needs_teacher
 from .finite import not_finite
 from .layout import batch_layouts, check_layout
-from .losses import (
-    attention_relation_loss,
-    distillation_token_losses,
-    hidden_state_loss,
-    largest_relation_heads,
-    relation_divisor,
-    shift_labels,
-    state_width,
-)
 from .metrics import ComponentMeans
 from .model_card import TAGS, TERNARY_TAGS, build_model_card, ternary_method
 from .reliable import ReliableTrainer
-from .router import router_loss
+from .targets import batch_targets, taking_part
 from .teacher import (
     check_same_classes,
     check_same_tokenizer,
@@ -52,6 +34,8 @@ from .teacher import (
     model_inputs,
     prepare_teacher,
 )
+from .terms import TERMS, Forwards, LossTerm, Progress
+from .terms.attention import AttentionTerm
 
 
 logger = logging.get_logger(__name__)
@@ -62,6 +46,13 @@ def _without(outputs: Any, *names: str) -> Any:
     if not isinstance(outputs, Mapping) or not any(name in outputs for name in names):
         return outputs
     return type(outputs)(**{key: value for key, value in outputs.items() if key not in names})
+
+
+class _TeacherOutputs(NamedTuple):
+    """Of one forward of the teacher; what no term wants is empty."""
+
+    logits: Tensor | None = None
+    hidden: tuple[Tensor, ...] = ()
 
 
 class DistillationTrainer(ReliableTrainer):
@@ -169,10 +160,9 @@ class DistillationTrainer(ReliableTrainer):
         self._eval_means = ComponentMeans()
         self._all_logits = False
         self._warned_unlabelled = False
-        self._student_capture: AttentionStateCapture | None = None
-        self._teacher_capture: AttentionStateCapture | None = None
-        self.relation_layers: tuple[list[int], list[int]] | None = None
-        self.relation_heads = args.relation_heads if args.attention_loss_weight else None
+        self._step_counts: Tensor | None = None
+        self._counts: Tensor | None = None
+        self.terms: list[LossTerm] = [kind(args) for kind in TERMS if kind.is_on(args)]
         self.teacher: nn.Module | None = None
         self.teacher_name: str | None = None
         if needs_teacher(args):
@@ -185,6 +175,16 @@ class DistillationTrainer(ReliableTrainer):
             self.add_callback(callback)
 
     # ---- Setting up ----
+
+    @property
+    def relation_layers(self) -> tuple[list[int], list[int]] | None:
+        """The student's and the teacher's layers of the relation loss; `None` without it."""
+        return next((term.layers for term in self.terms if isinstance(term, AttentionTerm)), None)
+
+    @property
+    def relation_heads(self) -> int | None:
+        """Its relation heads, once they are known."""
+        return next((term.heads for term in self.terms if isinstance(term, AttentionTerm)), None)
 
     def _check_parallelism(self) -> None:
         check_one_device(self.args)
@@ -223,20 +223,9 @@ class DistillationTrainer(ReliableTrainer):
                     f"the student's vocabulary has {widths[0]} rows and the teacher's {widths[1]}: pass "
                     "processing_class and teacher_processing_class, to show that the tokenizers are the same"
                 )
-        if args.attention_loss_weight:
-            models = (student, self.teacher)
-            self.relation_layers = relation_layers(
-                args, *map(number_of_layers, models), *map(attention_layers, models)
-            )
-            # Both are built now, so that an architecture without Q, K, V to capture is refused before training.
-            self._student_capture = AttentionStateCapture(self.model, self.relation_layers[0])
-            self._teacher_capture = AttentionStateCapture(self.teacher, self.relation_layers[1])
-        if args.hidden_loss_weight:
-            widths = [model.config.get_text_config().hidden_size for model in (student, self.teacher)]
-            if widths[0] != widths[1]:
-                raise ValueError(
-                    f"the student's hidden states are {widths[0]} wide and the teacher's {widths[1]}: set hidden_loss_weight=0"
-                )
+        for term in self.terms:
+            if term.needs_teacher:
+                term.check(student, self.teacher, args)
         self._prepared_teacher = prepare_teacher(self.teacher, self.accelerator)
 
     # ---- Reading a batch ----
@@ -267,54 +256,21 @@ class DistillationTrainer(ReliableTrainer):
 
     # ---- Counting ----
 
-    def _targets(self, batch: Mapping[str, Any]) -> Tensor:
-        """Labels aligned with the logits: `[B, T]` for a causal LM, `[B]` for a classifier."""
-        labels = batch.get("labels")
-        if self.head == "causal_lm" and batch.get("shift_labels") is not None:
-            return batch["shift_labels"]
-        if labels is None:
-            raise ValueError(
-                f"the batch has no labels (only {', '.join(batch)}); for plain text use a "
-                "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
-            )
-        if self.head == "causal_lm":
-            targets = shift_labels(labels)
-            documents = batch.get(DOCUMENTS)
-            return targets if documents is None else within_documents(targets, documents)
-        if labels.ndim != 1 or labels.is_floating_point():
-            raise ValueError(
-                f"classification needs one integer label a sequence, got {labels.dtype} of shape {tuple(labels.shape)}"
-            )
-        return labels
-
-    def _relation_mask(self, batch: Mapping[str, Any], targets: Tensor) -> Tensor:
-        """`[B, T]` bool: the real tokens of the sequences that have a label."""
-        mask, documents = batch.get("attention_mask"), batch.get(DOCUMENTS)
-        if mask is None and documents is not None:
-            return labelled_tokens(documents, targets != IGNORE_INDEX)
-        is_read = self.args.attention_loss_weight or self.args.hidden_loss_weight
-        if mask is None or (mask.ndim != 2 and not is_read):
-            states = batch["input_ids"] if batch.get("input_ids") is not None else batch["inputs_embeds"]
-            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        elif mask.ndim != 2:
-            raise ValueError(
-                f"the attention and hidden state losses need an attention mask [B, T], got {tuple(mask.shape)}"
-            )
-        labelled = (targets != IGNORE_INDEX).reshape(targets.shape[0], -1).any(-1)
-        return mask.bool() & labelled[:, None]
+    def _taking_part(self, batch: Mapping[str, Any], targets: Tensor) -> Tensor:
+        return taking_part(batch, targets, any(term.reads_mask for term in self.terms))
 
     def _count(self, batch: Mapping[str, Any]) -> Tensor:
         """`[2]` int64: labels, and tokens that take part in the relation and hidden state losses."""
-        targets = self._targets(batch)
-        return torch.stack([(targets != IGNORE_INDEX).sum(), self._relation_mask(batch, targets).sum()])
+        targets = batch_targets(batch, self.head)
+        return torch.stack([(targets != IGNORE_INDEX).sum(), self._taking_part(batch, targets).sum()])
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        """As in `Trainer`, but what it hands on as `num_items_in_batch` are two counts, `[2]`: labels, and tokens of
-        the relation and hidden state losses."""
+        """As in `Trainer`, with the number of labels; all counts of the step are kept for its micro-batches."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
+            self._step_counts = None
             return batches, None
         batches = [self._prepared(batch) for batch in batches]
         self._train_means.add_weight(1)  # one optimizer step
@@ -324,7 +280,16 @@ class DistillationTrainer(ReliableTrainer):
             counts = self.accelerator.gather(counts[None]).sum(0) / self.get_tp_size()
         if counts[0] == 0:
             self._warn_unlabelled()
-        return batches, counts
+        self._step_counts = counts
+        return batches, counts[0]
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """As in `Trainer`, on a micro-batch of the last [`get_batch_samples`]."""
+        self._counts = self._step_counts
+        try:
+            return super().training_step(model, inputs, *args, **kwargs)
+        finally:
+            self._counts = None
 
     def _warn_unlabelled(self) -> None:
         if not self._warned_unlabelled:
@@ -350,95 +315,97 @@ class DistillationTrainer(ReliableTrainer):
             inputs: the collated batch.
             return_outputs: also return the student's outputs. Its logits then cover every position only during a
                 prediction that asks for them; otherwise only those which carry a label.
-            num_items_in_batch: the two counts of `get_batch_samples`; anything else (an evaluation, a call by hand)
-                stands for the counts of this batch alone.
+            num_items_in_batch: not used. Within a training step the counts of the whole accumulated batch are known; anywhere else (an
+                evaluation, a call by hand) those of this batch alone count.
         """
-        args = self.args
         inputs = self._prepared(inputs)
         self._check_layouts(inputs)
-        targets = self._targets(inputs)
-        relation_mask = self._relation_mask(inputs, targets)
-        accumulated = isinstance(num_items_in_batch, Tensor) and num_items_in_batch.numel() == 2
-        counts = num_items_in_batch if accumulated else self._count(inputs)
+        targets = batch_targets(inputs, self.head)
+        mask = self._taking_part(inputs, targets)
+        accumulated = self._counts is not None
+        counts = self._counts if accumulated else self._count(inputs)
         if not accumulated and counts[0] == 0:
             self._warn_unlabelled()
 
+        progress = Progress(self.state.global_step, self.state.max_steps)
+        terms = [term for term in self.terms if term.is_computed(progress)]
+        forwards = self._forwards(model, inputs, targets, mask, terms, progress)
+        labels, tokens = counts.clamp(min=1).float()
+        values, loss = {}, None
+        for term in terms:
+            sums = term.sums(forwards)
+            if sums is None:
+                continue
+            value = values[term.logged] = sums.mean({"labels": labels, "tokens": tokens})
+            weighted = (term.weight(progress) if sums.weight is None else sums.weight) * value
+            loss = weighted if loss is None else loss + weighted.to(loss.device)
+
+        if accumulated and self.args.average_tokens_across_devices:
+            # The counts are those of all processes, and the gradients will be averaged over them.
+            replicas = self.accelerator.num_processes // self.get_tp_size()
+            loss = loss * replicas
+            values = {name: value * replicas for name, value in values.items()}
+        if model.training:
+            self._watch.add(values)
+            self._train_means.add(values)
+        else:
+            sequences = len(mask)
+            self._eval_means.add({name: value * sequences for name, value in values.items()})
+            self._eval_means.add_weight(sequences)
+        return (loss, _without(forwards.outputs, "aux_loss", "router_logits")) if return_outputs else loss
+
+    def _forwards(
+        self,
+        model: nn.Module,
+        inputs: PreparedBatch,
+        targets: Tensor,
+        mask: Tensor,
+        terms: list[LossTerm],
+        progress: Progress,
+    ) -> Forwards:
+        """Run both models on a micro-batch, as far as the terms need them."""
         positions = self._labelled_positions(targets)
-        hidden_weight = self._hidden_weight()
-        teacher_logits, teacher_states, teacher_hidden = self._teacher_forward(
-            inputs, positions, targets.device, bool(hidden_weight)
-        )
+        taught = self._teacher_forward(inputs, positions, targets.device, terms, progress)
         student = self.accelerator.unwrap_model(model)
-        capture = self._capture_student(model)
-        with capture or nullcontext():
-            outputs, hidden = self._forward(model, student, inputs, positions, bool(hidden_weight))
-        router = router_loss(outputs, student)
-        outputs = _without(outputs, "aux_loss", "router_logits")
+        wants_hidden = any(term.wants_hidden(progress) for term in terms)
+        with ExitStack() as stack:
+            for term in terms:
+                stack.enter_context(term.watch_student(model))
+            outputs, hidden = self._forward(model, student, inputs, positions, wants_hidden)
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
         if positions is not None:
             targets = targets[:, positions]
             if "logits_to_keep" not in forward_parameters(student):
                 logits = logits[:, positions]
-
-        labels, tokens = counts.clamp(min=1).float()
-        sums = distillation_token_losses(
-            logits,
-            teacher_logits,
-            targets,
-            temperature=args.temperature,
-            chunk_size=args.kl_chunk_size,
-            # the tokenizers were compared: surplus columns are padding rows of the embedding
-            vocab_size=None if teacher_logits is None else min(logits.shape[-1], teacher_logits.shape[-1]),
-            label_smoothing=args.label_smoothing_factor,
+        return Forwards(
+            args=self.args,
+            inputs=inputs,
+            targets=targets,
+            mask=mask,
+            documents=inputs.get(DOCUMENTS),
+            student=student,
+            outputs=outputs,
+            logits=logits,
+            hidden=hidden,
+            teacher_logits=taught.logits,
+            teacher_hidden=taught.hidden,
+            teacher_width=None if taught.logits is None else taught.logits.shape[-1],
         )
-        terms = {"loss_ce": sums.cross_entropy / labels}
-        loss = args.ce_loss_weight * terms["loss_ce"]
-        if teacher_logits is not None:
-            terms["loss_logits"] = sums.kl / labels
-            loss = loss + args.logits_loss_weight * terms["loss_logits"]
-        if capture is not None:
-            terms["loss_attention"] = self._relation_loss(
-                teacher_states, capture.release(), relation_mask, tokens, inputs.get(DOCUMENTS)
-            )
-            loss = loss + args.attention_loss_weight * terms["loss_attention"]
-        if hidden_weight:
-            counterparts = [
-                teacher_hidden[relative_depth(layer, len(hidden), len(teacher_hidden))] for layer in range(len(hidden))
-            ]
-            terms["loss_hidden"] = hidden_state_loss(counterparts, hidden, relation_mask) / (tokens * len(hidden))
-            loss = loss + hidden_weight * terms["loss_hidden"]
-        if router is not None:
-            # Not divided by anything: so does the model's own loss.
-            terms["loss_router"], coefficient = router
-            loss = loss + coefficient * terms["loss_router"].to(loss.device)
-
-        if accumulated and args.average_tokens_across_devices:
-            # The counts are those of all processes, and the gradients will be averaged over them.
-            replicas = self.accelerator.num_processes // self.get_tp_size()
-            loss = loss * replicas
-            terms = {name: value * replicas for name, value in terms.items()}
-        if model.training:
-            self._watch.add(terms)
-            self._train_means.add(terms)
-        else:
-            sequences = len(relation_mask)
-            self._eval_means.add({name: value * sequences for name, value in terms.items()})
-            self._eval_means.add_weight(sequences)
-        return (loss, outputs) if return_outputs else loss
 
     def _causes(self, batch: Mapping[str, Any]) -> list[str]:
         """What of the teacher is not finite on a batch: it is asked again, and only then looked at as a whole."""
         if self.teacher is None or self.is_deepspeed_enabled:  # its engine answers all processes together only
             return []
-        targets = self._targets(batch)
-        wants_hidden = bool(self._hidden_weight())
+        targets = batch_targets(batch, self.head)
+        progress = Progress(self.state.global_step, self.state.max_steps)
+        terms = [term for term in self.terms if term.is_computed(progress)]
         with self.compute_loss_context_manager():
-            logits, states, hidden = self._teacher_forward(
-                self._prepare_inputs(batch), self._labelled_positions(targets), targets.device, wants_hidden
+            taught = self._teacher_forward(
+                self._prepare_inputs(batch), self._labelled_positions(targets), targets.device, terms, progress
             )
-        parts = [("teacher logits", logits)] if logits is not None else []
-        parts += [("teacher attention states", state) for layer in states for state in layer]
-        parts += [("teacher hidden states", state) for state in hidden]
+        parts = [("teacher logits", taught.logits)] if taught.logits is not None else []
+        parts += [part for term in terms if term.needs_teacher for part in term.watched_teacher()]
+        parts += [("teacher hidden states", state) for state in taught.hidden]
         return list(dict.fromkeys(not_finite(parts)))
 
     def _labelled_positions(self, targets: Tensor) -> Tensor | None:
@@ -453,29 +420,31 @@ class DistillationTrainer(ReliableTrainer):
         return positions if len(positions) else torch.zeros(1, dtype=torch.long, device=targets.device)
 
     def _teacher_forward(
-        self, inputs: Mapping[str, Any], positions: Tensor | None, device: torch.device, wants_hidden: bool
-    ) -> tuple[Tensor | None, list[AttentionStates], tuple[Tensor, ...]]:
-        wants_logits = bool(self.args.logits_loss_weight)
-        if not (wants_logits or wants_hidden or self._teacher_capture is not None):
-            return None, [], ()
+        self,
+        inputs: Mapping[str, Any],
+        positions: Tensor | None,
+        device: torch.device,
+        terms: list[LossTerm],
+        progress: Progress,
+    ) -> _TeacherOutputs:
+        terms = [term for term in terms if term.needs_teacher]
+        wants_logits = any(term.reads_teacher_logits for term in terms)
+        wants_hidden = any(term.wants_hidden(progress) for term in terms)
+        watches = [watch for watch in (term.watch_teacher() for term in terms) if watch is not None]
+        if not (wants_logits or wants_hidden or watches):
+            return _TeacherOutputs()
         if not wants_logits and self.head == "causal_lm":
             positions = torch.zeros(1, dtype=torch.long, device=device)
-        with torch.no_grad(), self._teacher_capture or nullcontext():
+        with torch.no_grad(), ExitStack() as stack:
+            for watch in watches:
+                stack.enter_context(watch)
             outputs, hidden = self._forward(self._prepared_teacher, self.teacher, inputs, positions, wants_hidden)
-        states = self._teacher_capture.release() if self._teacher_capture is not None else []
         if not wants_logits:
-            return None, states, hidden
+            return _TeacherOutputs(None, hidden)
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
         if positions is not None and "logits_to_keep" not in forward_parameters(self.teacher):
             logits = logits[:, positions]
-        return logits, states, hidden
-
-    def _hidden_weight(self) -> float:
-        """The weight of the hidden state loss in the next step."""
-        weight, share = self.args.hidden_loss_weight, self.args.hidden_loss_share
-        if share is None or not self.state.max_steps:  # a call before any training
-            return weight
-        return weight * falling_share(self.state.global_step, self.state.max_steps, share)
+        return _TeacherOutputs(logits, hidden)
 
     @staticmethod
     def _forward(
@@ -496,47 +465,6 @@ class DistillationTrainer(ReliableTrainer):
         if hidden is None or len(hidden) < 2:
             raise ValueError(f"{type(unwrapped).__name__} returns no hidden states: set hidden_loss_weight=0")
         return _without(outputs, "hidden_states"), hidden[1:]
-
-    def _capture_student(self, model: nn.Module) -> AttentionStateCapture | None:
-        if self._student_capture is None:
-            return None
-        # The model is wrapped after the trainer was made, and made again with model_init.
-        if self._student_capture.model is not model:
-            self._student_capture = AttentionStateCapture(model, self.relation_layers[0])
-        return self._student_capture
-
-    def _relation_loss(
-        self,
-        teacher_states: list[AttentionStates],
-        student_states: list[AttentionStates],
-        mask: Tensor,
-        tokens: Tensor,
-        documents: Tensor | None,
-    ) -> Tensor:
-        if self.relation_heads is None:
-            widths = [state_width(state) for states in (*teacher_states, *student_states) for state in states]
-            self.relation_heads = largest_relation_heads(widths)
-        args = self.args
-        pairs = list(zip(teacher_states, student_states, strict=True))
-        parts = [(*pair, mask) for pair in pairs]
-        if documents is not None:
-            # A generator: the states of one group of documents at a time.
-            parts = (
-                (gather_states(teacher, places), gather_states(student, places), real)
-                for places, real in document_groups(documents, mask)
-                for teacher, student in pairs
-            )
-        # The first summand ties the graph to the student where no document takes part.
-        total = student_states[0].query[..., :0].float().sum() if documents is not None else 0.0
-        for teacher, student, real in parts:
-            total = (
-                total
-                + attention_relation_loss(
-                    teacher, student, real, self.relation_heads, args.relation_normalization, args.relation_causal
-                ).kl
-            )
-        divisor = relation_divisor(args.relation_normalization, len(student_states), self.relation_heads)
-        return total / (tokens * self.relation_heads) / divisor
 
     # ---- Evaluating and logging ----
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ..report.figures import LOSS_NAMES, Curves, plot_panels
+from ..report.figures import Curves, loss_names, plot_panels
 from ..report.tables import markdown_table
 from .corpus import QUICKSTART_PACKAGES
 from .results import RunResult
@@ -204,5 +204,5 @@ def plot_losses(logs: dict[str, StageLog], output: Path) -> dict[str, str]:
     save("Cross entropy on the training labels, nats a token", "loss_fine_tuning.png", [labels_only])
     for name, file in (("BitDistill", "loss_distillation.png"), ("continual pre-training", "loss_pretraining.png")):
         log = logs[name]
-        save(f"{name}: its losses", file, [{LOSS_NAMES[loss]: (log.steps, log.losses[loss])} for loss in log.losses])
+        save(f"{name}: its losses", file, [{loss_names()[loss]: (log.steps, log.losses[loss])} for loss in log.losses])
     return files

@@ -11,17 +11,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOSS_NAMES = {
-    "loss": "total",
-    "loss_ce": "cross entropy",
-    "loss_logits": "logits (unweighted)",
-    "loss_attention": "attention relations (unweighted)",
-    "loss_hidden": "hidden states (unweighted)",
-}
-"""Terms of a training loss as they are logged -> how figures call them."""
-
 # label -> (x, y)
 Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+
+
+def loss_names() -> dict[str, str]:
+    """Terms of a training loss as they are logged -> how figures call them."""
+    from ..distillation.terms import TERMS
+
+    return {"loss": "total", **{f"loss_{term.name}": term.label for term in TERMS}}
 
 
 def new_figure(columns: int = 1, width: float = 4.5, height: float = 3.4) -> tuple[Figure, list[Axes]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..weight_files import size_of_weights
-from .figures import LOSS_NAMES, plot_bars, plot_panels
+from .figures import loss_names, plot_bars, plot_panels
 from .tables import html_table
 from .weights import measure_weights, plot_histograms, plot_zeros, student_options
 
@@ -66,7 +66,7 @@ def _losses(run: Path, figures: Path) -> str:
     if not entries:
         return ""
     panels = []
-    for name, label in LOSS_NAMES.items():
+    for name, label in loss_names().items():
         points = [(entry["step"], float(entry[name])) for entry in entries if name in entry]
         if points:
             panels.append({label: tuple(zip(*points, strict=True))})

@@ -21,6 +21,7 @@ from .losses import (
 from .reliable import ReliableTrainer
 from .targets import shift_labels
 from .teacher import check_same_tokenizer, load_teacher
+from .teacher_cache import TeacherCache, cache_teacher_logits
 from .terms import TERMS, LossTerm
 from .token_losses import TokenLossSums, TopLogits, distillation_token_losses
 from .trainer import DistillationTrainer
@@ -40,10 +41,12 @@ __all__ = [
     "RelationLossSums",
     "ReliableTrainer",
     "ScaleGradientCallback",
+    "TeacherCache",
     "TokenLossSums",
     "TopLogits",
     "WeightDecayCallback",
     "attention_relation_loss",
+    "cache_teacher_logits",
     "check_one_device",
     "check_same_tokenizer",
     "check_training_room",

@@ -40,6 +40,15 @@ class DistillationConfig(TrainingArguments):
         teacher_model_init_kwargs (`dict`, *optional*):
             Keyword arguments of the teacher's `from_pretrained` (`dtype`, `attn_implementation`, ...). As a JSON
             string on a command line.
+        teacher_cache (`str`, *optional*):
+            Folder that `bitdistill cache-teacher` ([`cache_teacher_logits`]) wrote. The logits loss compares the student with the
+            teacher's most likely tokens in it, and with what all others weigh together; no teacher is in memory. Every other loss on
+            a teacher has to be off.
+        allow_full_precision_student (`bool`, defaults to `False`):
+            Whether the student may be a full-precision model. Otherwise distilling into one is refused, and fine-tuning one warns.
+        max_sequence_length (`int`, *optional*):
+            Tokens that an example of a dataset of `messages`, or of `prompt` and `completion`, may have; longer ones are left out, and a
+            warning says how many. Default: the student's context.
         temperature (`float`, defaults to 5.0):
             tau of the logits loss `tau^2 * D(softmax(t / tau), softmax(s / tau))`.
         logits_divergence (`str`, defaults to `"forward_kl"`):
@@ -113,6 +122,17 @@ class DistillationConfig(TrainingArguments):
     )
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keyword arguments of the teacher's from_pretrained, as JSON."}
+    )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder of bitdistill cache-teacher, in place of a teacher for the logits loss."},
+    )
+    allow_full_precision_student: bool = field(
+        default=False, metadata={"help": "Whether the student may be a full-precision model."}
+    )
+    max_sequence_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens an example of messages or of prompt and completion may have. Default: the context."},
     )
     temperature: float = field(default=5.0, metadata={"help": "Temperature of the logits loss."})
     logits_divergence: str = field(
@@ -294,6 +314,10 @@ def _validate(config: DistillationConfig) -> None:
         raise ValueError(f"jsd_beta must be between 0 and 1, got {config.jsd_beta}")
     if config.jsd_beta != 0.5 and config.logits_divergence != "jsd":
         raise ValueError(f"jsd_beta is of logits_divergence='jsd', which is {config.logits_divergence!r}")
+    if config.max_sequence_length is not None and config.max_sequence_length < 1:
+        raise ValueError(f"max_sequence_length must be at least 1, got {config.max_sequence_length}")
+    if config.teacher_cache is not None:
+        _validate_cache(config)
     if config.relation_normalization not in ("cosine", "scaled_dot"):
         raise ValueError(
             f"relation_normalization must be 'cosine' or 'scaled_dot', got {config.relation_normalization!r}"
@@ -328,6 +352,22 @@ def _validate(config: DistillationConfig) -> None:
             )
 
 
+def _validate_cache(config: DistillationConfig) -> None:
+    live = [
+        term.weight_option for term in TERMS if term.needs_teacher and not term.can_be_cached and term.is_on(config)
+    ]
+    if live:
+        raise ValueError(
+            f"{', '.join(live)} need a live teacher, and teacher_cache holds its logits alone: set {'it' if len(live) == 1 else 'them'} to 0"
+        )
+    if not any(term.can_be_cached and term.is_on(config) for term in TERMS):
+        raise ValueError("teacher_cache is set and logits_loss_weight is 0: nothing would read it")
+    if config.teacher_model_name_or_path is not None:
+        raise ValueError(
+            "teacher_cache stands in the place of a teacher, and teacher_model_name_or_path is set too: leave out one of them"
+        )
+
+
 def check_one_device(args: TrainingArguments) -> None:
     """Refuse several devices in one process, over which `Trainer` would spread every batch by `DataParallel`.
 
@@ -342,5 +382,5 @@ def check_one_device(args: TrainingArguments) -> None:
 
 
 def needs_teacher(args: DistillationConfig) -> bool:
-    """Whether any loss on a teacher is on."""
-    return any(getattr(args, name) for name in TEACHER_LOSS_WEIGHTS)
+    """Whether any loss on a live teacher is on."""
+    return args.teacher_cache is None and any(getattr(args, name) for name in TEACHER_LOSS_WEIGHTS)

@@ -122,7 +122,7 @@ def build_model_card(
     base = f"[{base_id}](https://huggingface.co/{base_id})" if base_id else "a base model which is not on the Hub"
     teacher_name = trainer.teacher_name
     teacher_id = hub_model_id(teacher_name)
-    if trainer.teacher is None:
+    if trainer.teacher is None and trainer.teacher_cache is None:
         source = "without a teacher"
     elif teacher_id:
         source = f"from the teacher [{teacher_id}](https://huggingface.co/{teacher_id})"

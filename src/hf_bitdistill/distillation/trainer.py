@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,41 +18,27 @@ from ..data.preprocessing import IGNORE_INDEX, collate
 from ..layers import warn_of_16_bit_weights
 from .callbacks import training_callbacks
 from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, check_one_device, needs_teacher
+from .conversations import encode_datasets
 from .finite import not_finite
 from .layout import batch_layouts, check_layout
 from .metrics import ComponentMeans
 from .model_card import TAGS, TERNARY_TAGS, build_model_card, ternary_method
+from .passes import TeacherOutputs, labelled_positions, run_model, run_teacher, without
 from .reliable import ReliableTrainer
+from .student import check_ternary, load_student_model
 from .targets import batch_targets, taking_part
 from .teacher import (
-    check_same_classes,
-    check_same_tokenizer,
-    forward_parameters,
-    load_teacher,
+    choose_teacher,
     load_teacher_tokenizer,
     model_head,
-    model_inputs,
     prepare_teacher,
 )
+from .teacher_cache import CachedCollator, TeacherCache
 from .terms import TERMS, Forwards, LossTerm, Progress
 from .terms.attention import AttentionTerm
 
 
 logger = logging.get_logger(__name__)
-
-
-def _without(outputs: Any, *names: str) -> Any:
-    """A model's outputs without some of them, of which an evaluation would collect everything."""
-    if not isinstance(outputs, Mapping) or not any(name in outputs for name in names):
-        return outputs
-    return type(outputs)(**{key: value for key, value in outputs.items() if key not in names})
-
-
-class _TeacherOutputs(NamedTuple):
-    """Of one forward of the teacher; what no term wants is empty."""
-
-    logits: Tensor | None = None
-    hidden: tuple[Tensor, ...] = ()
 
 
 class DistillationTrainer(ReliableTrainer):
@@ -84,7 +70,9 @@ class DistillationTrainer(ReliableTrainer):
     weighted by their sequences (with several processes, sequences repeated to fill the last batch count too).
 
     Args:
-        model: the student.
+        model: the student: a model, or a name or path. A student's checkpoint is loaded, a full-precision one becomes a student with the
+            options of `BitNetConfig()`; the tokenizer is the one beside it, unless `processing_class` is given. A model in full
+            precision is refused as the student of a teacher, unless `args.allow_full_precision_student`.
         teacher_model: a model, or a name or path (overrides `args.teacher_model_name_or_path`). Not needed if
             no distillation loss is on. It is put into eval mode and frozen.
         args: a `DistillationConfig`.
@@ -93,7 +81,11 @@ class DistillationTrainer(ReliableTrainer):
             warning says so where there is none to compare.
         data_collator: default: `hf_bitdistill.data.collate(processing_class, head)`, which pads labels too (the stock
             default does not).
-        train_dataset, eval_dataset, model_init, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
+        train_dataset, eval_dataset: as in `Trainer`. Columns `messages` (or `conversations`), or `prompt` and `completion`, without
+            `input_ids` are encoded with `processing_class`, with labels on what the assistant says alone (see
+            [`encode_conversations`], [`encode_completions`]); not so with a `data_collator` and `remove_unused_columns=False`,
+            which reads them itself.
+        model_init, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
         preprocess_logits_for_metrics: as in `Trainer`.
 
     Raises:
@@ -110,7 +102,7 @@ class DistillationTrainer(ReliableTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | nn.Module | None = None,
+        model: PreTrainedModel | nn.Module | str | os.PathLike | None = None,
         teacher_model: PreTrainedModel | nn.Module | str | os.PathLike | None = None,
         args: DistillationConfig | None = None,
         data_collator: Callable | None = None,
@@ -131,6 +123,12 @@ class DistillationTrainer(ReliableTrainer):
             raise TypeError(f"args must be a DistillationConfig, got {type(args).__name__}")
         if args.use_liger_kernel:
             raise ValueError("use_liger_kernel computes the loss inside the model and is not supported")
+        if isinstance(model, (str, os.PathLike)):
+            processing_class = load_teacher_tokenizer(model) if processing_class is None else processing_class
+            model = load_student_model(model)
+        if data_collator is None or args.remove_unused_columns:
+            # (Not for a collator of the user's own that may read them.)
+            train_dataset, eval_dataset = encode_datasets(model, args, processing_class, train_dataset, eval_dataset)
         if data_collator is None and model is not None and isinstance(processing_class, PreTrainedTokenizerBase):
             # The stock default does not pad labels.
             data_collator = collate(processing_class, model_head(model))
@@ -164,13 +162,21 @@ class DistillationTrainer(ReliableTrainer):
         self._counts: Tensor | None = None
         self.terms: list[LossTerm] = [kind(args) for kind in TERMS if kind.is_on(args)]
         self.teacher: nn.Module | None = None
+        self._prepared_teacher: nn.Module | None = None
         self.teacher_name: str | None = None
-        if needs_teacher(args):
+        self.teacher_cache: TeacherCache | None = None
+        if not args.allow_full_precision_student:
+            check_ternary(student, needs_teacher(args) or args.teacher_cache is not None)
+        if args.teacher_cache is not None:
+            self._set_teacher_cache(teacher_model)
+        elif needs_teacher(args):
             self._set_teacher(teacher_model, teacher_processing_class)
         models = {"student": student} | ({} if self.teacher is None else {"teacher": self.teacher})
         self._limits = ModelLimits.of(models, self.head)
         self._checked_layouts: set[str] = set()
         self.data_collator = CheckedCollator(self.data_collator, self._limits, self.head)
+        if self.teacher_cache is not None:
+            self.data_collator = CachedCollator(self.data_collator, self.teacher_cache, self.head)
         for callback in training_callbacks(args):
             self.add_callback(callback)
 
@@ -202,31 +208,28 @@ class DistillationTrainer(ReliableTrainer):
                 "or set teacher_model_name_or_path (or set them to 0)"
             )
         student = self.accelerator.unwrap_model(self.model)
-        if teacher is student:
-            raise ValueError("teacher and student are the same object: load the teacher separately")
-        named = isinstance(teacher, (str, os.PathLike))
-        if self.processing_class is not None:
-            if teacher_processing_class is None:
-                # A model in memory knows where it came from; a tokenizer beside it there is the teacher's.
-                origin = teacher if named else getattr(teacher.config, "_name_or_path", None)
-                teacher_processing_class = load_teacher_tokenizer(origin)
-            if teacher_processing_class is not None:
-                check_same_tokenizer(self.processing_class, teacher_processing_class)
-        self.teacher = load_teacher(teacher, self.head, args.teacher_model_init_kwargs)
-        self.teacher_name = str(teacher) if named else getattr(teacher.config, "_name_or_path", None)
-        if self.head == "sequence_classification":
-            check_same_classes(student, self.teacher)
-        else:
-            widths = [model.config.get_text_config().vocab_size for model in (student, self.teacher)]
-            if widths[0] != widths[1] and (self.processing_class is None or teacher_processing_class is None):
-                raise ValueError(
-                    f"the student's vocabulary has {widths[0]} rows and the teacher's {widths[1]}: pass "
-                    "processing_class and teacher_processing_class, to show that the tokenizers are the same"
-                )
+        self.teacher, self.teacher_name = choose_teacher(
+            teacher,
+            student,
+            self.head,
+            args.teacher_model_init_kwargs,
+            self.processing_class,
+            teacher_processing_class,
+        )
         for term in self.terms:
             if term.needs_teacher:
                 term.check(student, self.teacher, args)
         self._prepared_teacher = prepare_teacher(self.teacher, self.accelerator)
+
+    def _set_teacher_cache(self, teacher: Any) -> None:
+        if teacher is not None:
+            raise ValueError("teacher_cache stands in the place of a teacher, and a teacher_model was given too")
+        self.teacher_cache = TeacherCache(self.args.teacher_cache)
+        student = self.accelerator.unwrap_model(self.model)
+        is_classifier = self.head == "sequence_classification"
+        width = student.config.num_labels if is_classifier else student.config.get_text_config().vocab_size
+        self.teacher_cache.check(self.head, width, self.processing_class, self.args.temperature)
+        self.teacher_name = self.teacher_cache.info.teacher
 
     # ---- Reading a batch ----
 
@@ -327,8 +330,7 @@ class DistillationTrainer(ReliableTrainer):
         if not accumulated and counts[0] == 0:
             self._warn_unlabelled()
 
-        progress = Progress(self.state.global_step, self.state.max_steps)
-        terms = [term for term in self.terms if term.is_computed(progress)]
+        progress, terms = self._next_terms()
         forwards = self._forwards(model, inputs, targets, mask, terms, progress)
         labels, tokens = counts.clamp(min=1).float()
         values, loss = {}, None
@@ -352,7 +354,11 @@ class DistillationTrainer(ReliableTrainer):
             sequences = len(mask)
             self._eval_means.add({name: value * sequences for name, value in values.items()})
             self._eval_means.add_weight(sequences)
-        return (loss, _without(forwards.outputs, "aux_loss", "router_logits")) if return_outputs else loss
+        return (loss, without(forwards.outputs, "aux_loss", "router_logits")) if return_outputs else loss
+
+    def _next_terms(self) -> tuple[Progress, list[LossTerm]]:
+        progress = Progress(self.state.global_step, self.state.max_steps)
+        return progress, [term for term in self.terms if term.is_computed(progress)]
 
     def _forwards(
         self,
@@ -364,23 +370,22 @@ class DistillationTrainer(ReliableTrainer):
         progress: Progress,
     ) -> Forwards:
         """Run both models on a micro-batch, as far as the terms need them."""
-        positions = self._labelled_positions(targets)
-        taught = self._teacher_forward(inputs, positions, targets.device, terms, progress)
+        positions = None if self._all_logits else labelled_positions(targets, self.head)
+        if self.teacher_cache is None:
+            taught = run_teacher(self._prepared_teacher, self.teacher, inputs, positions, terms, progress, self.head)
+        else:
+            top = self.teacher_cache.top_logits(inputs, targets, self.head, self.args.temperature)
+            taught = TeacherOutputs(top, width=self.teacher_cache.info.vocab_size)
         student = self.accelerator.unwrap_model(model)
         wants_hidden = any(term.wants_hidden(progress) for term in terms)
         with ExitStack() as stack:
             for term in terms:
                 stack.enter_context(term.watch_student(model))
-            outputs, hidden = self._forward(model, student, inputs, positions, wants_hidden)
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-        if positions is not None:
-            targets = targets[:, positions]
-            if "logits_to_keep" not in forward_parameters(student):
-                logits = logits[:, positions]
+            outputs, logits, hidden = run_model(model, student, inputs, positions, wants_hidden)
         return Forwards(
             args=self.args,
             inputs=inputs,
-            targets=targets,
+            targets=targets if positions is None else targets[:, positions],
             mask=mask,
             documents=inputs.get(DOCUMENTS),
             student=student,
@@ -389,82 +394,22 @@ class DistillationTrainer(ReliableTrainer):
             hidden=hidden,
             teacher_logits=taught.logits,
             teacher_hidden=taught.hidden,
-            teacher_width=None if taught.logits is None else taught.logits.shape[-1],
+            teacher_width=taught.width,
         )
 
     def _causes(self, batch: Mapping[str, Any]) -> list[str]:
         """What of the teacher is not finite on a batch: it is asked again, and only then looked at as a whole."""
         if self.teacher is None or self.is_deepspeed_enabled:  # its engine answers all processes together only
             return []
-        targets = batch_targets(batch, self.head)
-        progress = Progress(self.state.global_step, self.state.max_steps)
-        terms = [term for term in self.terms if term.is_computed(progress)]
+        positions = labelled_positions(batch_targets(batch, self.head), self.head)
+        progress, terms = self._next_terms()
+        batch = self._prepare_inputs(batch)
         with self.compute_loss_context_manager():
-            taught = self._teacher_forward(
-                self._prepare_inputs(batch), self._labelled_positions(targets), targets.device, terms, progress
-            )
+            taught = run_teacher(self._prepared_teacher, self.teacher, batch, positions, terms, progress, self.head)
         parts = [("teacher logits", taught.logits)] if taught.logits is not None else []
         parts += [part for term in terms if term.needs_teacher for part in term.watched_teacher()]
         parts += [("teacher hidden states", state) for state in taught.hidden]
         return list(dict.fromkeys(not_finite(parts)))
-
-    def _labelled_positions(self, targets: Tensor) -> Tensor | None:
-        """The positions at which any sequence has a label, or `None` for all: the output layer is computed for no
-        other ones, which saves most of it where only an answer is labelled."""
-        if self.head != "causal_lm" or self._all_logits:
-            return None
-        positions = (targets != IGNORE_INDEX).any(0).nonzero().squeeze(-1)
-        if len(positions) == targets.shape[1]:
-            return None
-        # Models are not made for an empty selection.
-        return positions if len(positions) else torch.zeros(1, dtype=torch.long, device=targets.device)
-
-    def _teacher_forward(
-        self,
-        inputs: Mapping[str, Any],
-        positions: Tensor | None,
-        device: torch.device,
-        terms: list[LossTerm],
-        progress: Progress,
-    ) -> _TeacherOutputs:
-        terms = [term for term in terms if term.needs_teacher]
-        wants_logits = any(term.reads_teacher_logits for term in terms)
-        wants_hidden = any(term.wants_hidden(progress) for term in terms)
-        watches = [watch for watch in (term.watch_teacher() for term in terms) if watch is not None]
-        if not (wants_logits or wants_hidden or watches):
-            return _TeacherOutputs()
-        if not wants_logits and self.head == "causal_lm":
-            positions = torch.zeros(1, dtype=torch.long, device=device)
-        with torch.no_grad(), ExitStack() as stack:
-            for watch in watches:
-                stack.enter_context(watch)
-            outputs, hidden = self._forward(self._prepared_teacher, self.teacher, inputs, positions, wants_hidden)
-        if not wants_logits:
-            return _TeacherOutputs(None, hidden)
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-        if positions is not None and "logits_to_keep" not in forward_parameters(self.teacher):
-            logits = logits[:, positions]
-        return _TeacherOutputs(logits, hidden)
-
-    @staticmethod
-    def _forward(
-        model: nn.Module,
-        unwrapped: nn.Module,
-        inputs: Mapping[str, Any],
-        positions: Tensor | None,
-        wants_hidden: bool,
-    ) -> tuple[Any, tuple[Tensor, ...]]:
-        """Outputs, and hidden states after every layer, `[B, T, H]` each, if they are wanted. They are taken out of the
-        outputs, of which an evaluation collects everything."""
-        kwargs = model_inputs(unwrapped, inputs, positions)
-        if not wants_hidden:
-            return model(**kwargs), ()
-        outputs = model(**kwargs, output_hidden_states=True, return_dict=True)
-        hidden = outputs.get("hidden_states")
-        # The first are the embeddings.
-        if hidden is None or len(hidden) < 2:
-            raise ValueError(f"{type(unwrapped).__name__} returns no hidden states: set hidden_loss_weight=0")
-        return _without(outputs, "hidden_states"), hidden[1:]
 
     # ---- Evaluating and logging ----
 

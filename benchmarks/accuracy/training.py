@@ -179,6 +179,7 @@ class Work:
             seed,
             train_sampling_strategy="group_by_length",
             teacher_model_name_or_path=str(teacher) if distill else None,
+            allow_full_precision_student=not distill,
             **{**weights, **options.options},
         )
         examples = self.task.train

@@ -23,6 +23,7 @@ _LAZY = {
     "DistillationTrainer": "distillation",
     "PretrainingConfig": "distillation",
     "WarmStartConfig": "warm_start",
+    "cache_teacher_logits": "distillation",
     "calibrate_sub_norm": "calibration",
     "find_massive_projections": "massive_activations",
     "least_squares_warm_start": "warm_start",
@@ -32,7 +33,7 @@ _LAZY = {
 if TYPE_CHECKING:
     from .calibration import calibrate_sub_norm
     from .data import pack_corpus
-    from .distillation import DistillationConfig, DistillationTrainer, PretrainingConfig
+    from .distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, cache_teacher_logits
     from .massive_activations import find_massive_projections
     from .warm_start import WarmStartConfig, least_squares_warm_start
 
@@ -44,6 +45,7 @@ __all__ = [
     "SurgeryError",
     "WarmStartConfig",
     "apply_bitnet",
+    "cache_teacher_logits",
     "calibrate_sub_norm",
     "find_massive_projections",
     "least_squares_warm_start",

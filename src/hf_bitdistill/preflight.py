@@ -325,3 +325,22 @@ def check_built(model: PreTrainedModel, files: list[str]) -> None:
                 f"{names}: the config asks for a table {name!r} of shape {list(buffer.shape)}, {buffer.nbytes >> 20} MB, beside weights "
                 f"of {size}."
             )
+
+
+def is_student_checkpoint(name_or_path: str | os.PathLike) -> bool:
+    """Whether a checkpoint is a student that can be trained, and not a full-precision model.
+
+    Raises:
+        ValueError: it is neither: packed (offline), or quantised by another method.
+        OSError: it is not found.
+    """
+    quantization = getattr(AutoConfig.from_pretrained(name_or_path), "quantization_config", None)
+    if quantization is None:
+        return False
+    if quantization.get("quant_method") != QUANT_METHOD:
+        raise ValueError(
+            f"{name_or_path} is quantised by {quantization.get('quant_method')!r}; start from full precision"
+        )
+    if quantization.get("quantization_mode") != "online":
+        raise ValueError(f"{name_or_path} is packed and cannot be trained; start from the online student")
+    return True

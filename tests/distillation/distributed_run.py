@@ -21,6 +21,8 @@ from transformers import (
 from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer
 
 
+JSD = {"logits_divergence": "jsd", "jsd_beta": 0.3}
+
 # torch can hang when it frees a DDP model and gloo's process group with it: the thread that frees them holds the
 # interpreter's lock and waits for gloo's thread, which may be waiting for that lock to free the tensors of its last
 # reduction. So they are kept, and the process ends without freeing them.
@@ -45,7 +47,7 @@ def parts() -> tuple:
     return student, teacher, rows, tokenizer
 
 
-def one_step() -> dict | None:
+def one_step(**options) -> dict | None:
     """Gradients, first log record and evaluation metrics; `None` in all processes but the first."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     student, teacher, rows, tokenizer = parts()
@@ -65,6 +67,7 @@ def one_step() -> dict | None:
             disable_tqdm=True,
             save_strategy="no",
             max_steps=1,
+            allow_full_precision_student=True,
             logging_steps=1,
             max_grad_norm=0.0,
             attention_loss_weight=100.0,
@@ -74,6 +77,7 @@ def one_step() -> dict | None:
             # Whole batches for each process, so that the mean over batches is the same mean in one process and in two.
             per_device_eval_batch_size=2,
             ddp_backend="gloo" if processes > 1 else None,
+            **options,
         ),
         train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
@@ -83,7 +87,7 @@ def one_step() -> dict | None:
         KEPT.append(trainer)
     trainer.train()
     metrics = trainer.evaluate(rows)
-    trainer.end()
+    # The group of processes stays: one that is made anew may wait for the old one's names for ever.
     if trainer.is_world_process_zero():
         return {"gradients": saved, "log": trainer.state.log_history[0], "metrics": metrics}
     return None
@@ -103,6 +107,7 @@ def checkpoints(folder: str) -> dict:
                 report_to=[],
                 disable_tqdm=True,
                 save_steps=1,
+                allow_full_precision_student=True,
                 max_steps=max_steps,
                 lr_scheduler_type="constant",
                 attention_loss_weight=0,
@@ -153,12 +158,12 @@ def checkpoints(folder: str) -> dict:
 
 
 if __name__ == "__main__":
-    result = one_step()
+    result, jsd = one_step(), one_step(**JSD)
     if os.environ.get("WORLD_SIZE"):
         found = checkpoints(sys.argv[1] + ".run")
         torch.save(found, f"{sys.argv[1]}.{os.environ['RANK']}")
     if result:
-        torch.save(result, sys.argv[1])
+        torch.save({**result, "jsd": jsd}, sys.argv[1])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

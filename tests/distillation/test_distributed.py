@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_run import one_step
+from distributed_run import JSD, one_step
 
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
@@ -37,6 +37,10 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
     for key in ("eval_loss", "eval_loss_ce", "eval_loss_logits", "eval_loss_attention", "eval_loss_hidden"):
         assert one["metrics"][key] > 0
         assert two["metrics"][key] == pytest.approx(one["metrics"][key], rel=1e-4)
+    one, two = one_step(**JSD), two["jsd"]
+    for name, grad in one["gradients"].items():
+        torch.testing.assert_close(two["gradients"][name], grad, rtol=1e-4, atol=1e-5)
+    assert two["log"]["loss_logits"] == pytest.approx(one["log"]["loss_logits"], rel=1e-4)
     found = [torch.load(f"{output}.{rank}") for rank in range(2)]
     for rank, each in enumerate(found):
         assert each["resumed"] == "checkpoint-1" and each["same"], each

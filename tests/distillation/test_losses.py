@@ -11,10 +11,10 @@ from hf_bitdistill.distillation import (
     distillation_token_losses,
     hidden_state_loss,
     largest_relation_heads,
-    losses,
     regroup_heads,
     relation_divisor,
     shift_labels,
+    token_losses,
 )
 
 
@@ -70,7 +70,7 @@ def test_the_default_chunk_fits_a_cache(monkeypatch, elements, chunk):
         return real(student_chunk, *args, **kwargs)
 
     monkeypatch.setattr(F, "kl_div", watched)
-    monkeypatch.setattr(losses, "_CPU_CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(token_losses, "_CPU_CHUNK_ELEMENTS", elements)
     torch.testing.assert_close(distillation_token_losses(student, teacher, targets), expected)
     assert sum(sizes) == expected.count and max(sizes) == chunk
 

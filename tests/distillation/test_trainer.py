@@ -117,9 +117,9 @@ def test_only_labelled_positions_reach_the_output_layer(make_model, make_trainer
         torch.testing.assert_close(actual[name], grad, rtol=1e-4, atol=1e-5, msg=name)
     # A forward without the option computes everything; the loss is the same.
     trainer._all_logits = False
-    monkeypatch.setattr("hf_bitdistill.distillation.trainer.forward_parameters", lambda model: {})
+    monkeypatch.setattr("hf_bitdistill.distillation.passes.forward_parameters", lambda model: {})
     monkeypatch.setattr(
-        "hf_bitdistill.distillation.trainer.model_inputs",
+        "hf_bitdistill.distillation.passes.model_inputs",
         lambda model, batch, positions: {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]},
     )
     torch.testing.assert_close(trainer.compute_loss(student, batch), full)

@@ -173,7 +173,7 @@ def test_given_teachers(settings, tmp_path, capsys):
     tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="different tokenizers"):
         run_recipe(settings, teacher=str(tmp_path / "other"), output_dir=str(tmp_path / "out2"))
-    with pytest.raises(ValueError, match="is what model names"):
+    with pytest.raises(ValueError, match="the model that is read"):
         run_recipe(settings, output_dir=settings.model)
     with pytest.raises(RecipeError, match="quantised already"):
         run_recipe(settings, model=str(result.paths["student"]), output_dir=str(tmp_path / "out3"))

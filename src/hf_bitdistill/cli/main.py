@@ -15,6 +15,7 @@ COMMANDS = {
     "data": "show what a model will see of a dataset: examples, lengths, labels, what is left out",
     "warm-start": "make a ternary student whose blocks learned from the model's own, from little text",
     "pretrain": "continual pre-training: make a ternary student of a model and train it on plain text",
+    "cache-teacher": "write a teacher's most likely tokens once, to distil without it in memory",
     "distill": "distil a teacher into a ternary student on a task",
     "pack": "pack a trained student into 2 bits a weight",
     "evaluate": "measure a model on a task, or its perplexity on a text",

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -20,9 +19,9 @@ from transformers import (
 )
 
 from ..calibration import calibrate_sub_norm
-from ..config import QUANT_METHOD
 from ..data import Task, ensure_pad_token
 from ..locate import find_model
+from ..preflight import is_student_checkpoint
 from ..surgery import is_student
 from .arguments import ModelArguments, StudentArguments, require
 
@@ -103,15 +102,9 @@ def load_student(
         ValueError: the model is packed (offline) or quantised by another method.
     """
     path = find_model(require(model_arguments.model_name_or_path, "model_name_or_path"))
-    quantization = getattr(AutoConfig.from_pretrained(path), "quantization_config", None)
-    if quantization is None:
-        config = student_arguments.to_config()
-        return load_model(model_arguments, head, task, quantization_config=config), True
-    if quantization.get("quant_method") != QUANT_METHOD:
-        raise ValueError(f"{path} is quantised by {quantization.get('quant_method')!r}; start from full precision")
-    if quantization.get("quantization_mode") != "online":
-        raise ValueError(f"{path} is packed and cannot be trained; start from the online student")
-    return load_model(model_arguments, head, task), False
+    if is_student_checkpoint(path):
+        return load_model(model_arguments, head, task), False
+    return load_model(model_arguments, head, task, quantization_config=student_arguments.to_config()), True
 
 
 def calibrate(

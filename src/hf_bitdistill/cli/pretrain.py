@@ -108,7 +108,7 @@ def make_trainer(
         "data_collator": collate(tokenizer),
         "processing_class": tokenizer,
     }
-    if teacher is not None or training.teacher_model_name_or_path:
+    if teacher is not None or training.teacher_model_name_or_path or training.teacher_cache:
         return DistillationTrainer(teacher_model=teacher, **options)
     check_one_device(training)
     _check_stock_objective(student, training)

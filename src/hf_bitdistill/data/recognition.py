@@ -75,11 +75,9 @@ def recognize(
         if name not in present:
             raise ValueError(f"{source} has no column {name!r}; it has {', '.join(present)}")
     if text_columns is None and label_column is None:
-        for name in ("messages", "conversations"):
-            if name in present:
-                return Recognized("messages", (name,))
-        if {"prompt", "completion"} <= set(present):
-            return Recognized("prompt_completion", ("prompt", "completion"))
+        columns = conversation_columns(present)
+        if columns is not None:
+            return Recognized("messages" if len(columns) == 1 else "prompt_completion", columns)
     label = label_column or next((name for name in _LABELS if name in present), None)
     texts = tuple(text_columns or _text_columns(dataset, label))
     if label is not None and texts:
@@ -90,6 +88,14 @@ def recognize(
         f"{source}: the columns {', '.join(present)} do not say what is the prompt and what the answer. Name them (text columns and the "
         "label column), or write a task file with a prompt"
     )
+
+
+def conversation_columns(present: Sequence[str]) -> tuple[str, ...] | None:
+    """The column of conversations, or those of prompts and completions; ``None`` where there are neither."""
+    for name in ("messages", "conversations"):
+        if name in present:
+            return (name,)
+    return ("prompt", "completion") if {"prompt", "completion"} <= set(present) else None
 
 
 def _text_columns(dataset: Dataset, label: str | None) -> Sequence[str]:

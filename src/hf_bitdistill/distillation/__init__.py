@@ -12,35 +12,41 @@ from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, PretrainingConfig,
 from .footprint import check_training_room
 from .losses import (
     RelationLossSums,
-    TokenLossSums,
     attention_relation_loss,
-    distillation_token_losses,
     hidden_state_loss,
     largest_relation_heads,
     regroup_heads,
     relation_divisor,
-    shift_labels,
 )
 from .reliable import ReliableTrainer
+from .targets import shift_labels
 from .teacher import check_same_tokenizer, load_teacher
+from .teacher_cache import TeacherCache, cache_teacher_logits
+from .terms import TERMS, LossTerm
+from .token_losses import TokenLossSums, TopLogits, distillation_token_losses
 from .trainer import DistillationTrainer
 
 
 __all__ = [
     "TEACHER_LOSS_WEIGHTS",
+    "TERMS",
     "AttentionStateCapture",
     "AttentionStates",
     "DeadZoneLeakCallback",
     "DistillationConfig",
     "DistillationTrainer",
+    "LossTerm",
     "PretrainingConfig",
     "QuantizationWarmupCallback",
     "RelationLossSums",
     "ReliableTrainer",
     "ScaleGradientCallback",
+    "TeacherCache",
     "TokenLossSums",
+    "TopLogits",
     "WeightDecayCallback",
     "attention_relation_loss",
+    "cache_teacher_logits",
     "check_one_device",
     "check_same_tokenizer",
     "check_training_room",

@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
 
 from ..redaction import redact, secrets_of
-from .attention_states import resolve_layer
+from .depths import relation_layers as relation_layers
+from .depths import relative_depth as relative_depth
+from .divergences import DIVERGENCES
+from .terms import TERMS
 
 
-TEACHER_LOSS_WEIGHTS = ("logits_loss_weight", "attention_loss_weight", "hidden_loss_weight")
+TEACHER_LOSS_WEIGHTS = tuple(term.weight_option for term in TERMS if term.needs_teacher)
 """Weights of the losses that compare the student with a teacher."""
 
 
@@ -37,8 +40,24 @@ class DistillationConfig(TrainingArguments):
         teacher_model_init_kwargs (`dict`, *optional*):
             Keyword arguments of the teacher's `from_pretrained` (`dtype`, `attn_implementation`, ...). As a JSON
             string on a command line.
+        teacher_cache (`str`, *optional*):
+            Folder that `bitdistill cache-teacher` ([`cache_teacher_logits`]) wrote. The logits loss compares the student with the
+            teacher's most likely tokens in it, and with what all others weigh together; no teacher is in memory. Every other loss on
+            a teacher has to be off.
+        allow_full_precision_student (`bool`, defaults to `False`):
+            Whether the student may be a full-precision model. Otherwise distilling into one is refused, and fine-tuning one warns.
+        max_sequence_length (`int`, *optional*):
+            Tokens that an example of a dataset of `messages`, or of `prompt` and `completion`, may have; longer ones are left out, and a
+            warning says how many. Default: the student's context.
         temperature (`float`, defaults to 5.0):
-            tau of the logits loss `tau^2 * KL(softmax(t / tau) || softmax(s / tau))`.
+            tau of the logits loss `tau^2 * D(softmax(t / tau), softmax(s / tau))`.
+        logits_divergence (`str`, defaults to `"forward_kl"`):
+            D: `"forward_kl"`, KL(teacher || student), the published one; `"reverse_kl"`, KL(student || teacher); or `"jsd"`, the
+            generalised Jensen-Shannon divergence (see [`~hf_bitdistill.distillation.divergences.jsd.GeneralizedJSD`]).
+        jsd_beta (`float`, defaults to 0.5):
+            Its beta, the teacher's share of the mixture. At 0 it is taken to be the forward KL and at 1 the reverse KL, as in TRL; the
+            divergence itself vanishes towards both ends, so that between them its weight has to grow like `1 / beta` or
+            `1 / (1 - beta)`.
         ce_loss_weight (`float`, defaults to 1.0):
             Weight of the cross entropy on the labels.
         logits_loss_weight (`float`, defaults to 10.0):
@@ -104,7 +123,24 @@ class DistillationConfig(TrainingArguments):
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keyword arguments of the teacher's from_pretrained, as JSON."}
     )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder of bitdistill cache-teacher, in place of a teacher for the logits loss."},
+    )
+    allow_full_precision_student: bool = field(
+        default=False, metadata={"help": "Whether the student may be a full-precision model."}
+    )
+    max_sequence_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens an example of messages or of prompt and completion may have. Default: the context."},
+    )
     temperature: float = field(default=5.0, metadata={"help": "Temperature of the logits loss."})
+    logits_divergence: str = field(
+        default="forward_kl", metadata={"help": "Divergence of the logits loss.", "choices": list(DIVERGENCES)}
+    )
+    jsd_beta: float = field(
+        default=0.5, metadata={"help": "Beta of logits_divergence=jsd: 0 is the forward KL, 1 the reverse KL."}
+    )
     ce_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the cross entropy on the labels."})
     logits_loss_weight: float = field(default=10.0, metadata={"help": "Weight of the logits loss; 0 turns it off."})
     attention_loss_weight: float = field(
@@ -263,13 +299,25 @@ def _validate(config: DistillationConfig) -> None:
         raise ValueError('teacher_model_init_kwargs is not a JSON object such as {"dtype": "bfloat16"}')
     if not (config.temperature > 0 and math.isfinite(config.temperature)):
         raise ValueError(f"temperature must be positive, got {config.temperature}")
-    weights = ("ce_loss_weight", *TEACHER_LOSS_WEIGHTS)
+    weights = [term.weight_option for term in TERMS if term.weight_option]
     for name in weights:
         value = getattr(config, name)
         if not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be finite and not negative, got {value}")
     if not any(getattr(config, name) for name in weights):
         raise ValueError(f"{', '.join(weights)} are all 0: there is nothing to train on")
+    if config.logits_divergence not in DIVERGENCES:
+        raise ValueError(
+            f"logits_divergence must be one of {', '.join(DIVERGENCES)}, got {config.logits_divergence!r}"
+        )
+    if not 0.0 <= config.jsd_beta <= 1.0:
+        raise ValueError(f"jsd_beta must be between 0 and 1, got {config.jsd_beta}")
+    if config.jsd_beta != 0.5 and config.logits_divergence != "jsd":
+        raise ValueError(f"jsd_beta is of logits_divergence='jsd', which is {config.logits_divergence!r}")
+    if config.max_sequence_length is not None and config.max_sequence_length < 1:
+        raise ValueError(f"max_sequence_length must be at least 1, got {config.max_sequence_length}")
+    if config.teacher_cache is not None:
+        _validate_cache(config)
     if config.relation_normalization not in ("cosine", "scaled_dot"):
         raise ValueError(
             f"relation_normalization must be 'cosine' or 'scaled_dot', got {config.relation_normalization!r}"
@@ -304,6 +352,22 @@ def _validate(config: DistillationConfig) -> None:
             )
 
 
+def _validate_cache(config: DistillationConfig) -> None:
+    live = [
+        term.weight_option for term in TERMS if term.needs_teacher and not term.can_be_cached and term.is_on(config)
+    ]
+    if live:
+        raise ValueError(
+            f"{', '.join(live)} need a live teacher, and teacher_cache holds its logits alone: set {'it' if len(live) == 1 else 'them'} to 0"
+        )
+    if not any(term.can_be_cached and term.is_on(config) for term in TERMS):
+        raise ValueError("teacher_cache is set and logits_loss_weight is 0: nothing would read it")
+    if config.teacher_model_name_or_path is not None:
+        raise ValueError(
+            "teacher_cache stands in the place of a teacher, and teacher_model_name_or_path is set too: leave out one of them"
+        )
+
+
 def check_one_device(args: TrainingArguments) -> None:
     """Refuse several devices in one process, over which `Trainer` would spread every batch by `DataParallel`.
 
@@ -318,50 +382,5 @@ def check_one_device(args: TrainingArguments) -> None:
 
 
 def needs_teacher(args: DistillationConfig) -> bool:
-    """Whether any loss on a teacher is on."""
-    return any(getattr(args, name) for name in TEACHER_LOSS_WEIGHTS)
-
-
-def relative_depth(layer: int, student_depth: int, teacher_depth: int) -> int:
-    """The teacher's layer at the relative depth of the student's: where the middle of a layer falls, so that it is the same
-    index where the depths are equal."""
-    return (2 * layer + 1) * teacher_depth // (2 * student_depth)
-
-
-def _nearest(layer: int, available: Collection[int]) -> int:
-    """The nearest layer of `available`, of two the later one; `layer` itself where there is none at all."""
-    return min(available, key=lambda other: (abs(other - layer), -other), default=layer)
-
-
-def relation_layers(
-    args: DistillationConfig,
-    student_depth: int,
-    teacher_depth: int,
-    student_attention: Collection[int] = (),
-    teacher_attention: Collection[int] = (),
-) -> tuple[list[int], list[int]]:
-    """The student's and the teacher's layers of the relation loss, resolved: see `DistillationConfig`.
-
-    Args:
-        args: the options.
-        student_depth, teacher_depth: numbers of layers.
-        student_attention, teacher_attention: the layers that have attention, to which defaults keep; empty: unknown.
-
-    Raises:
-        ValueError: a layer does not exist, or the numbers of layers differ.
-    """
-    if args.attention_layers is None:
-        # 22 of 28 layers, in integers, so that the index of a model of 28 layers is exactly 22.
-        student = [_nearest(student_depth * 22 // 28, student_attention)]
-    else:
-        student = list(args.attention_layers)
-    teacher = args.teacher_attention_layers
-    if teacher is None:
-        teacher = [
-            layer if layer < 0 else _nearest(relative_depth(layer, student_depth, teacher_depth), teacher_attention)
-            for layer in student
-        ]
-    return (
-        [resolve_layer(layer, student_depth) for layer in student],
-        [resolve_layer(layer, teacher_depth) for layer in teacher],
-    )
+    """Whether any loss on a live teacher is on."""
+    return args.teacher_cache is None and any(getattr(args, name) for name in TEACHER_LOSS_WEIGHTS)

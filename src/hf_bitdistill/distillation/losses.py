@@ -1,4 +1,4 @@
-"""The losses of BitNet Distillation as pure functions of tensors.
+"""The losses on attention relations and hidden states as pure functions of tensors.
 
 Every function returns *sums* and *counts*, never means: the caller divides, because only the caller knows how many
 tokens the whole accumulated (and possibly distributed) batch holds. Formulas: BitNet Distillation,
@@ -17,33 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..data.preprocessing import IGNORE_INDEX
-
 
 MAX_RELATION_HEADS = 32
 RelationNormalization = Literal["cosine", "scaled_dot"]
 
 # Elements of one [sequences, A_r, T, T] float32 block of the relation loss: 2**24 are 64 MiB.
 _RELATION_BLOCK_ELEMENTS = 2**24
-
-# Of a chunk of the token losses. On a CPU its float32 softmaxes, which several operators pass over, should stay in the cache
-# (2**20 elements are 4 MiB); an accelerator wants fewer and larger operators.
-_CPU_CHUNK_ELEMENTS = 2**20
-_ACCELERATOR_CHUNK_TOKENS = 256
-
-
-class TokenLossSums(NamedTuple):
-    """Sums over the selected tokens, and how many there are.
-
-    Attributes:
-        cross_entropy: scalar, sum of the negative log-likelihoods in nats.
-        kl: scalar, sum of `tau^2 * KL(teacher || student)` in nats (zero without a teacher).
-        count: int64 scalar, the number of selected tokens.
-    """
-
-    cross_entropy: Tensor
-    kl: Tensor
-    count: Tensor
 
 
 class RelationLossSums(NamedTuple):
@@ -56,166 +35,6 @@ class RelationLossSums(NamedTuple):
 
     kl: Tensor
     rows: Tensor
-
-
-def _compute_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
-
-
-def _default_chunk_size(logits: Tensor) -> int:
-    if logits.device.type != "cpu":
-        return _ACCELERATOR_CHUNK_TOKENS
-    return max(1, _CPU_CHUNK_ELEMENTS // logits.shape[-1])
-
-
-class _ChunkedTokenLosses(torch.autograd.Function):
-    """Cross entropy and distillation KL, a chunk of tokens at a time in both directions.
-
-    Autograd would keep every chunk's float32 softmax for the backward pass. Checkpointing each chunk would avoid
-    that, but the gradient of each chunk's gather is a zero-filled tensor of the full logits' size. Here backward
-    computes the softmaxes again, chunk by chunk, and writes their gradients into one tensor of the logits' dtype:
-    the only full-size tensor that the loss ever makes.
-    """
-
-    @staticmethod
-    def forward(ctx, student, teacher, positions, labels, temperature, chunk_size, vocab_size, label_smoothing):
-        dtype = _compute_dtype(student)
-        cross_entropy = torch.zeros((), dtype=dtype, device=student.device)
-        kl = torch.zeros((), dtype=dtype, device=student.device)
-        # The softmax of the cross entropy is the KL's too.
-        one_softmax = temperature == 1 and vocab_size == student.shape[-1]
-        for index, target in zip(positions.split(chunk_size), labels.split(chunk_size), strict=True):
-            logits = student[index].to(dtype)
-            log_p = F.log_softmax(logits, dim=-1)
-            nll = -log_p.gather(-1, target[:, None]).squeeze(-1)
-            if label_smoothing:
-                nll = (1 - label_smoothing) * nll - label_smoothing * log_p.mean(-1)
-            cross_entropy += nll.sum()
-            if teacher is not None:
-                if not one_softmax:
-                    log_p = F.log_softmax(logits[:, :vocab_size] / temperature, dim=-1)
-                log_t = F.log_softmax(teacher[index, :vocab_size].to(dtype) / temperature, dim=-1)
-                kl += F.kl_div(log_p, log_t, reduction="sum", log_target=True)
-        ctx.save_for_backward(student, teacher, positions, labels)
-        ctx.settings = (temperature, chunk_size, vocab_size, label_smoothing, one_softmax)
-        return cross_entropy, kl * temperature**2
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_cross_entropy, grad_kl):
-        student, teacher, positions, labels = ctx.saved_tensors
-        temperature, chunk_size, vocab_size, label_smoothing, one_softmax = ctx.settings
-        dtype = _compute_dtype(student)
-        grad_student = torch.zeros_like(student)
-        for index, target in zip(positions.split(chunk_size), labels.split(chunk_size), strict=True):
-            logits = student[index].to(dtype)
-            # d CE / d logits = softmax(s) - target distribution
-            grad = F.softmax(logits, dim=-1)
-            if teacher is not None:
-                # d (tau^2 KL) / d logits = tau * (softmax(s / tau) - softmax(t / tau))
-                softened = grad.clone() if one_softmax else F.softmax(logits[:, :vocab_size] / temperature, dim=-1)
-                softened -= F.softmax(teacher[index, :vocab_size].to(dtype) / temperature, dim=-1)
-            if label_smoothing:
-                grad -= label_smoothing / logits.shape[-1]
-            grad.scatter_add_(-1, target[:, None], torch.full_like(grad[:, :1], label_smoothing - 1))
-            grad *= grad_cross_entropy
-            if teacher is not None:
-                grad[:, :vocab_size] += softened.mul_(temperature * grad_kl)
-            grad_student[index] = grad.to(student.dtype)
-        return grad_student, None, None, None, None, None, None, None
-
-
-def distillation_token_losses(
-    student_logits: Tensor,
-    teacher_logits: Tensor | None,
-    targets: Tensor,
-    *,
-    temperature: float = 5.0,
-    chunk_size: int | None = None,
-    vocab_size: int | None = None,
-    label_smoothing: float = 0.0,
-) -> TokenLossSums:
-    """Cross entropy on the labels and `tau^2 * KL(softmax(t / tau) || softmax(s / tau))`, summed over tokens.
-
-    Source: arXiv 2510.13998, stage 3 (`L_CE` and `L_LD`, tau = 5); the factor `tau^2` keeps the size of the
-    gradient independent of tau. Only positions whose target is not -100 are read, a chunk of them at a time, so
-    that no float32 copy of the whole logits exists in forward or backward.
-
-    Args:
-        student_logits: `[..., V]`, any floating dtype; the softmaxes are computed in float32 (float64 for float64).
-        teacher_logits: `[..., V_teacher]` with the same leading dimensions, or `None` for cross entropy alone. No
-            gradient flows into it.
-        targets: `[...]` int64, *aligned with the logits* (a causal LM's labels already shifted: see
-            `shift_labels`), -100 where there is nothing to learn. For classification: logits `[B, C]`, targets `[B]`.
-        temperature: tau, > 0.
-        chunk_size: tokens a chunk. Default: 256 on an accelerator; on a CPU so many that a chunk's float32 softmax is 4 MiB
-            (21 tokens of a vocabulary of 49152).
-        vocab_size: the KL reads the first `vocab_size` columns of both logits. It must be given where the widths
-            differ, which is right only if the surplus columns are padding rows of one embedding: check the
-            tokenizers first (`check_same_tokenizer`).
-        label_smoothing: as in `torch.nn.functional.cross_entropy`.
-
-    Returns:
-        `TokenLossSums` (scalars: float32 or float64, and an int64 count). Nothing selected gives zeros whose
-        gradient is zero.
-
-    Raises:
-        ValueError: shapes do not match, widths differ without `vocab_size`, or a setting is out of range.
-    """
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if chunk_size is None:
-        chunk_size = _default_chunk_size(student_logits)
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    if student_logits.shape[:-1] != targets.shape:
-        raise ValueError(
-            f"targets of shape {tuple(targets.shape)} do not fit logits of shape {tuple(student_logits.shape)}"
-        )
-    width = student_logits.shape[-1]
-    if teacher_logits is not None:
-        if teacher_logits.shape[:-1] != targets.shape:
-            raise ValueError(
-                f"teacher logits of shape {tuple(teacher_logits.shape)} do not fit student logits of shape "
-                f"{tuple(student_logits.shape)}"
-            )
-        teacher_width = teacher_logits.shape[-1]
-        if vocab_size is None:
-            if teacher_width != width:
-                raise ValueError(
-                    f"student logits have {width} columns and teacher logits {teacher_width}: pass vocab_size, the "
-                    "number of leading columns which both share"
-                )
-            vocab_size = width
-        if not 1 <= vocab_size <= min(width, teacher_width):
-            raise ValueError(f"vocab_size {vocab_size} does not fit logits of {width} and {teacher_width} columns")
-        teacher_logits = teacher_logits.detach().reshape(-1, teacher_width)
-
-    targets = targets.reshape(-1)
-    positions = (targets != IGNORE_INDEX).nonzero().squeeze(-1)
-    cross_entropy, kl = _ChunkedTokenLosses.apply(
-        student_logits.reshape(-1, width),
-        teacher_logits,
-        positions,
-        targets[positions],
-        temperature,
-        chunk_size,
-        vocab_size,
-        label_smoothing,
-    )
-    return TokenLossSums(cross_entropy, kl, torch.tensor(positions.numel(), device=targets.device))
-
-
-def shift_labels(labels: Tensor) -> Tensor:
-    """Aligns a causal LM's labels with its logits: position `i` predicts token `i + 1`.
-
-    Args:
-        labels: `[B, T]` int64.
-
-    Returns:
-        `[B, T]` int64: `labels[:, 1:]` followed by a column of -100.
-    """
-    return F.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
 
 
 def largest_relation_heads(widths: Sequence[int], limit: int = MAX_RELATION_HEADS, smallest: int = 4) -> int:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from .terms import TERMS
+
 
 if TYPE_CHECKING:
     from .trainer import DistillationTrainer
@@ -43,14 +45,7 @@ _HYPER_PARAMETERS = (
     "bf16",
     "fp16",
     "seed",
-    "temperature",
-    "ce_loss_weight",
-    "logits_loss_weight",
-    "attention_loss_weight",
-    "hidden_loss_weight",
-    "hidden_loss_share",
-    "relation_normalization",
-    "relation_causal",
+    *(setting for term in TERMS for setting in term.settings),
     "quantization_warmup_steps",
     "dead_zone_leak",
     "scale_gradient",
@@ -127,7 +122,7 @@ def build_model_card(
     base = f"[{base_id}](https://huggingface.co/{base_id})" if base_id else "a base model which is not on the Hub"
     teacher_name = trainer.teacher_name
     teacher_id = hub_model_id(teacher_name)
-    if trainer.teacher is None:
+    if trainer.teacher is None and trainer.teacher_cache is None:
         source = "without a teacher"
     elif teacher_id:
         source = f"from the teacher [{teacher_id}](https://huggingface.co/{teacher_id})"
@@ -149,9 +144,7 @@ def build_model_card(
     settings = [(name, getattr(trainer.args, name)) for name in _HYPER_PARAMETERS]
     settings = [(name, getattr(value, "value", value)) for name, value in settings]
     settings.insert(0, ("optimizer steps", trainer.state.global_step))
-    if trainer.relation_heads is not None:
-        settings.append(("relation_heads", trainer.relation_heads))
-        settings.append(("attention_layers (student, teacher)", trainer.relation_layers))
+    settings += [fact for term in trainer.terms for fact in term.facts()]
     sections += [
         "## Evaluation",
         _evaluation(trainer.state.log_history),

@@ -157,6 +157,50 @@ def check_same_tokenizer(student: Any, teacher: Any) -> None:
             raise ValueError(f"student and teacher tokenizers differ in {name}: {ids[0]} and {ids[1]}")
 
 
+def choose_teacher(
+    teacher: PreTrainedModel | nn.Module | str | os.PathLike,
+    student: nn.Module,
+    head: Head,
+    init_kwargs: Mapping[str, Any] | None,
+    processing_class: Any,
+    teacher_processing_class: Any,
+) -> tuple[nn.Module, str | None]:
+    """A teacher that reads and answers as the student does, see [`load_teacher`], and its name.
+
+    Args:
+        teacher: a model, or what `from_pretrained` takes.
+        student: unwrapped.
+        head: of the student.
+        init_kwargs: keyword arguments of `from_pretrained`.
+        processing_class, teacher_processing_class: the tokenizers. The teacher's is looked for where it came from.
+
+    Raises:
+        ValueError: it does not fit the student.
+    """
+    if teacher is student:
+        raise ValueError("teacher and student are the same object: load the teacher separately")
+    named = isinstance(teacher, (str, os.PathLike))
+    if processing_class is not None:
+        if teacher_processing_class is None:
+            # A model in memory knows where it came from; a tokenizer beside it there is the teacher's.
+            origin = teacher if named else getattr(teacher.config, "_name_or_path", None)
+            teacher_processing_class = load_teacher_tokenizer(origin)
+        if teacher_processing_class is not None:
+            check_same_tokenizer(processing_class, teacher_processing_class)
+    name = str(teacher) if named else getattr(teacher.config, "_name_or_path", None)
+    teacher = load_teacher(teacher, head, init_kwargs)
+    if head == "sequence_classification":
+        check_same_classes(student, teacher)
+    else:
+        widths = [model.config.get_text_config().vocab_size for model in (student, teacher)]
+        if widths[0] != widths[1] and (processing_class is None or teacher_processing_class is None):
+            raise ValueError(
+                f"the student's vocabulary has {widths[0]} rows and the teacher's {widths[1]}: pass "
+                "processing_class and teacher_processing_class, to show that the tokenizers are the same"
+            )
+    return teacher, name
+
+
 def prepare_teacher(teacher: nn.Module, accelerator: Accelerator) -> nn.Module:
     """Places the teacher on the device (sharded, under DeepSpeed ZeRO-3) with the run's mixed precision."""
     if getattr(accelerator.state, "deepspeed_plugin", None) is not None:

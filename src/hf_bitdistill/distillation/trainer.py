@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,52 +16,29 @@ from ..data.batches import DOCUMENTS, PreparedBatch, prepare_batch
 from ..data.checks import CheckedCollator, ModelLimits, check_batch
 from ..data.preprocessing import IGNORE_INDEX, collate
 from ..layers import warn_of_16_bit_weights
-from .attention_states import AttentionStateCapture, AttentionStates, attention_layers, number_of_layers
-from .callbacks import falling_share, training_callbacks
-from .config import (
-    TEACHER_LOSS_WEIGHTS,
-    DistillationConfig,
-    check_one_device,
-    needs_teacher,
-    relation_layers,
-    relative_depth,
-)
-from .documents import document_groups, gather_states, labelled_tokens, within_documents
+from .callbacks import training_callbacks
+from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, check_one_device, needs_teacher
+from .conversations import encode_datasets
 from .finite import not_finite
 from .layout import batch_layouts, check_layout
-from .losses import (
-    attention_relation_loss,
-    distillation_token_losses,
-    hidden_state_loss,
-    largest_relation_heads,
-    relation_divisor,
-    shift_labels,
-    state_width,
-)
 from .metrics import ComponentMeans
 from .model_card import TAGS, TERNARY_TAGS, build_model_card, ternary_method
+from .passes import TeacherOutputs, labelled_positions, run_model, run_teacher, without
 from .reliable import ReliableTrainer
-from .router import router_loss
+from .student import check_ternary, load_student_model
+from .targets import batch_targets, taking_part
 from .teacher import (
-    check_same_classes,
-    check_same_tokenizer,
-    forward_parameters,
-    load_teacher,
+    choose_teacher,
     load_teacher_tokenizer,
     model_head,
-    model_inputs,
     prepare_teacher,
 )
+from .teacher_cache import CachedCollator, TeacherCache
+from .terms import TERMS, Forwards, LossTerm, Progress
+from .terms.attention import AttentionTerm
 
 
 logger = logging.get_logger(__name__)
-
-
-def _without(outputs: Any, *names: str) -> Any:
-    """A model's outputs without some of them, of which an evaluation would collect everything."""
-    if not isinstance(outputs, Mapping) or not any(name in outputs for name in names):
-        return outputs
-    return type(outputs)(**{key: value for key, value in outputs.items() if key not in names})
 
 
 class DistillationTrainer(ReliableTrainer):
@@ -93,7 +70,9 @@ class DistillationTrainer(ReliableTrainer):
     weighted by their sequences (with several processes, sequences repeated to fill the last batch count too).
 
     Args:
-        model: the student.
+        model: the student: a model, or a name or path. A student's checkpoint is loaded, a full-precision one becomes a student with the
+            options of `BitNetConfig()`; the tokenizer is the one beside it, unless `processing_class` is given. A model in full
+            precision is refused as the student of a teacher, unless `args.allow_full_precision_student`.
         teacher_model: a model, or a name or path (overrides `args.teacher_model_name_or_path`). Not needed if
             no distillation loss is on. It is put into eval mode and frozen.
         args: a `DistillationConfig`.
@@ -102,7 +81,11 @@ class DistillationTrainer(ReliableTrainer):
             warning says so where there is none to compare.
         data_collator: default: `hf_bitdistill.data.collate(processing_class, head)`, which pads labels too (the stock
             default does not).
-        train_dataset, eval_dataset, model_init, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
+        train_dataset, eval_dataset: as in `Trainer`. Columns `messages` (or `conversations`), or `prompt` and `completion`, without
+            `input_ids` are encoded with `processing_class`, with labels on what the assistant says alone (see
+            [`encode_conversations`], [`encode_completions`]); not so with a `data_collator` and `remove_unused_columns=False`,
+            which reads them itself.
+        model_init, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs,
         preprocess_logits_for_metrics: as in `Trainer`.
 
     Raises:
@@ -119,7 +102,7 @@ class DistillationTrainer(ReliableTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | nn.Module | None = None,
+        model: PreTrainedModel | nn.Module | str | os.PathLike | None = None,
         teacher_model: PreTrainedModel | nn.Module | str | os.PathLike | None = None,
         args: DistillationConfig | None = None,
         data_collator: Callable | None = None,
@@ -140,6 +123,12 @@ class DistillationTrainer(ReliableTrainer):
             raise TypeError(f"args must be a DistillationConfig, got {type(args).__name__}")
         if args.use_liger_kernel:
             raise ValueError("use_liger_kernel computes the loss inside the model and is not supported")
+        if isinstance(model, (str, os.PathLike)):
+            processing_class = load_teacher_tokenizer(model) if processing_class is None else processing_class
+            model = load_student_model(model)
+        if data_collator is None or args.remove_unused_columns:
+            # (Not for a collator of the user's own that may read them.)
+            train_dataset, eval_dataset = encode_datasets(model, args, processing_class, train_dataset, eval_dataset)
         if data_collator is None and model is not None and isinstance(processing_class, PreTrainedTokenizerBase):
             # The stock default does not pad labels.
             data_collator = collate(processing_class, model_head(model))
@@ -169,22 +158,39 @@ class DistillationTrainer(ReliableTrainer):
         self._eval_means = ComponentMeans()
         self._all_logits = False
         self._warned_unlabelled = False
-        self._student_capture: AttentionStateCapture | None = None
-        self._teacher_capture: AttentionStateCapture | None = None
-        self.relation_layers: tuple[list[int], list[int]] | None = None
-        self.relation_heads = args.relation_heads if args.attention_loss_weight else None
+        self._step_counts: Tensor | None = None
+        self._counts: Tensor | None = None
+        self.terms: list[LossTerm] = [kind(args) for kind in TERMS if kind.is_on(args)]
         self.teacher: nn.Module | None = None
+        self._prepared_teacher: nn.Module | None = None
         self.teacher_name: str | None = None
-        if needs_teacher(args):
+        self.teacher_cache: TeacherCache | None = None
+        if not args.allow_full_precision_student:
+            check_ternary(student, needs_teacher(args) or args.teacher_cache is not None)
+        if args.teacher_cache is not None:
+            self._set_teacher_cache(teacher_model)
+        elif needs_teacher(args):
             self._set_teacher(teacher_model, teacher_processing_class)
         models = {"student": student} | ({} if self.teacher is None else {"teacher": self.teacher})
         self._limits = ModelLimits.of(models, self.head)
         self._checked_layouts: set[str] = set()
         self.data_collator = CheckedCollator(self.data_collator, self._limits, self.head)
+        if self.teacher_cache is not None:
+            self.data_collator = CachedCollator(self.data_collator, self.teacher_cache, self.head)
         for callback in training_callbacks(args):
             self.add_callback(callback)
 
     # ---- Setting up ----
+
+    @property
+    def relation_layers(self) -> tuple[list[int], list[int]] | None:
+        """The student's and the teacher's layers of the relation loss; `None` without it."""
+        return next((term.layers for term in self.terms if isinstance(term, AttentionTerm)), None)
+
+    @property
+    def relation_heads(self) -> int | None:
+        """Its relation heads, once they are known."""
+        return next((term.heads for term in self.terms if isinstance(term, AttentionTerm)), None)
 
     def _check_parallelism(self) -> None:
         check_one_device(self.args)
@@ -202,42 +208,28 @@ class DistillationTrainer(ReliableTrainer):
                 "or set teacher_model_name_or_path (or set them to 0)"
             )
         student = self.accelerator.unwrap_model(self.model)
-        if teacher is student:
-            raise ValueError("teacher and student are the same object: load the teacher separately")
-        named = isinstance(teacher, (str, os.PathLike))
-        if self.processing_class is not None:
-            if teacher_processing_class is None:
-                # A model in memory knows where it came from; a tokenizer beside it there is the teacher's.
-                origin = teacher if named else getattr(teacher.config, "_name_or_path", None)
-                teacher_processing_class = load_teacher_tokenizer(origin)
-            if teacher_processing_class is not None:
-                check_same_tokenizer(self.processing_class, teacher_processing_class)
-        self.teacher = load_teacher(teacher, self.head, args.teacher_model_init_kwargs)
-        self.teacher_name = str(teacher) if named else getattr(teacher.config, "_name_or_path", None)
-        if self.head == "sequence_classification":
-            check_same_classes(student, self.teacher)
-        else:
-            widths = [model.config.get_text_config().vocab_size for model in (student, self.teacher)]
-            if widths[0] != widths[1] and (self.processing_class is None or teacher_processing_class is None):
-                raise ValueError(
-                    f"the student's vocabulary has {widths[0]} rows and the teacher's {widths[1]}: pass "
-                    "processing_class and teacher_processing_class, to show that the tokenizers are the same"
-                )
-        if args.attention_loss_weight:
-            models = (student, self.teacher)
-            self.relation_layers = relation_layers(
-                args, *map(number_of_layers, models), *map(attention_layers, models)
-            )
-            # Both are built now, so that an architecture without Q, K, V to capture is refused before training.
-            self._student_capture = AttentionStateCapture(self.model, self.relation_layers[0])
-            self._teacher_capture = AttentionStateCapture(self.teacher, self.relation_layers[1])
-        if args.hidden_loss_weight:
-            widths = [model.config.get_text_config().hidden_size for model in (student, self.teacher)]
-            if widths[0] != widths[1]:
-                raise ValueError(
-                    f"the student's hidden states are {widths[0]} wide and the teacher's {widths[1]}: set hidden_loss_weight=0"
-                )
+        self.teacher, self.teacher_name = choose_teacher(
+            teacher,
+            student,
+            self.head,
+            args.teacher_model_init_kwargs,
+            self.processing_class,
+            teacher_processing_class,
+        )
+        for term in self.terms:
+            if term.needs_teacher:
+                term.check(student, self.teacher, args)
         self._prepared_teacher = prepare_teacher(self.teacher, self.accelerator)
+
+    def _set_teacher_cache(self, teacher: Any) -> None:
+        if teacher is not None:
+            raise ValueError("teacher_cache stands in the place of a teacher, and a teacher_model was given too")
+        self.teacher_cache = TeacherCache(self.args.teacher_cache)
+        student = self.accelerator.unwrap_model(self.model)
+        is_classifier = self.head == "sequence_classification"
+        width = student.config.num_labels if is_classifier else student.config.get_text_config().vocab_size
+        self.teacher_cache.check(self.head, width, self.processing_class, self.args.temperature)
+        self.teacher_name = self.teacher_cache.info.teacher
 
     # ---- Reading a batch ----
 
@@ -267,54 +259,21 @@ class DistillationTrainer(ReliableTrainer):
 
     # ---- Counting ----
 
-    def _targets(self, batch: Mapping[str, Any]) -> Tensor:
-        """Labels aligned with the logits: `[B, T]` for a causal LM, `[B]` for a classifier."""
-        labels = batch.get("labels")
-        if self.head == "causal_lm" and batch.get("shift_labels") is not None:
-            return batch["shift_labels"]
-        if labels is None:
-            raise ValueError(
-                f"the batch has no labels (only {', '.join(batch)}); for plain text use a "
-                "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
-            )
-        if self.head == "causal_lm":
-            targets = shift_labels(labels)
-            documents = batch.get(DOCUMENTS)
-            return targets if documents is None else within_documents(targets, documents)
-        if labels.ndim != 1 or labels.is_floating_point():
-            raise ValueError(
-                f"classification needs one integer label a sequence, got {labels.dtype} of shape {tuple(labels.shape)}"
-            )
-        return labels
-
-    def _relation_mask(self, batch: Mapping[str, Any], targets: Tensor) -> Tensor:
-        """`[B, T]` bool: the real tokens of the sequences that have a label."""
-        mask, documents = batch.get("attention_mask"), batch.get(DOCUMENTS)
-        if mask is None and documents is not None:
-            return labelled_tokens(documents, targets != IGNORE_INDEX)
-        is_read = self.args.attention_loss_weight or self.args.hidden_loss_weight
-        if mask is None or (mask.ndim != 2 and not is_read):
-            states = batch["input_ids"] if batch.get("input_ids") is not None else batch["inputs_embeds"]
-            mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        elif mask.ndim != 2:
-            raise ValueError(
-                f"the attention and hidden state losses need an attention mask [B, T], got {tuple(mask.shape)}"
-            )
-        labelled = (targets != IGNORE_INDEX).reshape(targets.shape[0], -1).any(-1)
-        return mask.bool() & labelled[:, None]
+    def _taking_part(self, batch: Mapping[str, Any], targets: Tensor) -> Tensor:
+        return taking_part(batch, targets, any(term.reads_mask for term in self.terms))
 
     def _count(self, batch: Mapping[str, Any]) -> Tensor:
         """`[2]` int64: labels, and tokens that take part in the relation and hidden state losses."""
-        targets = self._targets(batch)
-        return torch.stack([(targets != IGNORE_INDEX).sum(), self._relation_mask(batch, targets).sum()])
+        targets = batch_targets(batch, self.head)
+        return torch.stack([(targets != IGNORE_INDEX).sum(), self._taking_part(batch, targets).sum()])
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        """As in `Trainer`, but what it hands on as `num_items_in_batch` are two counts, `[2]`: labels, and tokens of
-        the relation and hidden state losses."""
+        """As in `Trainer`, with the number of labels; all counts of the step are kept for its micro-batches."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
+            self._step_counts = None
             return batches, None
         batches = [self._prepared(batch) for batch in batches]
         self._train_means.add_weight(1)  # one optimizer step
@@ -324,7 +283,16 @@ class DistillationTrainer(ReliableTrainer):
             counts = self.accelerator.gather(counts[None]).sum(0) / self.get_tp_size()
         if counts[0] == 0:
             self._warn_unlabelled()
-        return batches, counts
+        self._step_counts = counts
+        return batches, counts[0]
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """As in `Trainer`, on a micro-batch of the last [`get_batch_samples`]."""
+        self._counts = self._step_counts
+        try:
+            return super().training_step(model, inputs, *args, **kwargs)
+        finally:
+            self._counts = None
 
     def _warn_unlabelled(self) -> None:
         if not self._warned_unlabelled:
@@ -350,193 +318,98 @@ class DistillationTrainer(ReliableTrainer):
             inputs: the collated batch.
             return_outputs: also return the student's outputs. Its logits then cover every position only during a
                 prediction that asks for them; otherwise only those which carry a label.
-            num_items_in_batch: the two counts of `get_batch_samples`; anything else (an evaluation, a call by hand)
-                stands for the counts of this batch alone.
+            num_items_in_batch: not used. Within a training step the counts of the whole accumulated batch are known; anywhere else (an
+                evaluation, a call by hand) those of this batch alone count.
         """
-        args = self.args
         inputs = self._prepared(inputs)
         self._check_layouts(inputs)
-        targets = self._targets(inputs)
-        relation_mask = self._relation_mask(inputs, targets)
-        accumulated = isinstance(num_items_in_batch, Tensor) and num_items_in_batch.numel() == 2
-        counts = num_items_in_batch if accumulated else self._count(inputs)
+        targets = batch_targets(inputs, self.head)
+        mask = self._taking_part(inputs, targets)
+        accumulated = self._counts is not None
+        counts = self._counts if accumulated else self._count(inputs)
         if not accumulated and counts[0] == 0:
             self._warn_unlabelled()
 
-        positions = self._labelled_positions(targets)
-        hidden_weight = self._hidden_weight()
-        teacher_logits, teacher_states, teacher_hidden = self._teacher_forward(
-            inputs, positions, targets.device, bool(hidden_weight)
-        )
-        student = self.accelerator.unwrap_model(model)
-        capture = self._capture_student(model)
-        with capture or nullcontext():
-            outputs, hidden = self._forward(model, student, inputs, positions, bool(hidden_weight))
-        router = router_loss(outputs, student)
-        outputs = _without(outputs, "aux_loss", "router_logits")
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-        if positions is not None:
-            targets = targets[:, positions]
-            if "logits_to_keep" not in forward_parameters(student):
-                logits = logits[:, positions]
-
+        progress, terms = self._next_terms()
+        forwards = self._forwards(model, inputs, targets, mask, terms, progress)
         labels, tokens = counts.clamp(min=1).float()
-        sums = distillation_token_losses(
-            logits,
-            teacher_logits,
-            targets,
-            temperature=args.temperature,
-            chunk_size=args.kl_chunk_size,
-            # the tokenizers were compared: surplus columns are padding rows of the embedding
-            vocab_size=None if teacher_logits is None else min(logits.shape[-1], teacher_logits.shape[-1]),
-            label_smoothing=args.label_smoothing_factor,
-        )
-        terms = {"loss_ce": sums.cross_entropy / labels}
-        loss = args.ce_loss_weight * terms["loss_ce"]
-        if teacher_logits is not None:
-            terms["loss_logits"] = sums.kl / labels
-            loss = loss + args.logits_loss_weight * terms["loss_logits"]
-        if capture is not None:
-            terms["loss_attention"] = self._relation_loss(
-                teacher_states, capture.release(), relation_mask, tokens, inputs.get(DOCUMENTS)
-            )
-            loss = loss + args.attention_loss_weight * terms["loss_attention"]
-        if hidden_weight:
-            counterparts = [
-                teacher_hidden[relative_depth(layer, len(hidden), len(teacher_hidden))] for layer in range(len(hidden))
-            ]
-            terms["loss_hidden"] = hidden_state_loss(counterparts, hidden, relation_mask) / (tokens * len(hidden))
-            loss = loss + hidden_weight * terms["loss_hidden"]
-        if router is not None:
-            # Not divided by anything: so does the model's own loss.
-            terms["loss_router"], coefficient = router
-            loss = loss + coefficient * terms["loss_router"].to(loss.device)
+        values, loss = {}, None
+        for term in terms:
+            sums = term.sums(forwards)
+            if sums is None:
+                continue
+            value = values[term.logged] = sums.mean({"labels": labels, "tokens": tokens})
+            weighted = (term.weight(progress) if sums.weight is None else sums.weight) * value
+            loss = weighted if loss is None else loss + weighted.to(loss.device)
 
-        if accumulated and args.average_tokens_across_devices:
+        if accumulated and self.args.average_tokens_across_devices:
             # The counts are those of all processes, and the gradients will be averaged over them.
             replicas = self.accelerator.num_processes // self.get_tp_size()
             loss = loss * replicas
-            terms = {name: value * replicas for name, value in terms.items()}
+            values = {name: value * replicas for name, value in values.items()}
         if model.training:
-            self._watch.add(terms)
-            self._train_means.add(terms)
+            self._watch.add(values)
+            self._train_means.add(values)
         else:
-            sequences = len(relation_mask)
-            self._eval_means.add({name: value * sequences for name, value in terms.items()})
+            sequences = len(mask)
+            self._eval_means.add({name: value * sequences for name, value in values.items()})
             self._eval_means.add_weight(sequences)
-        return (loss, outputs) if return_outputs else loss
+        return (loss, without(forwards.outputs, "aux_loss", "router_logits")) if return_outputs else loss
+
+    def _next_terms(self) -> tuple[Progress, list[LossTerm]]:
+        progress = Progress(self.state.global_step, self.state.max_steps)
+        return progress, [term for term in self.terms if term.is_computed(progress)]
+
+    def _forwards(
+        self,
+        model: nn.Module,
+        inputs: PreparedBatch,
+        targets: Tensor,
+        mask: Tensor,
+        terms: list[LossTerm],
+        progress: Progress,
+    ) -> Forwards:
+        """Run both models on a micro-batch, as far as the terms need them."""
+        positions = None if self._all_logits else labelled_positions(targets, self.head)
+        if self.teacher_cache is None:
+            taught = run_teacher(self._prepared_teacher, self.teacher, inputs, positions, terms, progress, self.head)
+        else:
+            top = self.teacher_cache.top_logits(inputs, targets, self.head, self.args.temperature)
+            taught = TeacherOutputs(top, width=self.teacher_cache.info.vocab_size)
+        student = self.accelerator.unwrap_model(model)
+        wants_hidden = any(term.wants_hidden(progress) for term in terms)
+        with ExitStack() as stack:
+            for term in terms:
+                stack.enter_context(term.watch_student(model))
+            outputs, logits, hidden = run_model(model, student, inputs, positions, wants_hidden)
+        return Forwards(
+            args=self.args,
+            inputs=inputs,
+            targets=targets if positions is None else targets[:, positions],
+            mask=mask,
+            documents=inputs.get(DOCUMENTS),
+            student=student,
+            outputs=outputs,
+            logits=logits,
+            hidden=hidden,
+            teacher_logits=taught.logits,
+            teacher_hidden=taught.hidden,
+            teacher_width=taught.width,
+        )
 
     def _causes(self, batch: Mapping[str, Any]) -> list[str]:
         """What of the teacher is not finite on a batch: it is asked again, and only then looked at as a whole."""
         if self.teacher is None or self.is_deepspeed_enabled:  # its engine answers all processes together only
             return []
-        targets = self._targets(batch)
-        wants_hidden = bool(self._hidden_weight())
+        positions = labelled_positions(batch_targets(batch, self.head), self.head)
+        progress, terms = self._next_terms()
+        batch = self._prepare_inputs(batch)
         with self.compute_loss_context_manager():
-            logits, states, hidden = self._teacher_forward(
-                self._prepare_inputs(batch), self._labelled_positions(targets), targets.device, wants_hidden
-            )
-        parts = [("teacher logits", logits)] if logits is not None else []
-        parts += [("teacher attention states", state) for layer in states for state in layer]
-        parts += [("teacher hidden states", state) for state in hidden]
+            taught = run_teacher(self._prepared_teacher, self.teacher, batch, positions, terms, progress, self.head)
+        parts = [("teacher logits", taught.logits)] if taught.logits is not None else []
+        parts += [part for term in terms if term.needs_teacher for part in term.watched_teacher()]
+        parts += [("teacher hidden states", state) for state in taught.hidden]
         return list(dict.fromkeys(not_finite(parts)))
-
-    def _labelled_positions(self, targets: Tensor) -> Tensor | None:
-        """The positions at which any sequence has a label, or `None` for all: the output layer is computed for no
-        other ones, which saves most of it where only an answer is labelled."""
-        if self.head != "causal_lm" or self._all_logits:
-            return None
-        positions = (targets != IGNORE_INDEX).any(0).nonzero().squeeze(-1)
-        if len(positions) == targets.shape[1]:
-            return None
-        # Models are not made for an empty selection.
-        return positions if len(positions) else torch.zeros(1, dtype=torch.long, device=targets.device)
-
-    def _teacher_forward(
-        self, inputs: Mapping[str, Any], positions: Tensor | None, device: torch.device, wants_hidden: bool
-    ) -> tuple[Tensor | None, list[AttentionStates], tuple[Tensor, ...]]:
-        wants_logits = bool(self.args.logits_loss_weight)
-        if not (wants_logits or wants_hidden or self._teacher_capture is not None):
-            return None, [], ()
-        if not wants_logits and self.head == "causal_lm":
-            positions = torch.zeros(1, dtype=torch.long, device=device)
-        with torch.no_grad(), self._teacher_capture or nullcontext():
-            outputs, hidden = self._forward(self._prepared_teacher, self.teacher, inputs, positions, wants_hidden)
-        states = self._teacher_capture.release() if self._teacher_capture is not None else []
-        if not wants_logits:
-            return None, states, hidden
-        logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-        if positions is not None and "logits_to_keep" not in forward_parameters(self.teacher):
-            logits = logits[:, positions]
-        return logits, states, hidden
-
-    def _hidden_weight(self) -> float:
-        """The weight of the hidden state loss in the next step."""
-        weight, share = self.args.hidden_loss_weight, self.args.hidden_loss_share
-        if share is None or not self.state.max_steps:  # a call before any training
-            return weight
-        return weight * falling_share(self.state.global_step, self.state.max_steps, share)
-
-    @staticmethod
-    def _forward(
-        model: nn.Module,
-        unwrapped: nn.Module,
-        inputs: Mapping[str, Any],
-        positions: Tensor | None,
-        wants_hidden: bool,
-    ) -> tuple[Any, tuple[Tensor, ...]]:
-        """Outputs, and hidden states after every layer, `[B, T, H]` each, if they are wanted. They are taken out of the
-        outputs, of which an evaluation collects everything."""
-        kwargs = model_inputs(unwrapped, inputs, positions)
-        if not wants_hidden:
-            return model(**kwargs), ()
-        outputs = model(**kwargs, output_hidden_states=True, return_dict=True)
-        hidden = outputs.get("hidden_states")
-        # The first are the embeddings.
-        if hidden is None or len(hidden) < 2:
-            raise ValueError(f"{type(unwrapped).__name__} returns no hidden states: set hidden_loss_weight=0")
-        return _without(outputs, "hidden_states"), hidden[1:]
-
-    def _capture_student(self, model: nn.Module) -> AttentionStateCapture | None:
-        if self._student_capture is None:
-            return None
-        # The model is wrapped after the trainer was made, and made again with model_init.
-        if self._student_capture.model is not model:
-            self._student_capture = AttentionStateCapture(model, self.relation_layers[0])
-        return self._student_capture
-
-    def _relation_loss(
-        self,
-        teacher_states: list[AttentionStates],
-        student_states: list[AttentionStates],
-        mask: Tensor,
-        tokens: Tensor,
-        documents: Tensor | None,
-    ) -> Tensor:
-        if self.relation_heads is None:
-            widths = [state_width(state) for states in (*teacher_states, *student_states) for state in states]
-            self.relation_heads = largest_relation_heads(widths)
-        args = self.args
-        pairs = list(zip(teacher_states, student_states, strict=True))
-        parts = [(*pair, mask) for pair in pairs]
-        if documents is not None:
-            # A generator: the states of one group of documents at a time.
-            parts = (
-                (gather_states(teacher, places), gather_states(student, places), real)
-                for places, real in document_groups(documents, mask)
-                for teacher, student in pairs
-            )
-        # The first summand ties the graph to the student where no document takes part.
-        total = student_states[0].query[..., :0].float().sum() if documents is not None else 0.0
-        for teacher, student, real in parts:
-            total = (
-                total
-                + attention_relation_loss(
-                    teacher, student, real, self.relation_heads, args.relation_normalization, args.relation_causal
-                ).kl
-            )
-        divisor = relation_divisor(args.relation_normalization, len(student_states), self.relation_heads)
-        return total / (tokens * self.relation_heads) / divisor
 
     # ---- Evaluating and logging ----
 

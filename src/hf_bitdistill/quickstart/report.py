@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ..report.figures import LOSS_NAMES, LOSS_UNITS, Curves, plot_panels, plot_points
+from ..report.figures import Curves, loss_names, loss_units, plot_panels, plot_points
 from ..report.tables import markdown_table
 from .corpus import QUICKSTART_PACKAGES
 from .results import RunResult
@@ -233,10 +233,10 @@ def plot_losses(logs: dict[str, StageLog], output: Path) -> dict[str, str]:
     save(
         "Cross entropy on the training labels, nats a token",
         "loss_fine_tuning.png",
-        [(LOSS_UNITS["loss_ce"], labels_only)],
+        [(loss_units()["loss_ce"], labels_only)],
     )
     for name, file in (("BitDistill", "loss_distillation.png"), ("continual pre-training", "loss_pretraining.png")):
         log = logs[name]
-        panels = [(LOSS_UNITS[loss], {LOSS_NAMES[loss]: (log.steps, log.losses[loss])}) for loss in log.losses]
+        panels = [(loss_units()[loss], {loss_names()[loss]: (log.steps, log.losses[loss])}) for loss in log.losses]
         save(f"{name}: its losses", file, panels)
     return files

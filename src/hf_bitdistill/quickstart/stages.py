@@ -22,7 +22,7 @@ from transformers import (
 
 from .. import BitNetConfig, apply_bitnet, calibrate_sub_norm
 from ..data import build_dataset, collate, pack_corpus
-from ..distillation import DistillationConfig, DistillationTrainer
+from ..distillation import TERMS, DistillationConfig, DistillationTrainer
 from ..recipe.order import batch_order
 from ..recipe.train import Arguments, Machine, training_arguments
 from .settings import QuickstartSettings
@@ -105,7 +105,7 @@ def _train(trainer: Trainer, title: str, settings: QuickstartSettings) -> StageL
     log = StageLog(
         result.metrics["train_runtime"], trainer.state.num_input_tokens_seen, [entry["step"] for entry in entries]
     )
-    for name in ("loss", "loss_ce", "loss_logits", "loss_attention"):
+    for name in ("loss", *(f"loss_{term.name}" for term in TERMS)):
         if entries and name in entries[0]:
             log.losses[name] = [float(entry[name]) for entry in entries]
     trainer.model.eval()

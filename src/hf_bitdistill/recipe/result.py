@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..report.figures import LOSS_NAMES, plot_bars, plot_panels
+from ..report.figures import loss_names, loss_units, plot_bars, plot_panels
 from ..report.page import image, write_page
 from ..report.tables import html_table
 from .progress import duration
@@ -149,10 +149,10 @@ class RecipeResult:
         ]
         for title, curve in self.curves.items():
             panels = []
-            for name, label in LOSS_NAMES.items():
+            for name, label in loss_names().items():
                 points = [(entry["step"], float(entry[name])) for entry in curve if name in entry]
                 if points:
-                    panels.append({label: tuple(zip(*points, strict=True))})
+                    panels.append((loss_units()[name], {label: tuple(zip(*points, strict=True))}))
             if panels:
                 parts += [f"<h2>{html.escape(title)}</h2>"]
                 file = figures / f"{''.join(c if c.isalnum() else '_' for c in title)}.png"

@@ -11,26 +11,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOSS_NAMES = {
-    "loss": "total",
-    "loss_ce": "cross entropy",
-    "loss_logits": "logits (unweighted)",
-    "loss_attention": "attention relations (unweighted)",
-    "loss_hidden": "hidden states (unweighted)",
-}
-"""Terms of a training loss as they are logged -> how figures call them."""
-
-LOSS_UNITS = {
-    "loss": "weighted sum of the terms",
-    "loss_ce": "nats a token",
-    "loss_logits": "nats a token, times T squared",
-    "loss_attention": "nats a row of relations",
-    "loss_hidden": "squared error / squared size",
-}
-"""Terms of a training loss -> what their axis says."""
-
 # label -> (x, y)
 Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+
+
+def loss_names() -> dict[str, str]:
+    """Terms of a training loss as they are logged -> how figures call them."""
+    from ..distillation.terms import TERMS
+
+    return {"loss": "total", **{f"loss_{term.name}": term.label for term in TERMS}}
+
+
+def loss_units() -> dict[str, str]:
+    """Terms of a training loss as they are logged -> what their axis says."""
+    from ..distillation.terms import TERMS
+
+    return {"loss": "weighted sum of the terms", **{f"loss_{term.name}": term.unit for term in TERMS}}
 
 
 def new_figure(columns: int = 1, width: float = 4.5, height: float = 3.4) -> tuple[Figure, list[Axes]]:

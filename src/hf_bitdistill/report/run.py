@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..weight_files import size_of_weights
-from .figures import LOSS_NAMES, LOSS_UNITS, plot_bars, plot_panels
+from .figures import loss_names, loss_units, plot_bars, plot_panels
 from .page import image, write_page
 from .tables import html_table
 from .weights import measure_weights, plot_histograms, plot_zeros, student_options
@@ -47,10 +47,10 @@ def _losses(run: Path, figures: Path) -> str:
     if not entries:
         return ""
     panels = []
-    for name, label in LOSS_NAMES.items():
+    for name, label in loss_names().items():
         points = [(entry["step"], float(entry[name])) for entry in entries if name in entry]
         if points:
-            panels.append((LOSS_UNITS[name], {label: tuple(zip(*points, strict=True))}))
+            panels.append((loss_units()[name], {label: tuple(zip(*points, strict=True))}))
     file = plot_panels("Training losses", figures / "losses.png", panels)
     text = f"{state['global_step']} steps. Each point is the mean since the one before."
     return f"<h2>Losses</h2><p>{text}</p>" + image(file)

@@ -1,0 +1,24 @@
+"""`KL(student || teacher)`: the student says nothing that the teacher would not."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Divergence
+
+
+class ReverseKL(Divergence):
+    """`sum_i p_i log(p_i / t_i)`, whose gradient is `p_i (log(p_i / t_i) - KL)` (MiniLLM, arXiv 2306.08543)."""
+
+    name = "reverse_kl"
+
+    def total(self, log_p: Tensor, log_t: Tensor) -> Tensor:
+        return F.kl_div(log_t, log_p, reduction="sum", log_target=True)
+
+    def gradient(self, scores: Tensor, teacher_scores: Tensor, probabilities: Tensor | None = None) -> Tensor:
+        log_p = F.log_softmax(scores, dim=-1)
+        ratio = log_p - F.log_softmax(teacher_scores, dim=-1)
+        p = log_p.exp_()
+        ratio -= (p * ratio).sum(-1, keepdim=True)
+        return ratio.mul_(p)

@@ -1,0 +1,25 @@
+"""Cross entropy on the labels."""
+
+from __future__ import annotations
+
+from .base import Forwards, LossTerm, Progress, TermSums
+
+
+class CrossEntropyTerm(LossTerm):
+    name = "ce"
+    label = "cross entropy"
+    unit = "nats a token"
+    order = 0
+    weight_option = "ce_loss_weight"
+    settings = ("ce_loss_weight",)
+
+    @classmethod
+    def is_on(cls, args) -> bool:
+        return True
+
+    def is_computed(self, progress: Progress) -> bool:
+        # Also with weight 0: it is logged, and costs little beside the logits.
+        return True
+
+    def sums(self, forwards: Forwards) -> TermSums:
+        return TermSums(forwards.token_sums.cross_entropy, "labels")

@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 from hf_bitdistill import DistillationConfig
 from hf_bitdistill.cli.arguments import ModelArguments, TaskArguments
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.cli.runs import OPTIONS_FILE, check_output_dir, keep_options
+from hf_bitdistill.cli.runs import OPTIONS_FILE, check_options, check_output_dir, keep_options
 
 
 @pytest.fixture
@@ -45,11 +45,10 @@ def test_a_folder_is_continued_with_its_own_options_only(tmp_path):
     task = TaskArguments(task="sst2")
     keep_options(output, (ModelArguments("m"), task, training))
     # Nothing is trained yet: anything goes.
-    keep_options(output, (ModelArguments("m"), TaskArguments(task="rte"), training))
-    keep_options(output, (ModelArguments("m"), task, training))
+    check_options(output, (ModelArguments("m"), TaskArguments(task="rte"), training))
     (output / "config.json").write_text("{}")
     longer = dataclasses.replace(training, max_steps=99, logging_steps=3)
-    keep_options(output, (ModelArguments("m", attn_implementation="eager"), task, longer))
+    check_options(output, (ModelArguments("m", attn_implementation="eager"), task, longer))
     for arguments, what in (
         ((ModelArguments("m"), TaskArguments(task="rte"), training), r"another task \('sst2', not 'rte'\)"),
         ((ModelArguments("m"), task, dataclasses.replace(training, learning_rate=0.01)), "another learning_rate"),
@@ -57,5 +56,5 @@ def test_a_folder_is_continued_with_its_own_options_only(tmp_path):
         ((ModelArguments("other"), task, training), "model_name_or_path"),
     ):
         with pytest.raises(ValueError, match=what):
-            keep_options(output, arguments)
+            check_options(output, arguments)
     assert json.loads((output / OPTIONS_FILE).read_text())["task"] == "sst2"

@@ -95,7 +95,12 @@ def test_a_disk_that_fills_up(commands, tmp_path, capsys, monkeypatch):
             assert "\n" not in str(error.value)
         assert [folder.name for folder in list_checkpoints(output)] == ["checkpoint-1", "checkpoint-2"]
         assert all(damage(folder) is None for folder in list_checkpoints(output))
-        assert sorted(entry.name for entry in output.iterdir()) == ["checkpoint-1", "checkpoint-2", "other"]
+        assert sorted(entry.name for entry in output.iterdir()) == [
+            "checkpoint-1",
+            "checkpoint-2",
+            "other",
+            "run_options.json",
+        ]
         (output / "other").unlink()
         assert main(commands("pretrain", output)) == 0
         states = [load_file(path / "model.safetensors") for path in (output, expected)]

@@ -65,7 +65,10 @@ FOREIGN = [
         "transformers reads it after the model was loaded",
     ),
     (
-        lambda x: x["error"] == "OSError" and ("no file named" in x["message"] or " has no " in x["message"]),
+        lambda x: (
+            x["error"] in ("OSError", "FileNotFoundError")
+            and ("no file named" in x["message"] or " has no " in x["message"])
+        ),
         "a file that is not there: the error of transformers, and ours, names the file and the folder",
     ),
     (lambda x: x["loader"] == "tokenizer", "AutoTokenizer is transformers' alone; its errors often name no file"),

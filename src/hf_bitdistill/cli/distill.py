@@ -23,7 +23,7 @@ from ..room import check_writable
 from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, load_model, load_student, load_tokenizer
 from .pretrain import train_and_save
-from .runs import check_output_dir, keep_options
+from .runs import check_options, check_output_dir, keep_options
 from .scores import readable
 
 
@@ -49,7 +49,7 @@ def run(argv: list[str], prog: str) -> None:
     }
     check_output_dir(training.output_dir, inputs)
     if after.pack_to:
-        check_output_dir(after.pack_to, {**inputs, "output_dir": training.output_dir})
+        check_output_dir(after.pack_to, {**inputs, "student": training.output_dir})
     for folder in filter(None, (training.output_dir, after.pack_to)):
         check_writable(folder)
     data = {"data_dir": arguments.data_dir}
@@ -58,8 +58,7 @@ def run(argv: list[str], prog: str) -> None:
     )
     # Without the training seed: a subset to evaluate on is the same one in every run and in `bitdistill evaluate`.
     validation = load_task_dataset(task, arguments.eval_split, max_samples=arguments.max_eval_samples, **data)
-    if training.should_save:
-        keep_options(training.output_dir, (model_arguments, student_arguments, arguments, training))
+    check_options(training.output_dir, (model_arguments, student_arguments, arguments, training))
     if _train(model_arguments, student_arguments, arguments, training, task, train, validation):
         # The student and the teacher that were trained with are gone now, and with them what they held of the device.
         clear_device_cache(garbage_collection=True)
@@ -99,6 +98,8 @@ def _train(
         data_collator=collator,
         processing_class=tokenizer,
     )
+    if training.should_save:
+        keep_options(training.output_dir, (model_arguments, student_arguments, arguments, training))
     train_and_save(trainer)
     if trainer.is_world_process_zero():
         trainer.create_model_card()

@@ -35,7 +35,7 @@ from ..locate import find_model
 from ..room import check_writable
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
 from .models import calibrate, load_student, load_tokenizer
-from .runs import check_output_dir, keep_options
+from .runs import check_options, check_output_dir, keep_options
 
 
 def run(argv: list[str], prog: str) -> None:
@@ -58,6 +58,8 @@ def run(argv: list[str], prog: str) -> None:
             "corpus": corpus.corpus,
         },
     )
+    deciding = (model_arguments, student_arguments, corpus, training)
+    check_options(training.output_dir, deciding)
     # The weight of the logits loss is on by default: without a teacher it means nothing.
     for name in TEACHER_LOSS_WEIGHTS:
         if name != "logits_loss_weight" and getattr(training, name) and not training.teacher_model_name_or_path:
@@ -81,7 +83,7 @@ def run(argv: list[str], prog: str) -> None:
         rows = ({"input_ids": torch.tensor([row["input_ids"]])} for row in first)
         calibrate(student, student_arguments, rows, training)
     if training.should_save:
-        keep_options(training.output_dir, (model_arguments, student_arguments, corpus, training))
+        keep_options(training.output_dir, deciding)
     train_and_save(make_trainer(student, training, blocks, tokenizer))
 
 

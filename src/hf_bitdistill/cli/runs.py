@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME
 
+from ..atomic import write_text
 from ..model_folder import check_output
 
 
@@ -35,6 +36,10 @@ _NOT_DECIDING = (
 )
 
 
+# What is read besides models: a folder of data may hold the outputs of its runs.
+_DATA = ("data_dir", "corpus", "dataset")
+
+
 def check_output_dir(output: str | Path, inputs: Mapping[str, str | Path | None]) -> None:
     """Refuse an output folder that is an input, that lies inside or around a model that is read, or that holds a model in full precision.
 
@@ -50,24 +55,26 @@ def check_output_dir(output: str | Path, inputs: Mapping[str, str | Path | None]
     for name, given in inputs.items():
         if given is None:
             continue
-        if (Path(given).expanduser() / CONFIG_NAME).is_file():
+        if name not in _DATA:
             check_output(output, **{name: given})
-        elif output.exists() and output.resolve() == Path(given).expanduser().resolve():
-            raise ValueError(f"the output folder {output} is what {name} names: give another folder")
+        if output.resolve() == Path(given).expanduser().resolve():
+            raise ValueError(
+                f"the output folder {output} is the {name.replace('_', ' ')} that is read: give another folder"
+            )
     config = output / CONFIG_NAME
     if config.is_file():
         try:
             is_student = "quantization_config" in json.loads(config.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError):
-            is_student = False
+            is_student = True  # no model that could be lost: a save that was killed, which the run mends
         if not is_student:
             raise ValueError(
                 f"the output folder {output} holds a model in full precision, which would be lost: give another folder"
             )
 
 
-def keep_options(output: str | Path, arguments: Sequence[Any]) -> None:
-    """Keep what decides a run's result in its folder, and refuse to go on with something else.
+def check_options(output: str | Path, arguments: Sequence[Any]) -> None:
+    """Refuse to go on in a folder with other options than it was begun with.
 
     Args:
         arguments: the command's dataclasses.
@@ -77,18 +84,26 @@ def keep_options(output: str | Path, arguments: Sequence[Any]) -> None:
     """
     output = Path(output)
     file = output / OPTIONS_FILE
-    options = json.loads(json.dumps(_deciding(arguments), default=str))
-    trained = output.is_dir() and ((output / "config.json").is_file() or get_last_checkpoint(str(output)))
-    if trained and file.is_file():
+    if not file.is_file() or not ((output / CONFIG_NAME).is_file() or get_last_checkpoint(str(output))):
+        return
+    try:
         before = json.loads(file.read_text(encoding="utf-8"))
-        different = [name for name in options if name in before and before[name] != options[name]]
-        if different:
-            shown = ", ".join(f"{name} ({before[name]!r}, not {options[name]!r})" for name in different)
-            raise ValueError(
-                f"{output} was trained with another {shown}: give another output_dir, or the same options"
-            )
-    output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        print(
+            f"{file} is damaged: whether these are the options that the run was begun with cannot be told", flush=True
+        )
+        return
+    options = _deciding(arguments)
+    different = [name for name in options if name in before and before[name] != options[name]]
+    if different:
+        shown = ", ".join(f"{name} ({before[name]!r}, not {options[name]!r})" for name in different)
+        raise ValueError(f"{output} was trained with another {shown}: give another output_dir, or the same options")
+
+
+def keep_options(output: str | Path, arguments: Sequence[Any]) -> None:
+    """Keep what decides a run's result in its folder; arguments as of [`check_options`]."""
+    Path(output).mkdir(parents=True, exist_ok=True)
+    write_text(Path(output) / OPTIONS_FILE, json.dumps(_deciding(arguments), indent=2) + "\n")
 
 
 def _deciding(arguments: Sequence[Any]) -> dict[str, Any]:
@@ -99,4 +114,4 @@ def _deciding(arguments: Sequence[Any]) -> dict[str, Any]:
             deciding = field.name in _DECIDING if field.name in stock else field.name not in _NOT_DECIDING
             if deciding and field.init:
                 options[field.name] = getattr(each, field.name)
-    return options
+    return json.loads(json.dumps(options, default=str))  # as the file gives it back

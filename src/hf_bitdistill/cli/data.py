@@ -65,11 +65,13 @@ def run(argv: list[str], prog: str) -> None:
     named = [name for name in ("text_columns", "label_column", "label_words") if getattr(options, name)]
     if options.task and named:
         raise ValueError(f"--task says what the columns are: leave out --{named[0]}")
-    _show(options)
+    from ..evaluation.batching import dataset_progress
+
+    with dataset_progress(False):
+        _show(options)
 
 
 def _show(options: argparse.Namespace) -> None:
-    from datasets.utils import disable_progress_bars
     from transformers import AutoConfig
 
     from ..data import get_task
@@ -86,7 +88,6 @@ def _show(options: argparse.Namespace) -> None:
         check_writable(options.output, is_file=True)
     path = find_model(options.model)
     tokenizer = load_tokenizer(path)
-    disable_progress_bars()
     examples = load_examples(
         options.dataset,
         config_name=options.config_name,

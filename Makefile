@@ -11,7 +11,7 @@ SOURCES := src tests examples scripts benchmarks
 
 # The main job: the whole recipe on a small model, in minutes, on two cores. Writes quickstart/report.md.
 # On a machine with more than twice as much work as cores, threads that spin while they wait take the cores from those that they wait for.
-# On a quiet one waiting costs: a ternary step took 1.4 times as long (two cores of an AMD EPYC, 2026-11-27).
+# On a quiet one it is spinning that is faster.
 demo: $(VENV)/.installed
 	if awk -v cores="$$(nproc)" '{exit !($$1 > 2 * cores)}' /proc/loadavg 2>/dev/null; then export OMP_WAIT_POLICY="$${OMP_WAIT_POLICY:-passive}"; fi; \
 	$(BIN)/bitdistill quickstart --output_dir quickstart

@@ -21,16 +21,17 @@ RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 def test_plan_prints_times_and_stops(settings, tmp_path, capsys):
     own = {"text_columns": ["opinion"], "label_column": "verdict", "output_dir": tmp_path / "out"}
-    options = {**FAST, "doublings": 1}
+    options = {**FAST, "extra_doublings": 1, "distill_rounds": 2}
     line = flags(model=settings.model, dataset=settings.dataset, plan=True, **own, **options)
     assert main(["run", *line]) == 0
     out = capsys.readouterr().out
     rows = [line.split("  ")[0] for line in out.splitlines()]
     titles = [
         "teacher",
-        "start, 2 steps a window",
-        "start, 4 steps a window (if the one before helped)",
+        "start, 4 steps a window",
+        "start, 8 steps a window (if a gap closes)",
         "distillation",
+        "distillation, round 2 (if a gap closes)",
     ]
     assert [title for title in rows if title in titles] == titles
     assert "in all" in rows and " s" in out and "tokens" in out
@@ -112,8 +113,14 @@ def test_settings(tmp_path):
 
 
 def test_schedule_of_the_warm_start():
-    assert window_schedule(EFFORTS["standard"]) == [200, 400]
-    assert window_schedule(EFFORTS["thorough"]) == [200, 400, 800, 1600]
+    assert window_schedule(EFFORTS["standard"]) == [400]
+    assert window_schedule(EFFORTS["thorough"]) == [800, 1600]
     assert window_schedule(EFFORTS["quick"]) == [64]
     assert window_schedule(paper(EFFORTS["quick"], True)) == [0]
-    assert window_schedule(scaled(EFFORTS["standard"], 0.25)) == [100]
+    # A budget goes on while it lasts.
+    assert window_schedule(scaled(EFFORTS["standard"], 0.25)) == [100, 200, 400, 800, 1600]
+    assert (
+        scaled(EFFORTS["standard"], 2.0).distill_rounds
+        > 1
+        == scaled(paper(EFFORTS["quick"], True), 2.0).distill_rounds
+    )

@@ -31,14 +31,22 @@ def test_the_next_doubling():
     assert found["closes"] == pytest.approx(0.425 * (1 - 0.425 / 0.825))
     assert outlook([Try(100, FAR)], TEACHER) is None
     assert outlook([Try(100, NEAR), Try(200, FAR)], TEACHER)["closes"] == 0
+    # Four times the effort closed that much: twice it closes the square root's share. What took no effort says nothing.
+    later = outlook([Try(0, FAR), Try(100, FAR), Try(400, NEAR)], TEACHER)
+    assert later["closes"] == pytest.approx(0.425 * (1 - (0.425 / 0.825) ** 0.5)) and later["effort"] == 800
+    assert outlook([Try(0, FAR), Try(100, NEAR)], TEACHER) is None
 
 
 def test_a_distillation_that_harms_is_not_kept():
     before = rows(0.5, 0.5, 0.5, 0.5, right=[1, 1, 0, 1])
     assert is_no_worse(rows(0.9, 0.9, 0.9, 0.9), before)[0]
-    assert not is_no_worse(rows(0.1, 0.1, 0.1, 0.1, right=[1, 0, 0, 1]), before)[0]
+    assert not is_no_worse(rows(0.1, 0.1, 0.1, 0.1, right=[0, 0, 0, 1]), before)[0]
     assert is_no_worse(rows(0.4, 0.4, 0.4, 0.4, right=[1, 0, 1, 1]), before)[0]
     assert not is_no_worse(rows(0.6, 0.5, 0.5, 0.5, right=[1, 0, 1, 1]), before)[0]
+    # Two rows won and one lost is noise: the loss decides.
+    before = rows(0.5, 0.5, 0.5, 0.5, 0.5, right=[1, 1, 0, 0, 1])
+    assert not is_no_worse(rows(0.6, 0.6, 0.6, 0.6, 0.6, right=[1, 0, 1, 1, 1]), before)[0]
+    assert is_no_worse(rows(0.4, 0.4, 0.4, 0.4, 0.4, right=[0, 0, 0, 1, 1]), before)[0]
 
 
 def test_rates_and_gap():

@@ -26,18 +26,17 @@ class Effort:
         teacher_examples, teacher_epochs, teacher_learning_rate: fine-tuning of the teacher, if it is not given: at most so many examples,
             and so often through the data.
         batch_size: examples a step of every training.
-        window_steps: steps a window of the warm start, at last.
-        doublings: how often `window_steps` is approached from below, by halves; every doubling but the first run is done only while it
-            closes the gap to the teacher.
-        extra_doublings: further ones, beyond `window_steps`, on the same condition.
+        window_steps: steps a window of the warm start.
+        extra_doublings: how often that may be doubled, each time only while the gap to the teacher closes.
         window_tokens: tokens a step of the warm start; with the mean length of an example it decides its batch, up to 32.
         window_stride, window_learning_rate, window_start, loss_unit: see `WarmStartConfig`.
-        warm_start_tokens: tokens that the warm start reads, some of them more than once.
+        warm_start_tokens: tokens that the warm start reads, some of them more than once; twice the steps read twice as many.
         weight_granularity, sub_norm: see `BitNetConfig`.
         calibrate_sub_norm: SubLN start values from activations.
         keep_massive_ratio: see `find_massive_projections`; 0: nothing is kept in full precision.
         corpus_tokens, pretrain_learning_rate, pretrain_logits_loss_weight, dead_zone_leak, block_size: continual pre-training.
-        distill_examples, distill_epochs: of the distillation; 0: none.
+        distill_examples, distill_epochs: of a round of distillation; 0: none.
+        distill_rounds: at most; a further one on other examples only while the gap to the teacher closes.
         distill_learning_rates: of several, the best in a short run (`sweep_share` of the steps each) on held-out training rows.
         logits_loss_weight, attention_loss_weight, hidden_loss_weight, temperature: see `DistillationConfig`.
         keep_only_better: the distilled student is the result only if it is no worse than before, on held-out training rows.
@@ -51,7 +50,6 @@ class Effort:
     teacher_learning_rate: float = _from(5e-5, _SST2, _MNLI)
     batch_size: int = _from(16, _SST2, _MNLI)
     window_steps: int = _from(400, _SST2)
-    doublings: int = _from(1)
     extra_doublings: int = _from(0)
     window_tokens: int = _from(1200, _SST2, _MNLI)
     window_stride: int = _from(4, _SST2, _MNLI)
@@ -70,8 +68,9 @@ class Effort:
     block_size: int = _from(256, _SST2)
     distill_examples: int = _from(6400, _SST2, _MNLI)
     distill_epochs: float = _from(3.0)
+    distill_rounds: int = _from(1)
     distill_learning_rates: tuple[float, ...] = _from((2e-4, 5e-5), _SST2, _MNLI)
-    sweep_share: float = _from(0.25)
+    sweep_share: float = _from(0.15)
     logits_loss_weight: float = _from(1.0, _SST2, _MNLI)
     attention_loss_weight: float = _from(100.0, _SST2, _MNLI)
     hidden_loss_weight: float = _from(10.0, _SST2, _MNLI)
@@ -87,7 +86,6 @@ EFFORTS: dict[str, Effort] = {
     "quick": Effort(
         teacher_examples=2400,
         window_steps=64,
-        doublings=0,
         warm_start_tokens=65_536,
         corpus_tokens=200_000,
         distill_examples=1600,
@@ -99,11 +97,11 @@ EFFORTS: dict[str, Effort] = {
     "thorough": Effort(
         teacher_examples=19_200,
         window_steps=800,
-        doublings=2,
         extra_doublings=1,
-        warm_start_tokens=1_572_864,
+        warm_start_tokens=786_432,
         corpus_tokens=4_000_000,
         distill_examples=19_200,
+        distill_rounds=3,
         distill_learning_rates=(4e-4, 2e-4, 5e-5),
         held_out_rows=1024,
         eval_rows=0,
@@ -120,8 +118,8 @@ def paper(effort: Effort, classes: bool) -> Effort:
     return dataclasses.replace(
         effort,
         window_steps=0,
-        doublings=0,
         extra_doublings=0,
+        distill_rounds=1,
         weight_granularity="tensor",
         calibrate_sub_norm=False,
         keep_massive_ratio=0.0,
@@ -135,14 +133,18 @@ def paper(effort: Effort, classes: bool) -> Effort:
     )
 
 
+# How often a budget may go on with the warm start, and with the distillation, while there is time.
+_LEFT_OVER = 4
 _SCALED = ("teacher_examples", "window_steps", "warm_start_tokens", "corpus_tokens", "distill_examples")
 
 
 def scaled(effort: Effort, factor: float) -> Effort:
-    """An effort of about `factor` times the time: the same proportions, and no sweep and no doubling where there is little."""
+    """An effort of about `factor` times the time: the same proportions; no sweep where there is little, and what is left over goes where the
+    gap still closes."""
     values = {name: max(1, round(getattr(effort, name) * factor)) for name in _SCALED if getattr(effort, name)}
+    if effort.window_steps:
+        values |= {"extra_doublings": _LEFT_OVER, "distill_rounds": _LEFT_OVER}
     if factor < 0.5:
-        values["doublings"] = 0
         values["distill_learning_rates"] = effort.distill_learning_rates[:1]
     return dataclasses.replace(effort, **values)
 

@@ -33,11 +33,12 @@ def batch_order(lengths: list[int], batch_size: int, seed: int | str) -> list[in
     return [*(row for batch in full for row in batch), *rest]
 
 
-def in_order(dataset: Dataset, steps: int, batch_size: int, seed: int) -> Dataset:
+def in_order(dataset: Dataset, steps: int, batch_size: int, seed: int, skip: int = 0) -> Dataset:
     """What so many steps read one after the other (`train_sampling_strategy="sequential"`), epoch after epoch, each in an order of its own.
 
     Args:
         dataset: with `input_ids`.
+        skip: steps that were read before.
     """
     lengths = [len(ids) for ids in dataset["input_ids"]]
 
@@ -47,4 +48,4 @@ def in_order(dataset: Dataset, steps: int, batch_size: int, seed: int) -> Datase
             yield from batch_order(lengths, batch_size, f"{seed} {epoch}")
             epoch += 1
 
-    return dataset.select(list(islice(rows(), steps * batch_size)))
+    return dataset.select(list(islice(rows(), skip * batch_size, (skip + steps) * batch_size)))

@@ -36,7 +36,7 @@ class Planned:
         title: as the run calls it.
         steps, tokens: of training; 0 where there are none.
         seconds: expected.
-        on_condition: whether it runs only if the one before helped.
+        on_condition: whether it runs only while the gap to the teacher closes, and a budget has time for it.
     """
 
     title: str
@@ -74,7 +74,7 @@ class Plan:
         """For people."""
         rows = [("stage", "steps", "tokens", "expected")]
         for stage in self.stages:
-            title = stage.title + (" (if the one before helped)" if stage.on_condition else "")
+            title = stage.title + (" (if a gap closes)" if stage.on_condition else "")
             steps, tokens = (f"{value:,}" if value else "" for value in (stage.steps, stage.tokens))
             rows.append((title, steps, tokens, duration(stage.seconds)))
         total = duration(self.seconds)
@@ -148,7 +148,7 @@ def probe(work: Work, source: str | Path, with_teacher: bool, with_pretraining: 
         student = Path(folder) / "start"
         started = time.perf_counter()
         result = start.start(source, _WINDOW_STEPS if windows else 0, student, max_batches=_WINDOW_BATCHES)
-        seconds = time.perf_counter() - started
+        measured["start"] = time.perf_counter() - started
         if windows:
             report = result["warm_start"]
             steps = _WINDOW_STEPS * len(report["windows"])
@@ -156,11 +156,8 @@ def probe(work: Work, source: str | Path, with_teacher: bool, with_pretraining: 
             measured["window_step"] = ticks.window_step
             measured["window_batch_size"] = result["batch_size"]
             measured["window_tokens"] = report["trained_tokens"] / steps
-            fixed = max(report["seconds"] - steps * ticks.window_step, 0.0)
-            measured["window_batch"] = fixed / result["batches"]
-            measured["start"] = max(seconds - report["seconds"], 0.0)
-        else:
-            measured["start"] = seconds
+            measured["window_batch"] = report["batch_seconds"] / result["batches"]
+            measured["start"] -= steps * ticks.window_step + report["batch_seconds"]
         measured["distill_step"] = _train_step(
             lambda progress: dataclasses.replace(short, progress=progress).distill(
                 student / "model", source, 1e-5, _STEPS, Path(folder) / "distill"
@@ -224,20 +221,15 @@ def window_schedule(numbers: Effort) -> list[int]:
     """Steps a window of each try of the warm start."""
     if not numbers.window_steps:
         return [0]
-    first = [max(1, numbers.window_steps >> halvings) for halvings in range(numbers.doublings, 0, -1)]
-    last = [numbers.window_steps << doublings for doublings in range(numbers.extra_doublings + 1)]
-    return sorted(set(first + last))
-
-
-def start_title(steps: int) -> str:
-    return f"start, {steps} steps a window" if steps else "start"
+    return [numbers.window_steps << doublings for doublings in range(numbers.extra_doublings + 1)]
 
 
 # Two processes that import everything and load a model.
 _SPEED_SECONDS = 25.0
 
-TEACHER, PRETRAIN, DISTILL, EVALUATE, COMPARE, SPEED = (
+TEACHER, START, PRETRAIN, DISTILL, EVALUATE, COMPARE, SPEED = (
     "teacher",
+    "start",
     "continual pre-training",
     "distillation",
     "pack and evaluate",
@@ -246,8 +238,17 @@ TEACHER, PRETRAIN, DISTILL, EVALUATE, COMPARE, SPEED = (
 )
 
 
+def start_title(steps: int) -> str:
+    return f"{START}, {steps} steps a window" if steps else START
+
+
 def rate_title(rate: float) -> str:
     return f"distillation, learning rate {rate:g} in short"
+
+
+def round_title(number: int) -> str:
+    """Of a round of distillation; the first is 0."""
+    return DISTILL if number == 0 else f"{DISTILL}, round {number + 1}"
 
 
 def make_plan(work: Work, settings: RecipeSettings, measured: dict[str, float], fine_tunes: bool) -> Plan:
@@ -267,7 +268,7 @@ def make_plan(work: Work, settings: RecipeSettings, measured: dict[str, float], 
         seconds, tokens = measured["start"], 0
         if steps:
             windows, size = int(measured["windows"]), measured["window_batch_size"]
-            available = min(len(examples.train), numbers.warm_start_tokens / mean_length) / size
+            available = min(len(examples.train), work.start_tokens(steps) / mean_length) / size
             seconds += windows * steps * measured["window_step"] + min(steps, available) * measured["window_batch"]
             tokens = round(windows * steps * measured["window_tokens"])
             steps *= windows
@@ -278,7 +279,7 @@ def make_plan(work: Work, settings: RecipeSettings, measured: dict[str, float], 
         tokens = steps * numbers.batch_size * numbers.block_size
         plan.stages.append(Planned(PRETRAIN, steps, tokens, steps * measured["pretrain_step"] + held_out))
     if work.distill_steps():
-        runs = {DISTILL: work.distill_steps()}
+        runs = {round_title(number): work.distill_steps() for number in range(numbers.distill_rounds)}
         if len(numbers.distill_learning_rates) > 1:
             sweep = {
                 rate_title(rate): work.distill_steps(numbers.sweep_share) for rate in numbers.distill_learning_rates
@@ -286,7 +287,8 @@ def make_plan(work: Work, settings: RecipeSettings, measured: dict[str, float], 
             runs = {**sweep, **runs}
         for title, steps in runs.items():
             tokens = round(steps * numbers.batch_size * mean_length)
-            plan.stages.append(Planned(title, steps, tokens, steps * measured["distill_step"] + held_out))
+            seconds = steps * measured["distill_step"] + held_out
+            plan.stages.append(Planned(title, steps, tokens, seconds, title.startswith(f"{DISTILL}, round")))
     if settings.compare:
         steps = work.teacher_steps()
         # About as long as a step of the teacher: the ternary function costs little.
@@ -303,7 +305,7 @@ def make_plan(work: Work, settings: RecipeSettings, measured: dict[str, float], 
 def fit(
     work: Work, settings: RecipeSettings, measured: dict[str, float], fine_tunes: bool, seconds: float
 ) -> tuple[Work, Plan]:
-    """The largest effort whose plan, with its first try of the warm start alone, ends within a budget.
+    """The largest effort whose plan, without what runs on a condition, ends within a budget.
 
     Raises:
         RecipeError: none does.

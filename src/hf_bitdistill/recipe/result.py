@@ -39,8 +39,8 @@ class RecipeResult:
         table: the models, in order.
         paths: `teacher`, `student` (trainable), `packed`, `report`.
         gap: of the final student to its teacher, on held-out training rows.
-        tries: of the warm start: steps a window and what was left.
-        outlook: what the next doubling would probably close; `None`: unknown.
+        tries: of the warm start and of the distillation: steps (a window) and what was left.
+        outlook: of both, what twice the steps would probably close; `None`: unknown.
         choices: each decision and why.
         plan: that was made before.
         seconds: of each stage, in this run or in the one that it goes on from.
@@ -56,7 +56,7 @@ class RecipeResult:
     paths: dict[str, Path] = field(default_factory=dict)
     gap: dict[str, Any] = field(default_factory=dict)
     tries: list[dict[str, Any]] = field(default_factory=list)
-    outlook: dict[str, Any] | None = None
+    outlook: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     choices: list[str] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -115,14 +115,16 @@ class RecipeResult:
             f"student is {loss['value']:.3f} ± {loss['stderr']:.3f} nats and {-100 * accuracy['value']:.1f} ± "
             f"{100 * accuracy['stderr']:.1f} points behind its teacher, and {100 * self.gap['agreement']:.1f} % of their first choices agree."
         ]
-        if self.outlook is None:
-            lines.append("What twice the warm start would buy is not known: this effort has tried one length.")
-        else:
-            outlook = self.outlook
-            lines.append(
-                f"Twice the warm start ({outlook['effort']} steps a window) would probably close {outlook['closes']:.3f} ± "
-                f"{outlook['stderr']:.3f} of the {max(outlook['left'], 0.0):.3f} nats that were left after it, if gaps go on to shrink as they did."
-            )
+        for title, outlook in self.outlook.items():
+            what = {"start": "warm start", "distillation": "distillation"}[title]
+            if outlook is None:
+                lines.append(f"What twice the {what} would buy is not known: there was one length of it.")
+            else:
+                unit = "steps a window" if title == "start" else "steps"
+                lines.append(
+                    f"Twice the {what} ({outlook['effort']} {unit}) would probably close {outlook['closes']:.3f} ± {outlook['stderr']:.3f} of the "
+                    f"{max(outlook['left'], 0.0):.3f} nats that were left after it, if gaps go on to shrink as they did."
+                )
         return [*lines, *self.notes]
 
     def write(self) -> None:

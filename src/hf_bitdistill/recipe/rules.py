@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +15,7 @@ class Try:
     """A student on the held-out rows, and the effort it took.
 
     Attributes:
-        effort: steps a window, say; the next try has twice as many.
+        effort: steps a window, or steps of distillation (0: before it).
     """
 
     effort: int
@@ -35,9 +36,9 @@ def _is_sure(difference: Difference) -> bool:
 
 
 def goes_on(tried: Sequence[Try], teacher: Measured) -> tuple[bool, str]:
-    """Whether twice the effort is worth trying, and why.
+    """Whether more effort is worth trying, and why.
 
-    It is while a gap to the teacher is left and the last doubling closed it, each by more than one standard error.
+    It is while a gap to the teacher is left and the last try closed it, each by more than one standard error.
     """
     last = tried[-1].measured
     left = last.loss_over(teacher)
@@ -46,14 +47,15 @@ def goes_on(tried: Sequence[Try], teacher: Measured) -> tuple[bool, str]:
     if len(tried) == 1:
         return True, f"{left.value:.3f} ± {left.stderr:.3f} nats are missing"
     closed = tried[-2].measured.loss_over(last)
-    text = f"the last doubling closed {closed.value:.3f} ± {closed.stderr:.3f} nats of the gap"
+    text = f"the last step closed {closed.value:.3f} ± {closed.stderr:.3f} nats of the gap"
     return _is_sure(closed), text
 
 
 def is_no_worse(after: Measured, before: Measured) -> tuple[bool, str]:
-    """Whether a student is kept that was trained further: its accuracy is no lower, and between equals its loss is not higher."""
+    """Whether a student is kept that was trained further: its accuracy decides where it differs by more than one standard error, elsewhere
+    its loss, which is less noisy."""
     accuracy, loss = after.accuracy_over(before), after.loss_over(before)
-    kept = accuracy.value > 0 or (accuracy.value == 0 and loss.value <= 0)
+    kept = accuracy.value > 0 if abs(accuracy.value) > accuracy.stderr else loss.value <= 0
     text = f"accuracy {100 * accuracy.value:+.1f} ± {100 * accuracy.stderr:.1f} points, loss {loss.value:+.3f} ± {loss.stderr:.3f}"
     return kept, text
 
@@ -64,17 +66,21 @@ def best_rate(tried: dict[float, Measured]) -> float:
 
 
 def outlook(tried: Sequence[Try], teacher: Measured) -> dict[str, Any] | None:
-    """What the next doubling would probably close, if gaps go on to shrink by the factor of the last one; `None` after a single try."""
-    if len(tried) < 2:
+    """What twice the effort would probably close, if the gap goes on to be a power of the effort as between the last two tries; `None`
+    where there are no two with an effort."""
+    known = [each for each in tried if each.effort]
+    if len(known) < 2 or known[-1].effort <= known[-2].effort:
         return None
-    gaps = [each.measured.loss_over(teacher).value for each in tried[-2:]]
-    closed = tried[-2].measured.loss_over(tried[-1].measured)
+    before, last = known[-2:]
+    gaps = [each.measured.loss_over(teacher).value for each in (before, last)]
+    closed = before.measured.loss_over(last.measured)
     if gaps[0] <= 0 or gaps[1] <= 0:
-        return {"left": gaps[1], "closes": 0.0, "stderr": closed.stderr, "effort": 2 * tried[-1].effort}
-    share = min(max(gaps[1] / gaps[0], 0.0), 1.0)
+        return {"left": gaps[1], "closes": 0.0, "stderr": closed.stderr, "effort": 2 * last.effort}
+    doublings = math.log2(last.effort / before.effort)
+    share = min(gaps[1] / gaps[0], 1.0) ** (1 / doublings)
     return {
         "left": gaps[1],
         "closes": gaps[1] * (1 - share),
-        "stderr": closed.stderr * gaps[1] / gaps[0],
-        "effort": 2 * tried[-1].effort,
+        "stderr": closed.stderr * gaps[1] / gaps[0] / doublings,
+        "effort": 2 * last.effort,
     }

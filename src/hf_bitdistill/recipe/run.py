@@ -24,12 +24,14 @@ from .plan import (
     EVALUATE,
     PRETRAIN,
     SPEED,
+    START,
     TEACHER,
     Plan,
     fit,
     make_plan,
     probe,
     rate_title,
+    round_title,
     start_title,
     window_schedule,
 )
@@ -51,6 +53,22 @@ class Given:
 
     key: str
     model: str
+
+
+@dataclass
+class Distilled:
+    """What the distillation gave.
+
+    Attributes:
+        student, measured: what is kept, on the held-out rows.
+        tries: before it, after the chosen rate's short run, after each round.
+        distilled: the last round's student, whether or not it is kept.
+    """
+
+    student: Stage
+    measured: Measured
+    tries: list[rules.Try]
+    distilled: Stage | None = None
 
 
 class _Run:
@@ -248,10 +266,24 @@ class _Run:
                 "teacher_learning_rate), give a teacher, or set check_teacher to false"
             )
 
+    def chose(self, text: str) -> None:
+        """Keep a decision for the report, and say it."""
+        self.choices.append(text)
+        self.progress.done(text)
+
+    def goes_on(self, what: str, title: str, to: str, tried: list[rules.Try], teacher: Measured) -> bool:
+        """Whether a stage on a condition runs: the gap closes, and there is time."""
+        goes_on, why = rules.goes_on(tried, teacher)
+        if goes_on and not self.has_time(title):
+            goes_on, why = False, f"{why}, but the budget has no time for it"
+        self.chose(f"{what} {'goes' if goes_on else 'does not go'} on to {to}: {why}")
+        return goes_on
+
     def start(self, source: Stage | Given, teacher: Measured) -> tuple[Stage, Measured, list[rules.Try]]:
-        """The student before any training of it as a whole: twice the steps while that closes the gap."""
+        """The student before any training of it as a whole: twice the steps while that closes the gap, from the start again (a warm start's
+        schedule hardens its codes once)."""
         names = (
-            "window_tokens", "window_stride", "window_learning_rate", "window_start", "loss_unit", "warm_start_tokens",
+            "window_tokens", "window_stride", "window_learning_rate", "window_start", "loss_unit",
             "weight_granularity", "sub_norm", "calibrate_sub_norm", "keep_massive_ratio",
         )  # fmt: skip
         identity: dict[str, Any] = dict(self.data)
@@ -261,15 +293,10 @@ class _Run:
         made: list[tuple[Stage, rules.Try]] = []
         for steps in window_schedule(self.work.numbers):
             title = start_title(steps)
-            if made:
-                goes_on, why = rules.goes_on([each for _, each in made], teacher)
-                if goes_on and not self.has_time(title):
-                    goes_on, why = False, f"{why}, and the budget has no time for twice the steps"
-                verb = "goes on to" if goes_on else "does not go on to"
-                self.choices.append(f"the warm start {verb} {steps} steps a window: {why}")
-                self.progress.done(self.choices[-1])
-                if not goes_on:
-                    break
+            if made and not self.goes_on(
+                "the warm start", title, f"{steps} steps a window", [each for _, each in made], teacher
+            ):
+                break
             stage = self.stage(
                 title,
                 "start",
@@ -277,12 +304,12 @@ class _Run:
                 lambda folder, steps=steps: self.work.start(source.model, steps, folder),
                 source,
                 steps=steps,
+                tokens=self.work.start_tokens(steps),
                 **identity,
             )
             if not made and stage.result["kept_in_full_precision"]:
                 kept = ", ".join(stage.result["kept_in_full_precision"])
-                self.choices.append(f"kept in full precision, because they write massive activations: {kept}")
-                self.progress.done(self.choices[-1])
+                self.chose(f"kept in full precision, because they write massive activations: {kept}")
             made.append((stage, rules.Try(steps, self.measured(title, stage))))
         best, tried = min(made, key=lambda each: each[1].measured.loss)
         return best, tried.measured, [each for _, each in made]
@@ -305,22 +332,29 @@ class _Run:
             corpus=fingerprint_text(self.settings.corpus),
         )
 
-    def distill(self, source: Stage, teacher: Stage | Given, before: Measured) -> tuple[Stage, Measured, Stage | None]:
-        """The student after the distillation, or before it where that was better; and the distilled one, whichever is taken."""
-        numbers = self.work.numbers
-        if not self.work.distill_steps():
-            return source, before, None
+    def distill(self, source: Stage, teacher: Stage | Given, on_teacher: Measured, before: Measured) -> Distilled:
+        """Rounds of distillation while the gap to the teacher closes; the student before one that made it worse."""
+        work, numbers = self.work, self.work.numbers
+        done = Distilled(source, before, [rules.Try(0, before)])
+        steps = work.distill_steps()
+        if not steps:
+            return done
+        goes_on, why = rules.goes_on(done.tries, on_teacher)
+        if numbers.keep_only_better and not goes_on:
+            self.chose(f"no distillation: {why}")
+            return done
         names = ("batch_size", "logits_loss_weight", "attention_loss_weight", "hidden_loss_weight", "temperature")
 
-        def run(title: str, rate: float, steps: int) -> tuple[Stage, Measured]:
+        def run(title: str, student: Stage, rate: float, steps: int, number: int = 0) -> tuple[Stage, Measured]:
             stage = self.stage(
                 title,
                 "distill",
                 names,
-                lambda folder: self.work.distill(source.model, teacher.model, rate, steps, folder),
-                source,
+                lambda folder: work.distill(student.model, teacher.model, rate, steps, folder, number),
+                student,
                 rate=rate,
                 steps=steps,
+                round=number,
                 teacher=teacher.key,
                 **self.data,
             )
@@ -328,23 +362,31 @@ class _Run:
 
         rate = numbers.distill_learning_rates[0]
         if len(numbers.distill_learning_rates) > 1:
-            steps = self.work.distill_steps(numbers.sweep_share)
-            tried = {each: run(rate_title(each), each, steps)[1] for each in numbers.distill_learning_rates}
+            short = work.distill_steps(numbers.sweep_share)
+            tried = {each: run(rate_title(each), source, each, short)[1] for each in numbers.distill_learning_rates}
             rate = rules.best_rate(tried)
             losses = ", ".join(f"{each:g}: {measured.loss:.3f}" for each, measured in tried.items())
-            self.choices.append(
-                f"the distillation runs at the learning rate {rate:g}: held-out losses after {steps} steps {losses}"
+            self.chose(
+                f"the distillation runs at the learning rate {rate:g}: held-out losses after {short} steps {losses}"
             )
-            self.progress.done(self.choices[-1])
-        stage, after = run(DISTILL, rate, self.work.distill_steps())
-        kept, why = rules.is_no_worse(after, before)
-        if numbers.keep_only_better:
-            verb = "is kept" if kept else "is not kept, the result is the student before it"
-            self.choices.append(f"the distillation {verb}: {why}")
-            self.progress.done(self.choices[-1])
-            if not kept:
-                return source, before, stage
-        return stage, after, stage
+            done.tries.append(rules.Try(short, tried[rate]))
+        student, rounds = source, done.tries[:1]
+        for number in range(numbers.distill_rounds):
+            title = round_title(number)
+            if number and not self.goes_on("the distillation", title, f"round {number + 1}", rounds[-2:], on_teacher):
+                break
+            student, after = run(title, student, rate, steps, number)
+            rounds.append(rules.Try((number + 1) * steps, after))
+            done.tries.append(rounds[-1])
+            done.distilled = student
+            kept, why = rules.is_no_worse(after, done.measured)
+            if numbers.keep_only_better:
+                verb = "is kept" if kept else "is not kept, the result is the student before it"
+                self.chose(f"{title} {verb}: {why}")
+                if not kept:
+                    break
+            done.student, done.measured = student, after
+        return done
 
     def evaluated(self, name: str, model: Stage | Given) -> Row:
         stage = self.stage(
@@ -379,7 +421,8 @@ class _Run:
         if settings.corpus:
             student = self.pretrain(student)
             before = self.measured(PRETRAIN, student)
-        final, after, distilled = self.distill(student, teacher, before)
+        done = self.distill(student, teacher, on_teacher, before)
+        final = done.student
         packed = self.stage(EVALUATE, "pack", (), lambda folder: self.work.pack(final.model, folder), final)
 
         result = RecipeResult(
@@ -388,9 +431,12 @@ class _Run:
             asdict(self.work.numbers),
             self.examples.description,
             self.examples.rows,
-            gap={**rules.gap(after, on_teacher), "n": len(after.tokens)},
-            tries=[{"steps": each.effort, **rules.gap(each.measured, on_teacher)} for each in tries],
-            outlook=rules.outlook(tries, on_teacher),
+            gap={**rules.gap(done.measured, on_teacher), "n": len(done.measured.tokens)},
+            tries=[
+                {"what": what, "steps": each.effort, **rules.gap(each.measured, on_teacher)}
+                for what, each in (*((START, each) for each in tries), *((DISTILL, each) for each in done.tries))
+            ],
+            outlook={START: rules.outlook(tries, on_teacher), DISTILL: rules.outlook(done.tries, on_teacher)},
             plan=self.plan.to_dict(),
             machine=describe_environment(),
         )
@@ -398,8 +444,8 @@ class _Run:
             result.table.append(self.evaluated("base model", self.base))
         result.table.append(self.evaluated("teacher", teacher))
         result.table.append(self.evaluated("student before distillation", student))
-        if distilled is not None and final is not distilled:
-            result.table.append(self.evaluated("student after distillation (not kept)", distilled))
+        if done.distilled is not None and final is not done.distilled:
+            result.table.append(self.evaluated("student after distillation (not kept)", done.distilled))
         name = "ternary student, packed"
         result.table.append(self.evaluated(name, packed))
         if settings.compare:

@@ -28,8 +28,7 @@ class EffortArguments:
     teacher_learning_rate: float | None = _option(None, "Learning rate of the teacher's fine-tuning.")
     batch_size: int | None = _option(None, "Examples a step.")
     window_steps: int | None = _option(None, "Steps a window of the warm start; 0: no warm start.")
-    doublings: int | None = _option(None, "How often window_steps is approached from below, by halves.")
-    extra_doublings: int | None = _option(None, "Doublings beyond window_steps, while they close the gap.")
+    extra_doublings: int | None = _option(None, "How often window_steps may be doubled, while that closes the gap.")
     window_tokens: int | None = _option(None, "Tokens a step of the warm start.")
     window_stride: int | None = _option(None, "Layers by which the window moves on.")
     window_learning_rate: float | None = _option(None, "Learning rate of the warm start.")
@@ -49,6 +48,9 @@ class EffortArguments:
     block_size: int | None = _option(None, "Tokens of a block of plain text.")
     distill_examples: int | None = _option(None, "Examples of the distillation, at most; 0: none.")
     distill_epochs: float | None = _option(None, "How often it reads the data, at most.")
+    distill_rounds: int | None = _option(
+        None, "Rounds of distillation at most, on other examples each, while they close the gap."
+    )
     distill_learning_rates: list[float] | None = _option(  # noqa: RUF009
         None, "Learning rates of the distillation; of several, held-out training rows choose."
     )
@@ -118,7 +120,7 @@ class RecipeSettings(EffortArguments):
         if self.budget is not None:
             parse_budget(self.budget)
         may_be_zero = {
-            "window_steps", "doublings", "extra_doublings", "keep_massive_ratio", "pretrain_logits_loss_weight", "dead_zone_leak",
+            "window_steps", "extra_doublings", "keep_massive_ratio", "pretrain_logits_loss_weight", "dead_zone_leak",
             "distill_examples", "logits_loss_weight", "attention_loss_weight", "hidden_loss_weight", "eval_rows",
         }  # fmt: skip
         for each in dataclasses.fields(Effort):

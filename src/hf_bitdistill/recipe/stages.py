@@ -207,6 +207,11 @@ class Work:
             seed=self.seed,
         )
 
+    def start_tokens(self, steps: int) -> int:
+        """What a warm start of so many steps a window reads."""
+        numbers = self.numbers
+        return round(numbers.warm_start_tokens * max(1.0, steps / max(numbers.window_steps, 1)))
+
     def start(self, source: str | Path, steps: int, folder: Path, max_batches: int | None = None) -> dict[str, Any]:
         """A ternary student of a full-precision model: what no ternary projection can replace is found, SubLNs are calibrated, and the
         blocks learn from the model's own.
@@ -218,7 +223,7 @@ class Work:
         numbers, tokenizer = self.numbers, self.tokenizer
         set_seed(self.seed)
         model = self.load(source)
-        sequences = self._sequences(numbers.warm_start_tokens)
+        sequences = self._sequences(self.start_tokens(steps))
         if not sequences:
             raise RecipeError(f"{self.corpus} has fewer tokens than one block of {numbers.block_size}")
         size = self.window_batch(sequences)
@@ -272,9 +277,13 @@ class Work:
         return train(trainer, folder, self.tokenizer, self.machine, self.progress)
 
     def distill(
-        self, source: str | Path, teacher: str | Path, rate: float, steps: int, folder: Path
+        self, source: str | Path, teacher: str | Path, rate: float, steps: int, folder: Path, number: int = 0
     ) -> dict[str, Any]:
-        """Distillation from the teacher: labels, distributions, attention relations, hidden states."""
+        """Distillation from the teacher: labels, distributions, attention relations, hidden states.
+
+        Args:
+            number: of the round; each begins elsewhere in the data.
+        """
         set_seed(self.seed)
         numbers = self.numbers
         student, model = self.load(source), self.load(teacher)
@@ -299,7 +308,7 @@ class Work:
             model,
             arguments,
             data_collator=collate(self.tokenizer),
-            train_dataset=in_order(self.examples.train, steps, numbers.batch_size, self.seed),
+            train_dataset=in_order(self.examples.train, steps, numbers.batch_size, self.seed, skip=number * steps),
             processing_class=self.tokenizer,
             teacher_processing_class=self.tokenizer,
         )

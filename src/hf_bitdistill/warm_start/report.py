@@ -37,7 +37,9 @@ class WarmStartReport:
         windows: in order.
         calibration_tokens: tokens in the given batches (without padding).
         trained_tokens: tokens that all optimiser steps of all windows read.
-        seconds: wall time.
+        seconds: wall time of the windows.
+        batch_seconds: wall time of all passes over the batches outside the steps: how they call the layers (before the first window),
+            the targets of each window, the inputs of the next.
     """
 
     config: WarmStartConfig
@@ -45,6 +47,7 @@ class WarmStartReport:
     windows: list[WindowReport] = field(default_factory=list)
     trained_tokens: int = 0
     seconds: float = 0.0
+    batch_seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -12,8 +12,8 @@ from .examples import Examples
 from .result import RecipeResult
 
 
-def write_card(folder: Path, result: RecipeResult, base: str, examples: Examples) -> None:
-    """`README.md` of a folder."""
+def write_card(folder: Path, name: str, result: RecipeResult, base: str, examples: Examples) -> None:
+    """`README.md` of a folder that will be called `name`."""
     header, rows = result.cells()
     data = ModelCardData(
         library_name="transformers",
@@ -37,6 +37,6 @@ def write_card(folder: Path, result: RecipeResult, base: str, examples: Examples
         *result.sentences(),
         "## Use",
         "```python\nimport hf_bitdistill  # registers the quantizer\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{folder.name}")\n```',
+        f'model = AutoModelForCausalLM.from_pretrained("{name}")\n```',
     ]
     ModelCard("\n\n".join(parts)).save(folder / "README.md")

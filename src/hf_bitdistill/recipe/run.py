@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cli.models import load_tokenizer
-from ..cli.runs import check_output_dir
-from ..distillation import check_same_tokenizer
+from ..atomic import folder_aside
 from ..environment import describe_environment
-from . import examples as example_kinds
 from . import rules
 from .card import write_card
+from .context import Context, Given
 from .measure import Measured, Score
 from .plan import (
     COMPARE,
@@ -27,32 +25,20 @@ from .plan import (
     START,
     TEACHER,
     Plan,
-    fit,
-    make_plan,
-    probe,
     rate_title,
     round_title,
     start_title,
     window_schedule,
 )
 from .progress import Progress, duration, quiet
-from .result import RecipeResult, Row, format_score
-from .settings import RecipeError, RecipeSettings, parse_budget
+from .result import RecipeResult
+from .settings import RecipeError, RecipeSettings
 from .speed import tokens_per_second
-from .stages import Work, check_source, held_out, is_adapter, weight_bytes
-from .store import Stage, StageStore, fingerprint_model, fingerprint_rows, write_json
-from .train import Machine, fast_bf16, others_load
+from .stages import is_adapter
+from .store import Stage, fingerprint_model, fingerprint_text, write_json
 
 
-SETTINGS_FILE, STAGES, PACKED = "recipe.json", "stages", "packed"
-
-
-@dataclass(frozen=True)
-class Given:
-    """A model that was not made here, in the place of a stage."""
-
-    key: str
-    model: str
+SETTINGS_FILE, PACKED = "recipe.json", "packed"
 
 
 @dataclass
@@ -71,157 +57,8 @@ class Distilled:
     distilled: Stage | None = None
 
 
-class _Run:
-    """A run: the stages in their order."""
-
-    def __init__(self, settings: RecipeSettings, progress: Progress):
-        settings.require()
-        self.settings, self.progress = settings, progress
-        self.output = Path(settings.output_dir)
-        check_output_dir(
-            self.output, {name: getattr(settings, name) for name in ("model", "teacher", "dataset", "corpus")}
-        )
-        source = settings.base
-        self.tokenizer = self._tokenizer(source)
-        if not is_adapter(source):
-            config = check_source(source)
-        if settings.teacher is not None and not is_adapter(settings.teacher):
-            config = check_source(settings.teacher)
-            check_same_tokenizer(self.tokenizer, load_tokenizer(settings.teacher))
-        elif is_adapter(source):
-            config = check_source(_adapted(source))
-        # Which coefficients are the paper's depends on the kind of examples, which rows are held out does not.
-        numbers = settings.numbers(classes=True)
-        self.examples = example_kinds.load(settings, self.tokenizer, config, numbers.held_out_rows, numbers.eval_rows)
-        bf16 = fast_bf16() if settings.bf16 == "auto" else settings.bf16 == "true"
-        self.work = Work(
-            self.examples,
-            self.tokenizer,
-            settings.numbers(self.examples.kind == "classes"),
-            settings.seed,
-            Machine(bf16, 60 * settings.checkpoint_minutes),
-            progress,
-            config,
-            settings.corpus,
-            settings.lora,
-        )
-        self.store = StageStore(self.output / STAGES, lambda kind, folder, _: None)
-        self.data = {
-            "train": fingerprint_rows(self.examples.train),
-            "held_out": fingerprint_rows(self.examples.held_out),
-        }
-        self.base = Given(fingerprint_model(source), str(source))
-        # Plain text is what the model is made for: it is its own teacher.
-        self.fine_tunes = settings.teacher is None and self.examples.kind != "text"
-        self.seconds: dict[str, float] = {}
-        self.curves: dict[str, list[dict[str, Any]]] = {}
-        self.choices: list[str] = []
-        self.plan = Plan()
-
-    def _tokenizer(self, source: str) -> Any:
-        return load_tokenizer(_adapted(source) if is_adapter(source) else source)
-
-    # ---- Planning ----
-
-    def make_plan(self) -> Plan:
-        """Probe this machine, and let a budget decide the effort."""
-        settings, work = self.settings, self.work
-        source = _adapted(settings.base) if is_adapter(settings.base) else settings.base
-        needed = (
-            "window_start",
-            "window_stride",
-            "loss_unit",
-            "weight_granularity",
-            "sub_norm",
-            "batch_size",
-            "block_size",
-            "window_tokens",
-        )
-        identity = {
-            "model": self.base.key,
-            **self.data,
-            "machine": describe_environment()["processor"],
-            "bf16": work.machine.bf16,
-            "kinds": [self.fine_tunes, settings.corpus is not None, work.numbers.window_steps > 0, settings.lora],
-            **{name: getattr(work.numbers, name) for name in needed},
-        }
-        self.progress.say("  measuring a few steps of this model on this machine")
-        if (busy := others_load()) is not None:
-            self.progress.say(
-                f"  the machine is busy (load {busy:.1f}): threads that spin while they wait make each other slower; OMP_WAIT_POLICY=passive, "
-                "or fewer threads (OMP_NUM_THREADS), helps"
-            )
-        stage = self.store.run(
-            "probe",
-            identity,
-            lambda folder: {"measured": probe(work, source, self.fine_tunes, settings.corpus is not None)},
-        )
-        measured = stage.result["measured"]
-        if settings.budget is None:
-            self.plan = make_plan(work, settings, measured, self.fine_tunes)
-        else:
-            # Of the run as a whole: the probe has had its part.
-            budget = max(parse_budget(settings.budget) - stage.result["seconds"], 0.0)
-            self.work, self.plan = fit(work, settings, measured, self.fine_tunes, budget)
-            self.choices.append(
-                f"of the effort {settings.effort} {self.plan.factor:g} times the amounts fit the budget of {settings.budget}"
-            )
-        self.progress.plan({each.title: each.seconds for each in self.plan.stages if not each.on_condition})
-        return self.plan
-
-    def has_time(self, title: str) -> bool:
-        """Whether a stage that was only perhaps to run fits the budget, with all that must come after it."""
-        if self.settings.budget is None:
-            return True
-        expected = {each.title: each for each in self.plan.stages}
-        done = sum(self.seconds.values())
-        after = sum(
-            each.seconds for each in self.plan.stages if each.title not in self.seconds and not each.on_condition
-        )
-        return done + after + expected[title].seconds <= parse_budget(self.settings.budget)
-
-    # ---- Stages ----
-
-    def stage(
-        self, title: str, kind: str, names: tuple[str, ...], work: Callable[[Path], dict], parent: Any, **identity: Any
-    ) -> Stage:
-        """Run a stage or find it done.
-
-        Args:
-            names: the numbers that decide its result.
-            identity: what else does.
-        """
-        settings = {
-            **{name: getattr(self.work.numbers, name) for name in names},
-            **identity,
-            "seed": self.settings.seed,
-            "bf16": self.work.machine.bf16,
-        }
-        _, folder = self.store.place(kind, settings, parent)
-        is_done = (folder / "result.json").is_file()
-        with self.progress.stage(title):
-            stage = self.store.run(kind, settings, work, parent)
-        self.seconds[title] = self.seconds.get(title, 0.0) + stage.result["seconds"]
-        if "curve" in stage.result:
-            self.curves[title] = stage.result["curve"]
-        if kind not in ("measure", "evaluate", "pack"):
-            text = "was done before" if is_done else f"took {duration(stage.result['seconds'])}"
-            curve = stage.result.get("curve")
-            loss = f", loss {float(curve[0]['loss']):.3f} to {float(curve[-1]['loss']):.3f}" if curve else ""
-            self.progress.done(f"{title}: {text}{loss}")
-        return stage
-
-    def measured(self, title: str, model: Stage | Given) -> Measured:
-        """A model on the held-out training rows."""
-        stage = self.stage(
-            title,
-            "measure",
-            (),
-            lambda folder: self.work.measure(model.model, folder),
-            model,
-            held_out=self.data["held_out"],
-        )
-        return held_out(stage.result)
+class _Run(Context):
+    """The stages in their order."""
 
     def teacher(self) -> Stage | Given:
         settings, work = self.settings, self.work
@@ -265,19 +102,6 @@ class _Run:
                 f"{text}: there is nothing to distil. Look at the data, fine-tune longer (teacher_examples, teacher_epochs, "
                 "teacher_learning_rate), give a teacher, or set check_teacher to false"
             )
-
-    def chose(self, text: str) -> None:
-        """Keep a decision for the report, and say it."""
-        self.choices.append(text)
-        self.progress.done(text)
-
-    def goes_on(self, what: str, title: str, to: str, tried: list[rules.Try], teacher: Measured) -> bool:
-        """Whether a stage on a condition runs: the gap closes, and there is time."""
-        goes_on, why = rules.goes_on(tried, teacher)
-        if goes_on and not self.has_time(title):
-            goes_on, why = False, f"{why}, but the budget has no time for it"
-        self.chose(f"{what} {'goes' if goes_on else 'does not go'} on to {to}: {why}")
-        return goes_on
 
     def start(self, source: Stage | Given, teacher: Measured) -> tuple[Stage, Measured, list[rules.Try]]:
         """The student before any training of it as a whole: twice the steps while that closes the gap, from the start again (a warm start's
@@ -388,19 +212,6 @@ class _Run:
             done.student, done.measured = student, after
         return done
 
-    def evaluated(self, name: str, model: Stage | Given) -> Row:
-        stage = self.stage(
-            EVALUATE,
-            "evaluate",
-            (),
-            lambda folder: self.work.evaluate(model.model, folder),
-            model,
-            evaluation=fingerprint_rows(self.examples.evaluation),
-        )
-        score = stage.result["score"]
-        self.progress.done(f"{name}: {score['metric']} {format_score(score['value'], score['stderr'])}")
-        return Row(name, score, weight_bytes(model.model))
-
     # ---- All of it ----
 
     def __call__(self) -> RecipeResult:
@@ -475,8 +286,6 @@ class _Run:
 
     def remember(self) -> None:
         """Keep the settings, and say what differs from the run before."""
-        import json
-
         file, new = self.output / SETTINGS_FILE, self.settings.to_dict()
         if file.is_file():
             old = json.loads(file.read_text(encoding="utf-8"))
@@ -493,28 +302,12 @@ class _Run:
     def publish(self, result: RecipeResult, packed: Stage, teacher: Stage | Given, final: Stage) -> None:
         """What a user takes away: the packed student with its card, the result, the page."""
         place = self.output / PACKED
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(packed.model, place)
         result.paths = {"teacher": Path(teacher.model), "student": final.model, "packed": place}
         result.choices, result.seconds, result.curves = self.choices, self.seconds, self.curves
-        write_card(place, result, self.base.model, self.examples)
+        with folder_aside(place) as aside:
+            shutil.copytree(packed.model, aside, dirs_exist_ok=True)
+            write_card(aside, PACKED, result, self.base.model, self.examples)
         result.write()
-
-
-def _adapted(adapter: str) -> str:
-    """The model that a PEFT adapter belongs to."""
-    from peft import PeftConfig
-
-    return PeftConfig.from_pretrained(adapter).base_model_name_or_path
-
-
-def fingerprint_text(path: str) -> str:
-    """Of a corpus: the names, sizes and times of its files, or its id."""
-    place = Path(path).expanduser()
-    files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
-    if not files:
-        return path
-    return "; ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
 
 
 def run_recipe(

@@ -284,59 +284,56 @@ class Work:
         Args:
             number: of the round; each begins elsewhere in the data.
         """
-        set_seed(self.seed)
         numbers = self.numbers
         student, model = self.load(source), self.load(teacher)
         widths = {each.config.get_text_config().hidden_size for each in (student, model)}
-        arguments = training_arguments(
-            DistillationConfig,
-            folder,
-            self.machine,
-            steps=steps,
-            batch=numbers.batch_size,
-            micro=self.micro(self.length),
-            rate=rate,
-            seed=self.seed,
-            temperature=numbers.temperature,
-            logits_loss_weight=numbers.logits_loss_weight,
-            attention_loss_weight=numbers.attention_loss_weight,
+        losses = {
+            "temperature": numbers.temperature,
+            "logits_loss_weight": numbers.logits_loss_weight,
+            "attention_loss_weight": numbers.attention_loss_weight,
             # Hidden states compare only where they are equally wide.
-            hidden_loss_weight=numbers.hidden_loss_weight if len(widths) == 1 else 0.0,
-        )
-        trainer = DistillationTrainer(
-            student,
-            model,
-            arguments,
-            data_collator=collate(self.tokenizer),
-            train_dataset=in_order(self.examples.train, steps, numbers.batch_size, self.seed, skip=number * steps),
-            processing_class=self.tokenizer,
-            teacher_processing_class=self.tokenizer,
-        )
-        return train(trainer, folder, self.tokenizer, self.machine, self.progress)
+            "hidden_loss_weight": numbers.hidden_loss_weight if len(widths) == 1 else 0.0,
+        }
+        return self._train_student(student, model, rate, steps, folder, number * steps, losses)
 
     def bitnet_sft(self, source: str | Path, folder: Path) -> dict[str, Any]:
         """What the recipe is compared with: the model made ternary and fine-tuned on the labels alone."""
+        student = apply_bitnet(self.load(source), BitNetConfig(sub_norm="none"))
+        rate, losses = self.numbers.compare_learning_rate, {"logits_loss_weight": 0.0, "attention_loss_weight": 0.0}
+        return self._train_student(student, None, rate, self.teacher_steps(), folder, 0, losses)
+
+    def _train_student(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel | None,
+        rate: float,
+        steps: int,
+        folder: Path,
+        skip: int,
+        losses: dict[str, float],
+    ) -> dict[str, Any]:
+        """On the examples behind the first `skip` steps' ones."""
         set_seed(self.seed)
-        student, numbers = apply_bitnet(self.load(source), BitNetConfig(sub_norm="none")), self.numbers
-        steps = self.teacher_steps()
+        batch = self.numbers.batch_size
         arguments = training_arguments(
             DistillationConfig,
             folder,
             self.machine,
             steps=steps,
-            batch=numbers.batch_size,
+            batch=batch,
             micro=self.micro(self.length),
-            rate=numbers.compare_learning_rate,
+            rate=rate,
             seed=self.seed,
-            logits_loss_weight=0.0,
-            attention_loss_weight=0.0,
+            **losses,
         )
         trainer = DistillationTrainer(
             student,
-            args=arguments,
+            teacher,
+            arguments,
             data_collator=collate(self.tokenizer),
-            train_dataset=in_order(self.examples.train, steps, numbers.batch_size, self.seed),
+            train_dataset=in_order(self.examples.train, steps, batch, self.seed, skip),
             processing_class=self.tokenizer,
+            teacher_processing_class=self.tokenizer,
         )
         return train(trainer, folder, self.tokenizer, self.machine, self.progress)
 
@@ -368,6 +365,13 @@ def held_out(result: dict[str, Any]) -> Measured:
 
 def is_adapter(name_or_path: str | Path) -> bool:
     return (Path(name_or_path).expanduser() / ADAPTER).is_file()
+
+
+def adapted_model(adapter: str) -> str:
+    """The model that a PEFT adapter belongs to."""
+    from peft import PeftConfig
+
+    return PeftConfig.from_pretrained(adapter).base_model_name_or_path
 
 
 def check_source(name_or_path: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..atomic import write_text
 from ..environment import describe_environment
 
 
@@ -37,9 +37,7 @@ class Stage:
 
 def write_json(path: Path, value: Any) -> None:
     """Write so that the file is there completely or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 class StageStore:
@@ -120,3 +118,12 @@ def fingerprint_model(name_or_path: str | Path) -> str:
             digest.update(file.name.encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def fingerprint_text(path: str) -> str:
+    """Of a corpus: the names, sizes and times of its files, or its id."""
+    place = Path(path).expanduser()
+    files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
+    if not files:
+        return path
+    return "; ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)

@@ -18,8 +18,8 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 
+from ..distillation.checkpoints import choose
 from ..environment import default_device
 from .progress import Progress, ProgressCallback
 from .store import CHECKPOINTS
@@ -166,12 +166,6 @@ class _SaveByTime(TrainerCallback):
         self.last = time.perf_counter()
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: the trainer's state is the last file of one."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / TRAINER_STATE_NAME).is_file()]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
 def train(
     trainer: Trainer, folder: Path, tokenizer: PreTrainedTokenizerBase, machine: Machine, progress: Progress
 ) -> dict[str, Any]:
@@ -183,7 +177,10 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressCallback(progress))
     trainer.add_callback(_SaveByTime(machine.checkpoint_seconds))
-    checkpoint = newest_checkpoint(folder / CHECKPOINTS)
+    found = choose(folder / CHECKPOINTS)
+    checkpoint = found.checkpoint
+    if found.skipped:
+        progress.say(f"  passed over: {found.reasons()}")
     if checkpoint is not None:
         progress.say(f"  goes on from step {checkpoint.name.rpartition('-')[2]}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -1,0 +1,213 @@
+"""What the stages of a run share, and how one runs or is found done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..cli.models import load_tokenizer
+from ..cli.runs import check_output_dir
+from ..distillation import check_same_tokenizer
+from ..environment import describe_environment
+from . import examples as example_kinds
+from . import rules
+from .measure import Measured
+from .plan import EVALUATE, Plan, fit, make_plan, probe
+from .progress import Progress, duration
+from .result import Row, format_score
+from .settings import RecipeSettings, parse_budget
+from .stages import Work, adapted_model, check_source, held_out, is_adapter, weight_bytes
+from .store import Stage, StageStore, fingerprint_model, fingerprint_rows
+from .train import Machine, fast_bf16, others_load
+
+
+STAGES = "stages"
+
+
+@dataclass(frozen=True)
+class Given:
+    """A model that was not made here, in the place of a stage."""
+
+    key: str
+    model: str
+
+
+class Context:
+    """A run before and between its stages: what it was given, its plan, how a stage runs, what was decided."""
+
+    def __init__(self, settings: RecipeSettings, progress: Progress):
+        settings.require()
+        self.settings, self.progress = settings, progress
+        self.output = Path(settings.output_dir)
+        check_output_dir(
+            self.output, {name: getattr(settings, name) for name in ("model", "teacher", "dataset", "corpus")}
+        )
+        source = settings.base
+        self.tokenizer = self._tokenizer(source)
+        if not is_adapter(source):
+            config = check_source(source)
+        if settings.teacher is not None and not is_adapter(settings.teacher):
+            config = check_source(settings.teacher)
+            check_same_tokenizer(self.tokenizer, load_tokenizer(settings.teacher))
+        elif is_adapter(source):
+            config = check_source(adapted_model(source))
+        # Which coefficients are the paper's depends on the kind of examples, which rows are held out does not.
+        numbers = settings.numbers(classes=True)
+        self.examples = example_kinds.load(settings, self.tokenizer, config, numbers.held_out_rows, numbers.eval_rows)
+        bf16 = fast_bf16() if settings.bf16 == "auto" else settings.bf16 == "true"
+        self.work = Work(
+            self.examples,
+            self.tokenizer,
+            settings.numbers(self.examples.kind == "classes"),
+            settings.seed,
+            Machine(bf16, 60 * settings.checkpoint_minutes),
+            progress,
+            config,
+            settings.corpus,
+            settings.lora,
+        )
+        self.store = StageStore(self.output / STAGES, lambda kind, folder, _: None)
+        self.data = {
+            "train": fingerprint_rows(self.examples.train),
+            "held_out": fingerprint_rows(self.examples.held_out),
+        }
+        self.base = Given(fingerprint_model(source), str(source))
+        # Plain text is what the model is made for: it is its own teacher.
+        self.fine_tunes = settings.teacher is None and self.examples.kind != "text"
+        self.seconds: dict[str, float] = {}
+        self.curves: dict[str, list[dict[str, Any]]] = {}
+        self.choices: list[str] = []
+        self.plan = Plan()
+
+    def _tokenizer(self, source: str) -> Any:
+        return load_tokenizer(adapted_model(source) if is_adapter(source) else source)
+
+    # ---- Planning ----
+
+    def make_plan(self) -> Plan:
+        """Probe this machine, and let a budget decide the effort."""
+        settings, work = self.settings, self.work
+        source = adapted_model(settings.base) if is_adapter(settings.base) else settings.base
+        needed = (
+            "window_start",
+            "window_stride",
+            "loss_unit",
+            "weight_granularity",
+            "sub_norm",
+            "batch_size",
+            "block_size",
+            "window_tokens",
+        )
+        identity = {
+            "model": self.base.key,
+            **self.data,
+            "machine": describe_environment()["processor"],
+            "bf16": work.machine.bf16,
+            "kinds": [self.fine_tunes, settings.corpus is not None, work.numbers.window_steps > 0, settings.lora],
+            **{name: getattr(work.numbers, name) for name in needed},
+        }
+        self.progress.say("  measuring a few steps of this model on this machine")
+        if (busy := others_load()) is not None:
+            self.progress.say(
+                f"  the machine is busy (load {busy:.1f}): threads that spin while they wait make each other slower; OMP_WAIT_POLICY=passive, "
+                "or fewer threads (OMP_NUM_THREADS), helps"
+            )
+        stage = self.store.run(
+            "probe",
+            identity,
+            lambda folder: {"measured": probe(work, source, self.fine_tunes, settings.corpus is not None)},
+        )
+        measured = stage.result["measured"]
+        if settings.budget is None:
+            self.plan = make_plan(work, settings, measured, self.fine_tunes)
+        else:
+            # Of the run as a whole: the probe has had its part.
+            budget = max(parse_budget(settings.budget) - stage.result["seconds"], 0.0)
+            self.work, self.plan = fit(work, settings, measured, self.fine_tunes, budget)
+            self.choices.append(
+                f"of the effort {settings.effort} {self.plan.factor:g} times the amounts fit the budget of {settings.budget}"
+            )
+        self.progress.plan({each.title: each.seconds for each in self.plan.stages if not each.on_condition})
+        return self.plan
+
+    def has_time(self, title: str) -> bool:
+        """Whether a stage that was only perhaps to run fits the budget, with all that must come after it."""
+        if self.settings.budget is None:
+            return True
+        expected = {each.title: each for each in self.plan.stages}
+        done = sum(self.seconds.values())
+        after = sum(
+            each.seconds for each in self.plan.stages if each.title not in self.seconds and not each.on_condition
+        )
+        return done + after + expected[title].seconds <= parse_budget(self.settings.budget)
+
+    # ---- Stages ----
+
+    def stage(
+        self, title: str, kind: str, names: tuple[str, ...], work: Callable[[Path], dict], parent: Any, **identity: Any
+    ) -> Stage:
+        """Run a stage or find it done.
+
+        Args:
+            names: the numbers that decide its result.
+            identity: what else does.
+        """
+        settings = {
+            **{name: getattr(self.work.numbers, name) for name in names},
+            **identity,
+            "seed": self.settings.seed,
+            "bf16": self.work.machine.bf16,
+        }
+        _, folder = self.store.place(kind, settings, parent)
+        is_done = (folder / "result.json").is_file()
+        with self.progress.stage(title):
+            stage = self.store.run(kind, settings, work, parent)
+        self.seconds[title] = self.seconds.get(title, 0.0) + stage.result["seconds"]
+        if "curve" in stage.result:
+            self.curves[title] = stage.result["curve"]
+        if kind not in ("measure", "evaluate", "pack"):
+            text = "was done before" if is_done else f"took {duration(stage.result['seconds'])}"
+            curve = stage.result.get("curve")
+            loss = f", loss {float(curve[0]['loss']):.3f} to {float(curve[-1]['loss']):.3f}" if curve else ""
+            self.progress.done(f"{title}: {text}{loss}")
+        return stage
+
+    def measured(self, title: str, model: Stage | Given) -> Measured:
+        """A model on the held-out training rows."""
+        stage = self.stage(
+            title,
+            "measure",
+            (),
+            lambda folder: self.work.measure(model.model, folder),
+            model,
+            held_out=self.data["held_out"],
+        )
+        return held_out(stage.result)
+
+    def chose(self, text: str) -> None:
+        """Keep a decision for the report, and say it."""
+        self.choices.append(text)
+        self.progress.done(text)
+
+    def goes_on(self, what: str, title: str, to: str, tried: list[rules.Try], teacher: Measured) -> bool:
+        """Whether a stage on a condition runs: the gap closes, and there is time."""
+        goes_on, why = rules.goes_on(tried, teacher)
+        if goes_on and not self.has_time(title):
+            goes_on, why = False, f"{why}, but the budget has no time for it"
+        self.chose(f"{what} {'goes' if goes_on else 'does not go'} on to {to}: {why}")
+        return goes_on
+
+    def evaluated(self, name: str, model: Stage | Given) -> Row:
+        stage = self.stage(
+            EVALUATE,
+            "evaluate",
+            (),
+            lambda folder: self.work.evaluate(model.model, folder),
+            model,
+            evaluation=fingerprint_rows(self.examples.evaluation),
+        )
+        score = stage.result["score"]
+        self.progress.done(f"{name}: {score['metric']} {format_score(score['value'], score['stderr'])}")
+        return Row(name, score, weight_bytes(model.model))

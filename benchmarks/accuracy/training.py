@@ -11,7 +11,6 @@ from settings import ADDED, ADDED_TO_WARM_START, PASSED_ON, Arm, BenchmarkSettin
 from tasks import make_task
 from texts import Texts
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_bitdistill import (
     BitNetConfig,
@@ -28,7 +27,8 @@ from hf_bitdistill.data import batch_by_length, collate, take_tokens
 from hf_bitdistill.distillation import needs_teacher
 from hf_bitdistill.environment import default_device
 from hf_bitdistill.evaluation import perplexity
-from hf_bitdistill.recipe.train import Machine, training_arguments
+from hf_bitdistill.recipe.progress import Progress
+from hf_bitdistill.recipe.train import Machine, save, train, training_arguments
 from hf_bitdistill.warm_start import warm_start
 
 
@@ -53,17 +53,13 @@ class Work:
             data_dir,
             texts,
         )
-        self.device = default_device()
+        self.device, self.machine = default_device(), Machine(settings.bf16)
         self.task = make_task(settings, tokenizer, data_dir) if settings.task else None
 
     def load(self, folder: str | Path, attn_implementation: str | None = None) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=attn_implementation
         )
-
-    def save(self, model: PreTrainedModel, folder: Path) -> None:
-        model.save_pretrained(folder / "model")
-        self.tokenizer.save_pretrained(folder / "model")
 
     # ---- Evaluation ----
 
@@ -115,7 +111,7 @@ class Work:
             batches = batch_by_length(sequences, arm.warm_start_batch_size, self.tokenizer)
             teacher = self.load(source).to(self.device)
             result["warm_start"] = warm_start(student, teacher, batches, config).to_dict()
-        self.save(student, folder)
+        save(student, folder, self.tokenizer)
         return {**result, "perplexity": self.perplexities(student)}
 
     def _start_sequences(self, arm: Arm, config: WarmStartConfig | None, seed: int) -> list[list[int]]:
@@ -202,27 +198,17 @@ class Work:
         return {"evaluation": self.scores(self.load(source))}
 
     def _arguments(self, kind, folder, steps, batch, micro, rate, seed, **more):
-        options = {
-            # As all rows were trained.
-            "train_sampling_strategy": "random",
-            "save_strategy": "steps",
-            "save_steps": max(1, steps // 4),
-            "save_total_limit": 1,
-            "data_seed": None,
-        }
-        machine = Machine(self.settings.bf16)
+        # As all rows were trained.
+        options = {"train_sampling_strategy": "random", "data_seed": None, **more}
         return training_arguments(
-            kind, folder, machine, steps=steps, batch=batch, micro=micro, rate=rate, seed=seed, **{**options, **more}
+            kind, folder, self.machine, steps=steps, batch=batch, micro=micro, rate=rate, seed=seed, **options
         )
 
     def _train(self, trainer: Trainer, folder: Path) -> dict[str, Any]:
-        checkpoints = folder / "checkpoints"
-        resume = get_last_checkpoint(checkpoints) if checkpoints.is_dir() else None
-        trainer.train(resume_from_checkpoint=resume)
         # What is measured is what was saved: the object that was trained goes on computing in the training's precision.
-        self.save(trainer.model, folder)
-        curve = [row for row in trainer.state.log_history if "loss" in row]
-        return {"curve": curve, "resumed": resume is not None}
+        progress = Progress()
+        with progress.stage(folder.name):
+            return train(trainer, folder, self.tokenizer, self.machine, progress)
 
 
 def student_has_sub_norms(arm: Arm) -> bool:

@@ -9,7 +9,7 @@ from hf_bitdistill.distillation import DistillationConfig
 def test_defaults_are_the_published_ones():
     config = DistillationConfig()
     assert (config.temperature, config.ce_loss_weight) == (5.0, 1.0)
-    assert (config.logits_loss_weight, config.attention_loss_weight) == (10.0, 1e5)
+    assert (config.logits_loss_weight, config.attention_loss_weight) == (1.0, 100.0)
     assert config.relation_normalization == "cosine" and config.quantization_warmup_steps == 0
 
 

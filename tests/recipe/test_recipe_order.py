@@ -1,0 +1,93 @@
+"""What the order of the stages makes of measurements that are given to it: no model is trained."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from test_recipe_rules import FAR, NEAR, NEARER, TEACHER, rows
+
+from hf_bitdistill.recipe import RecipeSettings
+from hf_bitdistill.recipe.efforts import Effort
+from hf_bitdistill.recipe.plan import Plan, Planned, round_title, start_title
+from hf_bitdistill.recipe.progress import Progress
+from hf_bitdistill.recipe.run import _Run
+
+
+class Scripted(_Run):
+    """A run whose stages do nothing, and whose models are as good as a script says.
+
+    Args:
+        script: title of a stage -> the student after it on the held-out rows.
+    """
+
+    def __init__(self, script, numbers, budget=None, seconds=10.0):
+        self.settings = RecipeSettings(model="m", dataset="d", output_dir="o", budget=budget)
+        self.work = SimpleNamespace(
+            numbers=numbers, distill_steps=lambda share=1.0: round(100 * share), start_tokens=lambda steps: steps
+        )
+        self.script, self.ran = script, []
+        self.progress, self.choices, self.data = Progress(io.StringIO()), [], {}
+        self.seconds = {}
+        self.plan = Plan([Planned(title, 0, 0, seconds, number > 0) for number, title in enumerate(script)])
+
+    def stage(self, title, kind, names, work, parent, **identity):
+        self.ran.append(title)
+        self.seconds[title] = self.plan.stages[0].seconds
+        return SimpleNamespace(key=title, result={"kept_in_full_precision": []}, title=title)
+
+    def measured(self, title, model):
+        return self.script[title]
+
+
+ROUNDS = [round_title(number) for number in range(3)]
+TEACHER_STAGE = SimpleNamespace(key="teacher", model="t")
+ONE_RATE = Effort(distill_rounds=3, distill_learning_rates=(1e-4,))
+WORSE = rows(2.0, 2.1, 2.0, 2.2, right=[0, 0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    "after,ran,kept",
+    [
+        ((NEAR, NEARER, TEACHER), 3, 2),
+        # The second closed nothing, and is no worse; the third is not tried.
+        ((NEAR, NEAR, TEACHER), 2, 1),
+        ((NEAR, WORSE, TEACHER), 2, 0),
+        ((WORSE, NEAR, TEACHER), 1, None),
+        # Nothing is left after the first.
+        ((TEACHER, NEAR, NEAR), 1, 0),
+    ],
+)
+def test_rounds_of_distillation(after, ran, kept):
+    run = Scripted(dict(zip(ROUNDS, after, strict=True)), ONE_RATE)
+    start = SimpleNamespace(title="start", model="s", key="s")
+    done = run.distill(start, TEACHER_STAGE, TEACHER, FAR)
+    assert run.ran == ROUNDS[:ran]
+    assert done.student.title == ("start" if kept is None else ROUNDS[kept])
+    assert done.measured == (FAR if kept is None else after[kept])
+    assert done.distilled.title == ROUNDS[ran - 1]
+    assert [each.effort for each in done.tries] == [0, 100, 200, 300][: ran + 1]
+
+
+def test_no_distillation_where_no_gap_is_left():
+    run = Scripted({}, ONE_RATE)
+    start = SimpleNamespace(title="start", model="s", key="s")
+    done = run.distill(start, TEACHER_STAGE, TEACHER, TEACHER)
+    assert not run.ran and done.student is start and done.distilled is None
+    assert "no gap is left" in run.choices[0]
+
+
+def test_the_warm_start_goes_on_while_there_is_time():
+    numbers = Effort(window_steps=100, extra_doublings=2)
+    titles = [start_title(steps) for steps in (100, 200, 400)]
+    script = dict(zip(titles, (FAR, NEAR, NEARER), strict=True))
+    teacher = SimpleNamespace(key="t", model="t")
+    best, _, tries = Scripted(script, numbers).start(teacher, TEACHER)
+    assert best.title == titles[2] and [each.effort for each in tries] == [100, 200, 400]
+    # Ten seconds each: a budget of 25 has time for one more, and not for two.
+    run = Scripted(script, numbers, budget="25s")
+    best, measured, _ = run.start(teacher, TEACHER)
+    assert best.title == titles[1] and measured is NEAR
+    assert "budget has no time" in run.choices[-1]
+    # What got worse is not taken.
+    best, _, tries = Scripted({**script, titles[1]: WORSE}, numbers).start(teacher, TEACHER)
+    assert best.title == titles[0] and len(tries) == 2

@@ -33,7 +33,7 @@ class Scripted(_Run):
     def stage(self, title, kind, names, work, parent, **identity):
         self.ran.append(title)
         self.seconds[title] = self.plan.stages[0].seconds
-        return SimpleNamespace(key=title, result={"kept_in_full_precision": []}, title=title)
+        return SimpleNamespace(key=title, result={"kept_in_full_precision": [], "left_out": []}, title=title)
 
     def measured(self, title, model):
         return self.script[title]

@@ -5,12 +5,14 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_recipe import FAST, flags
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.recipe import RecipeError, RecipeSettings
 from hf_bitdistill.recipe.efforts import EFFORTS, Effort, measurements, paper, scaled
-from hf_bitdistill.recipe.plan import fit, make_plan, window_schedule
+from hf_bitdistill.recipe.plan import fit, make_plan, probe, window_schedule
 from hf_bitdistill.recipe.progress import Progress
 from hf_bitdistill.recipe.run import _Run
 from hf_bitdistill.recipe.settings import EffortArguments, parse_budget
@@ -36,6 +38,22 @@ def test_plan_prints_times_and_stops(settings, tmp_path, capsys):
     assert [title for title in rows if title in titles] == titles
     assert "in all" in rows and " s" in out and "tokens" in out
     assert not list((tmp_path / "out" / "stages").glob("teacher-*"))
+
+
+def test_a_model_that_does_not_show_its_attention(settings, tmp_path, tiny_tokenizer):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "falcon", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=len(tiny_tokenizer)
+    )
+    falcon = tmp_path / "falcon"
+    AutoModelForCausalLM.from_config(config).save_pretrained(falcon)
+    tiny_tokenizer.save_pretrained(falcon)
+    work = _Run(dataclasses.replace(settings, model=str(falcon)), Progress(io.StringIO())).work
+    work.start(falcon, 1, tmp_path / "start", max_batches=1)
+    result = work.distill(tmp_path / "start" / "model", falcon, 1e-4, 1, tmp_path / "distill")
+    assert result["left_out"] == ["attention relations: this architecture does not show its Q, K, V"]
+    # A probe tells before any training what cannot be done.
+    assert probe(work, falcon, False, False)["distill_step"] > 0
 
 
 MEASURED = {

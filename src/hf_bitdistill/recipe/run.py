@@ -203,6 +203,8 @@ class _Run(Context):
             rounds.append(rules.Try((number + 1) * steps, after))
             done.tries.append(rounds[-1])
             done.distilled = student
+            if not number and student.result.get("left_out"):
+                self.chose(f"left out of the distillation: {'; '.join(student.result['left_out'])}")
             kept, why = rules.is_no_worse(after, done.measured)
             if numbers.keep_only_better:
                 verb = "is kept" if kept else "is not kept, the result is the student before it"

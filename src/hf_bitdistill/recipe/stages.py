@@ -24,6 +24,7 @@ from ..cli.pretrain import make_trainer
 from ..config import BitNetConfig
 from ..data import batch_by_length, collate, load_corpus, pack_corpus, take_tokens
 from ..distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, needs_teacher
+from ..distillation.attention_states import attention_layers
 from ..locate import find_model
 from ..massive_activations import find_massive_projections
 from ..packing import pack
@@ -286,15 +287,21 @@ class Work:
         """
         numbers = self.numbers
         student, model = self.load(source), self.load(teacher)
-        widths = {each.config.get_text_config().hidden_size for each in (student, model)}
         losses = {
             "temperature": numbers.temperature,
             "logits_loss_weight": numbers.logits_loss_weight,
             "attention_loss_weight": numbers.attention_loss_weight,
-            # Hidden states compare only where they are equally wide.
-            "hidden_loss_weight": numbers.hidden_loss_weight if len(widths) == 1 else 0.0,
+            "hidden_loss_weight": numbers.hidden_loss_weight,
         }
-        return self._train_student(student, model, rate, steps, folder, number * steps, losses)
+        left_out = {}
+        if len({each.config.get_text_config().hidden_size for each in (student, model)}) > 1:
+            left_out["hidden_loss_weight"] = "hidden states: teacher and student are not equally wide"
+        if not all(attention_layers(each) for each in (student, model)):
+            left_out["attention_loss_weight"] = "attention relations: this architecture does not show its Q, K, V"
+        left_out = {name: why for name, why in left_out.items() if losses[name]}
+        losses.update(dict.fromkeys(left_out, 0.0))
+        result = self._train_student(student, model, rate, steps, folder, number * steps, losses)
+        return {**result, "left_out": list(left_out.values())}
 
     def bitnet_sft(self, source: str | Path, folder: Path) -> dict[str, Any]:
         """What the recipe is compared with: the model made ternary and fine-tuned on the labels alone."""

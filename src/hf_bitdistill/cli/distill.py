@@ -119,14 +119,18 @@ def _finish(
     training."""
     from ..evaluation import evaluate_task
     from ..packing import pack
+    from ..verify import write_reference
 
     saved = dataclasses.replace(model_arguments, model_name_or_path=training.output_dir)
     student = load_model(saved, arguments.head).to(training.device)
     tokenizer = load_tokenizer(training.output_dir)
     if after.pack_to:
+        packed = pack(student)
         with replace_model(after.pack_to) as folder:
-            pack(student).save_pretrained(folder)
+            packed.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
+            write_reference(folder, packed, tokenizer)
+        del packed
     scores = evaluate_task(
         student, tokenizer, task, validation, batch_size=arguments.eval_batch_size, **arguments.prompt_options()
     )

@@ -12,6 +12,7 @@ from ..locate import find_model
 from ..model_folder import replace_model
 from ..packing import pack
 from ..room import check_room, check_writable, parameter_bytes
+from ..verify import write_reference
 from ..weight_files import size_of_weights
 from .arguments import ModelArguments
 from .models import load_model, load_tokenizer
@@ -49,6 +50,7 @@ def run(argv: list[str], prog: str) -> None:
     with replace_model(options.output_dir) as folder:
         packed.save_pretrained(folder, max_shard_size=options.max_shard_size)
         tokenizer.save_pretrained(folder)
+        write_reference(folder, packed, tokenizer)
     size = size_of_weights(options.output_dir)
     print(f"{options.output_dir}: {size / 1e6:.1f} MB packed, {before / 1e6:.1f} MB as an online student")
 

@@ -29,6 +29,7 @@ from ..locate import find_model
 from ..massive_activations import find_massive_projections
 from ..packing import pack
 from ..surgery import apply_bitnet
+from ..verify import write_reference
 from ..warm_start import WarmStartConfig, warm_start
 from .efforts import Effort
 from .examples import Examples
@@ -347,7 +348,9 @@ class Work:
     # ---- After training ----
 
     def pack(self, source: str | Path, folder: Path) -> dict[str, Any]:
-        save(pack(self.load(source).cpu(), inplace=True), folder, self.tokenizer)
+        packed = pack(self.load(source).cpu(), inplace=True)
+        save(packed, folder, self.tokenizer)
+        write_reference(folder / "model", packed, self.tokenizer)
         return {}
 
     def measure(self, source: str | Path, folder: Path) -> dict[str, Any]:

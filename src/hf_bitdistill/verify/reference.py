@@ -1,0 +1,135 @@
+"""What a packed student answered when it was packed, kept beside it: its largest logits on a few fixed prompts."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..atomic import write_text
+from ..evaluation.batching import evaluating, forward_logits, model_device
+
+
+REFERENCE_FILE = "verification.json"
+"""In a model's folder."""
+
+_TEXTS = (
+    "The quick brown fox jumps over the lazy dog, and then",
+    "def add(first, second):\n    return",
+    "Question: What is the capital of France?\nAnswer:",
+    "Gestern war es kalt, heute scheint die Sonne.",
+)
+_TOKENS, _POSITIONS, _TOP = 24, 6, 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prompt.
+
+    Attributes:
+        prompt: token ids.
+        spread: of the last positions, the standard deviation of all logits.
+        tokens, logits: of the last positions, the most likely tokens and their logits, in order.
+    """
+
+    prompt: list[int]
+    spread: list[float]
+    tokens: list[list[int]]
+    logits: list[list[float]]
+
+
+def prompts(vocabulary: int, tokenizer: PreTrainedTokenizerBase | None) -> list[list[int]]:
+    """Token ids of the fixed prompts; without a tokenizer, of any tokens."""
+    if tokenizer is None:
+        draw = torch.Generator().manual_seed(0)
+        return torch.randint(vocabulary, (len(_TEXTS), _TOKENS // 2), generator=draw).tolist()
+    encoded = [tokenizer(text)["input_ids"][:_TOKENS] for text in _TEXTS]
+    return [[min(token, vocabulary - 1) for token in ids] or [0] for ids in encoded]
+
+
+def answers(logits_of: Callable[[list[int]], torch.Tensor], given: Sequence[Sequence[int]]) -> list[Answer]:
+    """What a model says of the prompts.
+
+    Args:
+        logits_of: token ids -> float logits `[T, V]`.
+    """
+    found = []
+    for ids in given:
+        logits = logits_of(list(ids))[-_POSITIONS:].float()
+        top = logits.topk(min(_TOP, logits.shape[-1]))
+        found.append(Answer(list(ids), logits.std(-1).tolist(), top.indices.tolist(), top.values.tolist()))
+    return found
+
+
+def answers_of(model: PreTrainedModel, given: Sequence[Sequence[int]]) -> list[Answer]:
+    """What a transformers model says of the prompts."""
+
+    def logits_of(ids: list[int]) -> torch.Tensor:
+        tokens = torch.tensor([ids], device=model_device(model))
+        return forward_logits(model, tokens, torch.ones_like(tokens))[0].cpu()
+
+    with evaluating(model):
+        return answers(logits_of, given)
+
+
+def write_reference(
+    folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Path | None:
+    """Keep a packed model's answers beside it, for [`verify`].
+
+    Args:
+        folder: where it was saved.
+        model: the packed model in memory.
+
+    Returns:
+        The file; `None` for a model without a language model's head, whose answers are not compared.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        return None
+    vocabulary = model.config.get_text_config().vocab_size
+    found = answers_of(model, prompts(vocabulary, tokenizer))
+    file = Path(folder) / REFERENCE_FILE
+    write_text(file, json.dumps({"version": 1, "answers": [asdict(each) for each in found]}) + "\n")
+    return file
+
+
+def read_reference(file: str | Path) -> list[Answer]:
+    """What [`write_reference`] wrote.
+
+    Raises:
+        ValueError: the file is damaged; names it.
+    """
+    try:
+        values = json.loads(Path(file).read_text(encoding="utf-8"))
+        return [Answer(**each) for each in values["answers"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error})") from None
+
+
+def deviation(expected: Sequence[Answer], found: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """How far answers are from those expected.
+
+    Args:
+        found: `logits` of the expected answers' tokens and the `first` choices, by prompt and position.
+
+    Returns:
+        The median over all positions of the root mean square difference in units of the spread of the logits there; and the share of
+        positions with the same first choice. A median, because one rounding that tips over changes single positions of a ternary model a
+        lot, on another CPU even of a sound one.
+    """
+    distances, same = [], []
+    for answer, other in zip(expected, found, strict=True):
+        for spread, wanted, logits, tokens, first in zip(
+            answer.spread, answer.logits, other["logits"], answer.tokens, other["first"], strict=True
+        ):
+            squares = [(a - b) ** 2 for a, b in zip(wanted, logits, strict=True)]
+            distances.append(statistics.fmean(squares) ** 0.5 / max(spread, 1e-9))
+            same.append(tokens[0] == first)
+    return statistics.median(distances), sum(same) / len(same)

@@ -1,0 +1,63 @@
+"""A process of its own that loads a model as a user would, and prints what it says of the prompts as JSON: see `verify.py`.
+
+python -m hf_bitdistill.verify.worker LOADER FOLDER REFERENCE
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+
+from .reference import read_reference
+
+
+def _transformers(folder: str):
+    from transformers import AutoModelForCausalLM
+
+    import hf_bitdistill  # noqa: F401 (registers the quantizer)
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), "transformers"
+
+
+def _native(folder: str):
+    from optimum.bitnet import BitNetModelForCausalLM
+
+    model = BitNetModelForCausalLM.from_pretrained(folder)
+    return model, "native" if model.model is None else "transformers"
+
+
+LOADERS = {"transformers": _transformers, "native": _native}
+
+
+def _answers(loader: str, folder: str, reference: str) -> dict[str, Any]:
+    model, backend = LOADERS[loader](folder)
+    found = []
+    with torch.no_grad():
+        for answer in read_reference(reference):
+            tokens = torch.tensor([answer.prompt])
+            output = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+            logits = output.logits[0, -len(answer.tokens) :].float()
+            if not torch.isfinite(logits).all():
+                raise FloatingPointError("its logits are not finite")
+            wanted = [
+                row[tokens].tolist() for row, tokens in zip(logits, map(torch.tensor, answer.tokens), strict=True)
+            ]
+            found.append({"logits": wanted, "first": logits.argmax(-1).tolist()})
+    return {"backend": backend, "answers": found}
+
+
+def main(folder: str, reference: str) -> None:
+    """Print a line for each loader: what it answers, or why it does not."""
+    for loader in LOADERS:
+        try:
+            values = _answers(loader, folder, reference)
+        except Exception as error:  # whatever it is, it is what a user would see
+            values = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        print(json.dumps({"loader": loader, **values}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -21,6 +21,7 @@ from hf_bitdistill.data import collate, load_corpus, pack_corpus
 from hf_bitdistill.environment import describe_environment
 from hf_bitdistill.evaluation import perplexity
 from hf_bitdistill.layers import full_precision
+from hf_bitdistill.recipe.train import Machine, training_arguments
 
 
 def main() -> None:
@@ -83,19 +84,17 @@ def main() -> None:
 
 def train(student, blocks, tokenizer, options, loss) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder,
-            max_steps=options.steps,
-            per_device_train_batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=max(1, options.steps // 20),
-            adam_beta2=0.95,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
+        arguments = training_arguments(
+            TrainingArguments,
+            Path(folder),
+            Machine(bf16=False),
+            steps=options.steps,
+            batch=options.batch_size,
+            micro=options.batch_size,
+            rate=options.learning_rate,
             seed=options.seed,
+            weight_decay=0.0,
+            train_sampling_strategy="random",
         )
         Trainer(student, arguments, train_dataset=blocks, data_collator=collate(tokenizer)).train()
     return loss(student)

@@ -26,6 +26,7 @@ from hf_bitdistill.data import pack_corpus
 from hf_bitdistill.evaluation import perplexity
 from hf_bitdistill.quickstart.base_model import TEACHER_FOLDER, new_base_model, train_tokenizer
 from hf_bitdistill.quickstart.corpus import QUICKSTART_PACKAGES, extract, split_texts
+from hf_bitdistill.recipe.train import Machine, training_arguments
 
 
 # Dependencies of this project: what it is installed with. Their licences are BSD, MIT, Apache-2.0 or PSF.
@@ -133,23 +134,25 @@ def main() -> None:
 
 def train(arguments, tokenizer, documents, texts, validation, blocks) -> None:
     model = new_base_model(tokenizer, arguments.hidden_size, arguments.layers, arguments.seed)
-    settings = TrainingArguments(
-        output_dir=str(arguments.work / "checkpoints"),
-        max_steps=arguments.steps,
-        per_device_train_batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
+    settings = training_arguments(
+        TrainingArguments,
+        arguments.work,
+        Machine(bf16=False),
+        steps=arguments.steps,
+        batch=arguments.batch_size,
+        micro=arguments.batch_size,
+        rate=arguments.learning_rate,
+        seed=arguments.seed,
+        train_sampling_strategy="random",
         # Constant, then linear to zero: started again with fewer or more --steps, a stopped run still ends well.
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={"num_decay_steps": arguments.steps // 4, "decay_type": "linear"},
         warmup_steps=min(100, arguments.steps // 4),
         weight_decay=0.1,
-        adam_beta2=0.95,
         logging_steps=50,
+        save_strategy="steps",
         save_steps=arguments.save_steps,
-        save_total_limit=2,
-        seed=arguments.seed,
         use_cpu=True,
-        report_to=[],
         disable_tqdm=not sys.stderr.isatty(),
     )
     trainer = Trainer(model=model, args=settings, train_dataset=blocks)

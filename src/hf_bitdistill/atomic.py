@@ -17,6 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _MARK = ".tmp-"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -175,3 +180,21 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def can_lock() -> bool:
+    """Whether [`lock_folder`] can tell that another process has a folder."""
+    return fcntl is not None
+
+
+def lock_folder(folder: str | os.PathLike) -> int | None:
+    """A lock that lasts until the descriptor is closed or the process ends; `None` where another one has it, or without locks."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

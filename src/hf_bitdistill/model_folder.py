@@ -25,14 +25,9 @@ from pathlib import Path
 
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .atomic import flush, flush_name
+from .atomic import flush, flush_name, lock_folder
 from .weight_files import EXPLICIT_NAME, is_staging, is_weight_file, new_staging
 
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: leftovers of killed saves stay
-    fcntl = None
 
 # What safetensors itself leaves when it is killed while it writes.
 _SAFETENSORS_LEFTOVER = re.compile(r"\.tmp[A-Za-z0-9]{6}")
@@ -96,7 +91,7 @@ def replace_model(folder: str | os.PathLike) -> Iterator[Path]:
     lock = None
     try:
         staging.mkdir()
-        lock = _lock(staging)
+        lock = lock_folder(staging)
         yield staging
         if any(staging.iterdir()):  # (nothing: a rank that only takes part in gathering)
             _publish(staging, folder)
@@ -184,19 +179,6 @@ def _link(file: Path, name: Path) -> Path:
     return name
 
 
-def _lock(folder: Path) -> int | None:
-    """A lock that lasts until the descriptor is closed or the process ends; `None` where another process has it, or without locks."""
-    if fcntl is None:
-        return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
 def _remove_staging(staging: Path, folder: Path, lock: int | None) -> None:
     if lock is not None:
         os.close(lock)
@@ -230,7 +212,7 @@ def _clean(folder: Path) -> None:
         if _SAFETENSORS_LEFTOVER.fullmatch(path.name) and _is_private_file(path):
             path.unlink(missing_ok=True)
         elif is_staging(path) and path.is_dir() and not path.is_symlink():
-            lock = _lock(path)
+            lock = lock_folder(path)
             if lock is not None:
                 # (A save that is at work in another process has its own.)
                 if not _is_named(folder, path):

@@ -7,11 +7,11 @@ import pytest
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer
 
-from hf_bitdistill.recipe import RecipeSettings
+from hf_bitdistill.recipe import RecipeError, RecipeSettings
 from hf_bitdistill.recipe.examples import load
 from hf_bitdistill.recipe.order import in_order
 from hf_bitdistill.recipe.progress import Progress, duration
-from hf_bitdistill.recipe.store import StageStore, fingerprint_model, fingerprint_rows
+from hf_bitdistill.recipe.store import StageStore, alone, fingerprint_model, fingerprint_rows
 from hf_bitdistill.recipe.train import micro_batch, steps_for
 
 
@@ -35,6 +35,14 @@ def test_store_runs_once_and_after_its_parent(tmp_path):
         store.run("c", {}, fail)
     # What it left is still there for the next try.
     assert list(tmp_path.glob("c-*/checkpoints")) and not list(tmp_path.glob("c-*/result.json"))
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with alone(tmp_path / "run"), pytest.raises(RecipeError, match="another run is at work"):
+        with alone(tmp_path / "run"):
+            pass
+    with alone(tmp_path / "run"):
+        pass
 
 
 def test_fingerprints(tmp_path, model):

@@ -35,7 +35,7 @@ from .result import RecipeResult
 from .settings import RecipeError, RecipeSettings
 from .speed import tokens_per_second
 from .stages import is_adapter
-from .store import Stage, fingerprint_model, fingerprint_text, write_json
+from .store import Stage, alone, fingerprint_model, fingerprint_text, write_json
 
 
 SETTINGS_FILE, PACKED = "recipe.json", "packed"
@@ -332,7 +332,9 @@ def run_recipe(
     """
     settings = dataclasses.replace(settings or RecipeSettings(), **overrides)
     with quiet():
-        return _Run(settings, progress or Progress())()
+        run = _Run(settings, progress or Progress())
+        with alone(run.output):
+            return run()
 
 
 def plan_recipe(settings: RecipeSettings | None = None, *, progress: Progress | None = None, **overrides: Any) -> Plan:
@@ -345,7 +347,8 @@ def plan_recipe(settings: RecipeSettings | None = None, *, progress: Progress | 
     with quiet():
         run = _Run(settings, progress or Progress())
         run.progress.say(run.examples.description)
-        plan = run.make_plan()
+        with alone(run.output):
+            plan = run.make_plan()
         run.progress.say(plan.table())
         return plan
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..atomic import write_text
+from ..atomic import can_lock, lock_folder, write_text
 from ..environment import describe_environment
+from .settings import RecipeError
 
 
 if TYPE_CHECKING:
@@ -20,6 +23,24 @@ if TYPE_CHECKING:
 
 RESULT = "result.json"
 CHECKPOINTS = "checkpoints"
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within the context no other process runs in `folder` (on systems that lock files; the lock goes with the process).
+
+    Raises:
+        RecipeError: another one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(folder)
+    if lock is None and can_lock():
+        raise RecipeError(f"another run is at work in {folder}: wait for its end, stop it, or take another output_dir")
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 @dataclass(frozen=True)

@@ -182,18 +182,20 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def can_lock() -> bool:
-    """Whether [`lock_folder`] can tell that another process has a folder."""
-    return fcntl is not None
-
-
 def lock_folder(folder: str | os.PathLike) -> int | None:
-    """A lock that lasts until the descriptor is closed or the process ends; `None` where another one has it, or without locks."""
+    """A lock that lasts until the descriptor is closed or the process ends; `None` where the system or the file system has none.
+
+    Raises:
+        BlockingIOError: another process (or another descriptor) has it.
+    """
     if fcntl is None:
         return None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
     except OSError:
         os.close(descriptor)
         return None

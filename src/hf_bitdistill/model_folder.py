@@ -212,7 +212,10 @@ def _clean(folder: Path) -> None:
         if _SAFETENSORS_LEFTOVER.fullmatch(path.name) and _is_private_file(path):
             path.unlink(missing_ok=True)
         elif is_staging(path) and path.is_dir() and not path.is_symlink():
-            lock = lock_folder(path)
+            try:
+                lock = lock_folder(path)
+            except BlockingIOError:
+                continue
             if lock is not None:
                 # (A save that is at work in another process has its own.)
                 if not _is_named(folder, path):

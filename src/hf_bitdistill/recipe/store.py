@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..atomic import can_lock, lock_folder, write_text
+from ..atomic import lock_folder, write_text
 from ..environment import describe_environment
 from .settings import RecipeError
 
@@ -33,9 +33,12 @@ def alone(folder: Path) -> Iterator[None]:
         RecipeError: another one does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(folder)
-    if lock is None and can_lock():
-        raise RecipeError(f"another run is at work in {folder}: wait for its end, stop it, or take another output_dir")
+    try:
+        lock = lock_folder(folder)
+    except BlockingIOError:
+        raise RecipeError(
+            f"another run is at work in {folder}: wait for its end, stop it, or take another output_dir"
+        ) from None
     try:
         yield
     finally:

@@ -27,6 +27,17 @@ def load_packed(folder):
     return model.eval()
 
 
+def agrees(capsys, folder):
+    """Whether `bitdistill evaluate` measures what the run did, without an option; and its result."""
+    capsys.readouterr()
+    assert main(["evaluate", str(folder)]) == 0
+    captured = capsys.readouterr()
+    assert (
+        "agrees with the" in captured.err and "recorded by bitdistill run of ternary student, packed" in captured.err
+    )
+    return json.loads(captured.out)
+
+
 def test_csv_of_ones_own(settings, capsys, tmp_path):
     output = tmp_path / "out"
     own = {"text_columns": ["opinion"], "label_column": "verdict", "output_dir": output, **FAST}
@@ -50,6 +61,10 @@ def test_csv_of_ones_own(settings, capsys, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(output / "packed")
     ids = tokenizer("Opinion: dull 3\nVerdict (negative, neutral or positive):", return_tensors="pt")
     assert packed(**ids).logits.isfinite().all()
+    again = agrees(capsys, output / "packed")
+    assert again["accuracy"] == table["ternary student, packed"]["score"]["value"] and again["n"] == 20
+    assert again["measured"]["task"]["labels"] == {name: name for name in CLASSES}
+    agrees(capsys, json.loads((output / "result.json").read_text())["paths"]["student"])
     page = (output / "report.html").read_text()
     assert (
         "ternary student, packed" in page
@@ -77,6 +92,7 @@ def test_written_answers(kind, request, model, tmp_path, capsys):
     assert table["teacher"]["value"] > table["base model"]["value"]
     assert table["teacher"]["more"]["perplexity"] < table["base model"]["more"]["perplexity"]
     load_packed(tmp_path / "out" / "packed")
+    agrees(capsys, tmp_path / "out" / "packed")
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -89,6 +105,7 @@ def test_plain_text(model, tmp_path, capsys):
     assert (status, err) == (0, "") and "plain text, blocks of 32 tokens" in out
     names = [row["name"] for row in json.loads((tmp_path / "out" / "result.json").read_text())["table"]]
     assert names[0] == "teacher" and "base model" not in names
+    assert agrees(capsys, tmp_path / "out" / "packed")["perplexity"] > 1
 
 
 @pytest.mark.usefixtures("no_figures")

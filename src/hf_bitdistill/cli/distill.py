@@ -14,9 +14,9 @@ from pathlib import Path
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 
-from ..atomic import write_text
 from ..data import Task, build_dataset, collate, get_task, load_task_dataset
 from ..distillation import DistillationConfig, DistillationTrainer, check_training_room, needs_teacher
+from ..distillation.model_card import describe_task
 from ..locate import find_model
 from ..model_folder import replace_model
 from ..room import check_writable
@@ -117,8 +117,10 @@ def _finish(
 ) -> None:
     """Pack and measure the student that was saved: the one in memory may be in shards, and computes in the precision of the
     training."""
-    from ..evaluation import evaluate_task
+    from ..data.fingerprint import fingerprint_rows
+    from ..evaluation.record import Measurement, Record
     from ..packing import pack
+    from .evaluate import measure
 
     saved = dataclasses.replace(model_arguments, model_name_or_path=training.output_dir)
     student = load_model(saved, arguments.head).to(training.device)
@@ -127,10 +129,18 @@ def _finish(
         with replace_model(after.pack_to) as folder:
             pack(student).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-    scores = evaluate_task(
-        student, tokenizer, task, validation, batch_size=arguments.eval_batch_size, **arguments.prompt_options()
+    how = Measurement(
+        task=task,
+        data_dir=arguments.data_dir,
+        split=arguments.eval_split,
+        limit=arguments.max_eval_samples,
+        **arguments.prompt_options(),
     )
-    text = json.dumps(scores, indent=2)
-    print(text, flush=True)
+    scores = measure(student, tokenizer, how, validation, arguments.eval_batch_size)
+    record = Record(scores, how, fingerprint_rows(validation), "bitdistill distill", "the trainable student")
+    print(json.dumps(record.to_dict(), indent=2), flush=True)
     print(readable(scores), file=sys.stderr, flush=True)
-    write_text(Path(training.output_dir) / "evaluation.json", text + "\n")
+    record.write(training.output_dir)
+    describe_task(Path(training.output_dir), task, readable(scores))
+    if after.pack_to:
+        record.write(after.pack_to)

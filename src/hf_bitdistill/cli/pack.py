@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from ..evaluation.record import carry_record
 from ..layers import BitLinear
 from ..locate import find_model
 from ..model_folder import replace_model
@@ -49,6 +50,8 @@ def run(argv: list[str], prog: str) -> None:
     with replace_model(options.output_dir) as folder:
         packed.save_pretrained(folder, max_shard_size=options.max_shard_size)
         tokenizer.save_pretrained(folder)
+        # Packed it computes what the student computes: what was measured of that holds.
+        carry_record(path, folder)
     size = size_of_weights(options.output_dir)
     print(f"{options.output_dir}: {size / 1e6:.1f} MB packed, {before / 1e6:.1f} MB as an online student")
 

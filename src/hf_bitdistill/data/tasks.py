@@ -203,6 +203,20 @@ def load_task(path: str | PathLike) -> Task:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
+    return task_of(values, str(path), path.stem)
+
+
+def task_of(values: Any, path: str, name: str = "task") -> Task:
+    """The task that a task file's values define.
+
+    Args:
+        values: What :func:`load_task` reads.
+        path: Where they are from, for messages.
+        name: Of a task without one.
+
+    Raises:
+        ValueError: As :func:`load_task`.
+    """
     if not isinstance(values, dict):
         raise ValueError(f"{path} must map keys to values")
     for key, value in values.items():
@@ -217,7 +231,7 @@ def load_task(path: str | PathLike) -> Task:
     for key in ("prompt", "target"):
         if key not in values:
             raise ValueError(f"{path}: {key} is missing")
-    options = {"name": path.stem, **{_KEYS[key][0]: value for key, value in values.items()}}
+    options = {"name": name, **{_KEYS[key][0]: value for key, value in values.items()}}
     labels = values.get("labels") or []
     words = list(labels.values()) if isinstance(labels, dict) else labels
     truths = [value for value in (*labels, *words) if isinstance(value, bool)]
@@ -230,6 +244,21 @@ def load_task(path: str | PathLike) -> Task:
         return _make_task(options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def task_values(task: Task) -> dict[str, Any]:
+    """A task as a task file has it, for YAML or JSON: ``task_of(task_values(task), ...) == task``."""
+    words: Any = list(task.label_words)
+    if task.label_values:
+        words = dict(zip(task.label_values, task.label_words, strict=True))
+    found = {key: getattr(task, field) for key, (field, _) in _KEYS.items()}
+    found |= {
+        "labels": words,
+        "splits": dict(task.splits),
+        "columns": {name: list(other) for name, other in task.field_aliases.items()},
+        "hidden_label_splits": list(task.hidden_label_splits),
+    }
+    return {key: value for key, value in found.items() if value not in (None, "", [], {})}
 
 
 TASKS: Mapping[str, Task] = MappingProxyType(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
-
-from .metrics import each_exact_match, each_rouge, get_metric
 
 
 # Resamples of a metric that is no mean over examples. The error of a standard error from 200 is five per cent.
@@ -27,6 +26,8 @@ def standard_errors(
     """
     import numpy as np
 
+    from .metrics import each_exact_match, each_rouge, get_metric
+
     if metric == "accuracy":
         each = {"accuracy": [p == r for p, r in zip(predictions, references, strict=True)]}
     elif metric == "exact_match":
@@ -45,3 +46,10 @@ def standard_errors(
 
 def _of_mean(values: Any) -> float:
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+
+
+def ratio_error(values: Sequence[float], weights: Sequence[float]) -> float:
+    """One standard error of a ratio of sums, ``sum(values) / sum(weights)``, over rows that are independent of each other."""
+    ratio = sum(values) / sum(weights)
+    squares = sum((value - ratio * weight) ** 2 for value, weight in zip(values, weights, strict=True))
+    return math.sqrt(squares) / sum(weights)

@@ -62,7 +62,11 @@ def _evaluations(run: Path, compared: Mapping[str, Path], figures: Path) -> str:
         files["this run"] = run / "evaluation.json"
     if not files:
         return ""
-    results = {name: _read(file) for name, file in files.items()}
+    # (A nested value says how it was measured.)
+    results = {
+        name: {key: value for key, value in _read(file).items() if not isinstance(value, (dict, list))}
+        for name, file in files.items()
+    }
     parts = ["<h2>Scores</h2>"]
     for metric, label in _METRICS.items():
         values = {name: float(result[metric]) for name, result in results.items() if metric in result}

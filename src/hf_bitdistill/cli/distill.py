@@ -23,7 +23,7 @@ from ..room import check_writable
 from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, load_model, load_student, load_tokenizer
 from .pretrain import train_and_save
-from .runs import check_options, check_output_dir, keep_options
+from .runs import check_no_training, check_options, check_output_dir, keep_options, set_card_aside
 from .scores import readable
 
 
@@ -50,6 +50,7 @@ def run(argv: list[str], prog: str) -> None:
     check_output_dir(training.output_dir, inputs)
     if after.pack_to:
         check_output_dir(after.pack_to, {**inputs, "student": training.output_dir})
+        check_no_training(after.pack_to)
     for folder in filter(None, (training.output_dir, after.pack_to)):
         check_writable(folder)
     data = {"data_dir": arguments.data_dir}
@@ -126,6 +127,7 @@ def _finish(
     student = load_model(saved, arguments.head).to(training.device)
     tokenizer = load_tokenizer(training.output_dir)
     if after.pack_to:
+        set_card_aside(after.pack_to)
         with replace_model(after.pack_to) as folder:
             pack(student).save_pretrained(folder)
             tokenizer.save_pretrained(folder)

@@ -16,7 +16,7 @@ from ..room import check_room, check_writable, parameter_bytes
 from ..weight_files import size_of_weights
 from .arguments import ModelArguments
 from .models import load_model, load_tokenizer
-from .runs import check_output_dir
+from .runs import check_no_training, check_output_dir, set_card_aside
 
 
 def run(argv: list[str], prog: str) -> None:
@@ -37,6 +37,7 @@ def run(argv: list[str], prog: str) -> None:
     options = parser.parse_args(argv)
     path = find_model(options.model)
     check_output_dir(options.output_dir, {"student": path})
+    check_no_training(options.output_dir)
     check_writable(options.output_dir)
     head = options.head or _head_of(path)
     tokenizer = load_tokenizer(path)
@@ -47,6 +48,7 @@ def run(argv: list[str], prog: str) -> None:
     packed = pack(model, inplace=True)
     if options.head_bits:
         packed.config.quantization_config.head_bits = options.head_bits
+    set_card_aside(options.output_dir)
     with replace_model(options.output_dir) as folder:
         packed.save_pretrained(folder, max_shard_size=options.max_shard_size)
         tokenizer.save_pretrained(folder)

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -40,22 +41,30 @@ def model(tiny_llama_config):
 
 
 def naive_scores(model, tokenizer, task, dataset):
-    """One example, one word, one token at a time."""
+    """One example, one word, one token at a time: log p of the first token, then of each among those that words beginning alike have."""
     encoder = PromptEncoder(task, tokenizer)
+    words = label_word_ids(encoder)
     scores = torch.zeros(len(dataset), encoder.task.num_labels)
     for row, example in enumerate(dataset):
         prompt = tokenizer(get_task(task).format_prompt(example))["input_ids"]
-        for index, word in enumerate(label_word_ids(encoder)):
-            ids = list(prompt)
-            for token in word:
+        for index, word in enumerate(words):
+            for at, token in enumerate(word):
                 with torch.no_grad():
-                    logits = model.eval()(input_ids=torch.tensor([ids])).logits[0, -1]
-                scores[row, index] += logits.log_softmax(-1)[token]
-                ids.append(token)
+                    logits = model.eval()(input_ids=torch.tensor([prompt + word[:at]])).logits[0, -1]
+                allowed = sorted({other[at] for other in words if other[:at] == word[:at]})
+                scores[row, index] += (
+                    logits.log_softmax(-1)[token] if at == 0 else logits[allowed].log_softmax(-1)[allowed.index(token)]
+                )
     return scores
 
 
-@pytest.mark.parametrize(("task", "dataset"), [("sst2", REVIEWS), ("mnli", PAIRS)])
+# Words of several lengths that share their first tokens; one is the beginning of another.
+ALIKE = dataclasses.replace(
+    get_task("mnli"), name="alike", label_words=("the old bridge", "the old", "the old bridge is very slow")
+)
+
+
+@pytest.mark.parametrize(("task", "dataset"), [("sst2", REVIEWS), ("mnli", PAIRS), (ALIKE, PAIRS)])
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_label_words_are_compared_by_likelihood(model, tiny_tokenizer, task, dataset, batch_size):
     from hf_bitdistill.evaluation.likelihood import label_word_scores
@@ -80,13 +89,59 @@ def test_label_words_are_compared_by_likelihood(model, tiny_tokenizer, task, dat
         sum(p == r for p, r in zip(result["predictions"], labels, strict=True)) / len(labels)
     )
     assert result["chance_level"] == pytest.approx(max(map(labels.count, labels)) / len(labels))
-    assert (result["n"], result["task"]) == (len(dataset), task)
+    assert (result["n"], result["task"]) == (len(dataset), get_task(task).name)
     assert result["seconds"] > 0 and result["tokens_per_second"] > 0
 
 
-def test_words_that_share_their_beginning_share_a_pass():
-    from hf_bitdistill.evaluation.likelihood import _paths
+class Fixed(torch.nn.Module):
+    """A model whose next token depends on the one before it alone."""
 
+    def __init__(self, table):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor(table).log())
+
+    def forward(self, input_ids, attention_mask):
+        return CausalLMOutput(logits=self.logits[input_ids])
+
+
+def test_the_number_of_tokens_gives_no_word_an_advantage(tiny_tokenizer):
+    from hf_bitdistill.evaluation.likelihood import label_word_scores
+
+    # After 0: 1 with 0.45, 2 with 0.4. After 1: 3 with 0.9; after 3: 4 with 0.9.
+    table = [
+        [0.05, 0.45, 0.4, 0.05, 0.05],
+        [0.04, 0.02, 0.02, 0.9, 0.02],
+        [0.2] * 5,
+        [0.04, 0.02, 0.02, 0.02, 0.9],
+        [0.2] * 5,
+    ]
+
+    def score(*words):
+        scores, read = label_word_scores(Fixed(table), tiny_tokenizer, [[0]], words, [[0]])
+        return scores[0].exp().tolist(), read
+
+    # Where 1 is the likelier beginning, the sum of its word's logs would lose against 2 ...
+    assert 0.45 * 0.9**2 < 0.4
+    for word in ([1], [1, 3], [1, 3, 4]):
+        assert score(word, [2]) == (pytest.approx([0.45, 0.4]), 1)
+    # ... and where it is not, their mean would win.
+    table[0][1:3] = 0.3, 0.55
+    assert (0.3 * 0.9**2) ** (1 / 3) > 0.55
+    assert score([1, 3, 4], [2])[0] == pytest.approx([0.3, 0.55])
+    # Words that begin alike share what their beginning has; nothing is lost to words that are no labels.
+    found, read = score([1, 3, 4], [1, 0], [2])
+    assert found == pytest.approx([0.3 * 0.9 / 0.94, 0.3 * 0.04 / 0.94, 0.55]) and read == 2
+    # Words of one token: bit for bit their log-likelihoods.
+    scores, _ = label_word_scores(Fixed(table), tiny_tokenizer, [[0], [3]], [[1], [2]], [[0, 1]])
+    with torch.no_grad():
+        expected = Fixed(table).logits[[0, 3]].log_softmax(-1)[:, [1, 2]]
+    assert torch.equal(scores, expected)
+
+
+def test_words_that_share_their_beginning_share_a_pass():
+    from hf_bitdistill.evaluation.likelihood import _deciding, _paths
+
+    assert _deciding([[5, 1], [5, 2, 3], [9], [7, 8]])[0] == [[5, 1], [5, 2], [9], [7]]
     assert _paths([[5], [6]]) == ([[]], [0, 0])
     assert _paths([[5, 1], [5, 2, 3], [9], [7, 8]]) == ([[5, 2], [7]], [0, 0, 0, 1])
 

@@ -37,11 +37,10 @@ def evaluate_task(
 ) -> dict[str, Any]:
     """Evaluates a model on a task's examples, on the device the model is on.
 
-    Classification with a causal LM compares, for each example, the log-likelihood of the token sequence of each label
-    word after the prompt, ``sum_i log p(word_i | prompt, word_<i)`` in float32 over the whole vocabulary, and predicts
-    the largest (the lowest label id among equals). Words of different lengths are compared by the sum, not by the
-    mean: it is the probability with which the model would write the word. Nothing is generated, so every prediction
-    is one of the labels. With a classification head the prediction is the largest logit. Both pad on the right.
+    Classification with a causal LM compares, for each example, the likelihoods of the label words after the prompt and predicts the
+    largest (the lowest label id among equals). The likelihood of a word of several tokens is normalised over the label words, token by
+    token (see :func:`.likelihood.label_word_scores`), so that it does not matter how many tokens a word has. Nothing is generated, so every
+    prediction is one of the labels. With a classification head the prediction is the largest logit. Both pad on the right.
 
     Summaries are generated greedily (left padding) and compared by ROUGE with stemming; ROUGE-Lsum takes each line and
     each sentence within it as a sentence.

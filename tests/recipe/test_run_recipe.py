@@ -137,6 +137,18 @@ def test_a_number_is_no_class(model, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_numbers_as_answers_are_told(model, tmp_path, capsys):
+    file = tmp_path / "numbers.jsonl"
+    rows = [{"text": word, "label": number} for number, word in enumerate(CLASSES.values()) for _ in range(40)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    options = {"model": model, "dataset": file, "output_dir": tmp_path / "out", "plan": True, **FAST}
+    note = "the answers are the numbers 0, 1, 2, which tell a model nothing of the classes: --label_words"
+    assert note in run(capsys, **options)[1]
+    assert note not in run(capsys, **options, label_words=list(CLASSES))[1]
+    assert main(["data", str(file), "--model", str(model)]) == 0
+    assert note in " ".join(capsys.readouterr().out.split())
+
+
 def test_rows_that_cannot_be_used(model, tmp_path, capsys):
     file = tmp_path / "holes.jsonl"
     rows = [{"text": word, "label": name} for name, word in CLASSES.items() for _ in range(40)]

@@ -54,6 +54,7 @@ def recognized_rows(view: DataView) -> list[list[str]]:
         rows.append(["trained on", "the completion"])
     unit = "tokens of a block" if recognized.kind == "text" else "tokens of an example"
     rows.append(["max_length", f"{view.max_length} {unit}, {view.max_length_from} (--max_length)"])
+    rows += [["note", note] for note in recognized.notes]
     rows.append(["to override", how_to_override(view)])
     return rows
 

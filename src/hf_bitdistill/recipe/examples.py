@@ -226,6 +226,7 @@ class _Loader:
             label_column=settings.label_column,
             label_words=settings.label_words,
         )
+        self.notes += recognized.notes
         if recognized.kind == "task":
             return self._task(recognized.task, source, train, evaluation)
         if recognized.kind == "text":

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -182,6 +183,51 @@ def test_a_trained_model_is_found_better_than_chance(model, tiny_tokenizer):
         optimizer.step()
     result = evaluate_task(model, tiny_tokenizer, "sst2", REVIEWS, progress=False)
     assert result["accuracy"] == 1.0 > result["chance_level"] == pytest.approx(8 / 12)
+
+
+@pytest.mark.parametrize("metric", ["token_accuracy", "perplexity"])
+def test_given_answers_are_predicted_token_by_token(model, tiny_tokenizer, metric):
+    task = dataclasses.replace(get_task("xsum"), metric=metric, max_length=200)
+    rows = ARTICLES.select(range(2))
+    hits, losses = [], []
+    for row in rows:
+        prompt = tiny_tokenizer(task.format_prompt(row))["input_ids"]
+        answer = [*tiny_tokenizer(f" {row['summary']}")["input_ids"], tiny_tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = model.eval()(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        hits.append((logits.argmax(-1) == torch.tensor(answer)).tolist())
+        losses.append((-logits.log_softmax(-1)[range(len(answer)), answer]).tolist())
+    tokens = [len(each) for each in losses]
+    total = sum(tokens)
+    ratio = sum(map(sum, losses)) / total
+    error = sum((sum(each) - ratio * len(each)) ** 2 for each in losses) ** 0.5 / total
+    result = evaluate_task(model, tiny_tokenizer, task, rows, progress=False, return_predictions=True)
+    assert result["token_accuracy"] == pytest.approx(sum(map(sum, hits)) / total)
+    assert result["perplexity"] == pytest.approx(math.exp(ratio), rel=1e-4)
+    assert result["perplexity_stderr"] == pytest.approx(math.exp(ratio) * error, rel=1e-3)
+    assert (result["n"], result["tokens"]) == (2, total) and list(map(len, result["predictions"])) == tokens
+    # What knowing the answers' tokens, and not the texts, would give.
+    answers = [token for row in build_dataset(task, rows, tiny_tokenizer)["labels"] for token in row if token >= 0]
+    shares = [answers.count(token) / total for token in set(answers)]
+    assert result["chance_level"] == pytest.approx(max(shares))
+    assert result["chance_perplexity"] == pytest.approx(math.exp(-sum(share * math.log(share) for share in shares)))
+
+
+def test_what_a_model_scores_that_does_not_look(model, tiny_tokenizer):
+    def levels(task, rows, **changes):
+        task = dataclasses.replace(get_task(task), **changes)
+        result = evaluate_task(model, tiny_tokenizer, task, rows, progress=False)
+        return result["chance_level"], result.get("random_level")
+
+    # Of 12 reviews 8 are positive: always saying so has a recall of 1 and a precision of 2/3 for one class, nothing for the other.
+    assert levels("sst2", REVIEWS) == (pytest.approx(2 / 3), 0.5)
+    expected = (2 * (2 / 3) * 0.5 / (2 / 3 + 0.5) + 2 * (1 / 3) * 0.5 / (1 / 3 + 0.5)) / 2
+    assert levels("sst2", REVIEWS, metric="f1") == (pytest.approx(0.8 / 2), pytest.approx(expected))
+    assert levels("sst2", REVIEWS, metric="matthews_correlation") == (0.0, 0.0)
+    same = Dataset.from_list([{"document": "rain", "summary": text} for text in ("wet", "wet", "dry")])
+    short = {"max_new_tokens": 2, "max_length": 60}
+    assert levels("xsum", same, metric="exact_match", **short) == (pytest.approx(2 / 3), None)
+    assert levels("xsum", same, **short) == (None, None)
 
 
 def test_sequence_classification(tiny_tokenizer, tiny_llama_config):

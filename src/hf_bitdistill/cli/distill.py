@@ -83,7 +83,7 @@ def _train(
         student.config.pad_token_id = tokenizer.pad_token_id
     build = {"tokenizer": tokenizer, **arguments.prompt_options()}
     # Before hours of training: the prompts of the evaluation after it must fit too.
-    build_dataset(task, validation, train=False, **build)
+    build_dataset(task, validation, train=task.is_predicted, **build)
     train = build_dataset(task, train, skip_overlong=True, **build)
     collator = collate(tokenizer, arguments.head)
     if is_new:

@@ -26,11 +26,14 @@ def readable(result: Mapping[str, Any]) -> str:
     for name in scores:
         share = name.startswith(_SHARES)
         rows.append([name, _number(result[name], share), _plus_minus(result.get(name + _ERROR), share)])
+    share = bool(scores) and scores[0].startswith(_SHARES)
     if result.get("chance_level") is not None:
-        what = "class" if "random_level" in result else "token" if "tokens" in result else "answer"
-        rows.append([f"the most frequent {what}", _number(result["chance_level"], True), ""])
+        what = "class" if "random_level" in result else "token" if "chance_perplexity" in result else "answer"
+        rows.append([f"the most frequent {what}", _number(result["chance_level"], share), ""])
     if result.get("random_level") is not None:
-        rows.append(["a class at random", _number(result["random_level"], True), ""])
+        rows.append(["a class at random", _number(result["random_level"], share), ""])
+    if result.get("chance_perplexity") is not None:
+        rows.append(["perplexity of token frequencies", _number(result["chance_perplexity"], False), ""])
     if not rows:
         return ""
     widths = [max(len(row[at]) for row in rows) for at in range(2)]

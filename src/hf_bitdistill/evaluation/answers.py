@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,13 +63,14 @@ def predict_answers(
     return [found[row] for row in range(len(lengths))]
 
 
-def answer_scores(
-    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, batch_size: int = 16
+def score_answers(
+    predicted: Sequence[tuple[int, int, float, Any]], labels: Sequence[Sequence[int]]
 ) -> dict[str, float | int]:
     """Token accuracy and perplexity of given answers.
 
     Args:
-        rows: As of :func:`predict_answers`.
+        predicted: What :func:`predict_answers` returned.
+        labels: Of the same rows.
 
     Returns:
         ``token_accuracy`` and ``perplexity`` (each with ``_stderr``: tokens of one answer are not independent, answers are), ``n`` (rows),
@@ -77,14 +79,13 @@ def answer_scores(
 
     Raises:
         ValueError: If no token has a label.
-        FloatingPointError: If a loss is not finite.
     """
-    tokens, correct, nll, _ = map(list, zip(*predict_answers(model, tokenizer, rows, batch_size), strict=True))
+    tokens, correct, nll = ([row[column] for row in predicted] for column in range(3))
     total = sum(tokens)
     if not total:
         raise ValueError("there is no answer to score: no token has a label")
     perplexity = math.exp(min(sum(nll) / total, 700.0))
-    counts = Counter(token for labels in rows["labels"] for token in labels[1:] if token >= 0)
+    counts = Counter(token for row in labels for token in row[1:] if token >= 0)
     return {
         "token_accuracy": sum(correct) / total,
         "perplexity": perplexity,
@@ -95,3 +96,10 @@ def answer_scores(
         "chance_level": max(counts.values()) / total,
         "chance_perplexity": math.exp(-sum(count * math.log(count / total) for count in counts.values()) / total),
     }
+
+
+def answer_scores(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rows: Dataset, batch_size: int = 16
+) -> dict[str, float | int]:
+    """Predicts and scores given answers: arguments and errors as of :func:`predict_answers`, result and errors of :func:`score_answers`."""
+    return score_answers(predict_answers(model, tokenizer, rows, batch_size), rows["labels"])

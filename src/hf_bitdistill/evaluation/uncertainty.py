@@ -20,7 +20,7 @@ def standard_errors(
     no such means: they are computed again on resamples of the examples (bootstrap, always the same ones).
 
     Args:
-        metric: A name for :func:`get_metric`.
+        metric: A name for :func:`.metrics.get_metric`.
         predictions, references: As ``compute`` takes them.
         options: Of ``compute``.
     """

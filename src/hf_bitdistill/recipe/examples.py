@@ -20,7 +20,7 @@ from ..data.conversations import encode_completions, encode_conversations
 from ..data.loading import load_task_dataset, task_rows
 from ..data.recognition import recognize
 from ..data.sources import load_examples
-from ..data.tasks import TASKS
+from ..data.tasks import TASKS, WRITTEN_METRICS
 from ..evaluation import evaluate_task
 from ..evaluation.record import Measurement
 from ..evaluation.rows import DEFAULT_LENGTH, ROWS_SEED, few, text_blocks, without_gaps
@@ -157,14 +157,10 @@ class _TaskRows:
             max_length=self.max_length,
             progress=False,
         )
-        chance = None
+        chance = result["chance_perplexity" if self.metric == "perplexity" else "chance_level"]
         if self.metric == "accuracy":
             # What always naming the class that training has most of would score.
             chance = majority_share(self.train_answers, self.evaluation[self.task.target_field])
-        elif self.metric == "matthews_correlation":
-            chance = 0.0
-        elif self.metric == "f1":
-            chance = 1 / self.task.num_labels
         more = {name: value for name, value in result.items() if isinstance(value, float) and "second" not in name}
         more.pop(self.metric)
         error = more.pop(f"{self.metric}_stderr")
@@ -253,7 +249,7 @@ class _Loader:
         train, evaluation = task_rows(train, task, source), task_rows(evaluation, task, source)
         rest, held_out = self._cut(train)
         limit = self.eval_rows
-        if task.kind != "classification":
+        if task.metric in WRITTEN_METRICS:
             limit = min(limit, _WRITTEN_EVAL_ROWS) if limit else _WRITTEN_EVAL_ROWS
         build = {"tokenizer": self.tokenizer, "max_length": length, "skip_overlong": True}
         encoded = build_dataset(task, rest, **build)
@@ -261,8 +257,8 @@ class _Loader:
         self.left_out["longer than max_length"] += len(rest) + len(held_out) - len(encoded) - len(encoded_held_out)
         evaluation = few(evaluation, limit)
         # Before hours of training: the prompts of the evaluation after it must fit too.
-        for rows in (held_out, evaluation):
-            build_dataset(task, rows, self.tokenizer, length, train=False)
+        build_dataset(task, held_out, self.tokenizer, length, train=False)
+        build_dataset(task, evaluation, self.tokenizer, length, train=task.is_predicted)
         answer = f"classes {', '.join(task.label_words)}" if task.label_words else "written answers"
         description = f"{source}: task {task.name}, {answer}"
         answers = list(rest[task.target_field]) if task.label_words else []

@@ -17,7 +17,11 @@ from .weights import measure_weights, plot_histograms, plot_zeros, student_optio
 # What a bar chart can show of an evaluation, and how it is called.
 _METRICS = {
     "accuracy": "accuracy",
+    "f1": "macro F1",
+    "matthews_correlation": "Matthews correlation",
+    "exact_match": "exact match",
     "rougeLsum": "ROUGE-Lsum",
+    "token_accuracy": "token accuracy",
     "perplexity": "perplexity (lower is better)",
     "tokens_per_second": "tokens a second in the evaluation",
 }

@@ -29,6 +29,10 @@ from .atomic import flush, flush_name, lock_folder
 from .weight_files import EXPLICIT_NAME, is_staging, is_weight_file, new_staging
 
 
+#: What was measured of the model in a folder, how it was started, and what it answered: of no other model.
+EVALUATION_FILE, WARM_START_REPORT, REFERENCE_FILE = "evaluation.json", "warm_start.json", "verification.json"
+RECORDS = (EVALUATION_FILE, WARM_START_REPORT, REFERENCE_FILE)
+
 # What safetensors itself leaves when it is killed while it writes.
 _SAFETENSORS_LEFTOVER = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 
@@ -73,7 +77,8 @@ def replace_model(folder: str | os.PathLike) -> Iterator[Path]:
     """Gives an empty folder; what is written there, files and subfolders, is in `folder` afterwards.
 
     A model that was in `folder` before is there unchanged until the new one is complete, and if the body fails. Other files stay,
-    unless one of the same name was written; weight files of the older model do not. Weight files get the mode of other new files.
+    unless one of the same name was written; weight files of the older model, and what was measured of it, do not. Weight files get
+    the mode of other new files.
 
     If `folder` has no model yet, config.json comes last. Not covered by the promise of "old or new": weights of a `variant`, and a
     tokenizer, which follows the model within the same few renames.
@@ -114,6 +119,10 @@ def _publish(staging: Path, folder: Path) -> None:
     if weights and CONFIG_NAME in names and (folder / CONFIG_NAME).exists():
         pointing = _pointing_config(staging, weights)
     flush(staging)
+    if weights:
+        # Before there is another model: what is said of the older one must not be read of the new one.
+        for name in RECORDS:
+            (folder / name).unlink(missing_ok=True)
     if pointing is not None:
         pointing.replace(folder / CONFIG_NAME)
         flush_name(folder / CONFIG_NAME)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from datasets import Dataset
 
@@ -89,3 +91,33 @@ def test_refusals(tiny_tokenizer):
     tiny_tokenizer.chat_template = TEMPLATE
     with pytest.raises(ValueError, match="no example is left to train on: 1 longer than max_length"):
         encode_conversations(Dataset.from_dict({"messages": [CHAT]}), tiny_tokenizer, 4)
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        (
+            ["user: a", "assistant: b"],
+            "row 1: a conversation is a list of messages with role and content, and message 0 is 'user: a' (str)",
+        ),
+        ("user: a", "row 1: a conversation is a list of messages with role and content, it is 'user: a' (str)"),
+        ({"role": "user", "content": "a"}, "(dict)"),
+        (
+            [say("user", "a"), say("user", "b"), say("assistant", "c")],
+            "row 1: the chat template refuses the conversation: twice a user",
+        ),
+        ([say("user", 3), say("assistant", "c")], "row 1: the chat template refuses the conversation"),
+    ],
+)
+def test_what_is_no_conversation_is_named(tiny_tokenizer, messages, message):
+    tiny_tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' and not loop.first and loop.previtem.role == 'user' %}"
+        "{{ raise_exception('twice a user') }}{% endif %}{{ m.role + ': ' + m.content }}</s>{% endfor %}"
+    )
+    rows = [{"messages": CHAT[1:]}, {"messages": messages}]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        encode_conversations(rows, tiny_tokenizer, 200)
+    with pytest.raises(
+        ValueError, match=r"row 0: prompt and completion must both be strings .*, they are list and str"
+    ):
+        encode_completions([{"prompt": CHAT, "completion": "b"}], tiny_tokenizer, 200)

@@ -53,6 +53,10 @@ def test_pairs_and_own_names():
         (list(range(12)), "12 different values in 12 rows: it holds quantities or texts, not classes"),
         (["same"] * 12, "has 1 different values; two classes are needed"),
         ([-1] * 12, "all labels are hidden"),
+        (
+            ["1.5", "2.25", "3.5"] * 4,
+            "3 different numbers from 1.5 to 3.5: a quantity and no class, and regression is not supported",
+        ),
     ],
 )
 def test_what_are_no_classes_is_refused(labels, message):
@@ -115,3 +119,23 @@ def test_saved_to_disk(tmp_path):
     assert len(load_examples(tmp_path / "two").validation) == 3
     with pytest.raises(ConnectionError, match="cannot be loaded from the Hub"):
         load_examples("some-owner/some-data")
+
+
+def test_numbers_as_labels():
+    def many(numbers):
+        values = list(numbers) * 3
+        return Dataset.from_dict({"text": [f"text {i}" for i in range(len(values))], "label": values})
+
+    for labels in ([0, 1] * 6, ["0", "1"] * 6, [1, 2, 5] * 4):
+        found = recognize(rows(label=labels), "x")
+        assert "the answers are the numbers" in found.notes[0] and "--label_words" in found.notes[0]
+    named = Features({"text": Value("string"), "label": ClassLabel(names=["0", "1"])})
+    assert recognize(rows(label=[0, 1] * 6).cast(named), "x").notes
+    assert recognize(rows(label=[0, 1] * 6), "x", label_words=["no", "yes"]).notes == ()
+    assert recognize(rows(label=["a", "1"] * 6), "x").notes == ()
+    # Many numbers are classes only where they count them.
+    assert recognize(many(range(77)), "x").task.num_labels == 77
+    prices = many(range(100, 400, 10))
+    with pytest.raises(ValueError, match="30 different numbers from 100 to 390: a quantity and no class"):
+        recognize(prices, "x")
+    assert recognize(prices, "x", label_words=[f"w{i}" for i in range(30)]).task.num_labels == 30

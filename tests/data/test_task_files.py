@@ -5,7 +5,8 @@ import json
 import pytest
 
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.data import build_dataset, get_task, load_task, load_task_dataset
+from hf_bitdistill.data import TASKS, build_dataset, get_task, load_task, load_task_dataset
+from hf_bitdistill.data.tasks import task_of, task_values
 
 
 TASK = """
@@ -105,6 +106,15 @@ def test_regression_is_refused_with_a_reason(task_file, tmp_path):
         ('prompt: "{a}: "\ntarget: b', "without white space"),
         ('prompt: "{a}:"\ntarget: a', "is part of the prompt"),
         ('prompt: "{a}:"\ntarget: b\ndocument: c', "is not in the prompt"),
+        (
+            'prompt: "{a}:"\ntarget: b\nlabels: [x, y]\nmetric: acuracy',
+            "'acuracy' is none of labels; those are accuracy, f1",
+        ),
+        ('prompt: "{a}:"\ntarget: b\nlabels: [x, y]\nmetric: rouge', "'rouge' is none of labels"),
+        (
+            'prompt: "{a}:"\ntarget: b\nmetric: f1',
+            "none of texts; those are rouge, exact_match, token_accuracy, perplexity",
+        ),
         ("- a\n- b", "must map keys to values"),
         ("prompt: [", "not valid YAML"),
     ],
@@ -129,3 +139,13 @@ def test_evaluate_takes_a_task_file(task_file, tmp_path, tiny_tokenizer, tiny_ll
     assert main(["evaluate", "--model_name_or_path", str(tmp_path / "model"), *options]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["task"], result["n"]) == ("tickets", 3)
+
+
+def test_a_task_as_values(task_file):
+    values = [get_task(str(task_file)), *TASKS.values()]
+    for task in values:
+        again = task_of(json.loads(json.dumps(task_values(task))), "file")
+        assert again == task
+    bad = {**task_values(values[0]), "prompt": "no column"}
+    with pytest.raises(ValueError, match="there: prompt must name columns"):
+        task_of(bad, "there")

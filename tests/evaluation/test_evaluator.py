@@ -1,4 +1,6 @@
 import copy
+import dataclasses
+import math
 
 import pytest
 import torch
@@ -40,22 +42,30 @@ def model(tiny_llama_config):
 
 
 def naive_scores(model, tokenizer, task, dataset):
-    """One example, one word, one token at a time."""
+    """One example, one word, one token at a time: log p of the first token, then of each among those that words beginning alike have."""
     encoder = PromptEncoder(task, tokenizer)
+    words = label_word_ids(encoder)
     scores = torch.zeros(len(dataset), encoder.task.num_labels)
     for row, example in enumerate(dataset):
         prompt = tokenizer(get_task(task).format_prompt(example))["input_ids"]
-        for index, word in enumerate(label_word_ids(encoder)):
-            ids = list(prompt)
-            for token in word:
+        for index, word in enumerate(words):
+            for at, token in enumerate(word):
                 with torch.no_grad():
-                    logits = model.eval()(input_ids=torch.tensor([ids])).logits[0, -1]
-                scores[row, index] += logits.log_softmax(-1)[token]
-                ids.append(token)
+                    logits = model.eval()(input_ids=torch.tensor([prompt + word[:at]])).logits[0, -1]
+                allowed = sorted({other[at] for other in words if other[:at] == word[:at]})
+                scores[row, index] += (
+                    logits.log_softmax(-1)[token] if at == 0 else logits[allowed].log_softmax(-1)[allowed.index(token)]
+                )
     return scores
 
 
-@pytest.mark.parametrize(("task", "dataset"), [("sst2", REVIEWS), ("mnli", PAIRS)])
+# Words of several lengths that share their first tokens; one is the beginning of another.
+ALIKE = dataclasses.replace(
+    get_task("mnli"), name="alike", label_words=("the old bridge", "the old", "the old bridge is very slow")
+)
+
+
+@pytest.mark.parametrize(("task", "dataset"), [("sst2", REVIEWS), ("mnli", PAIRS), (ALIKE, PAIRS)])
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_label_words_are_compared_by_likelihood(model, tiny_tokenizer, task, dataset, batch_size):
     from hf_bitdistill.evaluation.likelihood import label_word_scores
@@ -80,13 +90,59 @@ def test_label_words_are_compared_by_likelihood(model, tiny_tokenizer, task, dat
         sum(p == r for p, r in zip(result["predictions"], labels, strict=True)) / len(labels)
     )
     assert result["chance_level"] == pytest.approx(max(map(labels.count, labels)) / len(labels))
-    assert (result["n"], result["task"]) == (len(dataset), task)
+    assert (result["n"], result["task"]) == (len(dataset), get_task(task).name)
     assert result["seconds"] > 0 and result["tokens_per_second"] > 0
 
 
-def test_words_that_share_their_beginning_share_a_pass():
-    from hf_bitdistill.evaluation.likelihood import _paths
+class Fixed(torch.nn.Module):
+    """A model whose next token depends on the one before it alone."""
 
+    def __init__(self, table):
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor(table).log())
+
+    def forward(self, input_ids, attention_mask):
+        return CausalLMOutput(logits=self.logits[input_ids])
+
+
+def test_the_number_of_tokens_gives_no_word_an_advantage(tiny_tokenizer):
+    from hf_bitdistill.evaluation.likelihood import label_word_scores
+
+    # After 0: 1 with 0.45, 2 with 0.4. After 1: 3 with 0.9; after 3: 4 with 0.9.
+    table = [
+        [0.05, 0.45, 0.4, 0.05, 0.05],
+        [0.04, 0.02, 0.02, 0.9, 0.02],
+        [0.2] * 5,
+        [0.04, 0.02, 0.02, 0.02, 0.9],
+        [0.2] * 5,
+    ]
+
+    def score(*words):
+        scores, read = label_word_scores(Fixed(table), tiny_tokenizer, [[0]], words, [[0]])
+        return scores[0].exp().tolist(), read
+
+    # Where 1 is the likelier beginning, the sum of its word's logs would lose against 2 ...
+    assert 0.45 * 0.9**2 < 0.4
+    for word in ([1], [1, 3], [1, 3, 4]):
+        assert score(word, [2]) == (pytest.approx([0.45, 0.4]), 1)
+    # ... and where it is not, their mean would win.
+    table[0][1:3] = 0.3, 0.55
+    assert (0.3 * 0.9**2) ** (1 / 3) > 0.55
+    assert score([1, 3, 4], [2])[0] == pytest.approx([0.3, 0.55])
+    # Words that begin alike share what their beginning has; nothing is lost to words that are no labels.
+    found, read = score([1, 3, 4], [1, 0], [2])
+    assert found == pytest.approx([0.3 * 0.9 / 0.94, 0.3 * 0.04 / 0.94, 0.55]) and read == 2
+    # Words of one token: bit for bit their log-likelihoods.
+    scores, _ = label_word_scores(Fixed(table), tiny_tokenizer, [[0], [3]], [[1], [2]], [[0, 1]])
+    with torch.no_grad():
+        expected = Fixed(table).logits[[0, 3]].log_softmax(-1)[:, [1, 2]]
+    assert torch.equal(scores, expected)
+
+
+def test_words_that_share_their_beginning_share_a_pass():
+    from hf_bitdistill.evaluation.likelihood import _deciding, _paths
+
+    assert _deciding([[5, 1], [5, 2, 3], [9], [7, 8]])[0] == [[5, 1], [5, 2], [9], [7]]
     assert _paths([[5], [6]]) == ([[]], [0, 0])
     assert _paths([[5, 1], [5, 2, 3], [9], [7, 8]]) == ([[5, 2], [7]], [0, 0, 0, 1])
 
@@ -127,6 +183,51 @@ def test_a_trained_model_is_found_better_than_chance(model, tiny_tokenizer):
         optimizer.step()
     result = evaluate_task(model, tiny_tokenizer, "sst2", REVIEWS, progress=False)
     assert result["accuracy"] == 1.0 > result["chance_level"] == pytest.approx(8 / 12)
+
+
+@pytest.mark.parametrize("metric", ["token_accuracy", "perplexity"])
+def test_given_answers_are_predicted_token_by_token(model, tiny_tokenizer, metric):
+    task = dataclasses.replace(get_task("xsum"), metric=metric, max_length=200)
+    rows = ARTICLES.select(range(2))
+    hits, losses = [], []
+    for row in rows:
+        prompt = tiny_tokenizer(task.format_prompt(row))["input_ids"]
+        answer = [*tiny_tokenizer(f" {row['summary']}")["input_ids"], tiny_tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = model.eval()(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        hits.append((logits.argmax(-1) == torch.tensor(answer)).tolist())
+        losses.append((-logits.log_softmax(-1)[range(len(answer)), answer]).tolist())
+    tokens = [len(each) for each in losses]
+    total = sum(tokens)
+    ratio = sum(map(sum, losses)) / total
+    error = sum((sum(each) - ratio * len(each)) ** 2 for each in losses) ** 0.5 / total
+    result = evaluate_task(model, tiny_tokenizer, task, rows, progress=False, return_predictions=True)
+    assert result["token_accuracy"] == pytest.approx(sum(map(sum, hits)) / total)
+    assert result["perplexity"] == pytest.approx(math.exp(ratio), rel=1e-4)
+    assert result["perplexity_stderr"] == pytest.approx(math.exp(ratio) * error, rel=1e-3)
+    assert (result["n"], result["tokens"]) == (2, total) and list(map(len, result["predictions"])) == tokens
+    # What knowing the answers' tokens, and not the texts, would give.
+    answers = [token for row in build_dataset(task, rows, tiny_tokenizer)["labels"] for token in row if token >= 0]
+    shares = [answers.count(token) / total for token in set(answers)]
+    assert result["chance_level"] == pytest.approx(max(shares))
+    assert result["chance_perplexity"] == pytest.approx(math.exp(-sum(share * math.log(share) for share in shares)))
+
+
+def test_what_a_model_scores_that_does_not_look(model, tiny_tokenizer):
+    def levels(task, rows, **changes):
+        task = dataclasses.replace(get_task(task), **changes)
+        result = evaluate_task(model, tiny_tokenizer, task, rows, progress=False)
+        return result["chance_level"], result.get("random_level")
+
+    # Of 12 reviews 8 are positive: always saying so has a recall of 1 and a precision of 2/3 for one class, nothing for the other.
+    assert levels("sst2", REVIEWS) == (pytest.approx(2 / 3), 0.5)
+    expected = (2 * (2 / 3) * 0.5 / (2 / 3 + 0.5) + 2 * (1 / 3) * 0.5 / (1 / 3 + 0.5)) / 2
+    assert levels("sst2", REVIEWS, metric="f1") == (pytest.approx(0.8 / 2), pytest.approx(expected))
+    assert levels("sst2", REVIEWS, metric="matthews_correlation") == (0.0, 0.0)
+    same = Dataset.from_list([{"document": "rain", "summary": text} for text in ("wet", "wet", "dry")])
+    short = {"max_new_tokens": 2, "max_length": 60}
+    assert levels("xsum", same, metric="exact_match", **short) == (pytest.approx(2 / 3), None)
+    assert levels("xsum", same, **short) == (None, None)
 
 
 def test_sequence_classification(tiny_tokenizer, tiny_llama_config):

@@ -25,9 +25,8 @@ def run(monkeypatch, *arguments):
     return 0
 
 
-def test_summaries_are_those_of_bitdistill():
-    for command in BitNetCommand.SUBCOMMANDS:
-        assert COMMANDS[command.name] == command.help
+def test_its_commands_are_those_of_bitdistill():
+    assert {command.name: command.help for command in BitNetCommand.SUBCOMMANDS} == COMMANDS
 
 
 def test_help(monkeypatch, capsys):

@@ -27,6 +27,17 @@ def load_packed(folder):
     return model.eval()
 
 
+def agrees(capsys, folder):
+    """Whether `bitdistill evaluate` measures what the run did, without an option; and its result."""
+    capsys.readouterr()
+    assert main(["evaluate", str(folder)]) == 0
+    captured = capsys.readouterr()
+    assert (
+        "agrees with the" in captured.err and "recorded by bitdistill run of ternary student, packed" in captured.err
+    )
+    return json.loads(captured.out)
+
+
 def test_csv_of_ones_own(settings, capsys, tmp_path):
     output = tmp_path / "out"
     own = {"text_columns": ["opinion"], "label_column": "verdict", "output_dir": output, **FAST}
@@ -50,6 +61,10 @@ def test_csv_of_ones_own(settings, capsys, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(output / "packed")
     ids = tokenizer("Opinion: dull 3\nVerdict (negative, neutral or positive):", return_tensors="pt")
     assert packed(**ids).logits.isfinite().all()
+    again = agrees(capsys, output / "packed")
+    assert again["accuracy"] == table["ternary student, packed"]["score"]["value"] and again["n"] == 20
+    assert again["measured"]["task"]["labels"] == {name: name for name in CLASSES}
+    agrees(capsys, json.loads((output / "result.json").read_text())["paths"]["student"])
     page = (output / "report.html").read_text()
     assert (
         "ternary student, packed" in page
@@ -77,6 +92,7 @@ def test_written_answers(kind, request, model, tmp_path, capsys):
     assert table["teacher"]["value"] > table["base model"]["value"]
     assert table["teacher"]["more"]["perplexity"] < table["base model"]["more"]["perplexity"]
     load_packed(tmp_path / "out" / "packed")
+    agrees(capsys, tmp_path / "out" / "packed")
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -89,6 +105,7 @@ def test_plain_text(model, tmp_path, capsys):
     assert (status, err) == (0, "") and "plain text, blocks of 32 tokens" in out
     names = [row["name"] for row in json.loads((tmp_path / "out" / "result.json").read_text())["table"]]
     assert names[0] == "teacher" and "base model" not in names
+    assert agrees(capsys, tmp_path / "out" / "packed")["perplexity"] > 1
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -118,6 +135,18 @@ def test_a_number_is_no_class(model, tmp_path, capsys):
     status, _, err = run(capsys, model=model, dataset=file, output_dir=tmp_path / "out", **FAST)
     assert status == 1 and "regression is not supported" in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_numbers_as_answers_are_told(model, tmp_path, capsys):
+    file = tmp_path / "numbers.jsonl"
+    rows = [{"text": word, "label": number} for number, word in enumerate(CLASSES.values()) for _ in range(40)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    options = {"model": model, "dataset": file, "output_dir": tmp_path / "out", "plan": True, **FAST}
+    note = "the answers are the numbers 0, 1, 2, which tell a model nothing of the classes: --label_words"
+    assert note in run(capsys, **options)[1]
+    assert note not in run(capsys, **options, label_words=list(CLASSES))[1]
+    assert main(["data", str(file), "--model", str(model)]) == 0
+    assert note in " ".join(capsys.readouterr().out.split())
 
 
 def test_rows_that_cannot_be_used(model, tmp_path, capsys):

@@ -126,9 +126,14 @@ class CorpusArguments:
     streaming: bool = field(default=False, metadata={"help": "Read the corpus while training (needs max_steps)."})
 
 
-def parse(kinds: Sequence[type], argv: Sequence[str], prog: str, description: str) -> tuple:
+def parse(
+    kinds: Sequence[type], argv: Sequence[str], prog: str, description: str, first: str = "CONFIG.yaml"
+) -> tuple:
     """Dataclasses from `[config.yaml] [--flag value ...]`; a flag wins over the file. Without an accelerator `use_cpu` is true
     by default, so that `--bf16` trains on the CPU.
+
+    Args:
+        first: what may stand before the flags, for the help.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -139,18 +144,14 @@ def parse(kinds: Sequence[type], argv: Sequence[str], prog: str, description: st
         kinds,
         prog=prog,
         description=description,
-        usage=f"{prog} [CONFIG.yaml] [--OPTION VALUE ...]",
+        usage=f"{prog} [{first}] [--OPTION VALUE ...]",
         allow_abbrev=False,
     )
     options = [f.name for kind in kinds for f in dataclasses.fields(kind) if f.init]
     if "use_cpu" in options and not torch.accelerator.is_available() and not is_torch_xla_available():
         # The device is the same either way, but transformers refuses bf16 on a CPU that is not asked for.
         parser.set_defaults(use_cpu=True)
-    argv = list(argv)
-    if argv and not argv[0].startswith("-"):
-        path = argv.pop(0)
-        # As flags, what the file says is converted and checked like a flag, and a later flag wins.
-        argv = _yaml_to_flags(path, options) + argv
+    argv = _with_file(argv, options)
     *parsed, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     if rest:
         raise ValueError(_unknown_option(rest[0], options))
@@ -158,6 +159,22 @@ def parse(kinds: Sequence[type], argv: Sequence[str], prog: str, description: st
         if isinstance(training, TrainingArguments):
             check_reporting(training.report_to)
     return tuple(parsed)
+
+
+def given_options(kinds: Sequence[type], argv: Sequence[str]) -> set[str]:
+    """Names of the options that a command line, or its file, gives; arguments as of [`parse`], which must have accepted them."""
+    options = [f.name for kind in kinds for f in dataclasses.fields(kind) if f.init]
+    flags = (word.partition("=")[0].removeprefix("--").replace("-", "_") for word in _with_file(argv, options) if word[:2] == "--")  # fmt: skip
+    return {name.removeprefix("no_") if name not in options else name for name in flags}
+
+
+def _with_file(argv: Sequence[str], options: Sequence[str]) -> list[str]:
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        path = argv.pop(0)
+        # As flags, what the file says is converted and checked like a flag, and a later flag wins.
+        argv = _yaml_to_flags(path, options) + argv
+    return argv
 
 
 def check_reporting(names: Sequence[str]) -> None:

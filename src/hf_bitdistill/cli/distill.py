@@ -14,16 +14,16 @@ from pathlib import Path
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 
-from ..atomic import write_text
 from ..data import Task, build_dataset, collate, get_task, load_task_dataset
 from ..distillation import DistillationConfig, DistillationTrainer, check_training_room, needs_teacher
+from ..distillation.model_card import describe_task
 from ..locate import find_model
 from ..model_folder import replace_model
 from ..room import check_writable
 from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, load_model, load_student, load_tokenizer
 from .pretrain import train_and_save
-from .runs import check_options, check_output_dir, keep_options
+from .runs import check_no_training, check_options, check_output_dir, keep_options, set_card_aside
 from .scores import readable
 
 
@@ -50,6 +50,7 @@ def run(argv: list[str], prog: str) -> None:
     check_output_dir(training.output_dir, inputs)
     if after.pack_to:
         check_output_dir(after.pack_to, {**inputs, "student": training.output_dir})
+        check_no_training(after.pack_to)
     for folder in filter(None, (training.output_dir, after.pack_to)):
         check_writable(folder)
     data = {"data_dir": arguments.data_dir}
@@ -82,7 +83,7 @@ def _train(
         student.config.pad_token_id = tokenizer.pad_token_id
     build = {"tokenizer": tokenizer, **arguments.prompt_options()}
     # Before hours of training: the prompts of the evaluation after it must fit too.
-    build_dataset(task, validation, train=False, **build)
+    build_dataset(task, validation, train=task.is_predicted, **build)
     train = build_dataset(task, train, skip_overlong=True, **build)
     collator = collate(tokenizer, arguments.head)
     if is_new:
@@ -117,24 +118,35 @@ def _finish(
 ) -> None:
     """Pack and measure the student that was saved: the one in memory may be in shards, and computes in the precision of the
     training."""
-    from ..evaluation import evaluate_task
+    from ..data.fingerprint import fingerprint_rows
+    from ..evaluation.record import Measurement, Record
     from ..packing import pack
     from ..verify import write_reference
+    from .evaluate import measure
 
     saved = dataclasses.replace(model_arguments, model_name_or_path=training.output_dir)
     student = load_model(saved, arguments.head).to(training.device)
     tokenizer = load_tokenizer(training.output_dir)
     if after.pack_to:
+        set_card_aside(after.pack_to)
         packed = pack(student)
         with replace_model(after.pack_to) as folder:
             packed.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             write_reference(folder, packed, tokenizer)
         del packed
-    scores = evaluate_task(
-        student, tokenizer, task, validation, batch_size=arguments.eval_batch_size, **arguments.prompt_options()
+    how = Measurement(
+        task=task,
+        data_dir=arguments.data_dir,
+        split=arguments.eval_split,
+        limit=arguments.max_eval_samples,
+        **arguments.prompt_options(),
     )
-    text = json.dumps(scores, indent=2)
-    print(text, flush=True)
+    scores = measure(student, tokenizer, how, validation, arguments.eval_batch_size)
+    record = Record(scores, how, fingerprint_rows(validation), "bitdistill distill", "the trainable student")
+    print(json.dumps(record.to_dict(), indent=2), flush=True)
     print(readable(scores), file=sys.stderr, flush=True)
-    write_text(Path(training.output_dir) / "evaluation.json", text + "\n")
+    record.write(training.output_dir)
+    describe_task(Path(training.output_dir), task, readable(scores))
+    if after.pack_to:
+        record.write(after.pack_to)

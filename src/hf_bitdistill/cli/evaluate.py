@@ -1,26 +1,48 @@
-"""`bitdistill evaluate`: a task's metric, or the perplexity on a text, of any model (student, packed, full precision)."""
+"""`bitdistill evaluate`: a task's metric, or the perplexity on a text, of any model (student, packed, full precision).
+
+`bitdistill evaluate STUDENT` needs no options: the folder knows the task, the prompt and the data that the student was measured
+on, and whether the score is still the same is said. Options win over what the folder knows.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME
 
 from ..atomic import write_text
 from ..environment import default_device
 from ..heads import head_is_quantized, quantize_head
+from ..locate import find_model
+from ..model_folder import EVALUATION_FILE
 from ..room import check_writable
-from .arguments import CorpusArguments, ModelArguments, TaskArguments, parse
+from .arguments import CorpusArguments, ModelArguments, TaskArguments, given_options, parse, require
 from .models import load_model, load_tokenizer
-from .scores import readable
+from .scores import agreement, readable
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..evaluation.record import Measurement, Record
 
 
 @dataclass
 class EvaluateArguments:
     """What is evaluated, and where the result goes."""
 
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "File, folder or Hub id of the rows, as of bitdistill run. Default: what the folder knows."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Revision of a dataset on the Hub."})
     output_file: str | None = field(default=None, metadata={"help": "Also write the result here, as JSON."})
     max_blocks: int | None = field(default=None, metadata={"help": "Blocks of a perplexity. Default: all."})
     head_bits: int = field(
@@ -29,24 +51,95 @@ class EvaluateArguments:
     )
 
 
+# Options that say which rows; those that say how a model is asked have the same names here and in a record.
+_DATA = ("dataset", "data_dir")
+_ASKING = ("max_length", "head", "use_chat_template")
+
+
 def run(argv: list[str], prog: str) -> None:
     kinds = (ModelArguments, TaskArguments, CorpusArguments, EvaluateArguments)
-    model_arguments, task_arguments, corpus, output = parse(kinds, argv, prog, __doc__)
-    if (task_arguments.task is None) == (corpus.corpus is None):
-        raise ValueError("give --task for a task's metric, or --corpus for a perplexity")
+    if argv and not argv[0].startswith("-") and not argv[0].endswith((".yaml", ".yml")):
+        argv = ["--model_name_or_path", *argv]
+    model_arguments, task_arguments, corpus, output = parse(kinds, argv, prog, __doc__, "MODEL | CONFIG.yaml")
+    given = given_options(kinds, argv)
+    if corpus.corpus is not None and given & {"task", "dataset"}:
+        raise ValueError("give --task or --dataset for a task's metric, or --corpus for a perplexity, not both")
     if output.output_file:
         check_writable(output.output_file, is_file=True)
-    result = (
-        _perplexity(model_arguments, corpus, output)
-        if corpus.corpus
-        else _task(model_arguments, task_arguments, output)
-    )
+    path = find_model(require(model_arguments.model_name_or_path, "model_name_or_path (or the model as first word)"))
+    if corpus.corpus is not None:
+        result, said = _perplexity(model_arguments, corpus, output), ""
+        _check_not_a_record(output.output_file, path, "perplexity")
+    else:
+        from ..evaluation.record import find_record
+
+        record = find_record(path)
+        how = _measurement(path, record, task_arguments, output, given)
+        _check_not_a_record(output.output_file, path, how.task.name if how.task is not None else how.kind)
+        result, said = _measure(model_arguments, how, record, output, task_arguments.eval_batch_size, given)
     text = json.dumps(result, indent=2)
     print(text, flush=True)
     # Standard output stays JSON.
-    print(readable(result), file=sys.stderr, flush=True)
+    print("\n".join(filter(None, (readable(result), said))), file=sys.stderr, flush=True)
     if output.output_file:
         write_text(output.output_file, text + "\n")
+
+
+def _measurement(
+    model: str, record: Record | None, arguments: TaskArguments, output: EvaluateArguments, given: set[str]
+) -> Measurement:
+    """What the folder knows, with the options in its place.
+
+    Raises:
+        ValueError: Neither says what is measured.
+    """
+    from ..data import get_task
+    from ..evaluation.record import Measurement
+
+    known = None if record is None else record.how
+    task = None if arguments.task is None else get_task(arguments.task)
+    if known is not None and task is not None and task != known.task:
+        known = None
+    if known is None and task is None and output.dataset is None:
+        before = f" (it was measured on {record.what} by an earlier version, which did not keep how)" if record else ""
+        raise ValueError(
+            f"{model} does not know what it is measured on{before}: give --task (with --data_dir or --dataset for local data), --dataset "
+            "alone for data whose columns say what they are, or --corpus for a perplexity"
+        )
+    changes: dict[str, Any] = {name: getattr(arguments, name) for name in _ASKING if name in given}
+    if "max_eval_samples" in given:
+        changes["limit"] = arguments.max_eval_samples
+    if known is None or given.intersection(_DATA):
+        changes |= {
+            "dataset": output.dataset,
+            "data_dir": arguments.data_dir,
+            "dataset_config": output.dataset_config,
+            "dataset_revision": output.dataset_revision,
+        }
+        if output.dataset is None:
+            changes["split"] = arguments.eval_split
+        elif arguments.data_dir is not None:
+            raise ValueError("give --dataset or --data_dir, not both")
+    if "eval_split" in given:
+        changes["split"] = arguments.eval_split
+    if known is not None:
+        return dataclasses.replace(known, **changes)
+    if task is not None:
+        return Measurement(task=task, **changes)
+    return _recognized(Measurement("text", **changes))
+
+
+def _recognized(how: Measurement) -> Measurement:
+    """The kind of a dataset that nothing else says anything of."""
+    from ..data.recognition import recognize
+    from ..data.sources import load_rows_to_measure
+
+    rows, whole = load_rows_to_measure(
+        str(how.dataset), config_name=how.dataset_config, revision=how.dataset_revision, split=how.split
+    )
+    found = recognize(rows if whole is None else whole, str(how.dataset))
+    column = found.columns[0] if found.kind in ("messages", "text") else None
+    return dataclasses.replace(how, kind=found.kind, task=found.task, column=column)
 
 
 def _load(model_arguments: ModelArguments, head_bits: int, head: str = "causal_lm") -> PreTrainedModel:
@@ -57,23 +150,91 @@ def _load(model_arguments: ModelArguments, head_bits: int, head: str = "causal_l
     return model if head_is_quantized(model) else model.to(default_device())
 
 
-def _task(model_arguments: ModelArguments, arguments: TaskArguments, output: EvaluateArguments) -> dict:
-    from ..data import get_task, load_task_dataset
-    from ..evaluation import evaluate_task
+def _measure(
+    model_arguments: ModelArguments,
+    how: Measurement,
+    record: Record | None,
+    output: EvaluateArguments,
+    batch_size: int,
+    given: set[str],
+) -> tuple[dict[str, Any], str]:
+    """The result, and what it says of the one that was recorded."""
+    from ..data.fingerprint import fingerprint_rows
+    from ..evaluation.record import Record
 
-    task = get_task(arguments.task)
-    dataset = load_task_dataset(
-        task, arguments.eval_split, data_dir=arguments.data_dir, max_samples=arguments.max_eval_samples
-    )
-    model = _load(model_arguments, output.head_bits, arguments.head)
-    tokenizer = load_tokenizer(model_arguments.model_name_or_path)
-    return evaluate_task(
+    tokenizer = load_tokenizer(str(model_arguments.model_name_or_path))
+    known = record if record is not None and record.how is not None else None
+    rows = _rows(model_arguments, how, known, tokenizer, given)
+    model = _load(model_arguments, output.head_bits, how.head)
+    scores = measure(model, tokenizer, how, rows, batch_size)
+    form = "" if output.head_bits == 16 else f", embedding and head in {output.head_bits} bits"
+    new = Record(scores, how, fingerprint_rows(rows), "bitdistill evaluate", f"as loaded in {model.dtype}{form}")
+    return new.to_dict(), "" if known is None else agreement(known, new)
+
+
+def _rows(
+    model_arguments: ModelArguments,
+    how: Measurement,
+    known: Record | None,
+    tokenizer: PreTrainedTokenizerBase,
+    given: set[str],
+) -> Dataset:
+    from ..evaluation.rows import load_rows
+
+    # A file that is given is measured on as a whole, unless it is the one that a part was held out of.
+    same_as = None if "dataset" not in given else "none" if known is None else known.rows
+    try:
+        return load_rows(how, tokenizer, same_as)
+    except (FileNotFoundError, ConnectionError) as error:
+        if given.intersection(_DATA) or known is None or known.how is None or known.how.task != how.task:
+            raise
+        raise FileNotFoundError(
+            f"the data that {model_arguments.model_name_or_path} was measured on, {how.place}, cannot be found: give --dataset (or "
+            f"--data_dir) and where it is now, or another --task ({error})"
+        ) from error
+
+
+def measure(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, how: Measurement, rows: Dataset, batch_size: int = 16
+) -> dict[str, Any]:
+    """The scores of a model on rows of `evaluation.rows.load_rows`."""
+    from .. import evaluation
+    from ..evaluation.answers import answer_scores
+
+    if how.kind != "task":
+        return {"task": how.kind, **answer_scores(model, tokenizer, rows, batch_size)}
+    return evaluation.evaluate_task(
         model,
         tokenizer,
-        task,
-        dataset,
-        batch_size=arguments.eval_batch_size,
-        **arguments.prompt_options(),
+        how.task,
+        rows,
+        batch_size=batch_size,
+        max_length=how.max_length,
+        head=how.head,
+        use_chat_template=how.use_chat_template,
+    )
+
+
+def _check_not_a_record(output_file: str | None, model: str, what: str) -> None:
+    """Refuse a result in the place of what a model's folder knows of itself: of another model, or of another task.
+
+    Raises:
+        ValueError: says where else.
+    """
+    from ..evaluation.record import read_record
+
+    if output_file is None or Path(output_file).name != EVALUATION_FILE:
+        return
+    folder = Path(output_file).expanduser().resolve().parent
+    if not (folder / CONFIG_NAME).is_file():
+        return
+    record = read_record(folder)
+    own = Path(model).is_dir() and folder.samefile(model)
+    if own and (record is None or record.what == what):
+        return
+    whose = f"of its own task, {record.what}" if own and record is not None else "of the model there"
+    raise ValueError(
+        f"--output_file {output_file} is the record {whose}: give another name, such as {folder / f'evaluation-{what}.json'}"
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from ..evaluation.record import carry_record
 from ..layers import BitLinear
 from ..locate import find_model
 from ..model_folder import replace_model
@@ -16,7 +17,7 @@ from ..verify import write_reference
 from ..weight_files import size_of_weights
 from .arguments import ModelArguments
 from .models import load_model, load_tokenizer
-from .runs import check_output_dir
+from .runs import check_no_training, check_output_dir, set_card_aside
 
 
 def run(argv: list[str], prog: str) -> None:
@@ -37,6 +38,7 @@ def run(argv: list[str], prog: str) -> None:
     options = parser.parse_args(argv)
     path = find_model(options.model)
     check_output_dir(options.output_dir, {"student": path})
+    check_no_training(options.output_dir)
     check_writable(options.output_dir)
     head = options.head or _head_of(path)
     tokenizer = load_tokenizer(path)
@@ -47,10 +49,13 @@ def run(argv: list[str], prog: str) -> None:
     packed = pack(model, inplace=True)
     if options.head_bits:
         packed.config.quantization_config.head_bits = options.head_bits
+    set_card_aside(options.output_dir)
     with replace_model(options.output_dir) as folder:
         packed.save_pretrained(folder, max_shard_size=options.max_shard_size)
         tokenizer.save_pretrained(folder)
         write_reference(folder, packed, tokenizer)
+        # Packed it computes what the student computes: what was measured of that holds.
+        carry_record(path, folder)
     size = size_of_weights(options.output_dir)
     print(f"{options.output_dir}: {size / 1e6:.1f} MB packed, {before / 1e6:.1f} MB as an online student")
 

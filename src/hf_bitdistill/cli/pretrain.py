@@ -35,7 +35,7 @@ from ..locate import find_model
 from ..room import check_writable
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
 from .models import calibrate, load_student, load_tokenizer
-from .runs import check_options, check_output_dir, keep_options
+from .runs import check_options, check_output_dir, keep_options, knows_options
 
 
 def run(argv: list[str], prog: str) -> None:
@@ -144,13 +144,20 @@ def train_and_save(trainer: ReliableTrainer) -> None:
 
     Raises:
         CheckpointError: the checkpoint asked for is damaged.
-        ValueError: the checkpoint is of a student with other options.
+        ValueError: the checkpoint is of a student with other options, or it is of another folder, where nothing says which, and already the
+            end.
     """
     training = trainer.args
     checkpoint = trainer.find_checkpoint(training.resume_from_checkpoint or True)
     if checkpoint:
         _check_same_student(trainer.model, checkpoint)
     if checkpoint and _is_finished(training, checkpoint):
+        folder = Path(checkpoint).resolve().parent
+        if folder != Path(training.output_dir).resolve() and not knows_options(folder):
+            raise ValueError(
+                f"{checkpoint} is the end of this training, and with which options it was trained is not known: there is nothing to train, "
+                "and what a card would say of it is not known either"
+            )
         print(f"{checkpoint} is the end of this training: nothing left to do", flush=True)
         saved = type(trainer.model).from_pretrained(checkpoint, dtype=trainer.model.dtype)
         trainer.model.load_state_dict(saved.state_dict())

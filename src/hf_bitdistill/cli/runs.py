@@ -8,15 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub import ModelCard
 from transformers import TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME
 
 from ..atomic import write_text
+from ..distillation.model_card import TAGS
 from ..model_folder import check_output
 
 
 OPTIONS_FILE = "run_options.json"
+CARD = "README.md"
 
 # Of transformers' own arguments those that decide what is learned; how long is not among them, because a run may go on.
 _DECIDING = (
@@ -73,31 +78,86 @@ def check_output_dir(output: str | Path, inputs: Mapping[str, str | Path | None]
             )
 
 
+def check_no_training(output: str | Path) -> None:
+    """Refuse to put a model into the folder of a training, whose card, losses and checkpoints would be taken for its own.
+
+    Raises:
+        ValueError: names the folder.
+    """
+    output = Path(output)
+    found = [name for name in (OPTIONS_FILE, TRAINER_STATE_NAME) if (output / name).is_file()]
+    if found or (output.is_dir() and get_last_checkpoint(str(output))):
+        what = found[0] if found else "checkpoints"
+        raise ValueError(
+            f"the output folder {output} is that of a training ({what}), which would be lost: give another folder"
+        )
+
+
+def set_card_aside(output: str | Path) -> None:
+    """Take a card of ours from the model that is about to be replaced: it is of no other one."""
+    card = Path(output) / CARD
+    if card.is_file() and set(TAGS) & set(_tags(card)):
+        aside = card.with_name("README.previous.md")
+        card.replace(aside)
+        print(f"{card} is of the model that was there: it is {aside.name} now", flush=True)
+
+
+def _tags(card: Path) -> list[str]:
+    try:
+        return list(ModelCard.load(card, ignore_metadata_errors=True).data.tags or [])
+    except (ValueError, UnicodeDecodeError, yaml.YAMLError):
+        return []
+
+
 def check_options(output: str | Path, arguments: Sequence[Any]) -> None:
-    """Refuse to go on in a folder with other options than it was begun with.
+    """Refuse to go on in a folder, or from a checkpoint, with other options than it was begun with, or where these are not known.
 
     Args:
         arguments: the command's dataclasses.
 
     Raises:
-        ValueError: the folder holds a checkpoint or a model of a run with other options; names them.
+        ValueError: the folder holds a checkpoint or a model of a run with other options (names them), or of one that kept none.
     """
     output = Path(output)
-    file = output / OPTIONS_FILE
-    if not file.is_file() or not ((output / CONFIG_NAME).is_file() or get_last_checkpoint(str(output))):
-        return
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        print(
-            f"{file} is damaged: whether these are the options that the run was begun with cannot be told", flush=True
-        )
-        return
     options = _deciding(arguments)
+    if get_last_checkpoint(str(output)) if output.is_dir() else None:
+        _compare(output, "checkpoints", options)
+    elif (output / CONFIG_NAME).is_file():
+        _compare(output, "a model", options)
+    elif (resumed := _resumed(arguments)) is not None and (resumed.parent / OPTIONS_FILE).is_file():
+        _compare(resumed.parent, "checkpoints", options)
+
+
+def _resumed(arguments: Sequence[Any]) -> Path | None:
+    """The checkpoint that is asked for."""
+    asked = next((each.resume_from_checkpoint for each in arguments if isinstance(each, TrainingArguments)), None)
+    return Path(asked) if isinstance(asked, str) and Path(asked).is_dir() else None
+
+
+def _compare(folder: Path, what: str, options: Mapping[str, Any]) -> None:
+    before, trouble = _kept(folder)
+    if before is None:
+        checkpoint = get_last_checkpoint(str(folder))
+        then = f" (to go on from there: --resume_from_checkpoint {checkpoint})" if checkpoint else ""
+        raise ValueError(
+            f"{folder} holds {what}, and with which options it was trained is not known ({OPTIONS_FILE} {trouble}): give another "
+            f"output_dir{then}"
+        )
     different = [name for name in options if name in before and before[name] != options[name]]
     if different:
         shown = ", ".join(f"{name} ({before[name]!r}, not {options[name]!r})" for name in different)
-        raise ValueError(f"{output} was trained with another {shown}: give another output_dir, or the same options")
+        raise ValueError(f"{folder} was trained with another {shown}: give another output_dir, or the same options")
+
+
+def _kept(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """The options in a folder, or why there are none."""
+    try:
+        kept = json.loads((folder / OPTIONS_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None, "is missing: it is of an earlier version, or of another command"
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None, "is damaged"
+    return (kept, "") if isinstance(kept, dict) else (None, "is damaged")
 
 
 def keep_options(output: str | Path, arguments: Sequence[Any]) -> None:
@@ -106,10 +166,17 @@ def keep_options(output: str | Path, arguments: Sequence[Any]) -> None:
     write_text(Path(output) / OPTIONS_FILE, json.dumps(_deciding(arguments), indent=2) + "\n")
 
 
+def knows_options(folder: str | Path) -> bool:
+    """Whether a folder of checkpoints says with which options they were trained."""
+    return _kept(Path(folder))[0] is not None
+
+
 def _deciding(arguments: Sequence[Any]) -> dict[str, Any]:
     stock = {field.name for field in dataclasses.fields(TrainingArguments)}
-    options = {}
+    options: dict[str, Any] = {}
     for each in arguments:
+        if isinstance(each, TrainingArguments):
+            options["kind_of_training"] = type(each).__name__
         for field in dataclasses.fields(each):
             deciding = field.name in _DECIDING if field.name in stock else field.name not in _NOT_DECIDING
             if deciding and field.init:

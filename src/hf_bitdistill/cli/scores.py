@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+
+if TYPE_CHECKING:
+    from ..evaluation.record import Record
 
 _ERROR = "_stderr"
 # Scores that are shares of one: shown per cent.
@@ -23,9 +26,14 @@ def readable(result: Mapping[str, Any]) -> str:
     for name in scores:
         share = name.startswith(_SHARES)
         rows.append([name, _number(result[name], share), _plus_minus(result.get(name + _ERROR), share)])
+    share = bool(scores) and scores[0].startswith(_SHARES)
     if result.get("chance_level") is not None:
-        rows.append(["the most frequent class", _number(result["chance_level"], True), ""])
-        rows.append(["a class at random", _number(result["random_level"], True), ""])
+        what = "class" if "random_level" in result else "token" if "chance_perplexity" in result else "answer"
+        rows.append([f"the most frequent {what}", _number(result["chance_level"], share), ""])
+    if result.get("random_level") is not None:
+        rows.append(["a class at random", _number(result["random_level"], share), ""])
+    if result.get("chance_perplexity") is not None:
+        rows.append(["perplexity of token frequencies", _number(result["chance_perplexity"], False), ""])
     if not rows:
         return ""
     widths = [max(len(row[at]) for row in rows) for at in range(2)]
@@ -45,3 +53,34 @@ def _plus_minus(error: float | None, share: bool) -> str:
     if error != error:
         return "+- unknown (one example)"
     return f"+- {100 * error:.1f}" if share else f"+- {error:.2g}"
+
+
+def agreement(before: Record, now: Record) -> str:
+    """Whether a new measurement found what was recorded."""
+    name = next(iter(before.metrics), None)
+    if name is None or name not in before.scores:
+        return ""
+    share = name.startswith(_SHARES)
+    error = _plus_minus(before.scores.get(f"{name}_stderr"), share)
+    by = f"{before.by} of {before.model}" if before.model else before.by
+    recorded = f"{name} {_number(before.scores[name], share)} {error}".rstrip() + f", recorded by {by}"
+    if before.rows != now.rows or _asking(before) != _asking(now):
+        what = "on other rows" if before.rows != now.rows else "with another prompt or head"
+        return f"not compared with the {recorded}: that was measured {what}"
+    found = before.agrees(now.scores)
+    if all(found.values()):
+        return f"agrees with the {recorded} on the same rows"
+    different = ", ".join(
+        f"{each} was {_number(before.scores[each], each.startswith(_SHARES))}"
+        for each, same in found.items()
+        if not same
+    )
+    return (
+        f"DOES NOT AGREE with the {recorded} on the same rows ({different}): these are other weights, or they compute otherwise (here: "
+        f"{now.model})"
+    )
+
+
+def _asking(record: Record) -> tuple[Any, ...]:
+    how = record.how
+    return () if how is None else (how.task, how.head, how.use_chat_template, how.max_length)

@@ -33,7 +33,7 @@ from ..room import check_room, check_writable, parameter_bytes
 from ..surgery import is_student
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, load_model, load_student, load_tokenizer
-from .runs import check_output_dir
+from .runs import check_no_training, check_output_dir, set_card_aside
 
 
 @dataclass
@@ -68,6 +68,7 @@ def run(argv: list[str], prog: str) -> None:
     model_arguments, student_arguments, corpus, task_arguments, arguments, config = parse(kinds, argv, prog, __doc__)
     output = Path(require(arguments.output_dir, "output_dir"))
     check_output_dir(output, {"model_name_or_path": model_arguments.model_name_or_path, "corpus": corpus.corpus})
+    check_no_training(output)
     check_writable(output)
     if (corpus.corpus is None) == (task_arguments.task is None):
         raise ValueError("a warm start reads plain text or a task's examples: give either --corpus or --task")
@@ -112,6 +113,7 @@ def run(argv: list[str], prog: str) -> None:
     with precision:
         calibrate(student, student_arguments, sample)
     report = warm_start(student, teacher, batches, config, progress=True)
+    set_card_aside(output)
     with replace_model(output) as folder:
         student.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,15 +62,15 @@ def encode_conversations(
             remove thoughts do), it is the last alone.
 
     Raises:
-        ValueError: The tokenizer has no chat template, or nothing is left.
+        ValueError: The tokenizer has no chat template, a row holds no conversation or one that the template refuses (names the row, counted
+            from 0), or nothing is left.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             "the data are conversations, and the tokenizer has no chat template: set tokenizer.chat_template"
         )
     encoder = _ChatEncoder(tokenizer, turns)
-    rows = ((row[column], row.get("tools")) for row in dataset)
-    return _collect((encoder.encode(messages, tools) for messages, tools in rows), max_length)
+    return _collect(dataset, lambda row: encoder.encode(row[column], row.get("tools")), max_length)
 
 
 def encode_completions(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
@@ -80,7 +81,7 @@ def encode_completions(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max
         max_length: Longer rows are left out.
 
     Raises:
-        ValueError: Messages, and the tokenizer has no chat template; or nothing is left.
+        ValueError: Messages, and the tokenizer has no chat template; a row holds something else (names the row); or nothing is left.
     """
     encode = text_encoder(tokenizer)
     prefix = special_prefix(tokenizer)
@@ -91,6 +92,11 @@ def encode_completions(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max
         prompt, completion = row["prompt"], row["completion"]
         if not prompt or not completion:
             return EMPTY
+        if isinstance(prompt, str) != isinstance(completion, str):
+            kinds = " and ".join(type(value).__name__ for value in (prompt, completion))
+            raise ValueError(
+                f"prompt and completion must both be strings or both be lists of messages, they are {kinds}"
+            )
         if not isinstance(prompt, str):
             if chat is None:
                 if not getattr(tokenizer, "chat_template", None):
@@ -103,15 +109,23 @@ def encode_completions(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max
         answer = [*answer, tokenizer.eos_token_id]
         return prefix + before + answer, [IGNORE_INDEX] * (len(prefix) + len(before)) + answer
 
-    return _collect(map(one, dataset), max_length)
+    return _collect(dataset, one, max_length)
 
 
-def _collect(examples: Any, max_length: int) -> Encoded:
+def _collect(
+    rows: Iterable[Mapping[str, Any]],
+    encode: Callable[[Mapping[str, Any]], tuple[list[int], list[int]] | str],
+    max_length: int,
+) -> Encoded:
     from datasets import Dataset
 
     columns: dict[str, list] = {"input_ids": [], "attention_mask": [], "labels": []}
     left_out: Counter[str] = Counter()
-    for example in examples:
+    for number, row in enumerate(rows):
+        try:
+            example = encode(row)
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from error
         if isinstance(example, str):
             left_out[example] += 1
             continue
@@ -128,6 +142,20 @@ def _collect(examples: Any, max_length: int) -> Encoded:
     return Encoded(Dataset.from_dict(columns), left_out)
 
 
+def _check_messages(messages: Any) -> None:
+    """Refuses what is no conversation.
+
+    Raises:
+        ValueError: It is no list, or a message is no mapping.
+    """
+    wanted = "a conversation is a list of messages with role and content"
+    if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
+        raise ValueError(f"{wanted}, it is {reprlib.repr(messages)} ({type(messages).__name__})")
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise ValueError(f"{wanted}, and message {number} is {reprlib.repr(message)} ({type(message).__name__})")
+
+
 class _ChatEncoder:
     """Renders conversations and finds the assistant's part of their tokens."""
 
@@ -138,9 +166,14 @@ class _ChatEncoder:
         self._parse = text_encoder(tokenizer, parse_special_tokens=True)
 
     def _render(self, messages: Sequence[Mapping], tools: Any, prompt: bool = False) -> str:
-        return self.tokenizer.apply_chat_template(
-            list(messages), tools=tools or None, tokenize=False, add_generation_prompt=prompt
-        )
+        from jinja2 import TemplateError  # (which transformers needs for any template)
+
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), tools=tools or None, tokenize=False, add_generation_prompt=prompt
+            )
+        except (TemplateError, TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"the chat template refuses the conversation: {error}") from error
 
     def encode(
         self, messages: Sequence[Mapping] | None, tools: Any = None, first: int = 0
@@ -152,6 +185,7 @@ class _ChatEncoder:
         """
         if not messages:
             return EMPTY
+        _check_messages(messages)
         # (A column of records has every key in every row.)
         messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
         answers = [at for at, message in enumerate(messages) if message.get("role") == "assistant" and at >= first]

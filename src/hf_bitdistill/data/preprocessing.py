@@ -210,9 +210,8 @@ def special_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def label_word_ids(encoder: PromptEncoder) -> list[list[int]]:
     """Token ids of each label word as it follows the prompt, in the order of the label ids.
 
-    A class is scored by the sum of the log-probabilities of these tokens, so words of different lengths are compared
-    as the model itself would generate them. If one word's tokens are the beginning of another's (which would make the
-    shorter always at least as likely) every word is extended by end-of-text.
+    If one word's tokens are the beginning of another's (so that only what follows tells the two apart) every word is extended by
+    end-of-text.
 
     Raises:
         ValueError: If the task has no label words, or the tokenizer cannot tell them apart.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,8 +28,9 @@ _PAIRS = (
 )
 _TEXTS = ("text", "sentence", "content", "review", "document")
 
-# More different whole numbers than this in a label column are a quantity, not classes.
-_MOST_CLASSES = 256
+# More different values than this in a label column are no classes; more different whole numbers than this, unless they count up from 0 or 1
+# as numbers of classes do, are a quantity.
+_MOST_CLASSES, _MOST_NUMBERS = 256, 20
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,13 @@ class Recognized:
             ``"text"`` (plain text).
         columns: The columns that are read, in the order of the kind's name.
         task: Of the kind ``"task"``.
+        notes: What a user should know of it.
     """
 
     kind: Kind
     columns: tuple[str, ...]
     task: Task | None = None
+    notes: tuple[str, ...] = ()
 
 
 def recognize(
@@ -81,7 +85,8 @@ def recognize(
     label = label_column or next((name for name in _LABELS if name in present), None)
     texts = tuple(text_columns or _text_columns(dataset, label))
     if label is not None and texts:
-        return Recognized("task", (*texts, label), _classification(dataset, source, texts, label, label_words))
+        task = _classification(dataset, source, texts, label, label_words)
+        return Recognized("task", (*texts, label), task, () if label_words else _notes(task))
     if texts and label is None:
         return Recognized("text", texts[:1])
     raise ValueError(
@@ -126,6 +131,8 @@ def _classification(
                 f"{source}: {len(words)} label words for {len(names)} classes in column {label!r}: {', '.join(names)}"
             )
         names = list(words)
+    elif values:
+        _refuse_quantity(values, source, label)
     title = [name.replace("_", " ").capitalize() for name in texts]
     body = "\n".join(f"{each}: {{{name}}}" for each, name in zip(title, texts, strict=True))
     choices = f"{', '.join(names[:-1])} or {names[-1]}".replace("{", "{{").replace("}", "}}")
@@ -136,6 +143,22 @@ def _classification(
         label_words=tuple(names),
         label_values=tuple(values),
     )
+
+
+def _notes(task: Task) -> tuple[str, ...]:
+    if not all(map(_is_number, task.label_words)):
+        return ()
+    words = ", ".join(task.label_words[:5]) + (", ..." if task.num_labels > 5 else "")
+    return (
+        f"the answers are the numbers {words}, which tell a model nothing of the classes: --label_words gives them names, in this order",
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _task_name(source: str) -> str:
@@ -169,3 +192,26 @@ def _classes(dataset: Dataset, source: str, label: str) -> tuple[list[str], list
         )
     names = [str(value) for value in values]
     return names, list(names)
+
+
+def _refuse_quantity(values: Sequence[str], source: str, label: str) -> None:
+    """Refuses numbers that measure something.
+
+    Args:
+        values: All that stands in the column, as text.
+
+    Raises:
+        ValueError: Fractions, or many whole numbers with gaps.
+    """
+    if not all(map(_is_number, values)):
+        return
+    numbers = sorted(map(float, values))
+    whole = all(number.is_integer() for number in numbers)
+    if whole and (
+        len(numbers) <= _MOST_NUMBERS or (numbers[-1] - numbers[0] + 1 == len(numbers) and numbers[0] in (0, 1))
+    ):
+        return
+    raise ValueError(
+        f"{source}: column {label!r} holds {len(numbers)} different numbers from {numbers[0]:g} to {numbers[-1]:g}: a quantity and no class, "
+        "and regression is not supported. Put them into classes; if they are classes, give the answer of each (--label_words, or a task file)"
+    )

@@ -22,6 +22,9 @@ _OTHER_NAMES = {
     "validation": ("validation", "validation_matched", "valid", "val", "dev", "eval", "test"),
 }
 
+# Share of the training rows, and most of them, that stand in for a split to measure on.
+_HELD_OUT, _MAX_HELD_OUT = 0.1, 2000
+
 # What `save_to_disk` writes for a dataset and for several splits.
 _SAVED = "state.json"
 _SAVED_SPLITS = "dataset_dict.json"
@@ -53,8 +56,8 @@ def load_examples(
     revision: str | None = None,
     train_split: str | None = None,
     validation_split: str | None = None,
-    held_out: float = 0.1,
-    max_held_out: int = 2000,
+    held_out: float = _HELD_OUT,
+    max_held_out: int = _MAX_HELD_OUT,
     seed: int = 0,
     sample_by: str | None = None,
     skip_undecodable: bool = False,
@@ -87,11 +90,48 @@ def load_examples(
         raise FileNotFoundError(f"{source} has no split {validation_split!r}; it has {splits.names()}")
     if validation is not None:
         return Examples(source, train, validation, False, (splits.left_out["train"], splits.left_out["validation"]))
+    train, held = _hold_out(train, source, held_out, max_held_out, seed)
+    return Examples(source, train, held, True, (splits.left_out["train"], Counter()))
+
+
+def load_rows_to_measure(
+    path_or_hub_id: str | PathLike,
+    *,
+    config_name: str | None = None,
+    revision: str | None = None,
+    train_split: str | None = None,
+    split: str | None = None,
+    held_out: float = _HELD_OUT,
+    max_held_out: int = _MAX_HELD_OUT,
+    seed: int = 0,
+) -> tuple[Dataset, Dataset | None]:
+    """The rows that :func:`load_examples` gives to measure on, without those to train on.
+
+    Returns:
+        ``(rows, whole)``: where there was no such split, ``rows`` are the part that is taken away from the training rows, and ``whole``
+        is all of these; otherwise None.
+
+    Raises:
+        As :func:`load_examples`.
+    """
+    source = str(path_or_hub_id)
+    splits = _Splits.open(path_or_hub_id, config_name, revision, None, False)
+    rows = splits.load("validation", split)
+    if rows is not None:
+        return rows, None
+    whole = splits.load("train", train_split) if split is None else None
+    if whole is None:
+        raise FileNotFoundError(f"{source} has no split {split or 'validation'!r}; it has {splits.names()}")
+    return _hold_out(whole, source, held_out, max_held_out, seed)[1], whole
+
+
+def _hold_out(train: Dataset, source: str, share: float, most: int, seed: int) -> tuple[Dataset, Dataset]:
+    """Training rows, and the part of them to measure on."""
     if len(train) < 2:
         raise ValueError(f"{source} has {len(train)} rows: too few to train and to measure")
-    count = min(max(1, round(held_out * len(train))), max_held_out)
+    count = min(max(1, round(share * len(train))), most)
     parts = train.train_test_split(test_size=count, seed=seed, shuffle=True)
-    return Examples(source, parts["train"], parts["test"], True, (splits.left_out["train"], Counter()))
+    return parts["train"], parts["test"]
 
 
 class _Splits:

@@ -21,6 +21,11 @@ import yaml
 
 TaskKind = Literal["classification", "summarization"]
 
+#: Metrics of labels, of answers that the model writes, and of given answers that it predicts token by token.
+LABEL_METRICS = ("accuracy", "f1", "matthews_correlation")
+WRITTEN_METRICS = ("rouge", "exact_match")
+PREDICTED_METRICS = ("token_accuracy", "perplexity")
+
 _SPLITS = {"train": "train", "validation": "validation", "test": "test"}
 
 
@@ -34,7 +39,8 @@ class Task:
         target_field: Column of the answer: a label, or a text that the model writes.
         label_words: The answer of each label, in the order of the label ids. Empty where the answer is a text.
         label_values: What stands in the target's column for each label id, as text; empty: the ids themselves.
-        metric: Name for :func:`hf_bitdistill.evaluation.get_metric`. Default: ``"accuracy"`` for labels, ``"rouge"`` for texts.
+        metric: Of labels ``"accuracy"`` (default), ``"f1"`` (macro) or ``"matthews_correlation"``; of texts ``"rouge"`` (default) or
+            ``"exact_match"``, for which the model writes its answer, ``"token_accuracy"`` or ``"perplexity"`` of the given one.
         document_field: The column that is shortened when a prompt is too long; the instruction and the answer never are. Default:
             the first of the prompt.
         hub_id: Dataset id on the Hub; empty: it is not there.
@@ -46,7 +52,8 @@ class Task:
         max_new_tokens: Default limit, in tokens, of a generated answer.
 
     Raises:
-        ValueError: The prompt has no column or ends in a space, the target is part of it, or labels are not distinct words.
+        ValueError: The prompt has no column or ends in a space, the target is part of it, labels are not distinct words, or the metric is
+            unknown or of the other kind of answers.
     """
 
     name: str
@@ -96,6 +103,11 @@ class Task:
         ):
             raise ValueError(f"labels must be two or more different words, they are {list(words)}")
 
+        metrics = LABEL_METRICS if words else (*WRITTEN_METRICS, *PREDICTED_METRICS)
+        if self.metric not in metrics:
+            what = "labels" if words else "texts"
+            raise ValueError(f"the metric {self.metric!r} is none of {what}; those are {', '.join(metrics)}")
+
     def __reduce__(self):
         # A mappingproxy cannot be pickled, and worker processes as well as datasets' fingerprints pickle the task.
         state = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -107,6 +119,11 @@ class Task:
     def kind(self) -> TaskKind:
         """``"classification"`` if there are labels; otherwise ``"summarization"``: the model writes the answer."""
         return "classification" if self.label_words else "summarization"
+
+    @property
+    def is_predicted(self) -> bool:
+        """Whether the given answers are predicted token by token for the metric; otherwise the model chooses or writes its own."""
+        return self.metric in PREDICTED_METRICS
 
     @property
     def text_fields(self) -> tuple[str, ...]:
@@ -186,7 +203,9 @@ def load_task(path: str | PathLike) -> Task:
     - ``labels``: for classification. A list: the answer's word for each number (or ``ClassLabel``) in the target's column. A mapping:
       ``{value in the column: the answer's word}``. Without it the answer is the column's text, which the model writes;
     - ``document``: the column that is shortened when a prompt is too long (default: the prompt's first);
-    - ``metric``: default ``accuracy`` with ``labels``, ``rouge`` without;
+    - ``metric``: with ``labels`` ``accuracy`` (default), ``f1`` (the mean over the classes) or ``matthews_correlation``; without,
+      ``rouge`` (default) or ``exact_match`` of the answer that the model writes, ``token_accuracy`` or ``perplexity`` of the given
+      answer, which it predicts token by token (much faster: nothing is written);
     - ``max_length``, ``max_new_tokens``: in tokens, of prompt and answer together, of a written answer;
     - ``columns``: other names that a column may have: ``{text: [review, sentence]}``;
     - ``dataset``, ``dataset_config``, ``splits``: where the data is, if it is on the Hub;
@@ -203,6 +222,20 @@ def load_task(path: str | PathLike) -> Task:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
+    return task_of(values, str(path), path.stem)
+
+
+def task_of(values: Any, path: str, name: str = "task") -> Task:
+    """The task that a task file's values define.
+
+    Args:
+        values: What :func:`load_task` reads.
+        path: Where they are from, for messages.
+        name: Of a task without one.
+
+    Raises:
+        ValueError: As :func:`load_task`.
+    """
     if not isinstance(values, dict):
         raise ValueError(f"{path} must map keys to values")
     for key, value in values.items():
@@ -217,7 +250,7 @@ def load_task(path: str | PathLike) -> Task:
     for key in ("prompt", "target"):
         if key not in values:
             raise ValueError(f"{path}: {key} is missing")
-    options = {"name": path.stem, **{_KEYS[key][0]: value for key, value in values.items()}}
+    options = {"name": name, **{_KEYS[key][0]: value for key, value in values.items()}}
     labels = values.get("labels") or []
     words = list(labels.values()) if isinstance(labels, dict) else labels
     truths = [value for value in (*labels, *words) if isinstance(value, bool)]
@@ -230,6 +263,22 @@ def load_task(path: str | PathLike) -> Task:
         return _make_task(options)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def task_values(task: Task) -> dict[str, Any]:
+    """A task as a task file has it, for YAML or JSON: ``task_of(task_values(task), ...) == task``."""
+    words: Any = list(task.label_words)
+    if task.label_values:
+        words = dict(zip(task.label_values, task.label_words, strict=True))
+    found = {key: getattr(task, field) for key, (field, _) in _KEYS.items()}
+    found |= {
+        "labels": words,
+        "splits": {} if task.splits == _SPLITS else dict(task.splits),
+        "columns": {name: list(other) for name, other in task.field_aliases.items()},
+        "document": "" if task.document_field == task.text_fields[0] else task.document_field,
+        "hidden_label_splits": list(task.hidden_label_splits),
+    }
+    return {key: value for key, value in found.items() if value not in (None, "", [], {})}
 
 
 TASKS: Mapping[str, Task] = MappingProxyType(

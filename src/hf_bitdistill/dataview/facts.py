@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import yaml
 
 from ..data.cleaning import describe
-from ..data.tasks import Task
+from ..data.tasks import Task, task_values
 from .look import DataView, SplitView
 
 
@@ -54,6 +54,7 @@ def recognized_rows(view: DataView) -> list[list[str]]:
         rows.append(["trained on", "the completion"])
     unit = "tokens of a block" if recognized.kind == "text" else "tokens of an example"
     rows.append(["max_length", f"{view.max_length} {unit}, {view.max_length_from} (--max_length)"])
+    rows += [["note", note] for note in recognized.notes]
     rows.append(["to override", how_to_override(view)])
     return rows
 
@@ -150,19 +151,10 @@ def duplicate_text(view: DataView) -> str:
 
 def task_file(task: Task) -> str:
     """A task as a file for `--task`, to be changed."""
-    values: dict = {"target": task.target_field}
-    if task.label_words:
-        words = list(task.label_words)
-        values["labels"] = dict(zip(task.label_values, words, strict=True)) if task.label_values else words
-    if task.document_field != task.text_fields[0]:
-        values["document"] = task.document_field
-    values |= {"metric": task.metric, "max_length": task.max_length}
-    if not task.label_words:
-        values["max_new_tokens"] = task.max_new_tokens
-    if task.field_aliases:
-        values["columns"] = {name: list(other) for name, other in task.field_aliases.items()}
+    values = task_values(task)
+    values.pop("name")
     # (A JSON string is YAML, and keeps a prompt of several lines readable.)
-    prompt = f"prompt: {json.dumps(task.prompt, ensure_ascii=False)}\n"
+    prompt = f"prompt: {json.dumps(values.pop('prompt'), ensure_ascii=False)}\n"
     return prompt + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.checks import ModelLimits
 from ..data.preprocessing import Head, PromptEncoder, build_dataset, label_word_ids
 from ..data.tasks import Task, get_task
+from .answers import predict_answers, score_answers
 from .batching import check_finite, dataset_progress, evaluating, model_device, pad_batch, padding_id
 from .likelihood import label_word_scores, perplexity
 
@@ -37,13 +38,15 @@ def evaluate_task(
 ) -> dict[str, Any]:
     """Evaluates a model on a task's examples, on the device the model is on.
 
-    Classification with a causal LM compares, for each example, the log-likelihood of the token sequence of each label
-    word after the prompt, ``sum_i log p(word_i | prompt, word_<i)`` in float32 over the whole vocabulary, and predicts
-    the largest (the lowest label id among equals). Words of different lengths are compared by the sum, not by the
-    mean: it is the probability with which the model would write the word. Nothing is generated, so every prediction
-    is one of the labels. With a classification head the prediction is the largest logit. Both pad on the right.
+    Classification with a causal LM compares, for each example, the likelihoods of the label words after the prompt and predicts the
+    largest (the lowest label id among equals). The likelihood of a word of several tokens is normalised over the label words, token by
+    token (see :func:`.likelihood.label_word_scores`), so that it does not matter how many tokens a word has. Nothing is generated, so every
+    prediction is one of the labels. With a classification head the prediction is the largest logit. Both pad on the right.
 
-    Summaries are generated greedily (left padding) and compared by ROUGE with stemming; ROUGE-Lsum takes each line and
+    Of a task with the metric ``token_accuracy`` or ``perplexity`` the given answers, end-of-text included, are predicted token by token,
+    each given the true ones before it.
+
+    Other texts are generated greedily (left padding) and compared by ROUGE with stemming; ROUGE-Lsum takes each line and
     each sentence within it as a sentence.
 
     Args:
@@ -58,13 +61,15 @@ def evaluate_task(
         use_chat_template: Must be as in training; see ``PromptEncoder``.
         max_new_tokens: Limit of a summary, in tokens. None: the task's default.
         progress: Whether to show a progress bar.
-        return_predictions: Whether to add ``"predictions"``, in the order of ``dataset``: label ids, or texts.
+        return_predictions: Whether to add ``"predictions"``, in the order of ``dataset``: label ids, texts, or the first choices for the
+            tokens of a given answer.
 
     Returns:
-        ``task`` (str); the metric's values (``accuracy``, ``f1``, ``matthews_correlation``, ``exact_match``, or ``rouge1``,
-        ``rouge2``, ``rougeL``, ``rougeLsum``); one standard error of each (``accuracy_stderr``, ...); ``n`` (examples);
-        ``chance_level`` (share of the most frequent class among them, None without classes) and ``random_level`` (of as many
-        classes, drawn with equal chances); ``seconds`` (wall time of the model's work, without tokenization and metric);
+        ``task`` (str); the metric's values (``accuracy``, ``f1``, ``matthews_correlation``, ``exact_match``, ``rouge1``, ``rouge2``,
+        ``rougeL`` and ``rougeLsum``, or ``token_accuracy`` and ``perplexity``); one standard error of each (``accuracy_stderr``, ...);
+        ``n`` (examples); ``chance_level``, what always giving the most frequent class, answer or token of these examples would score
+        (None for ROUGE); of classes ``random_level``, what classes drawn with equal chances would be expected to (of F1 about);
+        ``chance_perplexity`` of token frequencies alone; ``seconds`` (wall time of the model's work, without tokenization and metric);
         ``tokens_per_second`` (tokens read, without padding; for summarization tokens generated).
 
     Raises:
@@ -73,14 +78,10 @@ def evaluate_task(
             of the task, or the dataset is empty or lacks columns.
         FloatingPointError: If the model's scores are not finite.
     """
-    from .metrics import LABEL_METRICS, get_metric
+    from .metrics import get_metric
     from .uncertainty import standard_errors
 
     task = get_task(task)
-    metric = get_metric(task.metric)
-    if (task.metric in LABEL_METRICS) != (task.kind == "classification"):
-        kind = "labels" if task.metric in LABEL_METRICS else "written answers"
-        raise ValueError(f"task {task.name}: the metric {task.metric} is one of {kind}, which this task has not")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     with dataset_progress(progress):
@@ -90,10 +91,13 @@ def evaluate_task(
             tokenizer,
             max_length,
             head,
-            train=False,
+            train=task.is_predicted,
             use_chat_template=use_chat_template,
             max_new_tokens=max_new_tokens,
         )
+    if task.is_predicted:
+        return _predict(model, tokenizer, task, built, batch_size, return_predictions)
+    metric = get_metric(task.metric)
     prompts: list[list[int]] = [list(ids) for ids in built["input_ids"]]
     words = None
     room = 0
@@ -123,17 +127,13 @@ def evaluate_task(
             predictions = scores.argmax(dim=-1).tolist()
     seconds = time.perf_counter() - started
 
+    options: dict[str, Any] = {}
     if task.kind == "classification":
         references = list(built["labels" if head == "sequence_classification" else "label"])
-        levels = {
-            "chance_level": max(Counter(references).values()) / len(references),
-            "random_level": 1 / task.num_labels,
-        }
-        options: dict[str, Any] = {}
     else:
         references = list(built["reference"])
-        levels = {"chance_level": None}
-        options = {"use_stemmer": True, "split_sentences": True} if task.metric == "rouge" else {}
+        if task.metric == "rouge":
+            options = {"use_stemmer": True, "split_sentences": True}
     values = metric.compute(predictions=predictions, references=references, **options)
     errors = standard_errors(task.metric, predictions, references, **options)
     result = {
@@ -141,13 +141,54 @@ def evaluate_task(
         **values,
         **{f"{name}_stderr": error for name, error in errors.items()},
         "n": len(prompts),
-        **levels,
+        **_levels(task, references),
         "seconds": seconds,
         "tokens_per_second": tokens / max(seconds, 1e-9),
     }
     if return_predictions:
         result["predictions"] = predictions
     return result
+
+
+def _predict(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    built: Dataset,
+    batch_size: int,
+    return_predictions: bool,
+) -> dict[str, Any]:
+    """The scores of given answers."""
+    ModelLimits.of({"model": model}).check_sequences(built["input_ids"], "example")
+    started = time.perf_counter()
+    predicted = predict_answers(model, tokenizer, built, batch_size)
+    seconds = time.perf_counter() - started
+    result: dict[str, Any] = {"task": task.name, **score_answers(predicted, built["labels"])}
+    result |= {"seconds": seconds, "tokens_per_second": sum(map(len, built["input_ids"])) / max(seconds, 1e-9)}
+    if return_predictions:
+        result["predictions"] = [choices for *_, choices in predicted]
+    return result
+
+
+def _levels(task: Task, references: Sequence[Any]) -> dict[str, float | None]:
+    """What a model scores that does not look at the examples."""
+    from .metrics import get_metric
+
+    if task.metric == "rouge":
+        return {"chance_level": None}
+    counts = Counter(references)
+    constant = [counts.most_common(1)[0][0]] * len(references)
+    chance = get_metric(task.metric).compute(predictions=constant, references=list(references))
+    levels: dict[str, float | None] = {"chance_level": chance[task.metric]}
+    if task.kind == "classification":
+        share = 1 / task.num_labels
+        shares = [count / len(references) for count in counts.values()]
+        levels["random_level"] = {
+            "accuracy": share,
+            "f1": sum(2 * each * share / (each + share) for each in shares) / task.num_labels,
+            "matthews_correlation": 0.0,
+        }[task.metric]
+    return levels
 
 
 def _check_classes(labels: Sequence[int], task: Task) -> None:

@@ -37,6 +37,23 @@ def _paths(words: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
     return paths, owner
 
 
+def _siblings(words: Sequence[Sequence[int]]) -> list[list[list[int]]]:
+    """For each token of each word the tokens that may stand there, of all words that begin as this one does."""
+    follow: dict[tuple[int, ...], dict[int, None]] = {}
+    for word in words:
+        for at, token in enumerate(word):
+            follow.setdefault(tuple(word[:at]), {})[token] = None
+    return [[list(follow[tuple(word[:at])]) for at in range(len(word))] for word in words]
+
+
+def _deciding(words: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Each word up to the last token where another word could have gone on differently (its first token at least), and the siblings of
+    these tokens."""
+    siblings = _siblings(words)
+    ends = [max((at + 1 for at, tokens in enumerate(each) if len(tokens) > 1), default=1) for each in siblings]
+    return [list(word[:end]) for word, end in zip(words, ends, strict=True)], siblings
+
+
 def label_word_scores(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -44,22 +61,29 @@ def label_word_scores(
     words: Sequence[Sequence[int]],
     batches: Any,
 ) -> tuple[torch.Tensor, int]:
-    """Log-likelihood of each label word after each prompt.
+    """Log-likelihood of each label word after each prompt, among the label words.
+
+    From its second token on, a token's probability is taken among those with which a label word that begins alike can go on:
+    ``log p(w_1) + sum_{i>1} (log p(w_i) - logsumexp_{v in S_i} log p(v))``, ``S_i`` the i-th tokens of all words that begin with
+    ``w_1 ... w_{i-1}``. (For the first token that would take the same number from all.) So a token that no other word could have costs nothing,
+    and is not even read: how many tokens a tokenizer makes of a word gives no word an advantage. The scores are, up to one number a prompt,
+    the logarithms of a distribution over the words. Words of one token each: their log-likelihoods.
 
     Args:
         model: A causal LM, in evaluation mode.
         tokenizer: Its tokenizer (only the padding id is used).
         prompts: ``N`` token id lists.
-        words: ``L`` token id lists, each at least one token.
+        words: ``L`` token id lists, each at least one token, none the beginning of another.
         batches: Iterable of lists of row numbers that together cover the prompts.
 
     Returns:
-        Scores, float32 ``[N, L]`` on the CPU, in nats; and the number of tokens the model read.
+        Scores, float32 ``[N, L]`` on the CPU, in nats, from log-probabilities over the whole vocabulary in float32; and the number of tokens the model read.
 
     Raises:
         FloatingPointError: If a score is not finite.
     """
     device, pad_id = model_device(model), padding_id(tokenizer)
+    words, siblings = _deciding(words)
     paths, owner = _paths(words)
     scores = torch.zeros(len(prompts), len(words))
     tokens = 0
@@ -80,9 +104,13 @@ def label_word_scores(
             chosen = logits.gather(1, positions[:, :, None].expand(-1, -1, logits.shape[-1]))
             log_probs = chosen.float().log_softmax(dim=-1)
             for index in mine:
-                word = torch.tensor(list(words[index]), device=logits.device)
-                steps = torch.arange(len(word), device=logits.device)
-                scores[rows, index] = log_probs[:, steps, word].sum(dim=-1).cpu()
+                word = words[index]
+                score = log_probs[:, 0, word[0]]
+                for step in range(1, len(word)):
+                    if len(siblings[index][step]) > 1:
+                        among = log_probs[:, step, siblings[index][step]].logsumexp(dim=-1)
+                        score = score + log_probs[:, step, word[step]] - among
+                scores[rows, index] = score.cpu()
     check_finite(scores, "label-word scores")
     return scores, tokens
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import evaluate
 from datasets import Features, Value
 
+from ..data.tasks import PREDICTED_METRICS
+
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -178,9 +180,6 @@ _METRICS = {
     "rouge": Rouge,
 }
 
-#: Metrics of labels; the others are of written answers.
-LABEL_METRICS = ("accuracy", "f1", "matthews_correlation")
-
 
 def get_metric(name: str) -> evaluate.Metric:
     """Builds a metric that works offline and keeps its inputs in memory.
@@ -192,8 +191,10 @@ def get_metric(name: str) -> evaluate.Metric:
         A new ``evaluate.Metric``: call ``compute``, or ``add_batch`` and then ``compute``.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or one of a metric that compares no predictions (``"token_accuracy"``, ``"perplexity"``).
     """
+    if name in PREDICTED_METRICS:
+        raise ValueError(f"{name} is measured on a model (evaluate_task, answer_scores), not on predictions")
     if name not in _METRICS:
         raise ValueError(f"unknown metric {name!r}; the metrics are {', '.join(_METRICS)}")
     return _METRICS[name](keep_in_memory=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
-
-from .metrics import each_exact_match, each_rouge, get_metric
 
 
 # Resamples of a metric that is no mean over examples. The error of a standard error from 200 is five per cent.
@@ -21,11 +20,13 @@ def standard_errors(
     no such means: they are computed again on resamples of the examples (bootstrap, always the same ones).
 
     Args:
-        metric: A name for :func:`get_metric`.
+        metric: A name for :func:`.metrics.get_metric`.
         predictions, references: As ``compute`` takes them.
         options: Of ``compute``.
     """
     import numpy as np
+
+    from .metrics import each_exact_match, each_rouge, get_metric
 
     if metric == "accuracy":
         each = {"accuracy": [p == r for p, r in zip(predictions, references, strict=True)]}
@@ -45,3 +46,10 @@ def standard_errors(
 
 def _of_mean(values: Any) -> float:
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+
+
+def ratio_error(values: Sequence[float], weights: Sequence[float]) -> float:
+    """One standard error of a ratio of sums, ``sum(values) / sum(weights)``, over rows that are independent of each other."""
+    ratio = sum(values) / sum(weights)
+    squares = sum((value - ratio * weight) ** 2 for value, weight in zip(values, weights, strict=True))
+    return math.sqrt(squares) / sum(weights)

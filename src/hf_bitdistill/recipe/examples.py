@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from datasets import Dataset
 
-from ..data import Task, build_dataset, get_task, pack_corpus
+from ..data import Task, build_dataset, get_task
 from ..data.checks import context_length
 from ..data.conversations import encode_completions, encode_conversations
 from ..data.loading import load_task_dataset, task_rows
 from ..data.recognition import recognize
 from ..data.sources import load_examples
-from ..data.tasks import TASKS
+from ..data.tasks import TASKS, WRITTEN_METRICS
 from ..evaluation import evaluate_task
+from ..evaluation.record import Measurement
+from ..evaluation.rows import DEFAULT_LENGTH, ROWS_SEED, few, text_blocks, without_gaps
 from .measure import Measured, Score, majority_share, measure_answers, measure_classes, unigram_accuracy
 from .settings import RecipeError, RecipeSettings
 
@@ -30,9 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _EVAL_BATCH = 16
-_DEFAULT_LENGTH = 512
-# Held-out rows are cut off by this seed, whatever the run's: runs with other seeds make their choices on the same rows.
-_HELD_OUT_SEED = 0
 _LARGEST_HELD_OUT_SHARE = 0.1
 # Answers that are written token by token take long.
 _WRITTEN_EVAL_ROWS = 200
@@ -49,6 +48,8 @@ class Examples(Protocol):
         held_out: the same of training rows that are taken away for choices.
         rows: training rows before tokenisation and what became of them, by kind.
         task: with prompt and labels, where there is one.
+        evaluation: the evaluation split.
+        how: the evaluation split was read, and a model is asked.
     """
 
     kind: str
@@ -58,6 +59,8 @@ class Examples(Protocol):
     held_out: Dataset
     rows: dict[str, int]
     task: Task | None
+    evaluation: Dataset
+    how: Measurement
 
     @property
     def chance(self) -> float:
@@ -85,6 +88,7 @@ class _Answers:
     evaluation: Dataset
     tokenizer: PreTrainedTokenizerBase
     rows: dict[str, int]
+    how: Measurement
     metric: str = "token_accuracy"
     task: Task | None = None
 
@@ -121,6 +125,7 @@ class _TaskRows:
     train_answers: Sequence[Any]
     tokenizer: PreTrainedTokenizerBase
     max_length: int
+    how: Measurement
     rows: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -152,14 +157,10 @@ class _TaskRows:
             max_length=self.max_length,
             progress=False,
         )
-        chance = None
+        chance = result["chance_perplexity" if self.metric == "perplexity" else "chance_level"]
         if self.metric == "accuracy":
             # What always naming the class that training has most of would score.
             chance = majority_share(self.train_answers, self.evaluation[self.task.target_field])
-        elif self.metric == "matthews_correlation":
-            chance = 0.0
-        elif self.metric == "f1":
-            chance = 1 / self.task.num_labels
         more = {name: value for name, value in result.items() if isinstance(value, float) and "second" not in name}
         more.pop(self.metric)
         error = more.pop(f"{self.metric}_stderr")
@@ -204,7 +205,7 @@ class _Loader:
             revision=settings.dataset_revision,
             train_split=settings.train_split,
             validation_split=settings.eval_split,
-            seed=_HELD_OUT_SEED,
+            seed=ROWS_SEED,
         )
         if loaded.held_out_from_train:
             self.notes.append(
@@ -221,6 +222,7 @@ class _Loader:
             label_column=settings.label_column,
             label_words=settings.label_words,
         )
+        self.notes += recognized.notes
         if recognized.kind == "task":
             return self._task(recognized.task, source, train, evaluation)
         if recognized.kind == "text":
@@ -247,16 +249,16 @@ class _Loader:
         train, evaluation = task_rows(train, task, source), task_rows(evaluation, task, source)
         rest, held_out = self._cut(train)
         limit = self.eval_rows
-        if task.kind != "classification":
+        if task.metric in WRITTEN_METRICS:
             limit = min(limit, _WRITTEN_EVAL_ROWS) if limit else _WRITTEN_EVAL_ROWS
         build = {"tokenizer": self.tokenizer, "max_length": length, "skip_overlong": True}
         encoded = build_dataset(task, rest, **build)
         encoded_held_out = build_dataset(task, held_out, **build)
         self.left_out["longer than max_length"] += len(rest) + len(held_out) - len(encoded) - len(encoded_held_out)
-        evaluation = self._few(evaluation, limit)
+        evaluation = few(evaluation, limit)
         # Before hours of training: the prompts of the evaluation after it must fit too.
-        for rows in (held_out, evaluation):
-            build_dataset(task, rows, self.tokenizer, length, train=False)
+        build_dataset(task, held_out, self.tokenizer, length, train=False)
+        build_dataset(task, evaluation, self.tokenizer, length, train=task.is_predicted)
         answer = f"classes {', '.join(task.label_words)}" if task.label_words else "written answers"
         description = f"{source}: task {task.name}, {answer}"
         answers = list(rest[task.target_field]) if task.label_words else []
@@ -270,11 +272,12 @@ class _Loader:
             answers,
             self.tokenizer,
             length,
+            self._how("task", length, limit, task=task),
             self._finish(len(encoded)),
         )
 
     def _answers(self, kind: str, column: str, source: str, train: Dataset, evaluation: Dataset) -> Examples:
-        length = self._length(_DEFAULT_LENGTH)
+        length = self._length(DEFAULT_LENGTH)
 
         def encode(dataset: Dataset):
             if kind == "messages":
@@ -288,11 +291,13 @@ class _Loader:
         for part in parts:
             self.left_out.update(part.left_out)
         encoded, encoded_held_out = (part.dataset for part in parts)
-        measured = encode(self._few(evaluation, self.eval_rows)).dataset
+        measured = encode(few(evaluation, self.eval_rows)).dataset
         name = "conversations" if kind == "messages" else "prompts with completions"
         description = self._describe(f"{source}: {name}", encoded, encoded_held_out, measured)
         rows = self._finish(len(encoded))
-        return _Answers("answers", description, encoded, encoded_held_out, measured, self.tokenizer, rows)
+        named = {"column": column, "turns": self.settings.turns} if kind == "messages" else {}
+        how = self._how(kind, length, self.eval_rows, **named)
+        return _Answers("answers", description, encoded, encoded_held_out, measured, self.tokenizer, rows, how)
 
     def _text(self, column: str, source: str, train: Dataset, evaluation: Dataset) -> Examples:
         size = self._length(256)
@@ -301,55 +306,52 @@ class _Loader:
         self.left_out["empty"] += len(train) - len(texts)
         rest, held_out = self._cut(Dataset.from_dict({"text": texts}))
         blocks = [self._blocks(part, "text", size) for part in (rest, held_out)]
-        measured = self._few(self._blocks(evaluation, column, size), self.eval_rows)
+        measured = few(self._blocks(evaluation, column, size), self.eval_rows)
         description = self._describe(f"{source}: plain text, blocks of {size} tokens", *blocks, measured)
         rows = self._finish(len(rest))
-        return _Answers("text", description, *blocks, measured, self.tokenizer, rows)
+        how = self._how("text", size, self.eval_rows, column=column)
+        return _Answers("text", description, *blocks, measured, self.tokenizer, rows, how)
 
     def _blocks(self, dataset: Dataset, column: str, size: int) -> Dataset:
-        blocks = pack_corpus(dataset, self.tokenizer, size, column, drop_remainder=False)
-        ids = [list(row) for row in blocks["input_ids"]]
-        if not ids:
+        blocks = text_blocks(dataset, self.tokenizer, size, column)
+        if not len(blocks):
             raise RecipeError(f"{self.settings.dataset}: the texts are too short for training and evaluation")
-        return Dataset.from_dict(
-            {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "labels": [list(row) for row in ids]}
+        return blocks
+
+    def _how(self, kind: str, length: int, limit: int, **more: Any) -> Measurement:
+        """For whoever measures a model on the evaluation split again."""
+        settings = self.settings
+        return Measurement(
+            kind,
+            dataset=settings.dataset,
+            dataset_config=settings.dataset_config,
+            dataset_revision=settings.dataset_revision,
+            split=settings.eval_split,
+            train_split=settings.train_split,
+            max_length=length,
+            limit=limit or None,
+            **more,
         )
 
     # ---- Rows ----
 
     def _usable(self, task: Task, dataset: Dataset, count: bool = False) -> Dataset:
         """Without rows that lack a text or an answer."""
-        names = {
-            name: next(
-                (other for other in (name, *task.field_aliases.get(name, ())) if other in dataset.column_names), name
-            )
-            for name in task.columns
-        }
-        present = {name: dataset[other] for name, other in names.items() if other in dataset.column_names}
-        reasons: dict[int, str] = {}
-        for name, column in present.items():
-            for row, value in enumerate(column):
-                if value is None or (isinstance(value, str) and not value.strip()):
-                    reasons.setdefault(row, "without label" if name == task.target_field else f"empty {name}")
+        usable, reasons = without_gaps(task, dataset)
         if count:
             self.read += len(dataset)
-            self.left_out.update(reasons.values())
-        if len(reasons) == len(dataset):
+            self.left_out.update(reasons)
+        if not len(usable):
             raise RecipeError(f"{self.settings.dataset}: no row has a text and an answer")
-        return dataset.select([row for row in range(len(dataset)) if row not in reasons]) if reasons else dataset
+        return usable
 
     def _cut(self, dataset: Dataset) -> tuple[Dataset, Dataset]:
         """Training rows, and the held-out part of them."""
         count = min(self.held_out_rows, max(1, int(len(dataset) * _LARGEST_HELD_OUT_SHARE)))
         if len(dataset) - count < 2:
             raise RecipeError(f"{self.settings.dataset} has {len(dataset)} usable training rows: too few")
-        parts = dataset.train_test_split(test_size=count, seed=_HELD_OUT_SEED, shuffle=True)
+        parts = dataset.train_test_split(test_size=count, seed=ROWS_SEED, shuffle=True)
         return parts["train"], parts["test"]
-
-    def _few(self, dataset: Dataset, limit: int) -> Dataset:
-        if not limit or len(dataset) <= limit:
-            return dataset
-        return dataset.shuffle(seed=_HELD_OUT_SEED).select(range(limit))
 
     def _length(self, default: int) -> int:
         wanted = self.settings.max_length or default

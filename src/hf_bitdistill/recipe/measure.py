@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data import PromptEncoder, Task, build_dataset, collate, label_word_ids
-from ..evaluation.batching import check_finite, evaluating, model_device
+from ..data import PromptEncoder, Task, build_dataset, label_word_ids
+from ..evaluation.answers import predict_answers
+from ..evaluation.batching import evaluating
 from ..evaluation.likelihood import label_word_scores
+from ..evaluation.uncertainty import ratio_error
 
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ class Measured:
 
     @property
     def accuracy_error(self) -> float:
-        return _ratio_error(self.correct, self.tokens)
+        return ratio_error(self.correct, self.tokens)
 
     @property
     def loss(self) -> float:
@@ -111,14 +113,7 @@ class Measured:
 
 def _difference(first: Sequence[float], second: Sequence[float], tokens: Sequence[int]) -> Difference:
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    return Difference(sum(differences) / sum(tokens), _ratio_error(differences, tokens))
-
-
-def _ratio_error(values: Sequence[float], weights: Sequence[int]) -> float:
-    """Of a ratio of sums over rows: tokens of one answer are not independent, answers are."""
-    ratio = sum(values) / sum(weights)
-    squares = sum((value - ratio * weight) ** 2 for value, weight in zip(values, weights, strict=True))
-    return math.sqrt(squares) / sum(weights)
+    return Difference(sum(differences) / sum(tokens), ratio_error(differences, tokens))
 
 
 def _longest_first(lengths: Sequence[int]) -> list[list[int]]:
@@ -155,32 +150,7 @@ def measure_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     Args:
         rows: `input_ids`, `attention_mask`, `labels`, unpadded.
     """
-    merge = collate(tokenizer)
-    columns = rows.select_columns(["input_ids", "attention_mask", "labels"])
-    lengths = [len(ids) for ids in columns["input_ids"]]
-    found: dict[int, tuple[int, int, float, list[int]]] = {}
-    device = model_device(model)
-    with evaluating(model):
-        for chosen in _longest_first(lengths):
-            batch = merge([columns[row] for row in chosen])
-            ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-            targets = batch["labels"][:, 1:]
-            for place, row in enumerate(chosen):
-                # One row at a time: the float32 copy of a whole batch's logits is the largest tensor there would be.
-                where = targets[place] >= 0
-                wanted = targets[place][where].to(logits.device)
-                own = logits[place, :-1][where.to(logits.device)].float()
-                losses = torch.nn.functional.cross_entropy(own, wanted, reduction="none")
-                check_finite(losses, "losses")
-                choices = own.argmax(-1)
-                found[row] = (
-                    int(where.sum()),
-                    int((choices == wanted).sum()),
-                    float(losses.double().sum()),
-                    choices.tolist(),
-                )
-    return Measured(*map(list, zip(*(found[row] for row in range(len(lengths))), strict=True)))
+    return Measured(*map(list, zip(*predict_answers(model, tokenizer, rows, _BATCH), strict=True)))
 
 
 def majority_share(train: Sequence[Any], evaluation: Sequence[Any]) -> float:

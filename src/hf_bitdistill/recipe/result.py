@@ -15,6 +15,8 @@ from .store import write_json
 
 
 RESULT_FILE, PAGE = "result.json", "report.html"
+# Name of the final student in the table.
+PACKED_ROW = "ternary student, packed"
 
 
 @dataclass

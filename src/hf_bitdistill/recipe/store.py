@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..atomic import lock_folder, write_text
+from ..data.fingerprint import fingerprint_rows
 from ..environment import describe_environment
+from ..model_folder import RECORDS
 from .settings import RecipeError
 
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+__all__ = ["Stage", "StageStore", "fingerprint_model", "fingerprint_rows", "write_json"]
 
 RESULT = "result.json"
 CHECKPOINTS = "checkpoints"
@@ -112,20 +113,12 @@ def _print(kind: str, folder: Path, settings: dict[str, Any]) -> None:
 # ---- What a stage depends on besides its settings ----
 
 
-def fingerprint_rows(dataset: Dataset) -> str:
-    """A hash of the contents of a dataset: the same rows give the same one, wherever they were read from."""
-    digest = hashlib.sha256(json.dumps(sorted(dataset.column_names)).encode())
-    for rows in dataset.select_columns(sorted(dataset.column_names)).iter(1000):
-        digest.update(json.dumps(rows, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:16]
-
-
 _SAMPLE = 1 << 20
 
 
 def fingerprint_model(name_or_path: str | Path) -> str:
-    """What tells a model from another: of a folder the contents of its configuration and samples of its weights (an mebibyte from both ends
-    and the middle of each file, and its size), of a Hub id the id."""
+    """What tells a model from another: of a folder the contents of its configuration (not what was measured of it) and samples of its
+    weights (an mebibyte from both ends and the middle of each file, and its size), of a Hub id the id."""
     folder = Path(name_or_path).expanduser()
     if not folder.is_dir():
         return str(name_or_path)
@@ -138,7 +131,7 @@ def fingerprint_model(name_or_path: str | Path) -> str:
                 for start in (0, size // 2, max(size - _SAMPLE, 0)):
                     reader.seek(start)
                     digest.update(reader.read(_SAMPLE))
-        elif file.suffix == ".json" or file.suffix == ".jinja":
+        elif file.suffix in (".json", ".jinja") and file.name not in RECORDS:
             digest.update(file.name.encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

@@ -17,7 +17,11 @@ from .weights import measure_weights, plot_histograms, plot_zeros, student_optio
 # What a bar chart can show of an evaluation, and how it is called.
 _METRICS = {
     "accuracy": "accuracy",
+    "f1": "macro F1",
+    "matthews_correlation": "Matthews correlation",
+    "exact_match": "exact match",
     "rougeLsum": "ROUGE-Lsum",
+    "token_accuracy": "token accuracy",
     "perplexity": "perplexity (lower is better)",
     "tokens_per_second": "tokens a second in the evaluation",
 }
@@ -62,7 +66,11 @@ def _evaluations(run: Path, compared: Mapping[str, Path], figures: Path) -> str:
         files["this run"] = run / "evaluation.json"
     if not files:
         return ""
-    results = {name: _read(file) for name, file in files.items()}
+    # (A nested value says how it was measured.)
+    results = {
+        name: {key: value for key, value in _read(file).items() if not isinstance(value, (dict, list))}
+        for name, file in files.items()
+    }
     parts = ["<h2>Scores</h2>"]
     for metric, label in _METRICS.items():
         values = {name: float(result[metric]) for name, result in results.items() if metric in result}

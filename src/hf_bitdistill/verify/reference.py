@@ -14,10 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..atomic import write_text
 from ..evaluation.batching import evaluating, forward_logits, model_device
+from ..model_folder import REFERENCE_FILE
 
-
-REFERENCE_FILE = "verification.json"
-"""In a model's folder."""
 
 _TEXTS = (
     "The quick brown fox jumps over the lazy dog, and then",

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from hf_bitdistill.decoder import Student
 from hf_bitdistill.decoder.families import FAMILIES
+from hf_bitdistill.evaluation.record import carry_record
 from hf_bitdistill.model_folder import check_output, replace_model
 from hf_bitdistill.weight_files import find_weight_files
 
@@ -82,3 +83,4 @@ def export(model_id: str, output: Path, task: str = "auto", max_shard_size: str 
                 logger.info(f"{model_id}: no {kind.__name__} to export ({error})")
             else:
                 part.save_pretrained(folder)
+        carry_record(model_id, folder)

@@ -38,14 +38,17 @@ class BitNetCommand(BaseOptimumCLICommand):
     COMMAND = CommandInfo("bitnet", "Ternary (1.58-bit) students: train, evaluate, benchmark.")
     # The names and summaries are those of `bitdistill`, which is too heavy to ask.
     SUBCOMMANDS = (
+        _command("quickstart", "show the whole recipe on a small model in minutes: no download, no options needed"),
         _command("run", "a model and a dataset to a packed ternary student: the whole recipe, best by default"),
+        _command("data", "show what a model will see of a dataset: examples, lengths, labels, what is left out"),
+        _command("warm-start", "make a ternary student whose blocks learned from the model's own, from little text"),
+        _command("pretrain", "continual pre-training: make a ternary student of a model and train it on plain text"),
+        _command("cache-teacher", "write a teacher's most likely tokens once, to distil without it in memory"),
         _command("distill", "distil a teacher into a ternary student on a task"),
-        _command(
-            "pretrain",
-            "continual pre-training: make a ternary student of a model and train it on plain text",
-        ),
+        _command("pack", "pack a trained student into 2 bits a weight"),
         _command("evaluate", "measure a model on a task, or its perplexity on a text"),
         _command("benchmark", "speed, memory and size of a packed model on this CPU, against other systems"),
+        _command("report", "losses, scores and weights of a run on one HTML page"),
         _command("env", "what is installed, and what computes"),
     )
 

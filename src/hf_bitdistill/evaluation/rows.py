@@ -1,0 +1,113 @@
+"""The rows that a model is measured on: the same ones for whoever measures it again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from ..data.conversations import encode_completions, encode_conversations
+from ..data.corpus import pack_corpus
+from ..data.fingerprint import fingerprint_rows
+from ..data.loading import load_task_dataset, task_rows
+from ..data.sources import load_rows_to_measure
+from ..data.tasks import Task
+from .record import Measurement
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+#: Chooses a part of the rows, and the part of the training rows that stands in where there is no split to measure on.
+ROWS_SEED = 0
+
+
+def few(dataset: Dataset, limit: int | None) -> Dataset:
+    """At most ``limit`` rows (all, if it is 0 or None), always the same ones."""
+    if not limit or len(dataset) <= limit:
+        return dataset
+    return dataset.shuffle(seed=ROWS_SEED).select(range(limit))
+
+
+def without_gaps(task: Task, dataset: Dataset) -> tuple[Dataset, Counter[str]]:
+    """The rows of a task that have every text and an answer, and how many have not, by kind."""
+    names = {
+        name: next(
+            (other for other in (name, *task.field_aliases.get(name, ())) if other in dataset.column_names), name
+        )
+        for name in task.columns
+    }
+    reasons: dict[int, str] = {}
+    for name, other in names.items():
+        if other not in dataset.column_names:
+            continue
+        for row, value in enumerate(dataset[other]):
+            if value is None or (isinstance(value, str) and not value.strip()):
+                reasons.setdefault(row, "without label" if name == task.target_field else f"empty {name}")
+    if reasons:
+        dataset = dataset.select([row for row in range(len(dataset)) if row not in reasons])
+    return dataset, Counter(reasons.values())
+
+
+def text_blocks(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, size: int, column: str) -> Dataset:
+    """Plain text in blocks of at most ``size`` tokens, with a label for every token: ``input_ids``, ``attention_mask``, ``labels``."""
+    from datasets import Dataset
+
+    blocks = pack_corpus(dataset, tokenizer, size, column, drop_remainder=False)
+    ids = [list(row) for row in blocks["input_ids"]]
+    return Dataset.from_dict(
+        {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "labels": [list(row) for row in ids]}
+    )
+
+
+def load_rows(how: Measurement, tokenizer: PreTrainedTokenizerBase, same_as: str | None = None) -> Dataset:
+    """The rows that a measurement names.
+
+    Args:
+        how: Of which kind ``"task"`` gives ``task.columns`` (labels as ids), the others ``input_ids``, ``attention_mask`` and ``labels``.
+        tokenizer: The model's.
+        same_as: The fingerprint that a part of the training rows must have to stand in for a split to measure on that is missing;
+            otherwise all rows are taken. Default: that part, whatever it is.
+
+    Raises:
+        FileNotFoundError, ConnectionError: The data cannot be found.
+        ValueError: They do not suit the task, or nothing is left of them.
+    """
+    if how.dataset is None:
+        assert how.task is not None
+        return load_task_dataset(how.task, how.split or "validation", data_dir=how.data_dir, max_samples=how.limit)
+    rows, whole = load_rows_to_measure(
+        how.dataset,
+        config_name=how.dataset_config,
+        revision=how.dataset_revision,
+        train_split=how.train_split,
+        split=how.split,
+        seed=ROWS_SEED,
+    )
+    found = _encode(rows, how, tokenizer)
+    if whole is not None and same_as is not None and fingerprint_rows(found) != same_as:
+        found = _encode(whole, how, tokenizer)
+    return found
+
+
+def _encode(dataset: Dataset, how: Measurement, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    source = str(how.dataset)
+    if how.kind == "task":
+        assert how.task is not None
+        usable, _ = without_gaps(how.task, dataset)
+        if not len(usable):
+            raise ValueError(f"{source}: no row has a text and an answer")
+        return few(task_rows(usable, how.task, source), how.limit)
+    length = how.max_length or DEFAULT_LENGTH
+    if how.kind == "text":
+        return few(text_blocks(dataset, tokenizer, length, how.column or "text"), how.limit)
+    chosen = few(dataset, how.limit)
+    if how.kind == "messages":
+        return encode_conversations(
+            chosen, tokenizer, length, column=how.column or "messages", turns=how.turns
+        ).dataset
+    return encode_completions(chosen, tokenizer, length).dataset
+
+
+#: Tokens of a conversation, a prompt with its completion, or a block of plain text, unless something else was asked for.
+DEFAULT_LENGTH = 512

@@ -134,6 +134,7 @@ class _Run:
             "weight_granularity",
             "sub_norm",
             "batch_size",
+            "pretrain_batch_size",
             "block_size",
             "window_tokens",
         )
@@ -317,7 +318,7 @@ class _Run:
     def pretrain(self, source: Stage) -> Stage:
         names = (
             "corpus_tokens",
-            "batch_size",
+            "pretrain_batch_size",
             "block_size",
             "pretrain_learning_rate",
             "pretrain_logits_loss_weight",
@@ -388,7 +389,7 @@ class _Run:
             done.student, done.measured = student, after
         return done
 
-    def evaluated(self, name: str, model: Stage | Given) -> Row:
+    def evaluated(self, name: str, model: Stage | Given, final: bool = True) -> Row:
         stage = self.stage(
             EVALUATE,
             "evaluate",
@@ -399,7 +400,7 @@ class _Run:
         )
         score = stage.result["score"]
         self.progress.done(f"{name}: {score['metric']} {format_score(score['value'], score['stderr'])}")
-        return Row(name, score, weight_bytes(model.model))
+        return Row(name, score, weight_bytes(model.model), final=final)
 
     # ---- All of it ----
 
@@ -443,9 +444,10 @@ class _Run:
         if teacher is not self.base and not is_adapter(self.base.model) and self.base.key != teacher.key:
             result.table.append(self.evaluated("base model", self.base))
         result.table.append(self.evaluated("teacher", teacher))
-        result.table.append(self.evaluated("student before distillation", student))
+        result.table.append(self.evaluated("student before distillation", student, final=False))
         if done.distilled is not None and final is not done.distilled:
-            result.table.append(self.evaluated("student after distillation (not kept)", done.distilled))
+            not_kept = self.evaluated("student after distillation (not kept)", done.distilled, final=False)
+            result.table.append(not_kept)
         name = "ternary student, packed"
         result.table.append(self.evaluated(name, packed))
         if settings.compare:
@@ -457,7 +459,8 @@ class _Run:
                 self.base,
                 **self.data,
             )
-            result.table.append(self.evaluated("BitNet-SFT (no recipe)", sft))
+            packed_sft = self.stage(EVALUATE, "pack", (), lambda folder: self.work.pack(sft.model, folder), sft)
+            result.table.append(self.evaluated("BitNet-SFT (no recipe)", packed_sft))
         if settings.speed:
             started = time.perf_counter()
             for row in result.table:

@@ -47,8 +47,8 @@ def tiny(base_folder, few_documents):
         numbers={
             "batch_size": 4,
             "teacher_examples": 24,
-            "corpus_tokens": 384,
-            "pretrain_batch_size": 4,
+            "corpus_tokens": 192,
+            "pretrain_batch_size": 2,
             "block_size": 32,
             "distill_examples": 12,
             "check_teacher": False,

@@ -63,6 +63,8 @@ def test_report(miniature):
     assert "These curves do not rank the models" in page
     for title in ("teacher", "continual pre-training", "distillation", "BitNet-SFT"):
         assert f"<h3>{title}</h3>" in page
+    # 192 tokens in blocks of 32, two a step.
+    assert result.curves["continual pre-training"][-1]["step"] == 3
     assert len(result.written) == 2 and "The packed student at work" in page
     assert all(each.prompt.splitlines()[0] in lines for each in result.written)
     saved = json.loads((result.output / "result.json").read_text())

@@ -56,8 +56,9 @@ def run_quickstart(
     files = DataFiles(Path(output_dir) / "data")
     recipe = settings.recipe(Path(output_dir), files.dataset, files.corpus)
     with _threads(settings.torch_threads):
+        progress.say("reading docstrings of installed packages")
         made = prepare(files, settings)
-        progress.say(f"docstrings of installed packages: {'written to' if made else 'were in'} {files.folder}")
+        progress.say(f"  {'written to' if made else 'they were in'} {files.folder}")
         result = run_recipe(recipe, progress=progress)
         with quiet():
             result.written = _written(result, files, settings.shown_examples)

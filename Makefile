@@ -9,7 +9,7 @@ SOURCES := src tests examples scripts benchmarks
 
 .PHONY: demo test bench-kernels bench-decode results style check clean
 
-# The main job: the whole recipe on a small model, in minutes, on two cores. Writes quickstart/report.md.
+# The main job: the whole recipe on a small model, in minutes, on two cores. Writes quickstart/report.html.
 # On a machine with more than twice as much work as cores, threads that spin while they wait take the cores from those that they wait for.
 # On a quiet one it is spinning that is faster.
 demo: $(VENV)/.installed

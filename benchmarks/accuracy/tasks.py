@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_bitdistill.data import Task, build_dataset, get_task, load_task_dataset
 from hf_bitdistill.evaluation import evaluate_task
-from hf_bitdistill.quickstart.scoring import chance_level, score_answers
+from hf_bitdistill.recipe.measure import measure_answers, unigram_accuracy
 
 
 class BenchmarkTask(Protocol):
@@ -70,18 +70,25 @@ class _DocstringTask:
 
     def __init__(self, settings: BenchmarkSettings, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
-        self.max_length = settings.max_length or docstrings.SETTINGS.max_length
-        train = docstrings.examples("train", docstrings.SETTINGS.train_examples)
-        self.validation = docstrings.examples("test", settings.eval_examples or docstrings.SETTINGS.test_examples)
-        self.train = build_dataset(docstrings.TASK, train, tokenizer, self.max_length, skip_overlong=True)
-        self.chance = chance_level(train, self.validation, tokenizer, self.max_length).accuracy
+        max_length = settings.max_length or docstrings.TASK.max_length
+        counts = {
+            "train": docstrings.SETTINGS.train_examples,
+            "test": settings.eval_examples or docstrings.SETTINGS.test_examples,
+        }
+        self.train, self.validation = (
+            build_dataset(
+                docstrings.TASK, docstrings.examples(split, count), tokenizer, max_length, skip_overlong=True
+            )
+            for split, count in counts.items()
+        )
+        self.chance = unigram_accuracy(self.train["labels"], self.validation["labels"])
 
     def scores(self, model: PreTrainedModel) -> dict[str, Any]:
-        scores = score_answers(model, self.tokenizer, self.validation, self.max_length, progress=False)
+        measured = measure_answers(model, self.tokenizer, self.validation)
         return {
-            self.metric: scores.accuracy,
-            "standard_error": scores.standard_error,
-            "answer_perplexity": scores.perplexity,
-            "n": len(scores.tokens),
+            self.metric: measured.accuracy,
+            "standard_error": measured.accuracy_error,
+            "answer_perplexity": measured.perplexity,
+            "n": len(measured.tokens),
             "chance_level": self.chance,
         }

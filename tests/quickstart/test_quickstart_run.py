@@ -1,101 +1,140 @@
-"""A miniature run from end to end, and clean failures."""
+"""A miniature run from end to end, one that is interrupted, and clean failures."""
 
 from __future__ import annotations
+
+import io
+import json
 
 import pytest
 import torch
 
-from hf_bitdistill.quickstart import QuickstartError, QuickstartSettings, run_quickstart
+from hf_bitdistill.quickstart import run_quickstart
+from hf_bitdistill.recipe.progress import Progress
 
 
-PNG = b"\x89PNG\r\n\x1a\n"
+class Killed(BaseException):
+    pass
+
+
+class Killing(Progress):
+    """Ends the run at the second step of its pre-training."""
+
+    def __init__(self):
+        super().__init__(io.StringIO())
+
+    def show(self, done, total, loss=None):
+        if self._title == "continual pre-training" and done == 2:
+            raise Killed
+
+
+def _no_figure(file):
+    file.write_bytes(b"no figure")
+    return file
 
 
 @pytest.fixture(scope="module")
-def miniature(base_folder, tmp_path_factory):
-    settings = QuickstartSettings(
-        base_model=base_folder,
-        threads=1,
-        source_megabytes=1.0,
-        train_examples=60,
-        test_examples=20,
-        max_length=96,
-        block_size=32,
-        perplexity_blocks=4,
-        pretraining_steps=3,
-        pretraining_batch_size=4,
-        fine_tuning_steps=3,
-        batch_size=4,
-        timing_seconds=0.0,
-        shown_examples=2,
-        progress=False,
-    )
-    threads = torch.get_num_threads()
-    result = run_quickstart(tmp_path_factory.mktemp("run"), settings)
+def miniature(tiny, tmp_path_factory):
+    threads, lines = torch.get_num_threads(), io.StringIO()
+    result = run_quickstart(tmp_path_factory.mktemp("run"), tiny, progress=Progress(lines))
     assert torch.get_num_threads() == threads
-    return result
+    return result, lines.getvalue()
 
 
-def test_report_and_figures(miniature):
-    report = miniature.report.read_text(encoding="utf-8")
-    for name, model in miniature.models.items():
-        assert f"{100 * model.scores.accuracy:.1f} % ± {100 * model.scores.standard_error:.1f}" in report
-        assert f"**{name}**" in report
-    assert "| chance |" in report
-    for figure in ("loss_fine_tuning.png", "loss_distillation.png", "loss_pretraining.png", "result.png"):
-        assert f"]({figure})" in report
-        assert (miniature.report.parent / figure).read_bytes().startswith(PNG)
-    assert "BitDistill's cross entropy on the training labels ends" in report
-    assert set(miniature.logs) == {"FP-SFT", "BitNet-SFT", "continual pre-training", "BitDistill"}
-    settings = miniature.settings
-    read = settings.pretraining_steps * settings.pretraining_batch_size * settings.block_size
-    assert miniature.logs["continual pre-training"].tokens == read
-    assert set(miniature.logs["BitDistill"].losses) == {"loss", "loss_ce", "loss_logits", "loss_attention"}
-    assert len(miniature.perplexities) == 4
-    assert len(miniature.shown) == 2
-    assert all(speed.reading > 0 and speed.writing > 0 for speed in miniature.speeds.values())
+def test_table(miniature):
+    result, lines = miniature
+    assert list(result.scores) == [
+        "base model", "teacher", "student before distillation", "ternary student, packed", "BitNet-SFT (no recipe)"
+    ]  # fmt: skip
+    for row in result.table:
+        assert row.score["metric"] == "token_accuracy" and row.score["n"] == 20 and row.score["stderr"] > 0
+        assert f"{row.name} " in lines
+    assert "docstrings: prompts with completions; " in lines
+    sizes = {row.name: row.bytes for row in result.table}
+    assert sizes["ternary student, packed"] < sizes["teacher"]
+    assert sizes["BitNet-SFT (no recipe)"] < sizes["teacher"] < 1.05 * sizes["base model"]
+
+
+def test_report(miniature):
+    result, lines = miniature
+    page = result.paths["report"].read_text(encoding="utf-8")
+    assert result.paths["report"] == result.output / "report.html"
+    # Scores against sizes, and the losses of four trainings.
+    assert page.count("data:image/png") == 5
+    assert "These curves do not rank the models" in page
+    for title in ("teacher", "continual pre-training", "distillation", "BitNet-SFT"):
+        assert f"<h3>{title}</h3>" in page
+    # 192 tokens in blocks of 32, two a step.
+    assert result.curves["continual pre-training"][-1]["step"] == 3
+    assert len(result.written) == 2 and "The packed student at work" in page
+    assert all(each.prompt.splitlines()[0] in lines for each in result.written)
+    saved = json.loads((result.output / "result.json").read_text())
+    assert saved["written"][0]["answer"] == result.written[0].answer
 
 
 def test_saved_models(miniature):
+    from safetensors import safe_open
     from transformers import AutoModelForCausalLM
 
     from hf_bitdistill.layers import TernaryLinear
 
-    folder = miniature.report.parent
-    models = {name: AutoModelForCausalLM.from_pretrained(folder / m.folder) for name, m in miniature.models.items()}
-    packed = {name: sum(isinstance(m, TernaryLinear) for m in model.modules()) for name, model in models.items()}
-    assert packed == {"FP-SFT": 0, "BitNet-SFT": 14, "BitDistill": 14}
-    full, student = miniature.models["FP-SFT"], miniature.models["BitDistill"]
-    assert student.weights_bytes < full.weights_bytes
-    assert full.projection_bytes / student.projection_bytes == pytest.approx(8, rel=0.02)
+    paths = miniature[0].paths
+    packed = AutoModelForCausalLM.from_pretrained(paths["packed"])
+    assert sum(isinstance(module, TernaryLinear) for module in packed.modules()) == 14
+    # Stored as the base model is; scales, and what is trained on, in float32.
+    kinds = {}
+    for name in ("teacher", "student", "packed"):
+        with safe_open(paths[name] / "model.safetensors", framework="pt") as reader:
+            kinds[name] = {each.rpartition(".")[2]: reader.get_slice(each).get_dtype() for each in reader.keys()}  # noqa: SIM118
+            table = reader.get_slice("model.embed_tokens.weight").get_dtype()
+            assert table == ("F32" if name == "student" else "BF16")
+    assert kinds["packed"]["weight_scale"] == "F32"
+
+
+def test_interrupted_it_goes_on_and_ends_the_same(miniature, tiny, tmp_path, monkeypatch):
+    # Drawing takes longer than all else; `miniature` draws.
+    for name in ("plot_points", "plot_panels"):
+        monkeypatch.setattr(f"hf_bitdistill.recipe.result.{name}", lambda _, file, *rest: _no_figure(file))
+    often = {**tiny.numbers, "checkpoint_minutes": 1e-6}
+    with pytest.raises(Killed):
+        run_quickstart(tmp_path, tiny, progress=Killing(), numbers=often)
+    data = {file: file.stat().st_mtime_ns for file in (tmp_path / "data").rglob("*.jsonl")}
+    lines = io.StringIO()
+    result = run_quickstart(tmp_path, tiny, progress=Progress(lines))
+    assert "teacher: was done before" in lines.getvalue() and "goes on from step" in lines.getvalue()
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "data").rglob("*.jsonl")} == data and len(data) == 3
+    assert result.scores == miniature[0].scores
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"base_model": "nowhere"}, "no base model"),
-        ({"fine_tuning_steps": 0}, "fine_tuning_steps must be a positive integer"),
-        ({"fine_tuning_step": 3}, "fine_tuning_step"),
+        ({"train_examples": 0}, "train_examples must be a positive integer"),
+        ({"threads": 0}, "threads must be positive"),
+        ({"train_example": 3}, "train_example"),
+        ({"numbers": {"batch_sizes": 3}}, "batch_sizes"),
+        ({"numbers": {"batch_size": 0}}, "batch_size must be positive"),
     ],
 )
 def test_bad_settings(tmp_path, options, message):
-    with pytest.raises(QuickstartError, match=message) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         run_quickstart(tmp_path, **options)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
-def test_output_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(QuickstartError, match="Cannot write"):
-        run_quickstart(tmp_path / "file" / "folder")
+def test_command(tmp_path, monkeypatch, capsys):
+    from hf_bitdistill.cli.main import main
 
+    given = {}
 
-def test_too_little_text(tmp_path, base_folder, monkeypatch):
-    from hf_bitdistill.quickstart import run
+    def interrupted(**options):
+        given.update(options)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "extract", lambda *_: [])
-    with pytest.raises(QuickstartError, match="Not enough text"):
-        run_quickstart(tmp_path / "out", base_model=base_folder, threads=1)
+    monkeypatch.setattr("hf_bitdistill.cli.quickstart.run_quickstart", interrupted)
+    assert main(["quickstart", "--output_dir", str(tmp_path / "my run"), "--threads", "1"]) == 130
+    assert given == {"output_dir": tmp_path / "my run", "seed": 0, "threads": 1}
+    assert f"bitdistill quickstart --output_dir '{tmp_path}/my run'" in capsys.readouterr().err
 
 
 def test_shipped_base_model_is_small_and_loads():
@@ -107,18 +146,3 @@ def test_shipped_base_model_is_small_and_loads():
     model = AutoModelForCausalLM.from_pretrained(TEACHER_FOLDER)
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(TEACHER_FOLDER))
     assert model.config.head_dim % 16 == 0
-
-
-def test_a_busy_machine_is_told_how_to_wait(monkeypatch):
-    from hf_bitdistill.cli import quickstart
-
-    for name in quickstart._WAITING:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(quickstart.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(quickstart.os, "getloadavg", lambda: (3.1, 0, 0))
-    assert "load 3.1" in quickstart._of_busy_machine(2) and not quickstart._of_busy_machine(1)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    assert not quickstart._of_busy_machine(2)
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    monkeypatch.setattr(quickstart.os, "getloadavg", lambda: (0.2, 0, 0))
-    assert not quickstart._of_busy_machine(2)

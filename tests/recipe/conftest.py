@@ -71,5 +71,5 @@ def no_figures(monkeypatch):
         file.write_bytes(b"no figure")
         return file
 
-    for name in ("plot_bars", "plot_panels"):
+    for name in ("plot_bars", "plot_panels", "plot_points"):
         monkeypatch.setattr(f"hf_bitdistill.recipe.result.{name}", draw)

@@ -6,11 +6,9 @@ changed option runs again only what depends on it.
 
 from __future__ import annotations
 
-import shlex
-import sys
-
 from ..recipe import RecipeSettings
 from .arguments import parse
+from .runs import says_how_to_go_on
 
 
 def run(argv: list[str], prog: str) -> None:
@@ -20,8 +18,5 @@ def run(argv: list[str], prog: str) -> None:
     if settings.plan:
         plan_recipe(settings)
         return
-    try:
+    with says_how_to_go_on(prog, argv):
         run_recipe(settings)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted. The same command goes on from here:\n  {prog} {shlex.join(argv)}", file=sys.stderr)
-        raise

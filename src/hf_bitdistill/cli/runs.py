@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,16 @@ _NOT_DECIDING = (
 
 # What is read besides models: a folder of data may hold the outputs of its runs.
 _DATA = ("data_dir", "corpus", "dataset")
+
+
+@contextlib.contextmanager
+def says_how_to_go_on(prog: str, argv: Sequence[str]) -> Iterator[None]:
+    """Of a run that goes on where it stopped: what to type after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\ninterrupted. The same command goes on from here:\n  {prog} {shlex.join(argv)}", file=sys.stderr)
+        raise
 
 
 def check_output_dir(output: str | Path, inputs: Mapping[str, str | Path | None]) -> None:

@@ -1,4 +1,4 @@
-"""The quickstart: the whole pipeline on real text in minutes, with nothing but what is installed.
+"""The quickstart: the recipe on real text in minutes, with nothing but what is installed.
 
 `run_quickstart(output_dir)` is what `bitdistill quickstart` and `make demo` run.
 """

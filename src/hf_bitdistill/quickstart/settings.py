@@ -1,24 +1,60 @@
-"""Everything that decides what a run of the quickstart does."""
+"""What the quickstart's run of the recipe is told."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+from ..recipe.settings import RecipeError, RecipeSettings
 from .base_model import TEACHER_FOLDER
+from .task import TASK
 
 
-class QuickstartError(RuntimeError):
+class QuickstartError(RecipeError):
     """The quickstart cannot run here; the message says why and what would help."""
+
+
+_STEPS, _BATCH = 300, 32
+_PRETRAINING_STEPS, _PRETRAINING_BATCH, _BLOCK = 600, 16, 128
+
+NUMBERS: Mapping[str, Any] = MappingProxyType(
+    {
+        # A Llama hundreds of times smaller than what the recipe's own numbers are for learns at higher rates. They, the losses' weights and
+        # the amounts were chosen on the validation paragraphs (`benchmarks/results/accuracy/docstrings.md`), the rates by factors of two.
+        "batch_size": _BATCH,
+        "teacher_examples": _STEPS * _BATCH,
+        "teacher_learning_rate": 2e-3,
+        "compare_learning_rate": 2e-3,
+        # In so small a model a warm start adds nothing that continual pre-training does not.
+        "window_steps": 0,
+        "corpus_tokens": _PRETRAINING_STEPS * _PRETRAINING_BATCH * _BLOCK,
+        "pretrain_batch_size": _PRETRAINING_BATCH,
+        "block_size": _BLOCK,
+        "pretrain_learning_rate": 3e-3,
+        "distill_examples": _STEPS * _BATCH,
+        "distill_learning_rates": [2e-3],
+        "temperature": 2.0,
+        "logits_loss_weight": 3.0,
+        "attention_loss_weight": 2e2,
+        "hidden_loss_weight": 0.0,
+        "max_length": TASK.max_length,
+        "held_out_rows": 256,
+        "eval_rows": 0,
+        # Autocast of layers this narrow takes longer than it saves.
+        "bf16": "false",
+        "checkpoint_minutes": 1.0,
+    }
+)
+"""Fields of `RecipeSettings`, where they differ from its defaults."""
 
 
 @dataclass(frozen=True)
 class QuickstartSettings:
     """Settings of [`run_quickstart`]. The defaults fit 2 CPU cores and less than 8 minutes.
-
-    Learning rates (a grid of factors of two, separately for each of the three ways) and loss weights were chosen on the
-    validation paragraphs with about these numbers of steps; the test paragraphs were used for nothing.
 
     Args:
         base_model: folder of the full-precision base model.
@@ -26,17 +62,11 @@ class QuickstartSettings:
         threads: of torch; `None`: as many as there are cores for this process.
         source_megabytes: limit of the Python source read per package.
         train_examples, test_examples: examples of the task, at most.
-        max_length: tokens of an example, signature and summary together.
-        block_size: tokens of a block of plain text.
-        perplexity_blocks: held-out blocks on which perplexity is measured.
-        pretraining_steps, pretraining_batch_size, pretraining_learning_rate: of the continual pre-training.
-        fine_tuning_steps, batch_size: of each of the three fine-tunings.
-        full_precision_learning_rate, bitnet_learning_rate, bitdistill_learning_rate: one for each way.
-        temperature, logits_loss_weight, attention_loss_weight, relation_heads: of BitDistill's last stage. Found for
-            this small model; the published ones belong to models hundreds of times larger.
-        timing_seconds: how long each speed is measured.
-        shown_examples: held-out signatures for which the reloaded packed model writes the summary.
-        progress: whether to show progress bars.
+        shown_examples: held-out signatures for which the packed student writes the summary.
+        numbers: fields of `RecipeSettings`, each instead of [`NUMBERS`]'.
+
+    Raises:
+        QuickstartError: a number is out of range; names it.
     """
 
     base_model: Path = TEACHER_FOLDER
@@ -45,39 +75,11 @@ class QuickstartSettings:
     source_megabytes: float = 14.0
     train_examples: int = 10_000
     test_examples: int = 1500
-    max_length: int = 96
-    block_size: int = 128
-    perplexity_blocks: int = 200
-    pretraining_steps: int = 600
-    pretraining_batch_size: int = 16
-    pretraining_learning_rate: float = 3e-3
-    fine_tuning_steps: int = 300
-    batch_size: int = 32
-    full_precision_learning_rate: float = 2e-3
-    bitnet_learning_rate: float = 2e-3
-    bitdistill_learning_rate: float = 2e-3
-    temperature: float = 2.0
-    logits_loss_weight: float = 3.0
-    attention_loss_weight: float = 2e2
-    relation_heads: int = 8
-    timing_seconds: float = 3.0
-    shown_examples: int = 6
-    progress: bool = True
-    # Not an option: what the report says the run was started with.
-    command: str = field(default="bitdistill quickstart", compare=False)
+    shown_examples: int = 4
+    numbers: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in (
-            "train_examples",
-            "test_examples",
-            "max_length",
-            "block_size",
-            "perplexity_blocks",
-            "pretraining_steps",
-            "pretraining_batch_size",
-            "fine_tuning_steps",
-            "batch_size",
-        ):
+        for name in ("train_examples", "test_examples"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise QuickstartError(f"{name} must be a positive integer, got {value!r}.")
@@ -88,6 +90,18 @@ class QuickstartSettings:
     def torch_threads(self) -> int:
         """Threads of torch in this run."""
         return self.threads or available_cores()
+
+    def recipe(self, output: Path, dataset: Path, corpus: Path) -> RecipeSettings:
+        """The run of the recipe that this is.
+
+        Raises:
+            RecipeError: `numbers` has an unknown field, or a value that is out of range.
+        """
+        own = {"model": str(self.base_model), "output_dir": str(output), "seed": self.seed, "compare": True}
+        try:
+            return RecipeSettings(**{**own, "dataset": str(dataset), "corpus": str(corpus), **NUMBERS, **self.numbers})
+        except TypeError as error:
+            raise QuickstartError(f"Unknown number: {error}.") from None
 
 
 def available_cores() -> int:

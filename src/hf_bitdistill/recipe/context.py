@@ -97,6 +97,7 @@ class Context:
             "weight_granularity",
             "sub_norm",
             "batch_size",
+            "pretrain_batch_size",
             "block_size",
             "window_tokens",
         )
@@ -199,7 +200,7 @@ class Context:
         self.chose(f"{what} {'goes' if goes_on else 'does not go'} on to {to}: {why}")
         return goes_on
 
-    def evaluated(self, name: str, model: Stage | Given) -> Row:
+    def evaluated(self, name: str, model: Stage | Given, final: bool = True) -> Row:
         stage = self.stage(
             EVALUATE,
             "evaluate",
@@ -210,4 +211,4 @@ class Context:
         )
         score = stage.result["score"]
         self.progress.done(f"{name}: {score['metric']} {format_score(score['value'], score['stderr'])}")
-        return Row(name, score, weight_bytes(model.model))
+        return Row(name, score, weight_bytes(model.model), final=final)

@@ -25,7 +25,7 @@ class Effort:
     Attributes:
         teacher_examples, teacher_epochs, teacher_learning_rate: fine-tuning of the teacher, if it is not given: at most so many examples,
             and so often through the data.
-        batch_size: examples a step of every training.
+        batch_size: examples a step of every training on them.
         window_steps: steps a window of the warm start.
         extra_doublings: how often that may be doubled, each time only while the gap to the teacher closes.
         window_tokens: tokens a step of the warm start; with the mean length of an example it decides its batch, up to 32.
@@ -34,7 +34,8 @@ class Effort:
         weight_granularity, sub_norm: see `BitNetConfig`.
         calibrate_sub_norm: SubLN start values from activations.
         keep_massive_ratio: see `find_massive_projections`; 0: nothing is kept in full precision.
-        corpus_tokens, pretrain_learning_rate, pretrain_logits_loss_weight, dead_zone_leak, block_size: continual pre-training.
+        corpus_tokens, pretrain_batch_size, pretrain_learning_rate, pretrain_logits_loss_weight, dead_zone_leak, block_size: continual
+            pre-training, of so many blocks a step.
         distill_examples, distill_epochs: of a round of distillation; 0: none.
         distill_rounds: at most; a further one on other examples only while the gap to the teacher closes.
         distill_learning_rates: of several, the best in a short run (`sweep_share` of the steps each) on held-out training rows.
@@ -62,6 +63,7 @@ class Effort:
     calibrate_sub_norm: bool = _from(True, _SST2, _MNLI)
     keep_massive_ratio: float = _from(20.0, _SST2, "hidden_states_smollm2.json")
     corpus_tokens: int = _from(1_000_000, _SST2, _MNLI)
+    pretrain_batch_size: int = _from(16, _SST2)
     pretrain_learning_rate: float = _from(1e-3, _SST2)
     pretrain_logits_loss_weight: float = _from(1.0, _SST2, "accuracy/stories260k_choices.json")
     dead_zone_leak: float = _from(1.0, _SST2, "accuracy/stories260k_choices.json")

@@ -137,7 +137,7 @@ def probe(work: Work, source: str | Path, with_teacher: bool, with_pretraining: 
                 numbers,
                 teacher_examples=_STEPS * numbers.batch_size,
                 teacher_epochs=1e9,
-                corpus_tokens=_STEPS * numbers.batch_size * numbers.block_size,
+                corpus_tokens=_STEPS * numbers.pretrain_batch_size * numbers.block_size,
             ),
             examples=_Typical(work.examples, _STEPS * numbers.batch_size),
         )
@@ -276,7 +276,7 @@ def make_plan(work: Work, settings: RecipeSettings, measured: dict[str, float], 
         plan.stages.append(Planned(title, steps, tokens, seconds + held_out, number > 0))
     if settings.corpus:
         steps = work.pretrain_steps()
-        tokens = steps * numbers.batch_size * numbers.block_size
+        tokens = steps * numbers.pretrain_batch_size * numbers.block_size
         plan.stages.append(Planned(PRETRAIN, steps, tokens, steps * measured["pretrain_step"] + held_out))
     if work.distill_steps():
         runs = {round_title(number): work.distill_steps() for number in range(numbers.distill_rounds)}

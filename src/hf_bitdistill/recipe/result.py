@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..report.figures import loss_names, loss_units, plot_bars, plot_panels
+from ..report.figures import loss_names, loss_units, plot_bars, plot_panels, plot_points
 from ..report.page import image, write_page
 from ..report.tables import html_table
 from .progress import duration
@@ -18,15 +18,38 @@ RESULT_FILE, PAGE = "result.json", "report.html"
 # Name of the final student in the table.
 PACKED_ROW = "ternary student, packed"
 
+_LOSSES = (
+    "On the rows that are trained on, while they are. These curves do not rank the models: a student has learned from the teacher's "
+    "distributions besides the labels, and from plain text before them where there was any, so that its cross entropy may end below the "
+    "teacher's although it is right less often about rows that neither has seen. Those are what the scores above are about."
+)
+
 
 @dataclass
 class Row:
-    """A model of the final table."""
+    """A model of the final table.
+
+    Attributes:
+        score: see `Score`; on the evaluation split.
+        bytes: of its weights on disk.
+        final: whether it would be used as it is; a trainable student would not.
+    """
 
     name: str
     score: dict[str, Any]
     bytes: int | None = None
     tokens_per_second: float | None = None
+    final: bool = True
+
+
+@dataclass(frozen=True)
+class Written:
+    """Answers to one prompt."""
+
+    prompt: str
+    answer: str
+    teacher: str
+    student: str
 
 
 @dataclass
@@ -47,6 +70,9 @@ class RecipeResult:
         plan: that was made before.
         seconds: of each stage, in this run or in the one that it goes on from.
         machine: where.
+        curves: losses of each training.
+        notes: further sentences.
+        written: what was asked, the true answer, and what teacher and packed student wrote, if any was asked for.
     """
 
     output: Path
@@ -65,6 +91,7 @@ class RecipeResult:
     machine: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    written: list[Written] = field(default_factory=list)
 
     @property
     def scores(self) -> dict[str, float]:
@@ -119,6 +146,8 @@ class RecipeResult:
         ]
         for title, outlook in self.outlook.items():
             what = {"start": "warm start", "distillation": "distillation"}[title]
+            if title == "start" and not self.numbers["window_steps"]:
+                continue
             if outlook is None:
                 lines.append(f"What twice the {what} would buy is not known: there was one length of it.")
             else:
@@ -129,28 +158,56 @@ class RecipeResult:
                 )
         return [*lines, *self.notes]
 
-    def write(self) -> None:
-        """`result.json` and the page in the run's folder."""
+    def draw_scores(self, file: Path) -> Path:
+        """Score against size on disk of the models that would be used as they are; of all, where sizes are unknown."""
+        metric = self.table[0].score["metric"].replace("_", " ")
+        shares = all(abs(row.score["value"]) <= 1 for row in self.table)
+        scale, label = (100, f"{metric}, %") if shares else (1, metric)
+        title = f"{self.table[0].score['n']} rows of the evaluation split, ± one standard error"
+        points = {
+            row.name: (row.bytes / 1e6, scale * row.score["value"], scale * row.score["stderr"])
+            for row in self.table
+            if row.final and row.bytes is not None
+        }
+        if len(points) < 2:
+            values = {row.name: scale * row.score["value"] for row in self.table}
+            return plot_bars(title, file, values, label)
+        return plot_points(title, file, points, "size on disk, MB", label)
+
+    def write(self, draw: bool = True) -> None:
+        """`result.json` and the page in the run's folder.
+
+        Args:
+            draw: the figures; otherwise those are shown that were drawn before.
+        """
         page = self.output / PAGE
         self.paths["report"] = page
         write_json(self.output / RESULT_FILE, self.to_dict())
         figures = page.with_suffix("")
         figures.mkdir(exist_ok=True)
-        metric = self.table[0].score["metric"].replace("_", " ")
-        values = {row.name: row.score["value"] for row in self.table}
+        scores = figures / "scores.png"
         header, rows = self.cells()
         parts = [
             f"<p>{html.escape(self.data)}</p>",
             "<h2>Scores</h2>",
             html_table(header, rows),
             *(f"<p>{html.escape(line)}</p>" for line in self.sentences()),
-            image(plot_bars(metric, figures / "scores.png", values, metric)),
+            image(self.draw_scores(scores) if draw else scores),
             "<h2>Choices</h2>",
             "<p>Made on held-out training rows; the evaluation split decided nothing.</p>",
             html_table(["", ""], [[str(number), line] for number, line in enumerate(self.choices, 1)]),
             "<h2>Rows</h2>",
             html_table(["training rows", ""], [[name, f"{count:,}"] for name, count in self.rows.items()]),
         ]
+        if self.written:
+            answers = [[each.prompt, each.answer, each.student, each.teacher] for each in self.written]
+            parts += [
+                "<h2>The packed student at work</h2>",
+                html_table(["prompt", "true answer", "packed student", "teacher"], answers),
+                "<p>The first rows of the evaluation split, no selection; the most likely token each time.</p>",
+            ]
+        if self.curves:
+            parts += ["<h2>Training losses</h2>", f"<p>{_LOSSES}</p>"]
         for title, curve in self.curves.items():
             panels = []
             for name, label in loss_names().items():
@@ -158,9 +215,9 @@ class RecipeResult:
                 if points:
                     panels.append((loss_units()[name], {label: tuple(zip(*points, strict=True))}))
             if panels:
-                parts += [f"<h2>{html.escape(title)}</h2>"]
+                parts += [f"<h3>{html.escape(title)}</h3>"]
                 file = figures / f"{''.join(c if c.isalnum() else '_' for c in title)}.png"
-                parts += [image(plot_panels("Training losses", file, panels))]
+                parts += [image(plot_panels("Training losses", file, panels) if draw else file)]
         expected = {stage["title"]: stage["seconds"] for stage in self.plan.get("stages", [])}
         times = [
             [title, duration(expected[title]) if title in expected else "", duration(seconds)]

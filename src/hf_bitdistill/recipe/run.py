@@ -141,7 +141,7 @@ class _Run(Context):
     def pretrain(self, source: Stage) -> Stage:
         names = (
             "corpus_tokens",
-            "batch_size",
+            "pretrain_batch_size",
             "block_size",
             "pretrain_learning_rate",
             "pretrain_logits_loss_weight",
@@ -256,9 +256,10 @@ class _Run(Context):
         if teacher is not self.base and not is_adapter(self.base.model) and self.base.key != teacher.key:
             result.table.append(self.evaluated("base model", self.base))
         result.table.append(self.evaluated("teacher", teacher))
-        result.table.append(self.evaluated("student before distillation", student))
+        result.table.append(self.evaluated("student before distillation", student, final=False))
         if done.distilled is not None and final is not done.distilled:
-            result.table.append(self.evaluated("student after distillation (not kept)", done.distilled))
+            not_kept = self.evaluated("student after distillation (not kept)", done.distilled, final=False)
+            result.table.append(not_kept)
         name = "ternary student, packed"
         result.table.append(self.evaluated(name, packed))
         if settings.compare:
@@ -270,7 +271,8 @@ class _Run(Context):
                 self.base,
                 **self.data,
             )
-            result.table.append(self.evaluated("BitNet-SFT (no recipe)", sft))
+            packed_sft = self.stage(EVALUATE, "pack", (), lambda folder: self.work.pack(sft.model, folder), sft)
+            result.table.append(self.evaluated("BitNet-SFT (no recipe)", packed_sft))
         if settings.speed:
             started = time.perf_counter()
             for row in result.table:

@@ -42,6 +42,7 @@ class EffortArguments:
         None, "Keep projections in full precision whose largest output is so many times the median. 0: none."
     )
     corpus_tokens: int | None = _option(None, "Tokens of continual pre-training.")
+    pretrain_batch_size: int | None = _option(None, "Blocks of plain text a step of continual pre-training.")
     pretrain_learning_rate: float | None = _option(None, "Learning rate of continual pre-training.")
     pretrain_logits_loss_weight: float | None = _option(None, "Weight of the teacher's distributions in it.")
     dead_zone_leak: float | None = _option(None, "Share with which weights of code 0 take part in it at first.")

@@ -84,9 +84,19 @@ class Work:
         """Tokens of the longest training example."""
         return max(map(len, self.examples.train["input_ids"]))
 
-    def micro(self, length: int) -> int:
-        """Examples of a length that are trained on at once."""
-        return micro_batch(self.numbers.batch_size, length, self.config, self.machine.device)
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which a model is stored: as the full-precision one came, where that is a float of 16 bits."""
+        dtype = self.config.get_text_config().dtype or self.config.dtype
+        return dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
+
+    def micro(self, length: int, batch: int | None = None) -> int:
+        """Examples of a length that are trained on at once.
+
+        Args:
+            batch: a step; default: `batch_size`.
+        """
+        return micro_batch(batch or self.numbers.batch_size, length, self.config, self.machine.device)
 
     def teacher_steps(self) -> int:
         numbers = self.numbers
@@ -108,7 +118,7 @@ class Work:
         return max(1, round(share * steps))
 
     def pretrain_steps(self) -> int:
-        return max(1, round(self.numbers.corpus_tokens / (self.numbers.batch_size * self.numbers.block_size)))
+        return max(1, round(self.numbers.corpus_tokens / (self.numbers.pretrain_batch_size * self.numbers.block_size)))
 
     def window_batch(self, sequences: Sequence[Sequence[int]]) -> int:
         """Examples a step of the warm start: a power of two that comes near the wanted number of tokens."""
@@ -166,12 +176,15 @@ class Work:
             callbacks=[EarlyStoppingCallback(_PATIENCE)] if watch else [],
         )
         result = train(trainer, folder, self.tokenizer, self.machine, self.progress)
+        trained = trainer.accelerator.unwrap_model(trainer.model)
         if self.lora:
             # What was saved is the adapter: later stages want a model.
-            merged = trainer.model.merge_and_unload()
+            trained = trained.merge_and_unload()
             for file in (folder / "model").glob("adapter_*"):
                 file.unlink()
-            save(merged, folder, self.tokenizer)
+        if self.lora or self.dtype != torch.float32:
+            # As it would be published: what is measured, and what the student learns from, is what is on disk.
+            save(trained.to(self.dtype), folder, self.tokenizer)
         looked = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
         return {**result, "held_out_losses": looked, "best_loss": trainer.state.best_metric}
 
@@ -267,8 +280,8 @@ class Work:
             folder,
             self.machine,
             steps=self.pretrain_steps(),
-            batch=numbers.batch_size,
-            micro=self.micro(numbers.block_size),
+            batch=numbers.pretrain_batch_size,
+            micro=self.micro(numbers.block_size, numbers.pretrain_batch_size),
             rate=numbers.pretrain_learning_rate,
             seed=self.seed,
             logits_loss_weight=numbers.pretrain_logits_loss_weight,
@@ -349,8 +362,9 @@ class Work:
 
     def pack(self, source: str | Path, folder: Path) -> dict[str, Any]:
         packed = pack(self.load(source).cpu(), inplace=True)
-        save(packed, folder, self.tokenizer)
-        write_reference(folder / "model", packed, self.tokenizer)
+        # (Scales stay in float32.)
+        save(packed.to(self.dtype), folder, self.tokenizer)
+        write_reference(folder / "model", packed.float(), self.tokenizer)
         return {}
 
     def measure(self, source: str | Path, folder: Path) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def test_a_folder_is_continued_with_its_own_options_only(tmp_path):
     for arguments, what in (
         ((ModelArguments("m"), TaskArguments(task="rte"), training), r"another task \('sst2', not 'rte'\)"),
         ((ModelArguments("m"), task, dataclasses.replace(training, learning_rate=0.01)), "another learning_rate"),
-        ((ModelArguments("m"), task, dataclasses.replace(training, logits_loss_weight=1.0)), "logits_loss_weight"),
+        ((ModelArguments("m"), task, dataclasses.replace(training, logits_loss_weight=10.0)), "logits_loss_weight"),
         ((ModelArguments("other"), task, training), "model_name_or_path"),
     ):
         with pytest.raises(ValueError, match=what):

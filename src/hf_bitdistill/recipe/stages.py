@@ -364,7 +364,7 @@ class Work:
         packed = pack(self.load(source).cpu(), inplace=True)
         # (Scales stay in float32.)
         save(packed.to(self.dtype), folder, self.tokenizer)
-        write_reference(folder / "model", packed.float(), self.tokenizer)
+        write_reference(folder / "model", packed.to(torch.float32), self.tokenizer)
         return {}
 
     def measure(self, source: str | Path, folder: Path) -> dict[str, Any]:

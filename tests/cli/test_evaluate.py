@@ -124,6 +124,8 @@ def test_without_a_record(packed, data, tmp_path, capsys):
     (packed / "evaluation.json").write_text('{"task": "sst2", "accuracy": 0.9}')
     status, _, said = evaluate(capsys, packed)
     assert status == 1 and "measured on sst2 by an earlier version" in said
+    (packed / "run_options.json").write_text('{"corpus": "texts"}')
+    assert "(texts is what it was trained on" in evaluate(capsys, packed)[2]
     # Data whose columns say what they are; a file is measured on as a whole.
     write_rows(tmp_path / "d" / "own.jsonl", [{"text": f"row {i}", "label": "ab"[i % 2]} for i in range(30)])
     status, result, _ = evaluate(capsys, packed, "--dataset", tmp_path / "d" / "own.jsonl")

@@ -147,6 +147,6 @@ def _finish(
     print(json.dumps(record.to_dict(), indent=2), flush=True)
     print(readable(scores), file=sys.stderr, flush=True)
     record.write(training.output_dir)
-    describe_task(Path(training.output_dir), task, readable(scores))
+    describe_task(Path(training.output_dir), task, arguments.eval_split, readable(scores))
     if after.pack_to:
         record.write(after.pack_to)

@@ -24,6 +24,7 @@ from ..model_folder import EVALUATION_FILE
 from ..room import check_writable
 from .arguments import CorpusArguments, ModelArguments, TaskArguments, given_options, parse, require
 from .models import load_model, load_tokenizer
+from .runs import kept_options
 from .scores import agreement, readable
 
 
@@ -101,10 +102,12 @@ def _measurement(
     if known is not None and task is not None and task != known.task:
         known = None
     if known is None and task is None and output.dataset is None:
+        corpus = (kept_options(model) or {}).get("corpus")
+        text = f" ({corpus} is what it was trained on; --corpus_split validation is not)" if corpus else ""
         before = f" (it was measured on {record.what} by an earlier version, which did not keep how)" if record else ""
         raise ValueError(
             f"{model} does not know what it is measured on{before}: give --task (with --data_dir or --dataset for local data), --dataset "
-            "alone for data whose columns say what they are, or --corpus for a perplexity"
+            f"alone for data whose columns say what they are, or --corpus for a perplexity{text}"
         )
     changes: dict[str, Any] = {name: getattr(arguments, name) for name in _ASKING if name in given}
     if "max_eval_samples" in given:

@@ -35,7 +35,7 @@ from ..locate import find_model
 from ..room import check_writable
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
 from .models import calibrate, load_student, load_tokenizer
-from .runs import check_options, check_output_dir, keep_options, knows_options
+from .runs import check_options, check_output_dir, keep_options, kept_options
 
 
 def run(argv: list[str], prog: str) -> None:
@@ -153,7 +153,7 @@ def train_and_save(trainer: ReliableTrainer) -> None:
         _check_same_student(trainer.model, checkpoint)
     if checkpoint and _is_finished(training, checkpoint):
         folder = Path(checkpoint).resolve().parent
-        if folder != Path(training.output_dir).resolve() and not knows_options(folder):
+        if folder != Path(training.output_dir).resolve() and kept_options(folder) is None:
             raise ValueError(
                 f"{checkpoint} is the end of this training, and with which options it was trained is not known: there is nothing to train, "
                 "and what a card would say of it is not known either"

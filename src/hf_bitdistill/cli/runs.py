@@ -179,9 +179,9 @@ def keep_options(output: str | Path, arguments: Sequence[Any]) -> None:
     write_text(Path(output) / OPTIONS_FILE, json.dumps(_deciding(arguments), indent=2) + "\n")
 
 
-def knows_options(folder: str | Path) -> bool:
-    """Whether a folder of checkpoints says with which options they were trained."""
-    return _kept(Path(folder))[0] is not None
+def kept_options(folder: str | Path) -> dict[str, Any] | None:
+    """The options that a folder's training was begun with; `None` where they are not known."""
+    return _kept(Path(folder))[0]
 
 
 def _deciding(arguments: Sequence[Any]) -> dict[str, Any]:

@@ -163,17 +163,18 @@ def build_model_card(
 _TASK = "## Task"
 
 
-def describe_task(folder: Path, task: Task, scores: str) -> None:
+def describe_task(folder: Path, task: Task, split: str, scores: str) -> None:
     """Add to the card in a folder how the student is asked and what it scored, in front of how it was trained.
 
     Args:
+        split: that it was measured on.
         scores: of the student that is in the folder, as text.
     """
     card = ModelCard.load(folder / "README.md", ignore_metadata_errors=True)
     answers = f"Answers: {', '.join(task.label_words)}.\n\n" if task.label_words else ""
     section = (
         f"{_TASK}\n\nThe student is asked with this prompt, and answers after it:\n\n```text\n{task.prompt}\n```\n\n{answers}"
-        f"Measured on {task.name}:\n\n```text\n{scores}\n```\n\n`bitdistill evaluate` with this folder measures it again.\n\n"
+        f"Measured on {task.name} ({split}):\n\n```text\n{scores}\n```\n\n`bitdistill evaluate` with this folder measures it again.\n\n"
     )
     before, training, after = card.content.partition("## Training\n")
     ModelCard(f"{before}{section}{training}{after}", ignore_metadata_errors=True).save(folder / "README.md")

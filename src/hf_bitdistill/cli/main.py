@@ -18,6 +18,7 @@ COMMANDS = {
     "cache-teacher": "write a teacher's most likely tokens once, to distil without it in memory",
     "distill": "distil a teacher into a ternary student on a task",
     "pack": "pack a trained student into 2 bits a weight",
+    "push": "publish a student on the Hugging Face Hub, packed",
     "evaluate": "measure a model on a task, or its perplexity on a text",
     "benchmark": "speed, memory and size of a packed model on this CPU, against other systems",
     "report": "losses, scores and weights of a run on one HTML page",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..distillation.model_card import TAGS, TERNARY_TAGS, hub_model_id
+from ..hub.card import TAGS, TERNARY_TAGS, base_model_id
 from ..report.tables import markdown_table
 from .examples import Examples
 from .result import RecipeResult
@@ -17,7 +17,7 @@ def write_card(folder: Path, result: RecipeResult, base: str, examples: Examples
     header, rows = result.cells()
     data = ModelCardData(
         library_name="transformers",
-        base_model=hub_model_id(base),
+        base_model=base_model_id(base),
         tags=[*TAGS, *TERNARY_TAGS],
         pipeline_tag="text-generation",
     )

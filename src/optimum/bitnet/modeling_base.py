@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import CommitInfo
 from optimum.modeling_base import OptimizedModel
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import http_user_agent
 
-from hf_bitdistill import pack, quantize_head
+from hf_bitdistill import pack, push_to_hub, quantize_head
 from hf_bitdistill.config import QUANT_METHOD
 from hf_bitdistill.decoder import NativeDecoder, NotAStudentError, Student, UnsupportedModelError, load_decoder
 from hf_bitdistill.decoder.students import HEADS
@@ -246,7 +245,8 @@ class BitNetModel(OptimizedModel):
 
         Args:
             max_shard_size: largest file, e.g. `"5GB"`.
-            repo_id, private, token, commit_message, revision: see [`push_to_hub`], with `push_to_hub=True`.
+            repo_id, private, token, commit_message, revision, ...: of [`push_to_hub`], with `push_to_hub=True`; `repo_id` is the
+                folder's name by default.
 
         An older model in the folder is replaced at once, when the new one is complete.
 
@@ -265,28 +265,16 @@ class BitNetModel(OptimizedModel):
             else:
                 self._save_pretrained(staging, max_shard_size)
         if push_to_hub:
-            self.push_to_hub(folder, kwargs.pop("repo_id", folder.name), **kwargs)
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), max_shard_size=max_shard_size, **kwargs)
 
     def _save_pretrained(self, save_directory: Path, max_shard_size: str = "50GB") -> None:
         # Read from the files again: what is in memory may have fewer bits (head_bits).
         self._student.save(save_directory, max_shard_size)
 
-    def push_to_hub(
-        self,
-        save_directory: str | os.PathLike,
-        repo_id: str,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        commit_message: str = "Upload BitNet model",
-        revision: str | None = None,
-    ) -> str:
-        """Upload a saved folder in one commit, subfolders as they are; returns the commit's address."""
-        api = HfApi(user_agent=http_user_agent(), token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        commit = api.upload_folder(
-            repo_id=repo_id, folder_path=save_directory, commit_message=commit_message, revision=revision
-        )
-        return commit.commit_url
+    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
+        """Publish the packed checkpoint: see [`~hf_bitdistill.push_to_hub`] for the options, which are those of a model of transformers,
+        and for what is raised. Returns the commit; as a string its address."""
+        return push_to_hub(self, repo_id, **options)
 
     @property
     def quantization_config(self):

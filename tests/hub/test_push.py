@@ -160,7 +160,7 @@ def test_what_is_no_student_is_refused(hub, tiny_llama_config, tmp_path):
             push_to_hub(folder, "owner/student")
     with pytest.raises(ValueError, match="push_format must be one of packed, online, both"):
         push_to_hub(tmp_path / "full", "owner/student", push_format="fp8")
-    assert not hub.repositories and not hub.requests
+    assert not hub.requests
 
 
 def test_a_secret_in_a_file_that_is_not_rewritten(hub, student, tmp_path):
@@ -328,8 +328,8 @@ def test_the_command(hub, folder, capsys, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     assert main(["push", str(folder), "student"]) == 1
     said = capsys.readouterr()
-    assert "log in with" in said.err and len(said.err.splitlines()) == 1
-    assert main(["push", str(folder), "student", "--token", OTHER_TOKEN, "--revision", "v1"]) == 1
+    assert "log in with" in said.err and len(said.err.splitlines()) == 1  # at once: nothing was loaded
+    assert main(["push", str(folder), "owner/student", "--token", OTHER_TOKEN]) == 1
     assert OTHER_TOKEN not in capsys.readouterr().err
 
 

@@ -31,7 +31,7 @@ from .source import (
     save_forms,
     tokenizer_files,
 )
-from .upload import open_repository, upload
+from .upload import check_login, open_repository, upload
 
 
 logger = logging.get_logger(__name__)
@@ -98,10 +98,11 @@ def push_to_hub(
     check_push_format(push_format)
     tags = [tags] if isinstance(tags, str) else list(tags or [])
     api, secrets = hub_api(token), known_secrets(token)
+    source = find_source(model) if isinstance(model, (str, os.PathLike)) else None
+    check_login(api, repo_id)  # before anything is packed
     with tempfile.TemporaryDirectory(prefix="hf-bitdistill-") as folder:
         scratch = Path(folder)
-        if isinstance(model, (str, os.PathLike)):
-            source = find_source(model)
+        if source is not None:
             base = str(source.model)
         else:
             source, base = _saved(model, push_format, scratch, max_shard_size), getattr(model, "name_or_path", None)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from transformers.utils import logging
 
 from .errors import explain, explained, http_error, status_of
@@ -42,6 +42,18 @@ def replaced_files(present: Iterable[str], files: Iterable[str], whole: Iterable
         if path not in files and (is_weight or (whole and path.startswith(whole))):
             replaced.append(path)
     return sorted(replaced)
+
+
+def check_login(api: HfApi, repo_id: str) -> None:
+    """Refuse to go on without a token that the Hub knows.
+
+    Raises:
+        OSError: there is none; one line says what to do.
+    """
+    with explained(repo_id, token=api.token):
+        if api.token is False:
+            raise LocalTokenNotFoundError("token=False")
+        api.whoami()
 
 
 def open_repository(api: HfApi, repo_id: str, private: bool | None = None, revision: str | None = None) -> str:

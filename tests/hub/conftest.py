@@ -1,10 +1,7 @@
 """The double of the Hub as the client's endpoint."""
 
 import pytest
-from hub_double import Hub
-
-
-TOKEN, OTHER_TOKEN = "hf_ownerOWNERownerOWNER0123456789", "hf_otherOTHERotherOTHER0123456789"
+from hub_double import OTHER_TOKEN, TOKEN, Hub
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
+TOKEN, OTHER_TOKEN = "hf_ownerOWNERownerOWNER0123456789", "hf_otherOTHERotherOTHER0123456789"
+
 _LFS_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".png")
 _LFS_SIZE = 10_000
 

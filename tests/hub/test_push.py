@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_double import Fault
+from hub_double import OTHER_TOKEN, TOKEN, Fault
 from huggingface_hub import ModelCard
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import OTHER_TOKEN, TOKEN
 from hf_bitdistill import pack, push_to_hub
 from hf_bitdistill.cli.main import main
+from hf_bitdistill.digests import METADATA_KEY
 from hf_bitdistill.hub import upload as upload_module
 from optimum.bitnet import BitNetModelForCausalLM
 from students import make_student
@@ -111,13 +112,16 @@ def test_both_loaders_and_both_forms(hub, folder, student):
     assert set(hub.files("owner/student")) == set(before)
 
 
-def test_models_in_memory(hub, student, tiny_tokenizer):
+def test_models_in_memory(hub, student, tiny_tokenizer, tmp_path):
     student.push_to_hub("student", commit_message="mine", private=True, tags=["tiny"])
     assert hub.history("owner/student")[0].message == "mine" and hub.repositories["owner/student"].private
     card = ModelCard(hub.files("owner/student")["README.md"].decode())
     assert {"bitnet", "ternary", "tiny"} <= set(card.data.tags) and card.data.library_name == "transformers"
     assert "More Information Needed" not in card.content and 'from_pretrained("owner/student")' in card.content
     assert student.config.quantization_config.quantization_mode == "online"
+    (tmp_path / "weights").write_bytes(hub.files("owner/student")["model.safetensors"])
+    with safe_open(tmp_path / "weights", "pt") as reader:
+        assert METADATA_KEY in reader.metadata()
     expected = logits(pack(student))
     assert torch.equal(logits(load("owner/student")), expected)
     pack(student).push_to_hub("of-a-temporary", tokenizer=tiny_tokenizer)

@@ -1,15 +1,15 @@
 """`Trainer`'s own options for the Hub, over HTTP with the real client."""
 
+import gc
 import json
 import logging
 
 import pytest
 import torch
-from hub_double import Fault
+from hub_double import TOKEN, Fault
 from huggingface_hub import ModelCard, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 
-from conftest import TOKEN
 from hf_bitdistill import pack
 from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, ReliableTrainer
 from hf_bitdistill.distillation.checkpoints import damage
@@ -23,6 +23,15 @@ ROWS = [{"input_ids": list(range(3, 12)), "attention_mask": [1] * 9, "labels": l
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
     monkeypatch.setattr(upload_module, "_WAITS", (0.01,))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collection():
+    """The trainer collects garbage at the end of every training: what was imported is not looked through each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -177,9 +177,9 @@ class PublishingTrainer(Trainer):
         source = Source(found.packed, found.online, (folder, run), run.absolute().name)
         secrets = known_secrets(token)
         files = forms(source, self.args.push_format, scratch) if is_student else other_files(folder, secrets)
+        if not (run / CARD).is_file():
+            self.create_model_card(model_name=self.hub_model_id.split("/")[-1])
         files.update(documents(source, self.hub_model_id, secrets))
-        if CARD not in files:
-            files[CARD] = self._plain_card().encode()
         files = link_files(files, scratch)
         check_files(files, secrets)
         return files
@@ -190,10 +190,8 @@ class PublishingTrainer(Trainer):
         if self.is_world_process_zero():
             tags = [tags] if isinstance(tags, str) else list(tags or [])
             os.makedirs(self.args.output_dir, exist_ok=True)
-            (Path(self.args.output_dir) / CARD).write_text(self._plain_card(tags), encoding="utf-8")
-
-    def _plain_card(self, tags: list[str] | None = None) -> str:
-        config = self.accelerator.unwrap_model(self.model).config
-        base = base_model_id(getattr(config, "_name_or_path", None))
-        name = self.hub_model_id or Path(self.args.output_dir).absolute().name
-        return plain_card(name, config, base, getattr(self.args, "push_format", "packed"), tags or ())
+            config = self.accelerator.unwrap_model(self.model).config
+            base = base_model_id(getattr(config, "_name_or_path", None))
+            name = self.hub_model_id or Path(self.args.output_dir).absolute().name
+            card = plain_card(name, config, base, self.args.push_format, tags)
+            (Path(self.args.output_dir) / CARD).write_text(card, encoding="utf-8")

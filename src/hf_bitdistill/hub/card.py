@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import CONFIG_NAME
 
@@ -62,7 +63,7 @@ def _of_cache(folder: Path) -> str | None:
 def _of_card(card: Path) -> str | None:
     try:
         base = ModelCard.load(card, ignore_metadata_errors=True).data.base_model
-    except (OSError, ValueError):
+    except (OSError, ValueError, yaml.YAMLError):
         return None
     base = base[0] if isinstance(base, list) and base else base
     return base if isinstance(base, str) else None
@@ -85,17 +86,21 @@ def plain_card(name: str, config: Any, base: str | None, push_format: str = "pac
         base: its base model's id.
         push_format: of the upload.
     """
+    ternary = getattr(config, "quantization_config", None) is not None
     classification = any(each.endswith("ForSequenceClassification") for each in config.architectures or ())
     auto_class = "AutoModelForSequenceClassification" if classification else "AutoModelForCausalLM"
     data = ModelCardData(
         library_name="transformers",
         base_model=base,
-        base_model_relation="quantized" if base else None,
+        base_model_relation=("quantized" if ternary else "finetune") if base else None,
         pipeline_tag="text-classification" if classification else "text-generation",
-        tags=list(dict.fromkeys([TAGS[0], *TERNARY_TAGS, *tags])),
+        tags=list(dict.fromkeys([TAGS[0], *(TERNARY_TAGS if ternary else ()), *tags])),
     )
+    kind = "ternary (1.58-bit) student" if ternary else "model"
     of = f" of [{base}](https://huggingface.co/{base})" if base else ""
-    parts = [f"# {name.split('/')[-1]}", f"A ternary (1.58-bit) student{of}, made with hf-bitdistill."]
+    parts = [f"# {name.split('/')[-1]}", f"A {kind}{of}, made with hf-bitdistill."]
+    if not ternary:
+        return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
     parts += ["## Loading", "`pip install hf-bitdistill`, then:"]
     if push_format != "online":
         parts.append(LOADING.format(auto_class=auto_class, name=name, options=""))
@@ -106,3 +111,17 @@ def plain_card(name: str, config: Any, base: str | None, push_format: str = "pac
         ]
     body = "\n\n".join(parts)
     return f"---\n{data.to_yaml()}\n---\n\n{body}\n"
+
+
+def add_tags(card: str, tags: Sequence[str]) -> str:
+    """A card with tags added to its metadata.
+
+    Raises:
+        ValueError: its metadata is damaged.
+    """
+    try:
+        loaded = ModelCard(card)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"README.md: its metadata cannot be read ({' '.join(str(error).split())})") from error
+    loaded.data.tags = list(dict.fromkeys([*(loaded.data.tags or []), *tags]))
+    return str(loaded)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from transformers.utils import logging
 
 from ..surgery import student_config
-from .card import base_model_id, plain_card
+from .card import add_tags, base_model_id, plain_card
 from .errors import explained
 from .scrubbing import known_secrets
 from .source import (
@@ -20,7 +20,6 @@ from .source import (
     ONLINE_FOLDER,
     Files,
     Source,
-    add_tags,
     check_files,
     documents,
     find_source,
@@ -119,7 +118,7 @@ def push_to_hub(
             config = AutoConfig.from_pretrained(source.model)
             files[CARD] = plain_card(repo_id, config, base_model_id(base), push_format).encode()
         if CARD in files and tags:
-            files[CARD] = add_tags(files[CARD], tags)
+            files[CARD] = add_tags(files[CARD].decode(), tags).encode()
         check_files(files, secrets)
         message = commit_message or f"Upload {'packed and online' if push_format == 'both' else push_format} student"
         return upload(api, repo_id, files, message, commit_description, revision, create_pr)

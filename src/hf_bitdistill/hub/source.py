@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -215,13 +214,6 @@ def _call_by(card: str, repo_id: str, source: Source) -> str:
     """A card that loads the model from where it is published."""
     names = {re.escape(name) for name in (source.name, source.model.name, source.model.resolve().name)}
     return re.sub(rf'(from_pretrained\(\s*["\'])(?:{"|".join(sorted(names))})(["\'])', rf"\g<1>{repo_id}\g<2>", card)
-
-
-def add_tags(card: bytes, tags: list[str]) -> bytes:
-    """A card with tags added to its metadata."""
-    loaded = ModelCard(card.decode())
-    loaded.data.tags = list(dict.fromkeys([*(loaded.data.tags or []), *tags]))
-    return str(loaded).encode()
 
 
 def check_files(files: Files, secrets: set[str]) -> None:

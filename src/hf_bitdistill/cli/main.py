@@ -66,12 +66,14 @@ def run_command(command: str, argv: Sequence[str], prog: str) -> int:
 
 def explain_errors(run: Callable[[], None], prog: str) -> int:
     """Run something; what a user can cause becomes one line on stderr. Returns the exit status."""
+    from huggingface_hub.errors import HTTPError
     from safetensors import SafetensorError
 
     try:
         run()
     except (
         SafetensorError,
+        HTTPError,
         ValueError,
         TypeError,
         OSError,

@@ -11,9 +11,9 @@ from huggingface_hub import CommitInfo, HfApi
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..hub_errors import explained
 from ..surgery import student_config
 from .card import add_tags, base_model_id, plain_card
-from .errors import explained
 from .scrubbing import known_secrets
 from .source import (
     CARD,

@@ -11,7 +11,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from transformers.utils import logging
 
-from .errors import explain, explained, http_error, status_of
+from ..hub_errors import explain, explained, http_error, status_of
 
 
 logger = logging.get_logger(__name__)

@@ -18,9 +18,10 @@ from hf_bitdistill import pack, push_to_hub, quantize_head
 from hf_bitdistill.config import QUANT_METHOD
 from hf_bitdistill.decoder import NativeDecoder, NotAStudentError, Student, UnsupportedModelError, load_decoder
 from hf_bitdistill.decoder.students import HEADS
+from hf_bitdistill.hub_errors import explained
 from hf_bitdistill.locate import find_model
 from hf_bitdistill.model_folder import check_output, replace_model
-from hf_bitdistill.preflight import read_config
+from hf_bitdistill.preflight import read_config, read_hub_config
 from hf_bitdistill.surgery import is_student, student_config
 from hf_bitdistill.weight_files import find_weight_files, folder_of
 
@@ -137,23 +138,38 @@ class BitNetModel(OptimizedModel):
         Raises:
             NotAStudentError: no ternary checkpoint, or one that needs `export=True`.
             CheckpointError: a damaged file; names file and tensor.
-            OSError: no such model.
+            OSError: no such model; of the Hub, why it cannot be had, in one line.
             ValueError: an option has no meaning.
         """
-        if kwargs.get("config") is None and not kwargs.get("subfolder") and "@" not in str(model_id):
-            find_model(str(model_id), **{name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs})
+        model_id = str(model_id)
         if not os.path.isdir(model_id):
-            return super().from_pretrained(model_id, export=export, **kwargs)
+            return cls._from_hub(model_id, export, **kwargs)
+        if kwargs.get("config") is None and not kwargs.get("subfolder"):
+            find_model(model_id)
         config = kwargs.pop("config", None)
         if config is None:
             config = read_config(Path(model_id), kwargs.get("subfolder", ""), kwargs.get("trust_remote_code", False))
         elif not isinstance(config, PreTrainedConfig):
             options = {name: kwargs[name] for name in ("subfolder", "trust_remote_code") if name in kwargs}
             config = AutoConfig.from_pretrained(config, **options)
-        if "@" not in str(model_id):
-            return super().from_pretrained(model_id, export=export, config=config, **kwargs)
-        # Optimum would take what follows the "@" for a revision.
-        return (cls._export if export else cls._from_pretrained)(str(model_id), config, **kwargs)
+        # Not by Optimum's own, which would take what follows an "@" for a revision.
+        return (cls._export if export else cls._from_pretrained)(model_id, config, **kwargs)
+
+    @classmethod
+    def _from_hub(cls, model_id: str, export: bool, **kwargs) -> BitNetModel:
+        """As [`from_pretrained`]. Optimum's own would ask the Hub for its list of files, also where all is in the cache."""
+        name, at, revision = model_id.partition("@")
+        if at:
+            model_id, kwargs["revision"] = name, revision
+        hub = {option: kwargs[option] for option in _HUB_OPTIONS if kwargs.get(option) is not None}
+        config, trust_remote_code = kwargs.pop("config", None), kwargs.get("trust_remote_code", False)
+        with explained(model_id, hub.get("revision"), hub.get("token")):
+            if config is None:
+                find_model(model_id, **hub)
+                config = read_hub_config(model_id, trust_remote_code, **hub)
+            elif not isinstance(config, PreTrainedConfig):
+                config = AutoConfig.from_pretrained(config, trust_remote_code=trust_remote_code, **hub)
+            return (cls._export if export else cls._from_pretrained)(model_id, config, **kwargs)
 
     @classmethod
     def _export(cls, model_id: str, config: PreTrainedConfig, **kwargs) -> BitNetModel:

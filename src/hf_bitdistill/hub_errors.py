@@ -33,6 +33,11 @@ def http_error(error: BaseException) -> BaseException:
     return cause if isinstance(error, RuntimeError) and isinstance(cause, (HTTPError, OSError)) else error
 
 
+def has_token(token: str | bool | None = None) -> bool:
+    """Whether a request with this argument `token` says who asks."""
+    return bool(token) if isinstance(token, str) or token is False else get_token() is not None
+
+
 def explain(
     error: BaseException, repo_id: str, revision: str | None = None, token: str | bool | None = None
 ) -> OSError | ValueError:
@@ -42,7 +47,7 @@ def explain(
         token: that was used, by which a missing one is told from a wrong one.
     """
     error = http_error(error)
-    status, has_token = status_of(error), bool(token if token is not None else get_token())
+    status, known = status_of(error), has_token(token)
     if isinstance(error, HFValidationError):
         return ValueError(f"{repo_id!r} cannot be the name of a repository: {_line(error)}")
     if isinstance(error, GatedRepoError):
@@ -52,9 +57,9 @@ def explain(
     if isinstance(error, RevisionNotFoundError):
         return FileNotFoundError(f"{repo_id} has no revision {revision or 'main'!r} on the Hub")
     if isinstance(error, RepositoryNotFoundError):
-        why = "or this account may not see it" if has_token else f"or it is private: {LOG_IN}"
+        why = "or this account may not see it" if known else f"or it is private: {LOG_IN}"
         return FileNotFoundError(f"there is no repository {repo_id} on the Hub, {why}")
-    if isinstance(error, LocalTokenNotFoundError) or (status == 401 and not has_token):
+    if isinstance(error, LocalTokenNotFoundError) or (status == 401 and not known):
         return PermissionError(f"{repo_id}: the Hub asks who you are: {LOG_IN}")
     if status == 401:
         return PermissionError(f"{repo_id}: the Hub does not know this token: {LOG_IN} that is valid")

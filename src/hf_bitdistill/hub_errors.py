@@ -28,9 +28,9 @@ def status_of(error: BaseException) -> int | None:
 
 
 def http_error(error: BaseException) -> BaseException:
-    """The client's error inside of one that it wraps while it uploads in threads."""
+    """The client's error inside of one that it wraps while it uploads in threads, or that transformers tells in several lines."""
     cause = error.__cause__
-    return cause if isinstance(error, RuntimeError) and isinstance(cause, (HTTPError, OSError)) else error
+    return cause if type(error) in (RuntimeError, OSError) and isinstance(cause, HTTPError) else error
 
 
 def has_token(token: str | bool | None = None) -> bool:
@@ -83,7 +83,7 @@ def explained(repo_id: str, revision: str | None = None, token: str | bool | Non
         yield
     except (HTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
         raise explain(error, repo_id, revision, token) from error
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         if http_error(error) is error:
             raise
         raise explain(error, repo_id, revision, token) from error

@@ -15,6 +15,9 @@ from hf_bitdistill import pack, push_to_hub
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.digests import METADATA_KEY
 from hf_bitdistill.hub import upload as upload_module
+from hf_bitdistill.recipe import RecipeSettings
+from hf_bitdistill.recipe.pushing import check_push, push_run
+from hf_bitdistill.recipe.settings import RecipeError
 from optimum.bitnet import BitNetModelForCausalLM
 from students import make_student
 
@@ -356,3 +359,25 @@ def test_the_upload_of_a_run(hub, folder, student, tmp_path):
     assert torch.equal(logits(load("owner/student")), logits(pack(student)))
     assert torch.equal(logits(load("owner/student", subfolder="online")), logits(student))
     assert Path(paths["student"]).is_dir()
+
+
+def test_the_end_of_a_run_of_the_recipe(hub, student, tmp_path, monkeypatch):
+    run, said = tmp_path / "out", []
+    pack(student).save_pretrained(run / "packed")
+    settings = RecipeSettings(push_to="student", push_private=True)
+    check_push(settings)
+    push_run(run, settings, said.append)
+    assert hub.repositories["owner/student"].private and f"{hub.url}/owner/student/commit/" in said[0]
+    push_run(run, RecipeSettings(), said.append)
+    assert len(hub.history("owner/student")) == 2 and len(said) == 1
+    monkeypatch.setenv("HF_TOKEN", "hf_thisIsNoTokenOfAnybody")
+    with pytest.raises(PermissionError, match="does not know this token"):
+        check_push(settings)
+    with pytest.raises(
+        RecipeError, match=r"the run is done.*does not know this token.*push .*/out student --private$"
+    ):
+        push_run(run, settings, said.append)
+    assert main(["run", "--model", "m", "--dataset", "d", "--output_dir", str(tmp_path / "no"), "--push_to", "x"]) == 1
+    assert not (tmp_path / "no").exists()
+    with pytest.raises(RecipeError, match="push_format must be one of packed, online, both"):
+        RecipeSettings(push_format="int4")

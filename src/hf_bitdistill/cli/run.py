@@ -15,11 +15,13 @@ from .arguments import parse
 
 def run(argv: list[str], prog: str) -> None:
     (settings,) = parse([RecipeSettings], argv, prog, __doc__)
+    from ..recipe.pushing import check_push
     from ..recipe.run import plan_recipe, run_recipe
 
     if settings.plan:
         plan_recipe(settings)
         return
+    check_push(settings)
     try:
         run_recipe(settings)
     except KeyboardInterrupt:

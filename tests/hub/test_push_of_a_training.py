@@ -11,9 +11,11 @@ from huggingface_hub import ModelCard, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 
 from hf_bitdistill import pack
+from hf_bitdistill.cli.main import main
 from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, ReliableTrainer
 from hf_bitdistill.distillation.checkpoints import damage
 from hf_bitdistill.hub import upload as upload_module
+from hf_bitdistill.hub.card import base_model_id
 from students import make_student
 
 
@@ -195,3 +197,30 @@ def test_a_full_precision_student(hub, make_trainer, tiny_llama_config):
     trainer.push_to_hub()
     assert torch.equal(logits(load()), logits(model))
     assert not [path for path in hub.files("owner/student") if path.endswith((".bin", ".pt", ".pth"))]
+
+
+def test_the_command(hub, tiny_llama_config, tiny_tokenizer, tmp_path, capsys):
+    """With the evaluation that comes after the training; the card names the base model that the folder's config does."""
+    base, data, out = tmp_path / "base", tmp_path / "data", tmp_path / "out"
+    AutoModelForCausalLM.from_config(tiny_llama_config).save_pretrained(base)
+    tiny_tokenizer.save_pretrained(base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "_name_or_path": "org/base"}))
+    data.mkdir()
+    rows = "\n".join(json.dumps({"sentence": f"a film {number} .", "label": number % 2}) for number in range(8))
+    for split in ("train", "validation"):
+        (data / f"{split}.jsonl").write_text(rows)
+    options = {
+        "model_name_or_path": base, "teacher_model_name_or_path": base, "task": "sst2", "data_dir": data, "output_dir": out, "max_steps": 1,
+        "attention_loss_weight": 0, "per_device_train_batch_size": 4, "push_to_hub": True, "hub_model_id": "student", "report_to": "none",
+        "disable_tqdm": True, "use_cpu": True, "hub_strategy": "end",
+    }  # fmt: skip
+    assert main(["distill", *(str(part) for name, value in options.items() for part in (f"--{name}", value))]) == 0
+    assert f"on the Hub: {hub.url}/owner/student/commit/" in capsys.readouterr().out
+    files = hub.files("owner/student")
+    assert json.loads(files["evaluation.json"])["n"] == 8 and "run_options.json" not in files
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.base_model == "org/base" and "base model which is not on the Hub" not in card.content
+    assert str(tmp_path).encode() not in hub.everything()
+    # Whoever distils further from the student's folder is told of the same base model.
+    assert base_model_id(out) == "org/base"

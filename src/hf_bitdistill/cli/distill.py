@@ -17,6 +17,7 @@ from datasets import Dataset
 from ..atomic import write_text
 from ..data import Task, build_dataset, collate, get_task, load_task_dataset
 from ..distillation import DistillationConfig, DistillationTrainer, check_training_room, needs_teacher
+from ..distillation.publishing import push_output
 from ..locate import find_model
 from ..model_folder import replace_model
 from ..room import check_writable
@@ -134,3 +135,5 @@ def _finish(
     print(text, flush=True)
     print(readable(scores), file=sys.stderr, flush=True)
     write_text(Path(training.output_dir) / "evaluation.json", text + "\n")
+    if training.push_to_hub:
+        print(f"on the Hub: {push_output(training, 'Evaluation')}", flush=True)

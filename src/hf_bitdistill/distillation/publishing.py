@@ -6,7 +6,7 @@ import os
 import shutil
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo
 from transformers import Trainer
@@ -16,7 +16,7 @@ from transformers.utils.hub import PushInProgress
 
 from ..atomic import name_aside, remove_leftovers
 from ..hub.card import base_model_id, plain_card
-from ..hub.push import forms, hub_api
+from ..hub.push import forms, hub_api, push_to_hub
 from ..hub.scrubbing import known_secrets
 from ..hub.source import (
     CARD,
@@ -32,6 +32,9 @@ from ..hub.source import (
 from ..hub.upload import open_repository, upload
 from .published_checkpoint import checkpoint_files
 
+
+if TYPE_CHECKING:
+    from .config import DistillationConfig
 
 logger = logging.get_logger(__name__)
 
@@ -195,3 +198,20 @@ class PublishingTrainer(Trainer):
             name = self.hub_model_id or Path(self.args.output_dir).absolute().name
             card = plain_card(name, config, base, self.args.push_format, tags)
             (Path(self.args.output_dir) / CARD).write_text(card, encoding="utf-8")
+
+
+def push_output(args: DistillationConfig, message: str) -> CommitInfo:
+    """Publish what became of the output folder after the training: results of an evaluation, a report.
+
+    Raises:
+        OSError: the Hub refuses or cannot be reached.
+    """
+    return push_to_hub(
+        args.output_dir,
+        args.hub_model_id or Path(args.output_dir).absolute().name,
+        push_format=args.push_format,
+        commit_message=message,
+        private=args.hub_private_repo,
+        token=args.hub_token,
+        revision=args.hub_revision,
+    )

@@ -83,12 +83,7 @@ def find_source(folder: str | Path) -> Source:
     folder = Path(folder).expanduser()
     run = folder / "packed"
     if not (folder / CONFIG_NAME).is_file() and (run / CONFIG_NAME).is_file():
-        online = None
-        if (folder / "result.json").is_file():
-            named = Path(str(read_json(folder / "result.json").get("paths", {}).get("student", "")))
-            places = [place for place in (named, folder / named) if (place / CONFIG_NAME).is_file()]
-            online = places[0] if places else None
-        return Source(run, online, (run, folder), run.name)
+        return Source(run, _student_of_run(folder), (run, folder), run.name)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     find_model(str(folder.resolve()))
@@ -100,6 +95,15 @@ def find_source(folder: str | Path) -> Source:
         )
     online = quantization.get("quantization_mode") == "online"
     return Source(None if online else folder, folder if online else None, (folder,), folder.resolve().name)
+
+
+def _student_of_run(folder: Path) -> Path | None:
+    """The trainable student of a run of the recipe, also of one that was moved."""
+    if not (folder / "result.json").is_file():
+        return None
+    named = Path(str(read_json(folder / "result.json").get("paths", {}).get("student", "")))
+    below = folder.joinpath(*named.parts[named.parts.index("stages") :]) if "stages" in named.parts else named
+    return next((place for place in (below, named) if (place / CONFIG_NAME).is_file()), None)
 
 
 def pack_folder(folder: Path, output: Path, max_shard_size: int | str = "50GB") -> None:

@@ -3,6 +3,8 @@
 import gc
 import json
 import logging
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from hf_bitdistill import pack
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, ReliableTrainer
 from hf_bitdistill.distillation.checkpoints import damage
+from hf_bitdistill.distillation.publishing import _whole_models
 from hf_bitdistill.hub import upload as upload_module
 from hf_bitdistill.hub.card import base_model_id
 from students import make_student
@@ -146,6 +149,15 @@ def test_the_trainable_form_and_a_branch(hub, make_trainer):
         DistillationConfig(output_dir="x", push_format="int4")
 
 
+def test_uploads_come_in_the_order_of_their_checkpoints(hub, make_trainer):
+    trainer = make_trainer(hub_strategy="every_save", hub_always_push=True, max_steps=3)
+    slow = iter([0.3, 0.1, 0.0])
+    hub.before_commit = lambda: time.sleep(next(slow))
+    trainer.train()
+    steps = [commit.message[-1] for commit in hub.history("owner/student")][:-1]
+    assert steps == ["3", "2", "1"]
+
+
 def test_saving_pushes(hub, make_trainer):
     trainer = make_trainer(hub_strategy="end", save_strategy="no", max_steps=1)
     trainer.train()
@@ -197,6 +209,24 @@ def test_a_full_precision_student(hub, make_trainer, tiny_llama_config):
     trainer.push_to_hub()
     assert torch.equal(logits(load()), logits(model))
     assert not [path for path in hub.files("owner/student") if path.endswith((".bin", ".pt", ".pth"))]
+
+
+def test_what_is_packed_for_an_upload_is_not_partitioned():
+    """ZeRO-3 would have all processes load it, and only one does."""
+    from transformers.integrations import deepspeed
+
+    class Config:
+        def is_zero3(self):
+            return True
+
+    args = SimpleNamespace(hf_deepspeed_config=Config())
+    deepspeed.set_hf_deepspeed_config(args.hf_deepspeed_config)
+    try:
+        with _whole_models(args):
+            assert not deepspeed.is_deepspeed_zero3_enabled()
+        assert deepspeed.is_deepspeed_zero3_enabled()
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
 
 
 def test_the_command(hub, tiny_llama_config, tiny_tokenizer, tmp_path, capsys):

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import CommitInfo
-from transformers import Trainer
+from huggingface_hub import CommitInfo, HfApi
+from transformers import Trainer, TrainingArguments
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
@@ -51,6 +59,11 @@ class PublishingTrainer(Trainer):
     - What is being uploaded stays what it is, whatever becomes of the checkpoint's folder meanwhile.
     - An upload in the background that fails is told by a warning; [`push_to_hub`] raises.
     """
+
+    @cached_property
+    def _queue(self) -> HfApi:
+        """The client whose thread uploads one after the other: an older checkpoint must not come after a newer one."""
+        return hub_api(self.args.hub_token)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None, revision: str | None = None) -> None:
         """As in `Trainer`; a branch that is not there is made too.
@@ -105,7 +118,7 @@ class PublishingTrainer(Trainer):
             raise
         if blocking:
             return self._upload(files, scratch, commit_message, token, revision)
-        return hub_api(token).run_as_future(self._upload, files, scratch, commit_message, token, revision)
+        return self._queue.run_as_future(self._upload, files, scratch, commit_message, token, revision)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         args = self.args
@@ -132,7 +145,7 @@ class PublishingTrainer(Trainer):
             shutil.rmtree(scratch, ignore_errors=True)
             logger.warning(f"{checkpoint_folder} is not uploaded: {' '.join(str(error).split())}")
             return
-        job = hub_api(args.hub_token).run_as_future(
+        job = self._queue.run_as_future(
             self._upload_checkpoint, files, scratch, message, args.hub_token, args.hub_revision, whole
         )
         if busy is None or busy.is_done():
@@ -179,7 +192,8 @@ class PublishingTrainer(Trainer):
         found = find_source(folder) if is_student else Source(folder, None, (), "")
         source = Source(found.packed, found.online, (folder, run), run.absolute().name)
         secrets = known_secrets(token)
-        files = forms(source, self.args.push_format, scratch) if is_student else other_files(folder, secrets)
+        with _whole_models(self.args):
+            files = forms(source, self.args.push_format, scratch) if is_student else other_files(folder, secrets)
         if not (run / CARD).is_file():
             self.create_model_card(model_name=self.hub_model_id.split("/")[-1])
         files.update(documents(source, self.hub_model_id, secrets))
@@ -198,6 +212,20 @@ class PublishingTrainer(Trainer):
             name = self.hub_model_id or Path(self.args.output_dir).absolute().name
             card = plain_card(name, config, base, self.args.push_format, tags)
             (Path(self.args.output_dir) / CARD).write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def _whole_models(args: TrainingArguments) -> Iterator[None]:
+    """Models that are loaded meanwhile are not partitioned by DeepSpeed's ZeRO-3, for which all processes would have to load them."""
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        plugin = getattr(args, "deepspeed_plugin", None)
+        set_hf_deepspeed_config(getattr(args, "hf_deepspeed_config", None) or plugin.hf_ds_config)
 
 
 def push_output(args: DistillationConfig, message: str) -> CommitInfo:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub.errors import HTTPError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -107,7 +108,7 @@ def push_to_hub(
             source, base = _saved(model, push_format, scratch, max_shard_size), getattr(model, "name_or_path", None)
             tags = [*tags, *(getattr(model, "model_tags", None) or [])]
         files = forms(source, push_format, scratch, max_shard_size)
-        own_tokenizer = _own_tokenizer(model, base, tokenizer, scratch)
+        own_tokenizer = _own_tokenizer(model, base, tokenizer, scratch, token)
         repo_id = open_repository(api, repo_id, private, revision)
         with explained(repo_id, revision, token):
             present = [file.rfilename for file in api.model_info(repo_id, revision=revision).siblings or ()]
@@ -161,15 +162,21 @@ def _saved(model: Any, push_format: str, scratch: Path, max_shard_size: int | st
     return find_source(packed)
 
 
-def _own_tokenizer(model: Any, base: str | None, tokenizer: PreTrainedTokenizerBase | None, scratch: Path) -> Files:
+def _own_tokenizer(
+    model: Any,
+    base: str | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    scratch: Path,
+    token: str | bool | None,
+) -> Files:
     """The files of the tokenizer that was given, or that belongs to a model in memory."""
     place = scratch / "tokenizer"
     if tokenizer is None and not isinstance(model, (str, os.PathLike)) and base:
         if os.path.isdir(base):
             return tokenizer_files(Path(base))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(base)
-        except (OSError, ValueError) as error:
+            tokenizer = AutoTokenizer.from_pretrained(base, token=token)
+        except (OSError, ValueError, HTTPError) as error:
             logger.warning(
                 f"No tokenizer is uploaded: that of {base} cannot be read ({' '.join(str(error).split())})."
             )

@@ -6,6 +6,7 @@ import fnmatch
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,9 @@ def model_files(folder: Path) -> Files:
 
 def other_files(folder: Path, secrets: set[str]) -> Files:
     """Of a model that is no student of this library (in full precision, or an adapter): weights, configurations, tokenizer."""
-    files: Files = dict(_matching(folder, ("*.safetensors", f"*{SAFE_WEIGHTS_INDEX_NAME}", "*config.json")))
+    files: Files = dict(
+        _matching(folder, ("*.safetensors", SAFE_WEIGHTS_INDEX_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME, _ADAPTER))
+    )
     if _ADAPTER in files:
         files[_ADAPTER] = scrub((folder / _ADAPTER).read_text(encoding="utf-8"), secrets, (folder,)).encode()
     return {**files, **tokenizer_files(folder)}
@@ -204,7 +207,7 @@ def documents(source: Source, repo_id: str, secrets: set[str]) -> Files:
     for folder in source.documents:
         for name, file in _matching(folder, _DOCUMENTS):
             if name not in files:
-                text = scrub(file.read_text(encoding="utf-8"), secrets, (*source.documents, source.model))
+                text = scrub(_read(file), secrets, (*source.documents, source.model))
                 files[name] = (_call_by(text, repo_id, source) if name == CARD else text).encode()
         for name, file in _matching(folder, _AS_THEY_ARE):
             files.setdefault(name, file)
@@ -212,6 +215,13 @@ def documents(source: Source, repo_id: str, secrets: set[str]) -> Files:
             state = read_json(folder / _STATE)
             files[TRAINING_LOG] = _json({key: state.get(key) for key in ("global_step", "epoch", "log_history")})
     return files
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8 ({error}): nothing was uploaded") from None
 
 
 def _call_by(card: str, repo_id: str, source: Source) -> str:
@@ -233,9 +243,10 @@ def check_files(files: Files, secrets: set[str]) -> None:
 def link_files(files: Files, scratch: Path) -> Files:
     """The same files under names of their own (hard links, or copies where there are none), which stay when others are removed."""
     linked: Files = {}
+    own = Path(tempfile.mkdtemp(dir=scratch))
     for number, (name, content) in enumerate(files.items()):
         if isinstance(content, Path) and not content.is_relative_to(scratch):
-            place = scratch / f"{number}-{content.name}"
+            place = own / f"{number}-{content.name}"
             try:
                 place.hardlink_to(content.resolve())
             except OSError:

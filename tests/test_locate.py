@@ -38,7 +38,9 @@ def test_folders_and_their_likes(here):
         FileNotFoundError, match=r"student-sst is neither a folder here nor a model on the Hub"
     ) as error:
         find_model("student-sst")
-    assert str(error.value).endswith("cannot be reached, and its cache does not have it; did you mean student-sst2?")
+    assert str(error.value).endswith(
+        "cannot be reached (HF_HUB_OFFLINE), and its cache does not have it; did you mean student-sst2?"
+    )
     with pytest.raises(FileNotFoundError, match=r"did you mean Teacher-sst2\?"):
         find_model("teacher-sst2")
     with pytest.raises(

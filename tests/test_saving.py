@@ -137,41 +137,6 @@ def test_adapters_are_saved_as_before(tmp_path):
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
 
 
-def test_uploads_have_digests(tmp_path, monkeypatch):
-    from huggingface_hub import HfApi
-
-    student, uploaded = make_student(), []
-
-    class Answer:
-        repo_id = "me/student"
-        commit_url = oid = pr_url = "x"
-
-    def create_commit(self=None, *args, operations=(), **kwargs):
-        uploaded.append((kwargs.get("commit_message"), [str(operation.path_in_repo) for operation in operations]))
-        for operation in operations:
-            if operation.path_in_repo == "model.safetensors":
-                with safe_open(operation.path_or_fileobj, "pt") as reader:
-                    assert METADATA_KEY in reader.metadata()
-        return Answer()
-
-    monkeypatch.setattr(HfApi, "create_repo", lambda *args, **kwargs: Answer())
-    monkeypatch.setattr(HfApi, "create_commit", create_commit)
-    monkeypatch.setattr(HfApi, "create_branch", lambda *args, **kwargs: None)
-    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *args, **kwargs: _Card())
-    student.save_pretrained(tmp_path / "m", push_to_hub=True, repo_id="me/student", commit_message="hello")
-    assert is_of(tmp_path / "m", student)
-    assert len(uploaded) == 1 and uploaded[0][0] == "hello" and "model.safetensors" in uploaded[0][1]
-    with pytest.raises(ValueError, match="state_dict"):
-        student.save_pretrained(tmp_path / "m", push_to_hub=True, state_dict=student.state_dict())
-
-
-class _Card:
-    def save(self, path):
-        from pathlib import Path
-
-        Path(path).write_text("card")
-
-
 def test_a_packed_model_does_not_replace_the_student_it_was_made_from(tmp_path):
     folder = tmp_path / "student"
     make_student().save_pretrained(folder)

@@ -28,12 +28,14 @@ _LAZY = {
     "find_massive_projections": "massive_activations",
     "least_squares_warm_start": "warm_start",
     "pack_corpus": "data",
+    "push_to_hub": "hub",
 }
 
 if TYPE_CHECKING:
     from .calibration import calibrate_sub_norm
     from .data import pack_corpus
     from .distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, cache_teacher_logits
+    from .hub import push_to_hub
     from .massive_activations import find_massive_projections
     from .warm_start import WarmStartConfig, least_squares_warm_start
 
@@ -51,6 +53,7 @@ __all__ = [
     "least_squares_warm_start",
     "pack",
     "pack_corpus",
+    "push_to_hub",
     "quantize_head",
     "ternary_share",
 ]

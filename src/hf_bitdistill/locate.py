@@ -6,19 +6,20 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, is_offline_mode
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
-    RevisionNotFoundError,
 )
 from transformers.utils import CONFIG_NAME
 
 from .data.files import looks_like_path
+from .hub_errors import LOG_IN, explain, has_token
 from .preflight import check_config_file
 
 
@@ -26,7 +27,7 @@ def find_model(name_or_path: str, **hub: Any) -> str:
     """Refuse what is neither a model's folder nor a model on the Hub (or in its cache).
 
     Args:
-        hub: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` of a download.
+        hub: `revision`, `subfolder`, `cache_dir`, `token`, `local_files_only`, `force_download` of a download.
 
     Returns:
         The folder's path, or the id.
@@ -35,7 +36,8 @@ def find_model(name_or_path: str, **hub: Any) -> str:
         FileNotFoundError: there is no such folder, or it holds no model, or the name is neither here nor on the Hub; with what is
             like it here.
         CheckpointError: its config.json is damaged.
-        PermissionError: the model on the Hub is gated.
+        PermissionError: the model on the Hub is gated, or the token is none that it knows.
+        ConnectionError: the Hub fails, and its cache does not have the model.
     """
     path = Path(name_or_path).expanduser()
     if looks_like_path(name_or_path) or path.exists():
@@ -48,25 +50,32 @@ def find_model(name_or_path: str, **hub: Any) -> str:
         check_config_file(path / CONFIG_NAME)
         return str(path)
     try:
-        hf_hub_download(name_or_path, CONFIG_NAME, **hub)
+        check_config_file(Path(hf_hub_download(name_or_path, CONFIG_NAME, **hub)))
     except GatedRepoError as error:
-        raise PermissionError(
-            f"{name_or_path} is gated on the Hub: accept its terms there and log in with an account that did"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"{name_or_path} has no revision {hub.get('revision')!r} on the Hub") from error
+        raise explain(error, name_or_path) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise FileNotFoundError(_neither(name_or_path, "which has no such public model", path)) from error
+        private = (
+            "or this account may not see it" if has_token(hub.get("token")) else f"and if it is private, {LOG_IN}"
+        )
+        raise FileNotFoundError(_neither(name_or_path, f"which has no such public model, {private}", path)) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
-        reason = "which cannot be reached, and its cache does not have it"
+        reason = f"which cannot be reached{_switched_off(hub)}, and its cache does not have it"
         raise FileNotFoundError(_neither(name_or_path, reason, path)) from error
     except EntryNotFoundError:
         pass  # a repository without a config: whoever reads it knows what is missing
+    except HTTPError as error:
+        raise explain(error, name_or_path, hub.get("revision"), hub.get("token")) from error
     return name_or_path
 
 
 def _neither(name: str, why: str, path: Path) -> str:
     return f"{name} is neither a folder here nor a model on the Hub, {why}{_close_names(path)}"
+
+
+def _switched_off(hub: dict[str, Any]) -> str:
+    if hub.get("local_files_only"):
+        return " (local_files_only)"
+    return " (HF_HUB_OFFLINE)" if is_offline_mode() else ""
 
 
 def _close_names(path: Path) -> str:

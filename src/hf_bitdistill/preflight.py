@@ -112,18 +112,40 @@ def read_config(folder: Path, subfolder: str = "", trust_remote_code: bool = Fal
     file = next((place for place in places if place.exists()), None)
     if file is None:
         raise OSError(f"{folder} has no {CONFIG_NAME}.")
+    return _checked_config(file, file.parent, trust_remote_code=trust_remote_code)
+
+
+def read_hub_config(name: str, trust_remote_code: bool = False, **hub: Any) -> PreTrainedConfig:
+    """The config of a model on the Hub, or of its subfolder if that has one.
+
+    Args:
+        hub: `revision`, `subfolder`, `cache_dir`, `token`, ... of `from_pretrained`.
+
+    Raises:
+        As [`read_config`].
+    """
+    file, above = None, {**hub, "subfolder": ""}
+    for where in (hub, above):
+        file = cached_file(name, CONFIG_NAME, **where, _raise_exceptions_for_missing_entries=False)
+        if file is not None:
+            return _checked_config(Path(file), name, trust_remote_code=trust_remote_code, **where)
+    raise OSError(f"{name} has no {CONFIG_NAME}.")
+
+
+def _checked_config(file: Path, name: str | Path, **options: Any) -> PreTrainedConfig:
     check_config_file(file)
     try:
-        return AutoConfig.from_pretrained(file.parent, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(name, **options)
     except OSError:
         raise
     except Exception as error:  # whatever a config class raises for values that it does not expect
         raise CheckpointError(f"{file}: {describe_error(error)}") from error
 
 
-def _cached_folder(name: str) -> Path | None:
-    """Where the default cache holds the main revision of a model of the Hub. (No hook is told another one.)"""
-    options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+def _cached_folder(name: str, commit: str | None) -> Path | None:
+    """Where the default cache holds a model of the Hub: the commit, which older versions of transformers tell, or the main revision. (No
+    hook is told another cache.)"""
+    options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False, "revision": commit}
     try:
         file = cached_file(name, CONFIG_NAME, _raise_exceptions_for_connection_errors=False, **options)
     except (OSError, ValueError):
@@ -142,7 +164,13 @@ def check_before_building(config: PreTrainedConfig) -> bool:
             or the config claims more layers or experts than the files can hold.
     """
     name = config.name_or_path or ""
-    folder = Path(name) if os.path.isdir(name) else _cached_folder(name) if name else None
+    folder = (
+        Path(name)
+        if os.path.isdir(name)
+        else _cached_folder(name, getattr(config, "_commit_hash", None))
+        if name
+        else None
+    )
     where = str(folder / CONFIG_NAME) if folder else f"the config of {name or type(config).__name__}"
     check_sizes(config, where)
     files = local_weight_files(folder, getattr(config, "transformers_weights", None)) if folder else []

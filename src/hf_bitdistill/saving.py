@@ -1,6 +1,7 @@
-"""`save_pretrained` of a student: transformers' own, into a folder aside, with digests, which then takes its place.
+"""`save_pretrained` of a student: transformers' own, into a folder aside, with digests, which then takes its place; and `push_to_hub`,
+which publishes it packed.
 
-transformers has no hook around `save_pretrained`, so every student object carries its own, as an instance attribute.
+transformers has no hook around either, so every student object carries its own, as instance attributes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitInfo
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
@@ -18,29 +20,29 @@ from .digests import add_digests
 from .model_folder import replace_model
 
 
-_HUB_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+_HUB_OPTIONS = (
+    "commit_message",
+    "commit_description",
+    "private",
+    "token",
+    "revision",
+    "create_pr",
+    "tags",
+    "push_format",
+    "tokenizer",
+)
+_OWN = ("save_pretrained", "push_to_hub")  # attributes of a student that are its own
 
 
-class SaveStudent:
-    """What `student.save_pretrained` is. Takes the arguments of `PreTrainedModel.save_pretrained`.
-
-    An older model in the folder is replaced at once, when the new one is complete (see [`replace_model`]). Each weight file
-    records digests of its tensors, which are checked when it is loaded.
-
-    Saved by transformers alone, without these promises: adapters (PEFT), and `distributed_checkpoint=True`.
-
-    Raises:
-        CheckpointError: a tensor holds a NaN or an infinity. Nothing was saved.
-        NotADirectoryError: the folder is a file.
-        ValueError: a packed model would take the place of the trainable student that it was made from.
-    """
+class _OfStudent:
+    """A method of one student."""
 
     def __init__(self, model: PreTrainedModel):
         # A reference to its owner would keep the owner's memory until the garbage collector comes. But in `pack(model).save_pretrained`
-        # the owner is gone before the call: then a second object saves, which shares all that the first one consisted of.
+        # the owner is gone before the call: then a second object takes its place, which shares all that the first one consisted of.
         self._model = weakref.ref(model)
         self._stand_in = object.__new__(type(model))
-        self._stand_in.__dict__ = {key: value for key, value in vars(model).items() if key != "save_pretrained"}
+        self._stand_in.__dict__ = {key: value for key, value in vars(model).items() if key not in _OWN}
 
     def __getstate__(self) -> dict[str, Any]:
         # For pickle and deepcopy: the copy of a model has one for the copy.
@@ -49,6 +51,30 @@ class SaveStudent:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._stand_in = state["stand_in"]
         self._model = weakref.ref(self._stand_in if state["model"] is None else state["model"])
+
+    def _owner(self) -> PreTrainedModel:
+        model = self._model()
+        if model is None:
+            model = self._stand_in
+            if not all(name in vars(model) for name in _OWN):
+                save_safely(model)
+        return model
+
+
+class SaveStudent(_OfStudent):
+    """What `student.save_pretrained` is. Takes the arguments of `PreTrainedModel.save_pretrained`.
+
+    An older model in the folder is replaced at once, when the new one is complete (see [`replace_model`]). Each weight file
+    records digests of its tensors, which are checked when it is loaded. With `push_to_hub=True` the student is published as
+    [`PushStudent`] does it.
+
+    Saved by transformers alone, without these promises: adapters (PEFT), and `distributed_checkpoint=True`.
+
+    Raises:
+        CheckpointError: a tensor holds a NaN or an infinity. Nothing was saved.
+        NotADirectoryError: the folder is a file.
+        ValueError: a packed model would take the place of the trainable student that it was made from.
+    """
 
     def __call__(
         self,
@@ -59,9 +85,7 @@ class SaveStudent:
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        model = self._model()
-        if model is None:
-            model = self._stand_in
+        model = self._owner()
         plain = type(model).save_pretrained
         if getattr(model, "_hf_peft_config_loaded", False) or kwargs.get("distributed_checkpoint"):
             return plain(model, save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
@@ -77,9 +101,24 @@ class SaveStudent:
             if config is not None:  # (taken off by hand: what is saved is no student any more)
                 add_digests(sorted(staging.glob("*.safetensors")), config)
         if push_to_hub and is_main_process:
-            model.save_pretrained = self  # (what push_to_hub calls; a stand-in has none)
             size = {"max_shard_size": kwargs["max_shard_size"]} if "max_shard_size" in kwargs else {}
             model.push_to_hub(repo_id, **hub, **size)
+
+
+class PushStudent(_OfStudent):
+    """What `student.push_to_hub` is. Takes the arguments of `PreTrainedModel.push_to_hub`, and `push_format` and `tokenizer`.
+
+    A student is published packed, whether or not it is: see [`~hf_bitdistill.push_to_hub`], also for what is raised. Adapters (PEFT) are
+    published by transformers alone.
+    """
+
+    def __call__(self, repo_id: str, **options: Any) -> CommitInfo:
+        model = self._owner()
+        if getattr(model, "_hf_peft_config_loaded", False):
+            return type(model).push_to_hub(model, repo_id, **options)
+        from .hub import push_to_hub
+
+        return push_to_hub(model, repo_id, **options)
 
 
 def _check_not_its_source(model: PreTrainedModel, config: Any, folder: Path) -> None:
@@ -104,5 +143,5 @@ def _mode(config: Any) -> str | None:
 
 
 def save_safely(student: PreTrainedModel) -> None:
-    """Give a student its `save_pretrained`."""
-    student.save_pretrained = SaveStudent(student)
+    """Give a student its `save_pretrained` and its `push_to_hub`."""
+    student.save_pretrained, student.push_to_hub = SaveStudent(student), PushStudent(student)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 from transformers import PreTrainedConfig
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import get_checkpoint_shard_files
@@ -95,7 +97,16 @@ def find_weight_files(model_id: str | Path, config: PreTrainedConfig | None = No
             return list(get_checkpoint_shard_files(model_id, file, **hub)[0])
         if file is not None:
             return [file]
+    if not os.path.isdir(model_id) and not _known_to_be_missing(model_id, _names(explicit)[0], hub):
+        raise OSError(f"{model_id}: its weights are not in the Hub's cache, and the Hub cannot be reached.")
     raise OSError(f"{model_id} has no {explicit or SAFE_WEIGHTS_NAME}: a ternary checkpoint must be safetensors.")
+
+
+def _known_to_be_missing(model_id: str, name: str, hub: dict[str, Any]) -> bool:
+    """Whether the Hub said, now or earlier, that there is no such file."""
+    path = f"{hub['subfolder']}/{name}" if hub.get("subfolder") else name
+    where = {key: hub[key] for key in ("cache_dir", "revision") if hub.get(key)}
+    return try_to_load_from_cache(model_id, path, **where) is _CACHED_NO_EXIST
 
 
 def size_of_weights(model_id: str | Path, **hub: Any) -> int:

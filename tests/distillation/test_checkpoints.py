@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Trainer
 
 from hf_bitdistill.checkpoint import CheckpointError
 from hf_bitdistill.distillation.checkpoints import MANIFEST, choose, damage, list_checkpoints, rotate
+from hf_bitdistill.distillation.publishing import PublishingTrainer
 
 
 @pytest.fixture(scope="module")
@@ -193,8 +193,9 @@ def test_the_best_checkpoint_has_its_last_name(make_model, make_trainer, lm_rows
 
 def test_an_upload_gets_the_checkpoint_under_its_last_name(make_model, make_trainer, lm_rows, tmp_path, monkeypatch):
     pushed = []
+    monkeypatch.setattr(PublishingTrainer, "init_hf_repo", lambda self: None)
     monkeypatch.setattr(
-        Trainer, "_push_from_checkpoint", lambda self, folder: pushed.append((folder, damage(Path(folder))))
+        PublishingTrainer, "_push_from_checkpoint", lambda self, folder: pushed.append((folder, damage(Path(folder))))
     )
     trainer = make_run(make_model, make_trainer, lm_rows, max_steps=1)
     trainer.args.push_to_hub = True

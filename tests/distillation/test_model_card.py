@@ -2,8 +2,6 @@
 
 from huggingface_hub import ModelCard
 
-from hf_bitdistill.distillation.model_card import hub_model_id
-
 
 def test_card_of_a_ternary_student(make_model, make_trainer, lm_rows, tmp_path):
     from hf_bitdistill import BitNetConfig, apply_bitnet
@@ -42,9 +40,3 @@ def test_card_of_a_full_precision_student_claims_nothing_ternary(make_model, mak
     assert card.data.base_model is None and "base_model_relation" not in card.data.to_dict()
     assert "import hf_bitdistill" not in card.text and "ternary" not in card.text
     assert card.data.pipeline_tag == "text-classification"
-
-
-def test_hub_ids(tmp_path):
-    assert hub_model_id("org/model") == "org/model" and hub_model_id("gpt2") == "gpt2"
-    for name in (None, "", str(tmp_path), "a/b/c", "with space/x", "/data/model"):
-        assert hub_model_id(name) is None

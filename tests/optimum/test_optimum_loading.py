@@ -277,32 +277,6 @@ def test_generation_settings_travel(tmp_path):
 
 
 @native
-def test_push_to_hub_uploads_one_folder(tmp_path, monkeypatch):
-    from types import SimpleNamespace
-
-    from optimum.bitnet import modeling_base
-
-    calls = []
-
-    class Api:
-        def __init__(self, **kwargs):
-            pass
-
-        def create_repo(self, repo_id, **kwargs):
-            return SimpleNamespace(repo_id=f"me/{repo_id}")
-
-        def upload_folder(self, **kwargs):
-            calls.append(kwargs)
-            return SimpleNamespace(commit_url="https://hub/commit")
-
-    monkeypatch.setattr(modeling_base, "HfApi", Api)
-    pack(make_student()).save_pretrained(tmp_path / "a")
-    model = BitNetModelForCausalLM.from_pretrained(tmp_path / "a")
-    model.save_pretrained(tmp_path / "b", push_to_hub=True, repo_id="student", private=True)
-    assert calls[0]["repo_id"] == "me/student" and calls[0]["folder_path"] == tmp_path / "b"
-
-
-@native
 def test_a_real_model(shared_dir, tmp_path):
     from transformers import AutoTokenizer
 

@@ -17,6 +17,7 @@ from datasets import Dataset
 from ..data import Task, build_dataset, collate, get_task, load_task_dataset
 from ..distillation import DistillationConfig, DistillationTrainer, check_training_room, needs_teacher
 from ..distillation.model_card import describe_task
+from ..distillation.publishing import push_output
 from ..locate import find_model
 from ..model_folder import replace_model
 from ..room import check_writable
@@ -150,3 +151,5 @@ def _finish(
     describe_task(Path(training.output_dir), task, arguments.eval_split, readable(scores))
     if after.pack_to:
         record.write(after.pack_to)
+    if training.push_to_hub:
+        print(f"on the Hub: {push_output(training, 'Evaluation')}", flush=True)

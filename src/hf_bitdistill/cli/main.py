@@ -19,6 +19,7 @@ COMMANDS = {
     "distill": "distil a teacher into a ternary student on a task",
     "pack": "pack a trained student into 2 bits a weight",
     "verify": "whether a packed student, here or on the Hub, is the one that was packed",
+    "push": "publish a student on the Hugging Face Hub, packed",
     "evaluate": "measure a model on a task, or its perplexity on a text",
     "benchmark": "speed, memory and size of a packed model on this CPU, against other systems",
     "report": "losses, scores and weights of a run on one HTML page",
@@ -66,12 +67,14 @@ def run_command(command: str, argv: Sequence[str], prog: str) -> int:
 
 def explain_errors(run: Callable[[], None], prog: str) -> int:
     """Run something; what a user can cause becomes one line on stderr. Returns the exit status."""
+    from huggingface_hub.errors import HTTPError
     from safetensors import SafetensorError
 
     try:
         run()
     except (
         SafetensorError,
+        HTTPError,
         ValueError,
         TypeError,
         OSError,

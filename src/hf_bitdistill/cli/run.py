@@ -13,10 +13,12 @@ from .runs import says_how_to_go_on
 
 def run(argv: list[str], prog: str) -> None:
     (settings,) = parse([RecipeSettings], argv, prog, __doc__)
+    from ..recipe.pushing import check_push
     from ..recipe.run import plan_recipe, run_recipe
 
     if settings.plan:
         plan_recipe(settings)
         return
+    check_push(settings)
     with says_how_to_go_on(prog, argv):
         run_recipe(settings)

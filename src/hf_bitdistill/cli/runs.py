@@ -41,6 +41,7 @@ _NOT_DECIDING = (
     "eval_batch_size",
     "kl_chunk_size",
     "streaming",
+    "push_format",
 )
 
 

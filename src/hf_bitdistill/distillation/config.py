@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from ..hub.push import PUSH_FORMATS, check_push_format
 from ..redaction import redact, secrets_of
 from .depths import relation_layers as relation_layers
 from .depths import relative_depth as relative_depth
@@ -108,6 +109,9 @@ class DistillationConfig(TrainingArguments):
         nan_patience (`int`, defaults to 3):
             After so many steps in a row whose loss or gradient is not finite the run stops. Those before are left out: they
             do not change the student. Overflows of float16 gradients, which the gradient scaler deals with, do not count.
+        push_format (`str`, defaults to `"packed"`):
+            What `push_to_hub` publishes: `"packed"`, 2 bits a weight; `"online"`, the trainable student, in the folder `online`; or
+            `"both"`.
         logging_nan_inf_filter (`bool`, defaults to `False`):
             As in `TrainingArguments`, where it is on: it shows losses that are not finite as others.
 
@@ -186,6 +190,9 @@ class DistillationConfig(TrainingArguments):
     weight_decay_share: float = field(default=1.0, metadata={"help": "Share of the steps with weight decay."})
     nan_patience: int = field(
         default=3, metadata={"help": "Steps in a row that are not finite after which the run stops."}
+    )
+    push_format: str = field(
+        default="packed", metadata={"help": "What is pushed to the Hub.", "choices": list(PUSH_FORMATS)}
     )
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Show losses that are not finite as the mean of others."}
@@ -311,6 +318,7 @@ def _validate(config: DistillationConfig) -> None:
         raise ValueError(
             f"logits_divergence must be one of {', '.join(DIVERGENCES)}, got {config.logits_divergence!r}"
         )
+    check_push_format(config.push_format)
     if not 0.0 <= config.jsd_beta <= 1.0:
         raise ValueError(f"jsd_beta must be between 0 and 1, got {config.jsd_beta}")
     if config.jsd_beta != 0.5 and config.logits_divergence != "jsd":

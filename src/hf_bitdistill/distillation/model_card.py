@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..hub.card import LOADING, base_model_id, exact_model_id
 from .terms import TERMS
 
 
@@ -19,22 +18,12 @@ if TYPE_CHECKING:
     from .trainer import DistillationTrainer
 
 
-TAGS = ("bitdistill", "distillation")
-TERNARY_TAGS = ("bitnet", "ternary")
-
 _CITATION = """@article{wu2025bitnetdistillation,
   title   = {BitNet Distillation},
   author  = {Wu, Xun and Huang, Shaohan and Wang, Wenhui and Song, Ting and Dong, Li and Xia, Yan and Wei, Furu},
   journal = {arXiv preprint arXiv:2510.13998},
   year    = {2025}
 }"""
-
-_LOADING = """```python
-import hf_bitdistill  # registers the quantizer: without this line transformers cannot load the checkpoint correctly
-from transformers import {auto_class}
-
-model = {auto_class}.from_pretrained("{name}")
-```"""
 
 _HYPER_PARAMETERS = (
     "learning_rate",
@@ -68,13 +57,6 @@ def ternary_method(config: Any) -> str | None:
     return method if method in ("bitdistill", "bitnet") else None
 
 
-def hub_model_id(name: str | None) -> str | None:
-    """`name` if it can be the id of a model on the Hub; not a local folder (which nobody else can open)."""
-    if name and not os.path.exists(name) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        return name
-    return None
-
-
 def _table(header: tuple[str, str], rows: Sequence[tuple[str, Any]]) -> str:
     lines = [f"| {header[0]} | {header[1]} |", "|---|---|"]
     return "\n".join(lines + [f"| {name} | {value} |" for name, value in rows])
@@ -105,14 +87,14 @@ def build_model_card(
     Args:
         trainer: the trainer, before or after training.
         model_name: title of the card.
-        base_model: what the student was made from, a Hub id or a path (paths are not put into the metadata).
+        base_model: what the student was made from, a Hub id or a path (of which only the id is told that it leads to).
         tags: tags of the metadata.
         metadata: further fields (language, license, datasets, pipeline_tag); `None` values are left out.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     method = ternary_method(model.config)
     classification = trainer.head == "sequence_classification"
-    base_id = hub_model_id(base_model)
+    base_id = base_model_id(base_model)
     data = ModelCardData(
         library_name="transformers",
         base_model=base_id,
@@ -124,7 +106,7 @@ def build_model_card(
     kind = "ternary (1.58-bit) " if method else ""
     base = f"[{base_id}](https://huggingface.co/{base_id})" if base_id else "a base model which is not on the Hub"
     teacher_name = trainer.teacher_name
-    teacher_id = hub_model_id(teacher_name)
+    teacher_id = exact_model_id(teacher_name)
     if trainer.teacher is None and trainer.teacher_cache is None:
         source = "without a teacher"
     elif teacher_id:
@@ -142,7 +124,7 @@ def build_model_card(
         sections += [
             "## Loading",
             "`pip install hf-bitdistill`, then:",
-            _LOADING.format(auto_class=auto_class, name=name),
+            LOADING.format(auto_class=auto_class, name=name, options=""),
         ]
     settings = [(name, getattr(trainer.args, name)) for name in _HYPER_PARAMETERS]
     settings = [(name, getattr(value, "value", value)) for name, value in settings]

@@ -13,7 +13,6 @@ import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.trainer import SCALER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
@@ -36,6 +35,7 @@ from .checkpoints import (
 )
 from .finite import FiniteWatch, StepReport, check_finite_student, describe_batch
 from .footprint import check_training_room, free_bytes
+from .publishing import PublishingTrainer
 
 
 logger = logging.get_logger(__name__)
@@ -44,7 +44,7 @@ logger = logging.get_logger(__name__)
 _TAG = "run"
 
 
-class ReliableTrainer(Trainer):
+class ReliableTrainer(PublishingTrainer):
     """`Trainer` with these promises:
 
     - A checkpoint is written beside its place and renamed when it is complete; the model in the output folder likewise.

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..data.batches import DOCUMENTS, PreparedBatch, prepare_batch
 from ..data.checks import CheckedCollator, ModelLimits, check_batch
 from ..data.preprocessing import IGNORE_INDEX, collate
+from ..hub.card import TAGS, TERNARY_TAGS
 from ..layers import warn_of_16_bit_weights
 from .callbacks import training_callbacks
 from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, check_one_device, needs_teacher
@@ -22,7 +23,7 @@ from .conversations import encode_datasets
 from .finite import not_finite
 from .layout import batch_layouts, check_layout
 from .metrics import ComponentMeans
-from .model_card import TAGS, TERNARY_TAGS, build_model_card, ternary_method
+from .model_card import build_model_card, ternary_method
 from .passes import TeacherOutputs, labelled_positions, run_model, run_teacher, without
 from .reliable import ReliableTrainer
 from .student import check_ternary, load_student_model

@@ -7,8 +7,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..data.fingerprint import fingerprint_rows
-from ..distillation.model_card import TAGS, TERNARY_TAGS, hub_model_id
 from ..evaluation.record import Record
+from ..hub.card import TAGS, TERNARY_TAGS, base_model_id
 from ..report.tables import markdown_table
 from .examples import Examples
 from .result import PACKED_ROW, RecipeResult
@@ -22,7 +22,7 @@ def write_card(folder: Path, name: str, result: RecipeResult, base: str, example
     header, rows = result.cells()
     data = ModelCardData(
         library_name="transformers",
-        base_model=hub_model_id(base),
+        base_model=base_model_id(base),
         tags=[*TAGS, *TERNARY_TAGS],
         pipeline_tag="text-generation",
     )

@@ -31,6 +31,7 @@ from .plan import (
     window_schedule,
 )
 from .progress import Progress, duration, quiet
+from .pushing import push_run
 from .result import RecipeResult
 from .settings import RecipeError, RecipeSettings
 from .speed import tokens_per_second
@@ -286,6 +287,7 @@ class _Run(Context):
             f"\n{result.summary()}\n\n{duration(result.total_seconds)} in all, {duration(self.plan.surely)} to {duration(self.plan.seconds)} were planned."
         )
         say(f"packed student: {result.paths['packed']}\nreport: {result.paths['report']}")
+        push_run(self.output, settings, say)
         return result
 
     def remember(self) -> None:

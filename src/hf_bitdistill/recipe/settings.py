@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..hub import PUSH_FORMATS
 from .efforts import EFFORTS, Effort, paper
 
 
@@ -104,11 +105,14 @@ class RecipeSettings(EffortArguments):
     bf16: str = _option("auto", "Autocast to bfloat16; auto: where it is fast.", choices=["auto", "true", "false"])
     speed: bool = _option(True, "Measure tokens a second of teacher and student at the end.")
     checkpoint_minutes: float = _option(5.0, "How often a training keeps a checkpoint.")
+    push_to: str | None = _option(None, "Repository on the Hub that the student is published in: name or owner/name.")
+    push_format: str = _option("packed", "What is published.", choices=list(PUSH_FORMATS))
+    push_private: bool = _option(False, "Make that repository a private one.")
     plan: bool = _option(False, "Print the stages with the time expected from a short measured probe, and stop.")
 
     def __post_init__(self) -> None:
         choices = {"turns": ("all", "last"), "effort": tuple(EFFORTS), "preset": ("best", "paper")}
-        choices["bf16"] = ("auto", "true", "false")
+        choices |= {"bf16": ("auto", "true", "false"), "push_format": PUSH_FORMATS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise RecipeError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")

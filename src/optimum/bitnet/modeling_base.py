@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import CommitInfo
 from optimum.modeling_base import OptimizedModel
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import http_user_agent
 
-from hf_bitdistill import pack, quantize_head
+from hf_bitdistill import pack, push_to_hub, quantize_head
 from hf_bitdistill.config import QUANT_METHOD
 from hf_bitdistill.decoder import NativeDecoder, NotAStudentError, Student, UnsupportedModelError, load_decoder
 from hf_bitdistill.decoder.students import HEADS
+from hf_bitdistill.hub_errors import explained
 from hf_bitdistill.locate import find_model
 from hf_bitdistill.model_folder import check_output, replace_model
-from hf_bitdistill.preflight import read_config
+from hf_bitdistill.preflight import read_config, read_hub_config
 from hf_bitdistill.surgery import is_student, student_config
 from hf_bitdistill.weight_files import find_weight_files, folder_of
 
@@ -138,23 +138,38 @@ class BitNetModel(OptimizedModel):
         Raises:
             NotAStudentError: no ternary checkpoint, or one that needs `export=True`.
             CheckpointError: a damaged file; names file and tensor.
-            OSError: no such model.
+            OSError: no such model; of the Hub, why it cannot be had, in one line.
             ValueError: an option has no meaning.
         """
-        if kwargs.get("config") is None and not kwargs.get("subfolder") and "@" not in str(model_id):
-            find_model(str(model_id), **{name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs})
+        model_id = str(model_id)
         if not os.path.isdir(model_id):
-            return super().from_pretrained(model_id, export=export, **kwargs)
+            return cls._from_hub(model_id, export, **kwargs)
+        if kwargs.get("config") is None and not kwargs.get("subfolder"):
+            find_model(model_id)
         config = kwargs.pop("config", None)
         if config is None:
             config = read_config(Path(model_id), kwargs.get("subfolder", ""), kwargs.get("trust_remote_code", False))
         elif not isinstance(config, PreTrainedConfig):
             options = {name: kwargs[name] for name in ("subfolder", "trust_remote_code") if name in kwargs}
             config = AutoConfig.from_pretrained(config, **options)
-        if "@" not in str(model_id):
-            return super().from_pretrained(model_id, export=export, config=config, **kwargs)
-        # Optimum would take what follows the "@" for a revision.
-        return (cls._export if export else cls._from_pretrained)(str(model_id), config, **kwargs)
+        # Not by Optimum's own, which would take what follows an "@" for a revision.
+        return (cls._export if export else cls._from_pretrained)(model_id, config, **kwargs)
+
+    @classmethod
+    def _from_hub(cls, model_id: str, export: bool, **kwargs) -> BitNetModel:
+        """As [`from_pretrained`]. Optimum's own would ask the Hub for its list of files, also where all is in the cache."""
+        name, at, revision = model_id.partition("@")
+        if at:
+            model_id, kwargs["revision"] = name, revision
+        hub = {option: kwargs[option] for option in _HUB_OPTIONS if kwargs.get(option) is not None}
+        config, trust_remote_code = kwargs.pop("config", None), kwargs.get("trust_remote_code", False)
+        with explained(model_id, hub.get("revision"), hub.get("token")):
+            if config is None:
+                find_model(model_id, **hub)
+                config = read_hub_config(model_id, trust_remote_code, **hub)
+            elif not isinstance(config, PreTrainedConfig):
+                config = AutoConfig.from_pretrained(config, trust_remote_code=trust_remote_code, **hub)
+            return (cls._export if export else cls._from_pretrained)(model_id, config, **kwargs)
 
     @classmethod
     def _export(cls, model_id: str, config: PreTrainedConfig, **kwargs) -> BitNetModel:
@@ -246,7 +261,8 @@ class BitNetModel(OptimizedModel):
 
         Args:
             max_shard_size: largest file, e.g. `"5GB"`.
-            repo_id, private, token, commit_message, revision: see [`push_to_hub`], with `push_to_hub=True`.
+            repo_id, private, token, commit_message, revision, ...: of [`push_to_hub`], with `push_to_hub=True`; `repo_id` is the
+                folder's name by default.
 
         An older model in the folder is replaced at once, when the new one is complete.
 
@@ -265,28 +281,16 @@ class BitNetModel(OptimizedModel):
             else:
                 self._save_pretrained(staging, max_shard_size)
         if push_to_hub:
-            self.push_to_hub(folder, kwargs.pop("repo_id", folder.name), **kwargs)
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), max_shard_size=max_shard_size, **kwargs)
 
     def _save_pretrained(self, save_directory: Path, max_shard_size: str = "50GB") -> None:
         # Read from the files again: what is in memory may have fewer bits (head_bits).
         self._student.save(save_directory, max_shard_size)
 
-    def push_to_hub(
-        self,
-        save_directory: str | os.PathLike,
-        repo_id: str,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        commit_message: str = "Upload BitNet model",
-        revision: str | None = None,
-    ) -> str:
-        """Upload a saved folder in one commit, subfolders as they are; returns the commit's address."""
-        api = HfApi(user_agent=http_user_agent(), token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        commit = api.upload_folder(
-            repo_id=repo_id, folder_path=save_directory, commit_message=commit_message, revision=revision
-        )
-        return commit.commit_url
+    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
+        """Publish the packed checkpoint: see [`~hf_bitdistill.push_to_hub`] for the options, which are those of a model of transformers,
+        and for what is raised. Returns the commit; as a string its address."""
+        return push_to_hub(self, repo_id, **options)
 
     @property
     def quantization_config(self):

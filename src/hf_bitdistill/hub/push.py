@@ -1,0 +1,193 @@
+"""`push_to_hub`: a student, in memory or in a folder, becomes a repository on the Hub."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub.errors import HTTPError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..hub_errors import explained
+from ..surgery import student_config
+from .card import add_tags, base_model_id, plain_card
+from .scrubbing import known_secrets
+from .source import (
+    CARD,
+    ONLINE_FOLDER,
+    Files,
+    Source,
+    check_files,
+    documents,
+    find_source,
+    is_tokenizer_file,
+    model_files,
+    no_latent_weights,
+    pack_folder,
+    save_forms,
+    tokenizer_files,
+)
+from .upload import check_login, open_repository, upload
+
+
+logger = logging.get_logger(__name__)
+
+PUSH_FORMATS = ("packed", "online", "both")
+
+
+def check_push_format(push_format: str) -> None:
+    """Refuse what is no form of an upload.
+
+    Raises:
+        ValueError: naming the forms.
+    """
+    if push_format not in PUSH_FORMATS:
+        raise ValueError(f"push_format must be one of {', '.join(PUSH_FORMATS)}, not {push_format!r}")
+
+
+def hub_api(token: str | bool | None = None) -> HfApi:
+    """The client, as this library names itself to the Hub."""
+    from .. import __version__
+
+    return HfApi(token=token, library_name="hf-bitdistill", library_version=__version__)
+
+
+def push_to_hub(
+    model: PreTrainedModel | str | os.PathLike | Any,
+    repo_id: str,
+    *,
+    push_format: str = "packed",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    max_shard_size: int | str = "50GB",
+    tags: list[str] | str | None = None,
+) -> CommitInfo:
+    """Publish a student in one commit: weights, tokenizer and chat templates, generation settings, card, results, report.
+
+    Weights that were in their place before go in the same commit. Nothing else of a folder is published: no training arguments, no
+    optimizer, no checkpoints; local paths and the Hub's tokens are taken out of texts, and a file with a token in it is refused.
+
+    Args:
+        model: a student; the folder of one, packed or trainable; the output folder of a training or of `bitdistill run`; or a model of
+            the native backend.
+        repo_id: `name` or `owner/name`. It is made if it is not there.
+        push_format: `"packed"`: 2 bits a weight; `"online"`: the trainable student, in the folder `online` of the repository;
+            `"both"`.
+        tokenizer: default: what is in the folder, or of a model in memory what belongs to it, unless the repository has one.
+        commit_message, commit_description, private, token, revision, create_pr, max_shard_size, tags: as in `push_to_hub` of a model
+            of transformers; `max_shard_size` counts where weights are written for the upload.
+
+    Returns:
+        The commit; as a string its address.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds no student, or not in this form; an option means nothing.
+        SurgeryError, CheckpointError, PackedWeightError: the student cannot be packed.
+        OSError: the Hub refuses or cannot be reached; the repository is as it was.
+    """
+    check_push_format(push_format)
+    tags = [tags] if isinstance(tags, str) else list(tags or [])
+    api, secrets = hub_api(token), known_secrets(token)
+    source = find_source(model) if isinstance(model, (str, os.PathLike)) else None
+    check_login(api, repo_id)  # before anything is packed
+    with tempfile.TemporaryDirectory(prefix="hf-bitdistill-") as folder:
+        scratch = Path(folder)
+        if source is not None:
+            base = str(source.model)
+        else:
+            source, base = _saved(model, push_format, scratch, max_shard_size), getattr(model, "name_or_path", None)
+            tags = [*tags, *(getattr(model, "model_tags", None) or [])]
+        files = forms(source, push_format, scratch, max_shard_size)
+        own_tokenizer = _own_tokenizer(model, base, tokenizer, scratch, token)
+        repo_id = open_repository(api, repo_id, private, revision)
+        with explained(repo_id, revision, token):
+            present = [file.rfilename for file in api.model_info(repo_id, revision=revision).siblings or ()]
+        if tokenizer is not None or not any(map(is_tokenizer_file, present)):
+            _add_tokenizer(files, own_tokenizer, push_format)
+        files.update(documents(source, repo_id, secrets))
+        if CARD not in files and CARD not in present:
+            config = AutoConfig.from_pretrained(source.model)
+            files[CARD] = plain_card(repo_id, config, base_model_id(base), push_format).encode()
+        if CARD in files and tags:
+            files[CARD] = add_tags(files[CARD].decode(), tags).encode()
+        check_files(files, secrets)
+        message = commit_message or f"Upload {'packed and online' if push_format == 'both' else push_format} student"
+        return upload(api, repo_id, files, message, commit_description, revision, create_pr)
+
+
+def forms(source: Source, push_format: str, scratch: Path, max_shard_size: int | str = "50GB") -> Files:
+    """The weights of a source with what belongs to them, in the forms that are asked for.
+
+    Args:
+        scratch: where a trainable student is packed.
+
+    Raises:
+        ValueError: a packed student alone was to be published as a trainable one.
+    """
+    files: Files = {}
+    if push_format != "online":
+        packed = source.packed
+        if packed is None:
+            packed = scratch / "packed"
+            pack_folder(source.online, packed, max_shard_size)
+            files.update(tokenizer_files(source.online))
+        files.update(model_files(packed))
+    if push_format != "packed":
+        if source.online is None:
+            raise no_latent_weights(str(source.packed))
+        files.update({f"{ONLINE_FOLDER}/{name}": file for name, file in model_files(source.online).items()})
+    return files
+
+
+def _saved(model: Any, push_format: str, scratch: Path, max_shard_size: int | str) -> Source:
+    """A model in memory, in folders."""
+    if isinstance(model, PreTrainedModel):
+        student_config(model)  # refuses what is no student
+        packed, online = save_forms(model, push_format, scratch / "model", max_shard_size)
+        return Source(packed, online, (), "model")
+    packed = scratch / "model"
+    if push_format != "packed":
+        raise no_latent_weights(type(model).__name__)
+    model.save_pretrained(packed, max_shard_size=max_shard_size)
+    return find_source(packed)
+
+
+def _own_tokenizer(
+    model: Any,
+    base: str | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    scratch: Path,
+    token: str | bool | None,
+) -> Files:
+    """The files of the tokenizer that was given, or that belongs to a model in memory."""
+    place = scratch / "tokenizer"
+    if tokenizer is None and not isinstance(model, (str, os.PathLike)) and base:
+        if os.path.isdir(base):
+            return tokenizer_files(Path(base))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(base, token=token)
+        except (OSError, ValueError, HTTPError) as error:
+            logger.warning(
+                f"No tokenizer is uploaded: that of {base} cannot be read ({' '.join(str(error).split())})."
+            )
+    if tokenizer is None:
+        return {}
+    tokenizer.save_pretrained(place)
+    return tokenizer_files(place)
+
+
+def _add_tokenizer(files: Files, tokenizer: Files, push_format: str) -> None:
+    if push_format != "online":
+        files.update(tokenizer)
+    if push_format != "packed":
+        files.update({f"{ONLINE_FOLDER}/{name}": file for name, file in tokenizer.items()})

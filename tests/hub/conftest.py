@@ -1,0 +1,41 @@
+"""The double of the Hub as the client's endpoint."""
+
+import pytest
+from hub_double import OTHER_TOKEN, TOKEN, Hub
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A double with the users `owner`, who is logged in, and `other`; the client's cache is empty."""
+    import huggingface_hub
+    import transformers.utils.hub
+    from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+    with Hub() as double:
+        double.add_user("owner", TOKEN)
+        double.add_user("other", OTHER_TOKEN)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        # What the client reads from the environment when it is imported.
+        for name, value in {
+            "ENDPOINT": double.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": double.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        # And what keeps the endpoint that it was made with.
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", double.url)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
+        disable_progress_bars()
+        yield double
+        enable_progress_bars()
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Call it to take the client off the net."""
+    from huggingface_hub import constants
+
+    return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

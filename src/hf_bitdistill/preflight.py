@@ -121,7 +121,7 @@ def read_config(folder: Path, subfolder: str = "", trust_remote_code: bool = Fal
         raise CheckpointError(f"{file}: {describe_error(error)}") from error
 
 
-def _cached_folder(name: str) -> Path | None:
+def cached_folder(name: str) -> Path | None:
     """Where the default cache holds the main revision of a model of the Hub. (No hook is told another one.)"""
     options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
     try:
@@ -142,7 +142,7 @@ def check_before_building(config: PreTrainedConfig) -> bool:
             or the config claims more layers or experts than the files can hold.
     """
     name = config.name_or_path or ""
-    folder = Path(name) if os.path.isdir(name) else _cached_folder(name) if name else None
+    folder = Path(name) if os.path.isdir(name) else cached_folder(name) if name else None
     where = str(folder / CONFIG_NAME) if folder else f"the config of {name or type(config).__name__}"
     check_sizes(config, where)
     files = local_weight_files(folder, getattr(config, "transformers_weights", None)) if folder else []

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 from ..layers import BitLinear
 from ..locate import find_model
 from ..model_folder import replace_model
-from ..packing import pack
+from ..packing import TABLE_BITS, pack
 from ..room import check_room, check_writable, parameter_bytes
-from ..weight_files import size_of_weights
+from ..sizes import bytes_by_kind
 from .arguments import ModelArguments
 from .models import load_model, load_tokenizer
 from .runs import check_output_dir
@@ -31,8 +31,9 @@ def run(argv: list[str], prog: str) -> None:
         type=int,
         default=None,
         choices=[16, 8, 4],
-        help="what the stored float embedding and head become when the packed model is loaded on a CPU",
+        help="what stored embedding and head become when the packed model is loaded on a CPU, where they have more bits",
     )
+    add_storage_options(parser)
     options = parser.parse_args(argv)
     path = find_model(options.model)
     check_output_dir(options.output_dir, {"student": path})
@@ -43,14 +44,32 @@ def run(argv: list[str], prog: str) -> None:
     model = load_model(ModelArguments(path, dtype="auto"), head)
     before = parameter_bytes(model)
     check_room(options.output_dir, {"the packed model": _packed_bytes(model)})
-    packed = pack(model, inplace=True)
+    packed = pack(model, inplace=True, dtype=options.dtype, table_bits=options.table_bits)
     if options.head_bits:
         packed.config.quantization_config.head_bits = options.head_bits
     with replace_model(options.output_dir) as folder:
         packed.save_pretrained(folder, max_shard_size=options.max_shard_size)
         tokenizer.save_pretrained(folder)
-    size = size_of_weights(options.output_dir)
-    print(f"{options.output_dir}: {size / 1e6:.1f} MB packed, {before / 1e6:.1f} MB as an online student")
+    sizes = bytes_by_kind(options.output_dir)
+    print(f"{options.output_dir}: {sizes.total / 1e6:.1f} MB packed, {before / 1e6:.1f} MB as an online student\n")
+    print(sizes.markdown())
+
+
+def add_storage_options(parser: argparse.ArgumentParser) -> None:
+    """`--dtype` and `--table_bits`, as [`pack`] has them."""
+    parser.add_argument(
+        "--dtype",
+        default=None,
+        choices=["bfloat16", "float16", "float32"],
+        help="of norms, biases and other floats; default: that of the full-precision model, bfloat16 where it is not known",
+    )
+    parser.add_argument(
+        "--table_bits",
+        type=int,
+        default=16,
+        choices=list(TABLE_BITS),
+        help="of embedding and head on disk: floats of 16 bits (default) or 32, or integers of 8 or 4 bits",
+    )
 
 
 def _head_of(path: str) -> str:

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..distillation.model_card import TAGS, TERNARY_TAGS, hub_model_id
 from ..report.tables import markdown_table
+from ..sizes import bytes_by_kind
 from .examples import Examples
 from .result import RecipeResult
 
@@ -35,6 +36,8 @@ def write_card(folder: Path, result: RecipeResult, base: str, examples: Examples
         "## Scores",
         markdown_table(header, rows),
         *result.sentences(),
+        "## Size",
+        bytes_by_kind(folder).markdown(),
         "## Use",
         "```python\nimport hf_bitdistill  # registers the quantizer\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{folder.name}")\n```',

@@ -27,6 +27,7 @@ from ..distillation import DistillationConfig, DistillationTrainer, PretrainingC
 from ..locate import find_model
 from ..massive_activations import find_massive_projections
 from ..packing import pack
+from ..sizes import bytes_by_kind
 from ..surgery import apply_bitnet
 from ..warm_start import WarmStartConfig, warm_start
 from .efforts import Effort
@@ -343,8 +344,10 @@ class Work:
     # ---- After training ----
 
     def pack(self, source: str | Path, folder: Path) -> dict[str, Any]:
-        save(pack(self.load(source).cpu(), inplace=True), folder, self.tokenizer)
-        return {}
+        """In the dtype of the model that the run began with: what lies between is trained, and saved, in float32."""
+        student, bits = self.load(source).cpu(), self.numbers.table_bits
+        save(pack(student, inplace=True, dtype=self.config.dtype, table_bits=bits), folder, self.tokenizer)
+        return bytes_by_kind(folder / "model").to_dict()
 
     def measure(self, source: str | Path, folder: Path) -> dict[str, Any]:
         """On the held-out training rows; no model is kept."""

@@ -79,7 +79,8 @@ def write(full: PreTrainedModel, folder: Path, bits: int) -> None:
 
 def measure_sizes(name: str, full: PreTrainedModel, folder: Path) -> dict:
     parameters = sum(p.numel() for p in full.parameters())
-    student, result = apply_bitnet(full), {"parameters": parameters, "bfloat16_bytes": 2 * parameters, "packed": {}}
+    result = {"parameters": parameters, "bfloat16_bytes": 2 * parameters, "gguf": gguf_bytes(full), "packed": {}}
+    student = apply_bitnet(full)
     for bits in BITS:
         write(student, folder / str(bits), bits)
         result["packed"][bits] = bytes_by_kind(folder / str(bits)).to_dict()
@@ -88,6 +89,27 @@ def measure_sizes(name: str, full: PreTrainedModel, folder: Path) -> dict:
     if not result["aim"]["reached"]:
         result["aim"]["missed_by"] = total - AIMS[name] * 10**6
     return result
+
+
+def gguf_bytes(full: PreTrainedModel) -> dict | None:
+    """Bytes of the tensors of a GGUF file with tables in Q8_0, projections in TQ2_0 and norms in F32, by the block sizes of the package `gguf`
+    (`None`: it is not installed). TQ2_0 wants rows of a multiple of 256; what has others is counted in F16, as a converter leaves it."""
+    try:
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+    except ImportError:
+        return None
+    tables = {id(layer.weight) for layer in (full.get_input_embeddings(), full.get_output_embeddings())}
+    sizes = {"Q8_0": 0, "TQ2_0": 0, "F16": 0, "F32": 0}
+    for parameter in full.parameters():
+        if parameter.ndim < 2:
+            kind = "F32"
+        elif id(parameter) in tables:
+            kind = "Q8_0"
+        else:
+            kind = "F16" if parameter.shape[1] % 256 else "TQ2_0"
+        block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+        sizes[kind] += parameter.numel() // block * size
+    return {**sizes, "total": sum(sizes.values())}
 
 
 # ---- Loading, in a process of its own -------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def test_full_precision_to_online_to_offline(model_type, tmp_path):
     resumed.save_pretrained(tmp_path / "online_again")
     assert same_tensors(tmp_path / "online", tmp_path / "online_again")
 
-    offline = pack(resumed)
+    offline = pack(resumed, table_bits=32)
     assert torch.equal(logits(offline, tokens), expected)
     offline.save_pretrained(tmp_path / "offline")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "offline")
@@ -58,7 +58,7 @@ def test_full_precision_to_online_to_offline(model_type, tmp_path):
 def test_options_survive_and_accumulators_are_equal(granularity, sub_norm, tmp_path):
     config = BitNetConfig(weight_granularity=granularity, group_size=64, sub_norm=sub_norm, sub_norm_eps=1e-4)
     online = apply_bitnet(tiny_model("llama", intermediate_size=150), config)
-    offline = pack(online)
+    offline = pack(online, table_bits=32)
     offline.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -99,7 +99,7 @@ def test_experts_in_full_precision(skip, types, tmp_path):
     assert torch.equal(logits(online, tokens), expected)
     online.save_pretrained(tmp_path / "online")
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "online"), tokens), expected)
-    pack(online).save_pretrained(tmp_path / "offline")
+    pack(online, table_bits=32).save_pretrained(tmp_path / "offline")
     offline = AutoModelForCausalLM.from_pretrained(tmp_path / "offline")
     assert torch.equal(logits(offline, tokens), expected)
     assert {type(m) for name, m in offline.named_modules() if name.endswith(".1.up_proj")} == types
@@ -128,7 +128,7 @@ def test_sequence_classification(tmp_path):
     online.save_pretrained(tmp_path / "online")
     resumed = AutoModelForSequenceClassification.from_pretrained(tmp_path / "online")
     assert torch.equal(logits(resumed, random_tokens()), expected)
-    pack(resumed).save_pretrained(tmp_path / "offline")
+    pack(resumed, table_bits=32).save_pretrained(tmp_path / "offline")
     offline = AutoModelForSequenceClassification.from_pretrained(tmp_path / "offline")
     assert torch.equal(logits(offline, random_tokens()), expected)
 
@@ -178,12 +178,12 @@ def test_save_pretrained_honours_a_gathered_state_dict(tmp_path):
 
 def test_pack_leaves_the_student_alone_or_replaces_it():
     model = apply_bitnet(tiny_model("llama"))
-    packed = pack(model)
+    packed = pack(model, table_bits=32)
     assert not any(isinstance(module, TernaryLinear) for module in model.modules())
     assert packed.model.embed_tokens.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
     assert packed.lm_head.weight is packed.model.embed_tokens.weight
     assert not any(parameter.requires_grad for parameter in packed.parameters())
-    assert pack(model, inplace=True) is model
+    assert pack(model, inplace=True, table_bits=32) is model
     assert not any(isinstance(module, BitLinear) for module in model.modules())
     with pytest.raises(SurgeryError, match="packed already"):
         pack(model)
@@ -236,7 +236,7 @@ def test_every_save_writes_the_online_shape(model_type, tmp_path):
 
 @torch.no_grad()
 def test_a_packed_layer_on_the_disk(tmp_path):
-    packed = pack(apply_bitnet(tiny_model("llama"))).eval()
+    packed = pack(apply_bitnet(tiny_model("llama")), table_bits=32).eval()
     packed.save_pretrained(tmp_path / "packed")
     places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
     loaded = AutoModelForCausalLM.from_pretrained(
@@ -267,6 +267,6 @@ def test_a_real_model(shared_dir, tmp_path):
     online = AutoModelForCausalLM.from_pretrained(path, quantization_config=BitNetConfig())
     tokens = torch.randint(3, 500, (2, 20), generator=torch.Generator().manual_seed(0))
     expected = logits(online, tokens)
-    offline = pack(online)
+    offline = pack(online, table_bits=32)
     offline.save_pretrained(tmp_path)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path), tokens), expected)

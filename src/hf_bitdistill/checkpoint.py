@@ -22,6 +22,10 @@ from .layers.bit_linear import to_checkpoint
 from .quantization import PackedWeightError
 
 
+# Of ternary weights and 4-bit tables, and of 8-bit tables.
+_CODES = {torch.uint8: "U8", torch.int8: "I8"}
+
+
 class CheckpointError(ValueError):
     """A checkpoint file is damaged, incomplete, or does not fit the model."""
 
@@ -131,11 +135,11 @@ def check_headers(model: PreTrainedModel, headers: dict[str, TensorHeader], may_
             raise CheckpointError(
                 f"{header.file}: tensor {header.key!r} has shape {list(header.shape)}, expected {list(shapes[0])}."
             )
-        packed = tensor.dtype == torch.uint8
-        if not packed and not tensor.is_floating_point():
+        codes = _CODES.get(tensor.dtype)
+        if codes is None and not tensor.is_floating_point():
             continue
-        if (header.dtype == "U8") != packed or not (packed or header.dtype.startswith(("F", "BF"))):
-            wanted = "U8 (packed ternary codes)" if packed else "a floating-point type"
+        if header.dtype != codes and (codes is not None or not header.dtype.startswith(("F", "BF"))):
+            wanted = f"{codes} (packed codes)" if codes else "a floating-point type"
             raise CheckpointError(f"{header.file}: tensor {header.key!r} is {header.dtype}, expected {wanted}.")
     for name, header in headers.items():
         if name.endswith(".rms_norm.weight") and name not in state_dict:

@@ -23,6 +23,8 @@ _CHOICES = {
     "group_size": (64, 128),
     "activation_bits": (8, None),
     "head_bits": (16, 8, 4),
+    "table_bits": (16, 8, 4),
+    "source_dtype": (None, "float32", "bfloat16", "float16"),
     "surgery_version": (2, 1),
 }
 
@@ -62,7 +64,12 @@ class BitNetConfig(QuantizationConfigMixin):
         head_bits (`int`): what the embedding table and the output head of an *offline* checkpoint become in memory when it
             is loaded on a CPU: 16 leaves them as stored, 8 or 4 round them (see [`quantize_head`], which does the same
             to a loaded model: transformers ignores a `quantization_config` given for a checkpoint that has its own).
-            Training, checkpoints and [`pack`] always keep the float tables.
+            Tables that are stored with as many bits or fewer stay as they are.
+        table_bits (`int`): how the files of an *offline* checkpoint hold the embedding table and the output head: 16 in floats, 8 or 4 in
+            integers with scales beside them. [`pack`] sets it. Versions of this library that know 16 only refuse such a checkpoint, because
+            they do not know the option.
+        source_dtype (`str`, *optional*): dtype of the full-precision checkpoint that the student was made of, recorded when it is made. It is
+            what [`pack`] stores norms and biases in by default.
         surgery_version (`int`): by which rules projections are found. 2, or 1 for students of earlier versions of this library (whose
             config.json does not have it), which load as they were saved: `projections` is all there is where it is given, and attention
             that its architecture's plan leaves out stays in full precision.
@@ -84,6 +91,8 @@ class BitNetConfig(QuantizationConfigMixin):
         modules_without_sub_norm: list[str] | None = None,
         projections: dict[str, str | None] | None = None,
         head_bits: int = 16,
+        table_bits: int = 16,
+        source_dtype: str | None = None,
         surgery_version: int = 2,
         **kwargs: Any,
     ):
@@ -98,11 +107,16 @@ class BitNetConfig(QuantizationConfigMixin):
         self.modules_without_sub_norm = modules_without_sub_norm
         self.projections = projections
         self.head_bits = head_bits
+        self.table_bits = table_bits
+        self.source_dtype = source_dtype
         self.surgery_version = surgery_version
         kwargs.pop("quant_method", None)
         if kwargs:
             known = [name for name in inspect.signature(type(self)).parameters if name != "kwargs"]
-            raise ValueError(f"BitNetConfig got unknown options: {_short(sorted(kwargs))}; there are: {known}.")
+            raise ValueError(
+                f"BitNetConfig got unknown options: {_short(sorted(kwargs))}; there are: {known}. (A checkpoint that a newer version of "
+                "hf-bitdistill saved needs that version.)"
+            )
         self.post_init()
 
     def post_init(self) -> None:
@@ -136,6 +150,15 @@ class BitNetConfig(QuantizationConfigMixin):
     def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any):
         """From what [`to_dict`] made, of any version of this library: without `surgery_version` it is of a student made by the first."""
         return super().from_dict({"surgery_version": 1, **config_dict}, return_unused_kwargs, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without options that say nothing: versions of this library that do not know them read all other checkpoints."""
+        values = super().to_dict()
+        if self.table_bits == 16:
+            del values["table_bits"]
+        if self.source_dtype is None:
+            del values["source_dtype"]
+        return values
 
     @property
     def scale_group_size(self) -> int | None:

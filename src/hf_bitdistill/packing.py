@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .config import BitNetConfig
+from .heads import check_tables, forget_ties, stored_layers, use_stored_layers
 from .layers import BitLinear, TernaryLinear
-from .quantization import PackedWeightError
+from .quantization import PackedWeightError, least_lossy_dtype
 from .quantizer import BitDistillQuantizer
 from .saving import save_safely
+from .source_dtype import storage_dtype
 from .surgery import SurgeryError, student_config
 
 
-def pack(model: PreTrainedModel, inplace: bool = False) -> PreTrainedModel:
-    """Pack the current weights of an online student into 2 bits each, for inference.
+TABLE_BITS = (32, 16, 8, 4)
+
+
+def pack(
+    model: PreTrainedModel, inplace: bool = False, dtype: str | torch.dtype | None = None, table_bits: int = 16
+) -> PreTrainedModel:
+    """Pack the current weights of an online student into 2 bits each, and the others into what its checkpoint shall hold, for inference.
 
     Args:
         model: an online student, as made by [`apply_bitnet`] or `from_pretrained`.
         inplace: replace the layers of `model` itself, which frees its latent weights; otherwise `model` stays as it is
             and everything that is not ternary is copied.
+        dtype: of what is not ternary (norms, SubLNs, biases), `"bfloat16"`, `"float16"` or `"float32"`; default: that of the full-precision
+            checkpoint which the student was made of, bfloat16 where it is not known. Scales of ternary weights are float32 always.
+        table_bits: of the embedding and the output head. 16: floats, in `dtype`; if that is float32, rounded to the 16-bit dtype that
+            changes them least. 8 or 4: integers, as [`quantize_head`] makes them, in memory and on disk. 32: float32, not rounded at all
+            (`dtype` is float32 then by default).
 
     Returns:
         An offline model in eval mode, ready for `generate` and `save_pretrained`. Without `inplace` it shares no tensor
         with `model`.
 
     Raises:
-        SurgeryError: `model` is not a student, is packed already, or carries adapters (PEFT).
+        SurgeryError: `model` is not a student, is packed already, or carries adapters (PEFT); or its embedding or head is no table that can
+            have 8 or 4 bits.
         PackedWeightError: a latent weight is not finite, or its codes are all equal; names the module. Or any other tensor
-            (a SubLN, a norm, the embedding) is not finite; names the tensor.
+            (a SubLN, a norm, the embedding) is not finite, or too large for `dtype`; names the tensor.
+        ValueError: `dtype` or `table_bits` is not supported.
     """
     if not isinstance(model, PreTrainedModel) or getattr(model, "_hf_peft_config_loaded", False):
         raise SurgeryError(
@@ -40,8 +58,11 @@ def pack(model: PreTrainedModel, inplace: bool = False) -> PreTrainedModel:
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BitLinear)}
     if not layers:
         raise SurgeryError(f"{type(model).__name__} is packed already.")
-    config.quantization_mode = "offline"
-    _check_finite(model, {f"{name}.weight" for name in layers})
+    target = packed_dtype(dtype, table_bits, config)
+    if table_bits in (8, 4):
+        check_tables(model)
+    _check_values(model, {f"{name}.weight" for name in layers}, target)
+    config.quantization_mode, config.table_bits, config.source_dtype = "offline", min(table_bits, 16), None
 
     packed = {}
     for name, layer in layers.items():
@@ -49,12 +70,33 @@ def pack(model: PreTrainedModel, inplace: bool = False) -> PreTrainedModel:
             packed[name] = TernaryLinear.from_bit_linear(layer, config)
         except PackedWeightError as error:
             raise PackedWeightError(f"{name}: latent weight {error}.") from None
+        for parameter in packed[name].parameters():
+            parameter.data = parameter.data.to(target)
         if inplace:
             model.set_submodule(name, packed[name])
-    if not inplace:
-        # deepcopy takes an entry of its memo for the copy: the latent weights are never duplicated.
-        model = copy.deepcopy(model, {id(layer): packed[name] for name, layer in layers.items()})
+    try:
+        tables = stored_layers(model, table_bits, target) if table_bits in (8, 4) else {}
+    except ValueError as error:
+        raise PackedWeightError(f"the embedding or the output head: {error}.") from None
+    replaced = {id(parameter) for layer in (*layers.values(), *tables) for parameter in layer.parameters()}
+    floats = _stored_floats(model, replaced, target, round_tables=table_bits == 16)
+    if inplace:
+        for parameter, value in floats:
+            parameter.data = value
+        if tables:
+            use_stored_layers(model, tables)
+    else:
+        # deepcopy takes an entry of its memo for the copy: nothing is duplicated that the packed model has in another form.
+        memo: dict[int, object] = {id(layer): packed[name] for name, layer in layers.items()}
+        memo |= {id(layer): table for layer, table in tables.items()}
+        memo |= {id(parameter): nn.Parameter(value, requires_grad=False) for parameter, value in floats}
+        model = copy.deepcopy(model, memo)
+        if tables:
+            forget_ties(model)
 
+    for part in (model.config, *(getattr(model.config, name, None) for name in model.config.sub_configs)):
+        if part is not None:
+            part.dtype = target
     quantizer = BitDistillQuantizer(config, pre_quantized=True)
     model.hf_quantizer = quantizer
     model.is_quantized = True
@@ -64,13 +106,59 @@ def pack(model: PreTrainedModel, inplace: bool = False) -> PreTrainedModel:
     return model.requires_grad_(False).eval()
 
 
-def _check_finite(model: PreTrainedModel, latent: set[str]) -> None:
-    """Refuse a model that diverged. Latent weights are checked as they are packed."""
+def packed_dtype(dtype: str | torch.dtype | None, table_bits: int, config: BitNetConfig) -> torch.dtype:
+    """What [`pack`] stores floats in.
+
+    Raises:
+        ValueError: a value is not supported, or the two contradict each other.
+    """
+    if table_bits not in TABLE_BITS:
+        raise ValueError(f"table_bits={table_bits!r} is not supported; choose one of {TABLE_BITS}.")
+    target = torch.float32 if dtype is None and table_bits == 32 else storage_dtype(dtype, config)
+    if table_bits == 32 and target != torch.float32:
+        raise ValueError(
+            f"table_bits=32 keeps the tables in float32, which goes with dtype='float32', not with {dtype!r}."
+        )
+    return target
+
+
+def _stored_floats(
+    model: PreTrainedModel, replaced: set[int], target: torch.dtype, round_tables: bool
+) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Each parameter that is stored in floats, and a copy of it as it is stored."""
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables = {id(weight) for layer in layers if (weight := getattr(layer, "weight", None)) is not None}
+    kept = float32_names(model, target)
+    for name, parameter in model.named_parameters():
+        if id(parameter) in replaced:
+            continue
+        value = parameter.detach()
+        if round_tables and id(parameter) in tables and target == torch.float32:
+            value = value.to(least_lossy_dtype([value]))
+        yield parameter, value.to(torch.float32 if kept(name) else target, copy=True)
+
+
+def float32_names(model: PreTrainedModel, target: torch.dtype) -> Callable[[str], bool]:
+    """Whether transformers keeps a parameter of that name in float32 when it loads the model in `target`."""
+    patterns = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ()) if target != torch.float32 else set()
+    if target == torch.float16:
+        patterns |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    if not patterns:
+        return lambda name: False
+    pattern = re.compile(rf"(^|\.)({'|'.join(map(re.escape, sorted(patterns)))})(\.|$)")
+    return lambda name: pattern.search(name) is not None
+
+
+def _check_values(model: PreTrainedModel, latent: set[str], target: torch.dtype) -> None:
+    """Refuse a model that diverged, or that `target` cannot hold. Latent weights are checked as they are packed."""
     for name, tensor in model.state_dict().items():
         if name in latent or not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
             continue
         # (The extremes are NaN if any number is.)
-        if not all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor)):
+        extremes = torch.stack(torch.aminmax(tensor))
+        if not torch.isfinite(extremes).all():
             raise PackedWeightError(
                 f"{name} is not finite (it has a NaN or an infinity): go back to a checkpoint from before the run diverged."
             )
+        if not torch.isfinite(extremes.to(target)).all():
+            raise PackedWeightError(f"{name} has a value that is too large for {target}: pack with dtype='bfloat16'.")

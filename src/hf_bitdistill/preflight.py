@@ -142,7 +142,7 @@ def _checked_config(file: Path, name: str | Path, **options: Any) -> PreTrainedC
         raise CheckpointError(f"{file}: {describe_error(error)}") from error
 
 
-def _cached_folder(name: str, commit: str | None) -> Path | None:
+def cached_folder(name: str, commit: str | None) -> Path | None:
     """Where the default cache holds a model of the Hub: the commit, which older versions of transformers tell, or the main revision. (No
     hook is told another cache.)"""
     options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False, "revision": commit}
@@ -167,7 +167,7 @@ def check_before_building(config: PreTrainedConfig) -> bool:
     folder = (
         Path(name)
         if os.path.isdir(name)
-        else _cached_folder(name, getattr(config, "_commit_hash", None))
+        else cached_folder(name, getattr(config, "_commit_hash", None))
         if name
         else None
     )

@@ -7,7 +7,10 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
@@ -28,10 +31,18 @@ from .checkpoint import (
 from .config import QUANT_METHOD, BitNetConfig
 from .conversions import LoadLatentWeight, TransposeConv1D, convert_when_saved, has_separate_experts
 from .digests import check_digests
-from .heads import head_is_quantized, quantize_head, tables_on_cpu
+from .heads import (
+    expect_stored_tables,
+    finish_stored_tables,
+    head_is_quantized,
+    quantize_head,
+    tables_on_cpu,
+)
 from .layers import BitLinear, SubLN
 from .preflight import check_before_building, check_built, check_locations
+from .quantization import exact_dtype
 from .saving import save_safely
+from .source_dtype import dtype_in_files
 from .surgery import Projection, convert_modules, find_projections
 from .weight_files import EXPLICIT_NAME, warn_of_stale_files
 
@@ -56,6 +67,23 @@ def _check_whole(model: PreTrainedModel) -> None:
             )
 
 
+def _with_small_tables(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The state dict of a packed model, its float32 tables in 16 bits where those hold every value ([`pack`] sees to that): they are float32
+    in memory because the model computes in one dtype."""
+    state_dict = model.state_dict()
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables = {id(layer.weight): layer.weight for layer in layers if isinstance(layer, (nn.Embedding, nn.Linear))}
+    small = {
+        key: table.detach().to(exact_dtype(table.detach()))
+        for key, table in tables.items()
+        if table.dtype == torch.float32 and table.device.type != "meta"
+    }
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in small and name in state_dict:
+            state_dict[name] = small[id(parameter)]
+    return state_dict
+
+
 class BitDistillQuantizer(HfQuantizer):
     """Loads BitNet students; `quant_method` "bitdistill". Registered by `import hf_bitdistill`."""
 
@@ -70,6 +98,8 @@ class BitDistillQuantizer(HfQuantizer):
         self._projections: list[Projection] = []
         self._convert_after_loading = False
         self._unchecked: PreTrainedConfig | None = None
+        self._source_dtype: str | None = None
+        self._table_dtype: torch.dtype | None = None
 
     @property
     def online(self) -> bool:
@@ -112,6 +142,9 @@ class BitDistillQuantizer(HfQuantizer):
         self._convert_after_loading = not self.pre_quantized and any(p.fused_in for p in self._projections)
         if not self._convert_after_loading:
             convert_modules(model, self.quantization_config, self._projections)
+        if not self.online and self.quantization_config.table_bits != 16:
+            self._table_dtype = model.get_input_embeddings().weight.dtype
+            expect_stored_tables(model, self.quantization_config.table_bits)
         self._separate_experts = has_separate_experts(model)
         self._check_files(model, checkpoint_files)
         if not self.pre_quantized:
@@ -132,6 +165,7 @@ class BitDistillQuantizer(HfQuantizer):
                 warn_of_stale_files(files)
         elif files:
             headers = read_headers(model, files)
+            self._source_dtype = dtype_in_files(files)
             check_digests(files, None)
             warn_of_stale_files(files)
             # Where an architecture's checkpoints are converted while loading, names say nothing yet.
@@ -168,6 +202,8 @@ class BitDistillQuantizer(HfQuantizer):
             check_loaded(model)
         if not self.online:
             check_packed_layers(model, self._headers)
+            if self._table_dtype is not None:
+                self._finish_tables(model, self._table_dtype)
             model.requires_grad_(False)
             self._quantize_head(model)
             save_safely(model)
@@ -183,6 +219,9 @@ class BitDistillQuantizer(HfQuantizer):
         # state dict that FSDP and DeepSpeed gather and hand to it, and `.float()` and `.half()` would be refused.
         config, conversions = model.config.quantization_config, getattr(model, "_weight_conversions", None)
         self.remove_quantization_config(model)
+        if not self.pre_quantized:
+            config = copy.deepcopy(config)  # (the caller's, who may make another student with it)
+            config.source_dtype = self._source_dtype
         model.config.quantization_config = config
         # Newer versions remove the architecture's conversions too, which belong to its checkpoints, not to the quantizer.
         if conversions is not None:
@@ -193,6 +232,15 @@ class BitDistillQuantizer(HfQuantizer):
                 del module.config._is_quantized
         save_safely(model)
         return model
+
+    def _finish_tables(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+        try:
+            finish_stored_tables(model, dtype)
+        except ValueError as error:
+            name, _, problem = str(error).partition(" ")
+            header = self._headers.get(name)
+            where = f"{header.file}: tensor {header.key!r}" if header else f"tensor {name!r}"
+            raise CheckpointError(f"{where} {problem}.") from None
 
     def _quantize_head(self, model: PreTrainedModel) -> None:
         bits = self.quantization_config.head_bits
@@ -213,9 +261,10 @@ class BitDistillQuantizer(HfQuantizer):
             raise ValueError(
                 f"{type(model).__name__} has an embedding and output head of {self.quantization_config.head_bits} bits in "
                 "memory; its float tables, which a checkpoint holds, were freed. Copy the checkpoint it was loaded from, or "
-                "load that with head_bits=16 and save. To have others load it like this, set head_bits in its config.json."
+                "load that with head_bits=16 and save. To have others load it like this, set head_bits in its config.json; to have it "
+                "stored like this, pack the student with table_bits."
             )
-        return super().get_state_dict_and_metadata(model)
+        return None if self.online else _with_small_tables(model), {}
 
     def is_serializable(self) -> bool:
         return True

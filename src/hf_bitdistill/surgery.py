@@ -16,6 +16,7 @@ from .conversions import convert_when_saved
 from .layers import BitLinear, Experts, TernaryLinear
 from .placement import INPUT, OUTPUT, Projection, SurgeryError, find_projections, fused_experts, is_named, summary
 from .saving import save_safely
+from .source_dtype import dtype_of_source
 
 
 logger = logging.get_logger(__name__)
@@ -160,6 +161,7 @@ def apply_bitnet(model: PreTrainedModel, config: BitNetConfig | None = None) -> 
         )
     if getattr(model.config, "quantization_config", None) is not None or getattr(model, "is_quantized", False):
         raise SurgeryError(f"{type(model).__name__} is already quantised; load its full-precision checkpoint instead.")
+    config.source_dtype = dtype_of_source(model)
     convert_modules(model, config)
     _give_own_config(model)
     convert_when_saved(model)

@@ -11,7 +11,7 @@ def saved(tmp_path):
     def save(model_type="llama", packed=True, **kwargs):
         student = make_student(model_type, **kwargs)
         folder = tmp_path / f"{model_type}-{'packed' if packed else 'online'}"
-        (pack(student) if packed else student).save_pretrained(folder)
+        (pack(student, table_bits=32) if packed else student).save_pretrained(folder)
         return student, folder
 
     return save

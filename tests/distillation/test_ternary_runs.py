@@ -103,7 +103,7 @@ class WatchShares(TrainerCallback):
         self.shares.append(shares.pop())
         model.eval()
         with torch.no_grad():
-            self.ternary.append(torch.equal(model(self.tokens).logits, pack(model)(self.tokens).logits))
+            self.ternary.append(torch.equal(model(self.tokens).logits, pack(model, table_bits=32)(self.tokens).logits))
         model.train()
 
 
@@ -122,7 +122,7 @@ def test_quantization_warmup(make_student, make_model, make_trainer, lm_rows, tm
         assert {layer.quantization_share for layer in student.modules() if isinstance(layer, BitLinear)} == {1.0}
         student.eval()
         with torch.no_grad():
-            assert torch.equal(student(tokens).logits, pack(student)(tokens).logits)
+            assert torch.equal(student(tokens).logits, pack(student, table_bits=32)(tokens).logits)
         return watch.shares, training_losses(trainer)
 
     shares, losses = run("whole")

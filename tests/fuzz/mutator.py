@@ -78,6 +78,8 @@ _QUANTIZATION = [
     "modules_without_sub_norm",
     "projections",
     "head_bits",
+    "table_bits",
+    "source_dtype",
     "quant_method",
     "bits",
     "self",

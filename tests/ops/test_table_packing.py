@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from hf_bitdistill import ops
-from hf_bitdistill.ops import TablePacker, native, pack_table
+from hf_bitdistill.ops import TablePacker, native, pack_codes, pack_table
+from hf_bitdistill.quantization import quantize_table
 
 
 def rows(packed, shape):
@@ -34,6 +35,23 @@ def test_pieces(bits):
     for start, stop in ((0, 16), (16, 64), (64, 70)):
         packer.add(table[start:stop])
     assert torch.equal(packer.packed(), pack_table(table, bits))
+
+
+@pytest.mark.parametrize("columns", [48, 33, 1])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("library", [True, False])
+def test_pieces_of_codes(bits, columns, library, monkeypatch):
+    table = torch.randn(70, columns, generator=torch.Generator().manual_seed(0))
+    expected, (codes, scale) = pack_table(table, bits), quantize_table(table, bits)
+    if not library:
+        monkeypatch.setattr(native, "library", lambda: None)
+    packer = TablePacker(70, columns, bits)
+    for rows in (slice(0, 16), slice(16, 64), slice(64, 70)):
+        packer.add_codes(codes[rows], scale[rows])
+    assert torch.equal(packer.packed(), expected)
+    assert torch.equal(pack_codes(codes, scale, columns), expected)
+    with pytest.raises(ValueError, match="no piece of this table"):
+        packer.add_codes(codes[:16], scale[:16])
 
 
 def refusals():

@@ -10,7 +10,7 @@ def pair(tmp_path):
     from optimum.bitnet import BitNetModelForCausalLM
 
     def make(model_type="llama", **kwargs):
-        packed = pack(make_student(model_type, **kwargs))
+        packed = pack(make_student(model_type, **kwargs), table_bits=32)
         packed.generation_config.eos_token_id = None  # so that all continuations are of full length
         folder = tmp_path / model_type
         packed.save_pretrained(folder)

@@ -23,7 +23,7 @@ def classifier(tmp_path):
         torch.manual_seed(0)
         config = tiny_config(model_type, num_labels=3, id2label={0: "no", 1: "maybe", 2: "yes"}, **options)
         student = apply_bitnet(AutoModelForSequenceClassification.from_config(config)).eval()
-        packed = pack(student)
+        packed = pack(student, table_bits=32)
         packed.save_pretrained(tmp_path / "classifier")
         return packed, tmp_path / "classifier"
 

@@ -56,7 +56,7 @@ def test_it_comes_nearer_to_the_teacher(model_type, options):
     assert [name for name, _ in student.named_modules()] == names
     assert all(parameter.requires_grad for parameter in student.parameters())
     assert all(torch.equal(parameter, reference[name]) for name, parameter in teacher.named_parameters())
-    packed = pack(student)
+    packed = pack(student, table_bits=32)
     with torch.no_grad():
         assert torch.equal(packed(HELD_OUT).logits, student.eval()(HELD_OUT).logits)
 

@@ -11,10 +11,10 @@ from ..evaluation.record import carry_record
 from ..layers import BitLinear
 from ..locate import find_model
 from ..model_folder import replace_model
-from ..packing import pack
+from ..packing import TABLE_BITS, pack
 from ..room import check_room, check_writable, parameter_bytes
+from ..sizes import bytes_by_kind
 from ..verify import write_reference
-from ..weight_files import size_of_weights
 from .arguments import ModelArguments
 from .models import load_model, load_tokenizer
 from .runs import check_no_training, check_output_dir, set_card_aside
@@ -33,8 +33,9 @@ def run(argv: list[str], prog: str) -> None:
         type=int,
         default=None,
         choices=[16, 8, 4],
-        help="what the stored float embedding and head become when the packed model is loaded on a CPU",
+        help="what stored embedding and head become when the packed model is loaded on a CPU, where they have more bits",
     )
+    add_storage_options(parser)
     options = parser.parse_args(argv)
     path = find_model(options.model)
     check_output_dir(options.output_dir, {"student": path})
@@ -46,7 +47,7 @@ def run(argv: list[str], prog: str) -> None:
     model = load_model(ModelArguments(path, dtype="auto"), head)
     before = parameter_bytes(model)
     check_room(options.output_dir, {"the packed model": _packed_bytes(model)})
-    packed = pack(model, inplace=True)
+    packed = pack(model, inplace=True, dtype=options.dtype, table_bits=options.table_bits)
     if options.head_bits:
         packed.config.quantization_config.head_bits = options.head_bits
     set_card_aside(options.output_dir)
@@ -56,8 +57,26 @@ def run(argv: list[str], prog: str) -> None:
         write_reference(folder, packed, tokenizer)
         # Packed it computes what the student computes: what was measured of that holds.
         carry_record(path, folder)
-    size = size_of_weights(options.output_dir)
-    print(f"{options.output_dir}: {size / 1e6:.1f} MB packed, {before / 1e6:.1f} MB as an online student")
+    sizes = bytes_by_kind(options.output_dir)
+    print(f"{options.output_dir}: {sizes.total / 1e6:.1f} MB packed, {before / 1e6:.1f} MB as an online student\n")
+    print(sizes.markdown())
+
+
+def add_storage_options(parser: argparse.ArgumentParser) -> None:
+    """`--dtype` and `--table_bits`, as [`pack`] has them."""
+    parser.add_argument(
+        "--dtype",
+        default=None,
+        choices=["bfloat16", "float16", "float32"],
+        help="of norms, biases and other floats; default: that of the full-precision model, bfloat16 where it is not known",
+    )
+    parser.add_argument(
+        "--table_bits",
+        type=int,
+        default=16,
+        choices=list(TABLE_BITS),
+        help="of embedding and head on disk: floats of 16 bits (default) or 32, or integers of 8 or 4 bits",
+    )
 
 
 def _head_of(path: str) -> str:

@@ -374,6 +374,8 @@ def _check_complete(model: PreTrainedModel, spec: DecoderSpec) -> None:
     known = {spec.embedding, spec.head, "lm_head.weight", spec.final_norm.tensor, *(norm.tensor for norm in norms)}
     if spec.head is None:
         known.add("score.weight")  # a classification head, which is not the decoder's
+    # (Of tables that are stored in integers.)
+    known |= {f"{table}_scale" for table in (spec.embedding, spec.head, "lm_head.weight")}
     owners = {*routers, *(projection.module for projection in projections)}
     for tensor in model.state_dict():
         parent = tensor.rpartition(".")[0]

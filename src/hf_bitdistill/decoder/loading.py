@@ -55,7 +55,8 @@ class StudentWeights:
     def table(self, name: str) -> Table:
         """Embedding or head, loaded once."""
         if name not in self._tables:
-            self._tables[name] = load_table(self._student.files, name, self._head_bits)
+            stored = self._student.stored_form(name)
+            self._tables[name] = load_table(self._student.files, name, self._head_bits, stored)
         return self._tables[name]
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import (
@@ -32,13 +33,17 @@ from transformers.utils.quantization_config import BitNetQuantConfig
 from ..checkpoint import CheckpointError, check_headers, check_packed_layer, read_headers
 from ..config import QUANT_METHOD, BitNetConfig
 from ..digests import add_digests, check_digests
+from ..heads import expect_stored_tables
 from ..layers import BitLinear, TernaryLinear
 from ..model_folder import check_output, replace_model
+from ..packing import float32_names, packed_dtype
 from ..preflight import build_on_meta
 from ..quantization import PackedWeightError
+from ..source_dtype import dtype_in_files
 from ..surgery import convert_modules
 from ..weight_files import EXPLICIT_NAME, folder_of, warn_of_stale_files
 from .files import TensorFiles
+from .tables import StoredForm, load_table, place, round_table
 
 
 HEADS = {"causal_lm": AutoModelForCausalLM, "sequence_classification": AutoModelForSequenceClassification}
@@ -78,8 +83,12 @@ class Student:
         del full_precision.quantization_config
         self.model: PreTrainedModel = build_on_meta(HEADS[head], full_precision, files)
         if self._stock is not None:
+            source.source_dtype = dtype_in_files(files)
             source.modules_to_not_convert = _kept_by_stock(self.model, self._stock, source)
         convert_modules(self.model, source)
+        self._float_dtype = self.model.dtype
+        if source.quantization_mode == "offline" and source.table_bits != 16:
+            expect_stored_tables(self.model, source.table_bits)
         headers = read_headers(self.model, files)
         check_headers(self.model, headers, may_add_head=False)
         check_digests(files, None if self._stock is not None else source)
@@ -102,6 +111,14 @@ class Student:
             elif target in headers and not self.files.equal(target, source):
                 tied.pop(target)
         self.files.close()
+
+    def stored_form(self, table: str) -> StoredForm | None:
+        """How the embedding or the head, by the name of its tensor, is stored in integers; `None`: in floats."""
+        if f"{table}_scale" not in self.files.headers:
+            return None
+        layer = self.model.get_submodule(table.removesuffix(".weight"))
+        columns = layer.embedding_dim if isinstance(layer, nn.Embedding) else layer.in_features
+        return StoredForm(columns, self._float_dtype)
 
     def layer(self, name: str) -> TernaryLinear:
         """The packed layer of a ternary module. Some of its tensors may be views into the file.
@@ -127,36 +144,96 @@ class Student:
         check_packed_layer(name, layer, self.files.headers)
         return layer
 
-    def offline_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors of the offline checkpoint of this student."""
-        tied = self.model.all_tied_weights_keys
+    def _tables(self) -> set[str]:
+        """Names of the tensors of embedding and head, those that the files have."""
+        layers = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        names = {f"{name}.weight" for name, module in self.model.named_modules() if module in layers}
+        return names & self.files.headers.keys()
+
+    def offline_tensors(
+        self, dtype: torch.dtype | None = None, table_bits: int | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Names and tensors of the offline checkpoint of this student.
+
+        Args:
+            dtype, table_bits: see [`hf_bitdistill.pack`]; `None`: as they are stored.
+
+        Raises:
+            CheckpointError: a tensor's content is damaged, or too large for what it shall be stored in; names tensor and file.
+        """
+        tied, files, tables = self.model.all_tied_weights_keys, self.files, self._tables()
+        integers = {tensor for name in tables if self.stored_form(name) for tensor in (name, f"{name}_scale")}
+        floats = {name for name, _ in self.model.named_parameters(remove_duplicate=False)} - integers
+        kept = float32_names(self.model, dtype) if dtype is not None else None
+
+        def stored(name: str, tensor: Tensor) -> Tensor:
+            if kept is None or name not in floats:
+                return tensor.clone()
+            value = tensor.to(torch.float32 if kept(name) else dtype, copy=True)
+            if not torch.isfinite(value).all() and torch.isfinite(tensor).all():
+                raise CheckpointError(f"{place(files, name)}: a value is too large for {dtype}.")
+            return value
+
         inner = set()
         for name, module in self.model.named_modules():
             if isinstance(module, (BitLinear, TernaryLinear)):
                 for key, tensor in self.layer(name).state_dict().items():
                     inner.add(f"{name}.{key}")
-                    yield f"{name}.{key}", tensor.clone()
+                    yield f"{name}.{key}", tensor.clone() if key == "weight" else stored(f"{name}.{key}", tensor)
         for name in self.model.state_dict():
-            if name not in inner and not (name in tied and name not in self.files.headers):
-                yield name, self.files.read(name).clone()
+            if name in inner or (name in tied and name not in files.headers):
+                continue
+            if name in tables - integers and table_bits in (8, 4):
+                codes, scale = round_table(files, name, table_bits)
+                yield name, codes
+                yield f"{name}_scale", scale
+            elif name in tables - integers and table_bits == 16 and dtype in (None, torch.float32):
+                yield name, load_table(files, name, 16).data
+            else:
+                yield name, stored(name, files.read(name))
 
-    def save(self, folder: Path, max_shard_size: str = "50GB") -> None:
+    def save(
+        self,
+        folder: Path,
+        max_shard_size: str = "50GB",
+        dtype: str | torch.dtype | None = None,
+        table_bits: int | None = None,
+    ) -> None:
         """Write the offline checkpoint of this student: weights and `config.json`, in place of a model that is in `folder`.
 
+        Args:
+            dtype, table_bits: see [`hf_bitdistill.pack`]. By default a packed checkpoint is written as it is stored, and any other as `pack`
+                does by default.
+
         Raises:
-            ValueError: `folder` is the one it is read from, or lies inside or around it.
+            ValueError: `folder` is the one it is read from, or lies inside or around it; or an option is not supported.
             CheckpointError: a tensor's content is damaged or not finite; nothing was written.
         """
         for source in {folder_of(header.file) for header in self.files.headers.values()}:
             check_output(folder, model=source)
+        offline, config, target = copy.deepcopy(self._offline), copy.deepcopy(self.config), None
+        if self.needs_export:
+            table_bits = table_bits or 16
+        if self.needs_export or dtype is not None or table_bits == 32:
+            target = packed_dtype(dtype, table_bits or 16, offline)
+        if table_bits is not None:
+            if offline.table_bits not in (16, table_bits):
+                raise ValueError(
+                    f"the tables are stored with {offline.table_bits} bits, which cannot become {table_bits}: pack the student again."
+                )
+            offline.table_bits = min(table_bits, 16)
+        if target is not None:
+            config.dtype = target
+        offline.source_dtype = None
+        config.quantization_config = offline
         try:
-            tensors = dict(self.offline_tensors())
+            tensors = dict(self.offline_tensors(target, table_bits))
         finally:
             self.files.close()
         with replace_model(folder) as staging:
             save_torch_state_dict(tensors, staging, max_shard_size=max_shard_size, metadata={"format": "pt"})
-            self.config.save_pretrained(staging)
-            add_digests(sorted(staging.glob("*.safetensors")), self._offline)
+            config.save_pretrained(staging)
+            add_digests(sorted(staging.glob("*.safetensors")), offline)
 
 
 def _read_quantization(config: PreTrainedConfig) -> tuple[BitNetConfig, BitNetQuantConfig | None]:

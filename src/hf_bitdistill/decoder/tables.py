@@ -1,4 +1,4 @@
-"""Matrices that are not ternary as the decoder keeps them: floats, int8 rows, or int4 groups."""
+"""Matrices that are not ternary as the decoder keeps them: floats, int8 rows, or int4 groups. A checkpoint may hold floats, or the integers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointError
 from ..ops import TablePacker
+from ..quantization import check_table, dequantize_table, least_lossy_dtype, quantize_table
 from . import native
 from .files import TensorFiles
 
@@ -26,7 +27,7 @@ _KINDS = {
 class Table:
     """`data` is `[rows, columns]` floats, or the packed form (1-dimensional uint8) of kind `TABLE_PACKED`.
 
-    `dtype` is that of the checkpoint.
+    `dtype` is that of the checkpoint's floats.
     """
 
     kind: int
@@ -36,16 +37,28 @@ class Table:
     dtype: torch.dtype
 
 
-def load_table(files: TensorFiles, name: str, bits: int | None) -> Table:
+@dataclass(frozen=True)
+class StoredForm:
+    """What a checkpoint of `table_bits` 8 or 4 does not say of a table in its files: the number of columns, and the dtype of the model."""
+
+    columns: int
+    dtype: torch.dtype
+
+
+def load_table(files: TensorFiles, name: str, bits: int | None, stored: StoredForm | None = None) -> Table:
     """Read a table in pieces and bring it to `bits` a value.
 
     Args:
+        stored: the files hold integers, with scales beside them. They stay as they are unless `bits` is less: what rounding took away does not
+            come back.
         bits: `None`: as stored; 32; 16: the checkpoint's own 16-bit dtype (a float32 checkpoint becomes whichever 16-bit dtype changes it
             least); 8: int8, a scale a row; 4: int4, a scale for 32 columns.
 
     Raises:
         ValueError: another number of bits, or a value that is not finite (or too large for 4 bits).
     """
+    if stored is not None:
+        return _load_integers(files, name, bits, stored)
     rows, columns = files.headers[name].shape
     dtype = next(files.rows(name, 1))[1].dtype
     if bits in (8, 4):
@@ -54,7 +67,7 @@ def load_table(files: TensorFiles, name: str, bits: int | None) -> Table:
             try:
                 packer.add(piece)
             except ValueError as error:
-                raise ValueError(f"{_place(files, name)}: {error}.") from None
+                raise ValueError(f"{place(files, name)}: {error}.") from None
         data = packer.packed()
     elif bits is None or bits in HEAD_BITS:
         target = _float_dtype(files, name, dtype, bits)
@@ -66,10 +79,29 @@ def load_table(files: TensorFiles, name: str, bits: int | None) -> Table:
     return Table(_KINDS.get(data.dtype, native.TABLE_PACKED), data, rows, columns, dtype)
 
 
+def _load_integers(files: TensorFiles, name: str, bits: int | None, stored: StoredForm) -> Table:
+    header, scales = files.headers[name], f"{name}_scale"
+    rows, own = header.shape[0], 8 if header.dtype == "I8" else 4
+    packer = TablePacker(rows, stored.columns, min(own, bits or own))
+    scale = files.read(scales).clone()
+    for start, codes in files.rows(name, multiple=TablePacker.ROWS):
+        part = scale[start : start + len(codes)]
+        try:
+            check_table(codes, part, stored.columns)
+        except ValueError as error:
+            tensor, _, problem = str(error).partition(" ")
+            raise CheckpointError(f"{place(files, scales if tensor == 'weight_scale' else name)} {problem}.") from None
+        if packer.bits == own:
+            packer.add_codes(codes, part)
+        else:
+            packer.add(dequantize_table(codes, part, stored.columns))
+    return Table(native.TABLE_PACKED, packer.packed(), rows, stored.columns, stored.dtype)
+
+
 def _float_dtype(files: TensorFiles, name: str, stored: torch.dtype, bits: int | None) -> torch.dtype:
     if bits == 32 or (bits is None and stored.itemsize > 2):
         return torch.float32
-    return stored if stored.itemsize == 2 else _least_lossy(files, name)
+    return stored if stored.itemsize == 2 else least_lossy_dtype(piece for _, piece in files.rows(name))
 
 
 def finite(piece: Tensor, files: TensorFiles, name: str) -> Tensor:
@@ -80,20 +112,27 @@ def finite(piece: Tensor, files: TensorFiles, name: str) -> Tensor:
     """
     # min and max of a tensor with a NaN are NaN: one pass over the piece instead of three.
     if not torch.isfinite(torch.stack(torch.aminmax(piece))).all():
-        raise CheckpointError(f"{_place(files, name)}: a value is not finite.")
+        raise CheckpointError(f"{place(files, name)}: a value is not finite.")
     return piece
 
 
-def _place(files: TensorFiles, name: str) -> str:
+def round_table(files: TensorFiles, name: str, bits: int) -> tuple[Tensor, Tensor]:
+    """Codes and scales of a table that is stored in floats, see [`hf_bitdistill.quantization.quantize_table`].
+
+    Raises:
+        CheckpointError: a value is not finite, or too large for 4 bits.
+    """
+    pieces = []
+    for _, piece in files.rows(name):
+        try:
+            pieces.append(quantize_table(piece, bits))
+        except ValueError as error:
+            raise CheckpointError(f"{place(files, name)}: {error}.") from None
+    codes, scale = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return codes, scale
+
+
+def place(files: TensorFiles, name: str) -> str:
+    """File and tensor, for messages."""
     header = files.headers[name]
     return f"{header.file}: tensor {header.key!r}"
-
-
-def _least_lossy(files: TensorFiles, name: str) -> torch.dtype:
-    """bfloat16 for a table that came from bfloat16; float16, with 3 more bits, unless it overflows."""
-    errors = {torch.float16: 0.0, torch.bfloat16: 0.0}
-    for _, piece in files.rows(name):
-        piece = piece.float()
-        for dtype in errors:
-            errors[dtype] += (piece.to(dtype).float() - piece).abs().sum().item()
-    return min(errors, key=errors.get)

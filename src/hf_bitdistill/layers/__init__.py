@@ -10,7 +10,7 @@ from .bit_linear import (
     warn_of_16_bit_weights,
 )
 from .experts import Experts
-from .quantized_table import QuantizedEmbedding, QuantizedHead, QuantizedTable
+from .quantized_table import QuantizedEmbedding, QuantizedHead, QuantizedTable, StoredTable
 from .sub_norm import SubLN
 from .ternary_linear import TernaryLinear
 
@@ -21,6 +21,7 @@ __all__ = [
     "QuantizedEmbedding",
     "QuantizedHead",
     "QuantizedTable",
+    "StoredTable",
     "SubLN",
     "TernaryLinear",
     "full_precision",

@@ -1,15 +1,21 @@
-"""Embedding and output head on a table of 8-bit or 4-bit integers, for inference on a CPU."""
+"""Embedding and output head on a table of 8-bit or 4-bit integers, for inference."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import pack_table, packed_embedding, packed_linear
+from ..ops import pack_codes, pack_table, packed_embedding, packed_linear
+from ..quantization import check_table, dequantize_table, quantize_activations
+from .kernel_weight import KernelWeight
+
+
+# Rows that are in floats at a time where no kernel multiplies by a table.
+_ROWS = 8192
 
 
 class QuantizedTable(nn.Module):
-    """What an embedding and the output head tied to it share.
+    """What an embedding and the output head tied to it share: rounded in memory, in the layout of the kernels alone.
 
     Args:
         table: floats `[R, C]` on a CPU; not kept.
@@ -25,6 +31,23 @@ class QuantizedTable(nn.Module):
         self.bits = bits
         self.register_buffer("weight", pack_table(table, bits))
 
+    @classmethod
+    def of_packed(cls, packed: Tensor, rows: int, columns: int, bits: int) -> QuantizedTable:
+        """Of what [`hf_bitdistill.ops.TablePacker`] made."""
+        table = cls.__new__(cls)
+        nn.Module.__init__(table)
+        table.rows, table.columns, table.bits = rows, columns, bits
+        table.register_buffer("weight", packed)
+        return table
+
+    def lookup(self, input_ids: Tensor) -> Tensor:
+        """Rows, float32 `[..., C]`."""
+        return packed_embedding(input_ids, self.weight, self.columns)
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """`[..., C]` -> `[..., R]`, in the dtype of `x`, rounded to int8 a token."""
+        return packed_linear(x, self.weight, self.rows, bias)
+
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
         if self.weight.device.type != "cpu":
@@ -38,22 +61,92 @@ class QuantizedTable(nn.Module):
         return f"{self.rows}, {self.columns}, bits={self.bits}"
 
 
+class StoredTable(KernelWeight):
+    """A [`QuantizedTable`] that a checkpoint holds: it can be saved again, and computes on any device.
+
+    In a state dict its tensors are those of the layer it is part of: `embed_tokens.weight`, not `embed_tokens.table.weight`.
+
+    Args:
+        weight, weight_scale: see [`hf_bitdistill.quantization.quantize_table`]. They may be views into a file.
+        columns: C.
+    """
+
+    def __init__(self, weight: Tensor, weight_scale: Tensor, columns: int):
+        super().__init__()
+        self.rows, self.columns = weight.shape[0], columns
+        self.bits = 8 if weight.dtype == torch.int8 else 4
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", weight_scale)
+
+    def check(self) -> None:
+        """Refuse content that no table has.
+
+        Raises:
+            ValueError: its message starts with the tensor's name.
+        """
+        check_table(self.weight, self.weight_scale, self.columns)
+
+    def dequantized(self, rows: slice) -> Tensor:
+        """Some rows as float32 `[n, C]`."""
+        return dequantize_table(self.weight[rows], self.weight_scale[rows], self.columns)
+
+    def lookup(self, input_ids: Tensor) -> Tensor:
+        """Rows, float32 `[..., C]`."""
+        if self._uses_kernels(input_ids):
+            return packed_embedding(input_ids, self.kernel_weight(), self.columns)
+        index = input_ids.reshape(-1)
+        codes, scale = (tensor.index_select(0, index) for tensor in (self.weight, self.weight_scale))
+        return dequantize_table(codes, scale, self.columns).view(*input_ids.shape, self.columns)
+
+    def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """`[..., C]` -> `[..., R]`, in the dtype of `x`, rounded to int8 a token."""
+        if self._uses_kernels(x):
+            return packed_linear(x, self.kernel_weight(), self.rows, bias)
+        x_q, s = quantize_activations(x)
+        slices = (slice(start, start + _ROWS) for start in range(0, self.rows, _ROWS))
+        y = torch.cat([x_q @ self.dequantized(rows).T for rows in slices], dim=-1) / s
+        return (y if bias is None else y + bias.float()).to(x.dtype)
+
+    def _uses_kernels(self, x: Tensor) -> bool:
+        return x.device.type == "cpu" and self.weight.device.type == "cpu"
+
+    def _pack_for_kernels(self) -> Tensor:
+        return pack_codes(self.weight, self.weight_scale, self.columns)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix.removesuffix("table."), keep_vars)
+
+    def extra_repr(self) -> str:
+        return f"{self.rows}, {self.columns}, bits={self.bits}"
+
+
 class _WithoutFloats(nn.Module):
     """A layer on a [`QuantizedTable`]. Whoever asks for its float weight (`resize_token_embeddings`, tying, initialisation) is told."""
 
-    table: QuantizedTable
+    table: QuantizedTable | StoredTable
 
     def __getattr__(self, name: str):
         if name == "weight":
+            before = (
+                "change the student before it is packed"
+                if isinstance(self.table, StoredTable)
+                else "load the checkpoint with head_bits=16, change that model (resize_token_embeddings), and quantize its head afterwards"
+            )
             raise AttributeError(
-                f"{type(self).__name__} is a table of {self.table.bits}-bit integers and has no float weight to read, resize or tie: "
-                "load the checkpoint with head_bits=16, change that model (resize_token_embeddings), and quantize its head afterwards."
+                f"{type(self).__name__} is a table of {self.table.bits}-bit integers and has no float weight to read, resize or tie: {before}."
             )
         return super().__getattr__(name)
 
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        if isinstance(self._modules.get("table"), StoredTable):
+            for name in ("weight", "weight_scale"):
+                if prefix + name in state_dict:
+                    state_dict[f"{prefix}table.{name}"] = state_dict.pop(prefix + name)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
 
 class QuantizedEmbedding(_WithoutFloats):
-    """`nn.Embedding` on a [`QuantizedTable`].
+    """`nn.Embedding` on a [`QuantizedTable`] or a [`StoredTable`].
 
     Args:
         table: shared with the output head where the two are tied.
@@ -61,13 +154,13 @@ class QuantizedEmbedding(_WithoutFloats):
         scale: multiplies the output; architectures that scale their embeddings keep the factor in the embedding layer.
     """
 
-    def __init__(self, table: QuantizedTable, dtype: torch.dtype, scale: float | Tensor | None = None):
+    def __init__(self, table: QuantizedTable | StoredTable, dtype: torch.dtype, scale: float | Tensor | None = None):
         super().__init__()
         self.table = table
         self.num_embeddings, self.embedding_dim = table.rows, table.columns
         # A buffer, so that `.to(dtype)` changes the dtype of the output as it would that of a float table.
         factor = torch.ones(()) if scale is None else torch.as_tensor(scale)
-        self.register_buffer("scale", factor.detach().clone().to(dtype), persistent=False)
+        self.register_buffer("scale", factor.detach().clone().to(table.weight.device, dtype), persistent=False)
         self._scaled = scale is not None
 
     def forward(self, input_ids: Tensor) -> Tensor:
@@ -76,24 +169,28 @@ class QuantizedEmbedding(_WithoutFloats):
         Raises:
             IndexError: an id is no row of the table; names it and its place.
         """
-        rows = packed_embedding(input_ids, self.table.weight, self.embedding_dim).to(self.scale.dtype)
+        rows = self.table.lookup(input_ids).to(self.scale.dtype)
         return rows * self.scale if self._scaled else rows
 
 
 class QuantizedHead(_WithoutFloats):
-    """`nn.Linear` on a [`QuantizedTable`]; each token's hidden state is rounded to int8, as in the ternary layers.
+    """`nn.Linear` on a [`QuantizedTable`] or a [`StoredTable`]; each token's hidden state is rounded to int8, as in the ternary layers.
 
     Args:
         table: shared with the embedding where the two are tied.
         bias: `[R]` or `None`.
+        tied: the table is the embedding's, which saves and moves it.
     """
 
-    def __init__(self, table: QuantizedTable, bias: Tensor | None = None):
+    def __init__(self, table: QuantizedTable | StoredTable, bias: Tensor | None = None, tied: bool = False):
         super().__init__()
-        self.table = table
+        if tied:
+            self.__dict__["table"] = table  # no submodule: its tensors exist once in a state dict
+        else:
+            self.table = table
         self.in_features, self.out_features = table.columns, table.rows
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., C]` -> `[..., R]`, in the dtype of `x`."""
-        return packed_linear(x, self.table.weight, self.out_features, self.bias)
+        return self.table.multiply(x, self.bias)

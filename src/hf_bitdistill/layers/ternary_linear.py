@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-
 import torch
 from torch import Tensor, nn
 
@@ -20,10 +18,11 @@ from ..quantization import (
     weight_scale_shape,
 )
 from .bit_linear import BitLinear
+from .kernel_weight import KernelWeight
 from .sub_norm import SubLN
 
 
-class TernaryLinear(nn.Module):
+class TernaryLinear(KernelWeight):
     """A linear layer whose weights are ternary codes, 2 bits each, with float32 scales.
 
     Args:
@@ -56,8 +55,6 @@ class TernaryLinear(nn.Module):
         self.weight_granularity = config.weight_granularity
         self.group_size = config.scale_group_size
         self.activation_bits = config.activation_bits
-        self._packed_for_kernels: Tensor | None = None
-        self._packed_from: tuple | None = None
         packed_shape = (packed_rows(out_features), in_features)
         scale_shape = weight_scale_shape(out_features, in_features, self.weight_granularity, self.group_size)
         self.register_buffer("weight", torch.zeros(packed_shape, dtype=torch.uint8, device=device))
@@ -141,53 +138,8 @@ class TernaryLinear(nn.Module):
             return False  # offloaded: only the SubLN's own forward brings it back
         return not torch.is_autocast_enabled("cpu") and self.in_features <= MAX_COLUMNS
 
-    def kernel_weight(self) -> Tensor:
-        """The weight in the layout of the kernels: made on first use, and again once `weight` or `weight_scale` is another tensor or
-        was written to (`copy_`, `torch.distributed.checkpoint.load`).
-
-        What cannot be seen: what torch does not count, which is writes through or to `.data`, into shared memory, and to tensors made
-        under `torch.inference_mode`; and in a model under `torch.compile`, any since it was last called without.
-        """
-        if torch.compiler.is_compiling():  # it cannot guard on a version: its graph takes what is there
-            return self._pack_for_kernels() if self._packed_for_kernels is None else self._packed_for_kernels
-        if self._packed_from is not None:
-            of_weight, of_scale, versions = self._packed_from
-            weight, scale = self._buffers["weight"], self._buffers["weight_scale"]
-            same = of_weight() is weight and of_scale() is scale
-            # (Versions only ever grow.)
-            if same and (versions is None or versions == weight._version + scale._version):
-                return self._packed_for_kernels
-        packed = self._pack_for_kernels()
-        weight, scale = self.weight, self.weight_scale
-        versions = None if weight.is_inference() or scale.is_inference() else weight._version + scale._version
-        self._packed_from = weakref.ref(weight), weakref.ref(scale), versions
-        return packed
-
     def _pack_for_kernels(self) -> Tensor:
-        self._packed_for_kernels = ternary_pack(
-            self.weight, self.weight_scale.view(-1), self.out_features, self.group_size or 0
-        )
-        return self._packed_for_kernels
-
-    def _drop_packed(self) -> None:
-        self._packed_for_kernels = self._packed_from = None
-
-    def _load_from_state_dict(self, *args, **kwargs):
-        super()._load_from_state_dict(*args, **kwargs)
-        self._drop_packed()
-
-    def __getstate__(self):
-        # Only another layout of `weight`: a copy makes its own.
-        return {**super().__getstate__(), "_packed_for_kernels": None, "_packed_from": None}
-
-    def _apply(self, fn, recurse=True):
-        # `.to(torch.bfloat16)` must move the scales but not round them.
-        scale = self.weight_scale
-        super()._apply(fn, recurse)
-        self._drop_packed()
-        if self.weight_scale.dtype != torch.float32:
-            self.weight_scale = scale.to(self.weight_scale.device)
-        return self
+        return ternary_pack(self.weight, self.weight_scale.view(-1), self.out_features, self.group_size or 0)
 
     def extra_repr(self) -> str:
         bits = "float" if self.activation_bits is None else f"int{self.activation_bits}"

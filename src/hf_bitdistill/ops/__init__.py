@@ -7,7 +7,7 @@ from typing import Any
 from . import native as _native
 from .library import _ops, num_threads, set_num_threads
 from .native import NativeLibraryError, UnsupportedISAError
-from .tables import TablePacker, pack_table
+from .tables import TablePacker, pack_codes, pack_table
 
 
 MAX_COLUMNS = 131072
@@ -53,6 +53,7 @@ __all__ = [
     "int4_pack",
     "int8_pack",
     "num_threads",
+    "pack_codes",
     "pack_table",
     "packed_embedding",
     "packed_linear",

@@ -84,6 +84,35 @@ def read_header(packed: Tensor) -> PackedWeight:
     return header
 
 
+def empty(header: PackedWeight) -> Tensor:
+    """A packed weight whose scales and codes are zero."""
+    out = torch.zeros(header.layout.total, dtype=torch.uint8)
+    fields = _HEADER.pack(
+        _MAGIC, ABI_VERSION, header.format, header.rows, header.cols, header.group_size,
+        header.tensor_scale, header.scale_is_f16, header.has_row_offset, 0, 0, 0,
+    )  # fmt: skip
+    out[: len(fields)] = torch.frombuffer(bytearray(fields), dtype=torch.uint8)
+    return out
+
+
+def put_rows(packed: Tensor, header: PackedWeight, piece: Tensor, first_row: int) -> None:
+    """Copy rows that were packed by themselves to their place in a weight with a scale for each row or group.
+
+    Args:
+        piece: packed with the same format and number of columns.
+        first_row: a multiple of 16.
+    """
+    source = read_header(piece)
+    panels = _up(source.rows, _PANEL) // _PANEL
+    scales = panels * header.groups * _PANEL * (2 if header.scale_is_f16 else 4)
+    for start, size, origin in (
+        (header.layout.scales, scales, source.layout.scales),
+        (header.layout.panels, source.layout.total - source.layout.panels, source.layout.panels),
+    ):
+        at = start + first_row // _PANEL * (size // panels)
+        packed[at : at + size] = piece[origin : origin + size]
+
+
 def pack(header: PackedWeight, codes: Tensor, scale: Tensor, row_offset: Tensor | None) -> Tensor:
     """Lay out a weight.
 
@@ -92,13 +121,7 @@ def pack(header: PackedWeight, codes: Tensor, scale: Tensor, row_offset: Tensor 
         scale: as many as the header says.
     """
     layout = header.layout
-    out = torch.zeros(layout.total, dtype=torch.uint8)
-    fields = _HEADER.pack(
-        _MAGIC, ABI_VERSION, header.format, header.rows, header.cols, header.group_size,
-        header.tensor_scale, header.scale_is_f16, header.has_row_offset, 0, 0, 0,
-    )  # fmt: skip
-    out[: len(fields)] = torch.frombuffer(bytearray(fields), dtype=torch.uint8)
-
+    out = empty(header)
     dtype = torch.float16 if header.scale_is_f16 else torch.float32
     panels = _up(header.rows, _PANEL) // _PANEL
     if header.tensor_scale:

@@ -1,12 +1,13 @@
-"""Float tables (embeddings, output heads) rounded to 8 or 4 bits, in the layout of the kernels."""
+"""Tables (embeddings, output heads) of 8 or 4 bits in the layout of the kernels, rounded from floats or as a checkpoint stores them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..quantization import quantize_int4_groups, quantize_int8_rows
+from ..quantization import INT4_GROUP, quantize_table
 from . import native as n
+from . import packed as form
 from .library import _ops, num_threads
 
 
@@ -23,7 +24,7 @@ class TablePacker:
 
     Args:
         rows, columns: of the whole table.
-        bits: 8 (int8, a scale a row) or 4 (int4, a scale for 32 columns).
+        bits: 8 (int8, a scale a row) or 4 (int4, a scale for 32 columns); an attribute too.
 
     Raises:
         ValueError: another number of bits.
@@ -35,15 +36,11 @@ class TablePacker:
     def __init__(self, rows: int, columns: int, bits: int):
         if bits not in _FORMATS:
             raise ValueError(f"bits={bits!r}: a table is packed with 8 or 4 bits")
-        self._shape, self._bits, self._done = (rows, columns), bits, 0
+        self._shape, self.bits, self._done = (rows, columns), bits, 0
         self._library = n.library()
-        self._pieces: list[tuple[Tensor, Tensor]] = []
-        if self._library is not None:
-            if bits == 8:
-                size = self._library.size("int8_packed_size", rows, columns)
-            else:
-                size = self._library.size("int4_packed_size", rows, columns, True)
-            self._packed = torch.empty(size, dtype=torch.uint8)
+        group, half = (0, False) if bits == 8 else (INT4_GROUP, True)
+        self._header = form.PackedWeight(_FORMATS[bits], rows, columns, group, scale_is_f16=half)
+        self._packed = form.empty(self._header)
 
     def add(self, piece: Tensor) -> None:
         """The next rows: floats `[rows of the piece, columns]` on a CPU.
@@ -51,22 +48,37 @@ class TablePacker:
         Raises:
             ValueError: a value is not finite, or too large for a float16 scale; or the piece does not fit.
         """
-        count = piece.shape[0]
-        end = self._done + count
-        if piece.shape[1:] != self._shape[1:] or end > self._shape[0] or (count % self.ROWS and end != self._shape[0]):
-            raise ValueError(f"rows {self._done} to {end} of {self._shape} are no piece of this table")
+        self._check_place(piece.shape[0], piece.shape[1:] == self._shape[1:])
         if self._library is None:
-            quantize = quantize_int8_rows if self._bits == 8 else quantize_int4_groups
-            self._pieces.append(quantize(piece))
+            self._put(*quantize_table(piece, self.bits))
         else:
             self._add_native(piece.contiguous() if piece.dtype in _KINDS else piece.float().contiguous())
-        self._done = end
+        self._done += piece.shape[0]
+
+    def add_codes(self, codes: Tensor, scale: Tensor) -> None:
+        """The next rows, as [`hf_bitdistill.quantization.quantize_table`] rounds them.
+
+        Raises:
+            ValueError: the piece does not fit, or cannot be of such a table.
+        """
+        width = self._shape[1] if self.bits == 8 else -(-self._shape[1] // 2)
+        self._check_place(codes.shape[0], codes.shape[1:] == (width,))
+        self._put(codes, scale)
+        self._done += codes.shape[0]
+
+    def _check_place(self, count: int, fits: bool) -> None:
+        end = self._done + count
+        if not fits or end > self._shape[0] or (count % self.ROWS and end != self._shape[0]):
+            raise ValueError(f"rows {self._done} to {end} of {self._shape} are no piece of this table")
+
+    def _put(self, codes: Tensor, scale: Tensor) -> None:
+        form.put_rows(self._packed, self._header, pack_codes(codes, scale, self._shape[1]), self._done)
 
     def _add_native(self, piece: Tensor) -> None:
         self._library.set_threads(num_threads())
         status = self._library.status(
             "table_pack_rows",
-            _FORMATS[self._bits],
+            _FORMATS[self.bits],
             piece.data_ptr(),
             piece.nbytes,
             _KINDS[piece.dtype],
@@ -86,10 +98,12 @@ class TablePacker:
         """The packed table, an opaque uint8 tensor, when all rows were added."""
         if self._done != self._shape[0]:
             raise ValueError(f"{self._done} of {self._shape[0]} rows were added")
-        if self._library is not None:
-            return self._packed
-        codes, scale = (torch.cat(parts) for parts in zip(*self._pieces, strict=True))
-        return _ops.int8_pack(codes, scale) if self._bits == 8 else _ops.int4_pack(codes, scale, self._shape[1])
+        return self._packed
+
+
+def pack_codes(codes: Tensor, scale: Tensor, columns: int) -> Tensor:
+    """A table as [`hf_bitdistill.quantization.quantize_table`] rounds it, in the layout of the kernels: one opaque uint8 tensor."""
+    return _ops.int8_pack(codes, scale) if codes.dtype == torch.int8 else _ops.int4_pack(codes, scale, columns)
 
 
 def pack_table(table: Tensor, bits: int) -> Tensor:
@@ -103,4 +117,4 @@ def pack_table(table: Tensor, bits: int) -> Tensor:
     return packer.packed()
 
 
-__all__ = ["TablePacker", "pack_table"]
+__all__ = ["TablePacker", "pack_codes", "pack_table"]

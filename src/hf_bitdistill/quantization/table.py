@@ -8,6 +8,8 @@ a whole scale from its float value, every other one half a scale.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -84,3 +86,70 @@ def _round(values: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     # Where the scale is zero (also by underflow of float16) every value counts as zero.
     quotient = torch.where(scale != 0, values / scale, 0.0)
     return quotient.round().clamp(low, high).to(torch.int8)
+
+
+def check_table(codes: Tensor, scale: Tensor, columns: int) -> None:
+    """Refuse what the functions above never make.
+
+    Raises:
+        ValueError: "`weight` ..." or "`weight_scale` ...", as the two are called in a checkpoint.
+    """
+    if not all(torch.isfinite(extreme) for extreme in torch.aminmax(scale)):
+        raise ValueError("weight_scale is not finite")
+    if codes.dtype == torch.int8:
+        if scale.min() < 0:
+            raise ValueError("weight_scale is negative")
+        if codes.min() == -128:
+            raise ValueError("weight holds the code -128, which no 8-bit table has")
+    elif columns % 2 and (codes[:, -1] >> 4).any():
+        raise ValueError("weight holds a code beyond its last column")
+
+
+def table_shapes(
+    rows: int, columns: int, bits: int
+) -> tuple[tuple[int, int], torch.dtype, tuple[int, ...], torch.dtype]:
+    """Shape and dtype of the codes, and of the scales, of a table of 8 or 4 bits."""
+    if bits == 8:
+        return (rows, columns), torch.int8, (rows,), torch.float32
+    return (rows, -(-columns // 2)), torch.uint8, (rows, -(-columns // INT4_GROUP)), torch.float16
+
+
+def quantize_table(table: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """[`quantize_int8_rows`] or [`quantize_int4_groups`], for 8 or 4 bits."""
+    return quantize_int8_rows(table) if bits == 8 else quantize_int4_groups(table)
+
+
+def dequantize_table(codes: Tensor, scale: Tensor, columns: int) -> Tensor:
+    """The values that rows of integers stand for, float32 `[R, C]`, on any device.
+
+    Args:
+        codes, scale: of [`quantize_table`], or some rows of them.
+        columns: C; an odd one cannot be told from 4-bit codes.
+    """
+    if codes.dtype == torch.int8:
+        return codes.float() * scale.float()[:, None]
+    pairs = torch.stack([codes & 15, codes >> 4], dim=-1).view(codes.shape[0], -1)[:, :columns]
+    return (pairs.float() - 8) * scale.float().repeat_interleave(INT4_GROUP, dim=1)[:, :columns]
+
+
+def least_lossy_dtype(pieces: Iterable[Tensor]) -> torch.dtype:
+    """The 16-bit dtype that changes a table less, given in pieces: bfloat16 for one that came from bfloat16; float16, with 3 more bits,
+    unless it overflows."""
+    errors = {torch.float16: 0.0, torch.bfloat16: 0.0}
+    for piece in pieces:
+        for rows in _row_slices(piece):
+            values = piece[rows].float()
+            for dtype in errors:
+                errors[dtype] += (values.to(dtype).float() - values).abs().sum().item()
+    return min(errors, key=errors.get)
+
+
+def exact_dtype(table: Tensor) -> torch.dtype:
+    """The 16-bit dtype that holds every value of a table; its own dtype if there is none."""
+    exact = {torch.float16, torch.bfloat16}
+    for rows in _row_slices(table):
+        values = table[rows]
+        exact = {dtype for dtype in exact if torch.equal(values.to(dtype).to(values.dtype), values)}
+        if not exact:
+            return table.dtype
+    return torch.bfloat16 if torch.bfloat16 in exact else torch.float16

@@ -10,6 +10,7 @@ from ..data.fingerprint import fingerprint_rows
 from ..evaluation.record import Record
 from ..hub.card import TAGS, TERNARY_TAGS, base_model_id
 from ..report.tables import markdown_table
+from ..sizes import bytes_by_kind
 from .examples import Examples
 from .result import PACKED_ROW, RecipeResult
 
@@ -41,6 +42,8 @@ def write_card(folder: Path, name: str, result: RecipeResult, base: str, example
         "## Scores",
         markdown_table(header, rows),
         *result.sentences(),
+        "## Size",
+        bytes_by_kind(folder).markdown(),
         "## Use",
         "```python\nimport hf_bitdistill  # registers the quantizer\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{name}")\n```',

@@ -44,6 +44,7 @@ class Effort:
         held_out_rows: training rows taken away for all choices.
         eval_rows: of the evaluation split, at most; 0: all.
         compare_learning_rate: of BitNet-SFT, if it is compared.
+        table_bits: of embedding and output head in the packed student, see [`hf_bitdistill.pack`].
     """
 
     teacher_examples: int = _from(6400, _SST2, _MNLI)
@@ -81,6 +82,7 @@ class Effort:
     held_out_rows: int = _from(512)
     eval_rows: int = _from(2000, _MNLI)
     compare_learning_rate: float = _from(5e-4, _SST2, _MNLI)
+    table_bits: int = _from(16, "checkpoint_sizes.json")
 
 
 EFFORTS: dict[str, Effort] = {

@@ -65,6 +65,7 @@ class EffortArguments:
     held_out_rows: int | None = _option(None, "Training rows that are taken away for choices.")
     eval_rows: int | None = _option(None, "Rows of the evaluation split, at most; 0: all.")
     compare_learning_rate: float | None = _option(None, "Learning rate of BitNet-SFT (--compare).")
+    table_bits: int | None = _option(None, "Bits of embedding and output head in the packed student: 16, 8 or 4.")
 
 
 @dataclass
@@ -116,6 +117,8 @@ class RecipeSettings(EffortArguments):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise RecipeError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        if self.table_bits not in (None, 16, 8, 4):
+            raise RecipeError(f"table_bits must be 16, 8 or 4, not {self.table_bits!r}")
         if not 0 <= self.max_left_out <= 1:
             raise RecipeError(f"max_left_out is a share between 0 and 1, not {self.max_left_out}")
         if self.checkpoint_minutes <= 0:

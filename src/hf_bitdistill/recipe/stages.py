@@ -28,6 +28,7 @@ from ..distillation.attention_states import attention_layers
 from ..locate import find_model
 from ..massive_activations import find_massive_projections
 from ..packing import pack
+from ..sizes import bytes_by_kind
 from ..surgery import apply_bitnet
 from ..verify import write_reference
 from ..warm_start import WarmStartConfig, warm_start
@@ -361,11 +362,12 @@ class Work:
     # ---- After training ----
 
     def pack(self, source: str | Path, folder: Path) -> dict[str, Any]:
-        packed = pack(self.load(source).cpu(), inplace=True)
-        # (Scales stay in float32.)
-        save(packed.to(self.dtype), folder, self.tokenizer)
-        write_reference(folder / "model", packed.to(torch.float32), self.tokenizer)
-        return {}
+        """In the dtype of the model that the run began with: what lies between is trained, and saved, in float32."""
+        student, bits = self.load(source).cpu(), self.numbers.table_bits
+        packed = pack(student, inplace=True, dtype=self.config.dtype, table_bits=bits)
+        save(packed, folder, self.tokenizer)
+        write_reference(folder / "model", packed, self.tokenizer)
+        return bytes_by_kind(folder / "model").to_dict()
 
     def measure(self, source: str | Path, folder: Path) -> dict[str, Any]:
         """On the held-out training rows; no model is kept."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -91,6 +92,9 @@ def write_reference(
     head = model.get_output_embeddings()
     if head is None:
         return None
+    if model.dtype != torch.float32:
+        # As `verify` computes: roundings of 16 bits tip over those to integers.
+        model = copy.deepcopy(model).to(torch.float32)
     vocabulary = model.config.get_text_config().vocab_size
     found = answers_of(model, prompts(vocabulary, tokenizer))
     file = Path(folder) / REFERENCE_FILE

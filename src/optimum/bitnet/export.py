@@ -46,19 +46,29 @@ for _model_type in FAMILIES:
     )
 
 
-def export(model_id: str, output: Path, task: str = "auto", max_shard_size: str = "50GB", **hub: Any) -> None:
+def export(
+    model_id: str,
+    output: Path,
+    task: str = "auto",
+    max_shard_size: str = "50GB",
+    dtype: str | None = None,
+    table_bits: int | None = None,
+    **hub: Any,
+) -> None:
     """Write a packed checkpoint, with tokenizer and generation settings.
 
     Args:
         model_id: folder or Hub id of an online student, a packed one, or a BitNet model in a format of transformers.
         output: folder to write.
         task: `"text-generation"`, `"text-classification"`, or `"auto"`: what the checkpoint is.
+        dtype, table_bits: how what is not ternary is stored, see [`hf_bitdistill.pack`]. By default a packed checkpoint is written as it is
+            stored, and any other as `pack` does by default.
         hub: options of `from_pretrained` of transformers (`revision`, `token`, ...).
 
     Raises:
         NotAStudentError: it is no ternary checkpoint.
         CheckpointError: a damaged file; names file and tensor.
-        ValueError: an unknown task, or `output` is, lies in or contains the folder of the model.
+        ValueError: an unknown task or option, or `output` is, lies in or contains the folder of the model.
         OSError: no such model.
     """
     check_output(output, model=model_id)
@@ -75,7 +85,7 @@ def export(model_id: str, output: Path, task: str = "auto", max_shard_size: str 
         )
     student = Student(config, find_weight_files(model_id, config, **hub), TASKS[task])
     with replace_model(output) as folder:
-        student.save(folder, max_shard_size)
+        student.save(folder, max_shard_size, dtype, table_bits)
         for kind in (AutoTokenizer, GenerationConfig):
             try:
                 part = kind.from_pretrained(model_id, **hub)

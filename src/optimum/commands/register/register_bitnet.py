@@ -69,17 +69,33 @@ class BitNetExportCommand(BaseOptimumCLICommand):
         )
         parser.add_argument("--revision", default=None, help="Branch, tag or commit on the Hub.")
         parser.add_argument("--max_shard_size", default="50GB", help="Largest file.")
+        parser.add_argument(
+            "--dtype",
+            default=None,
+            choices=["bfloat16", "float16", "float32"],
+            help="Of norms, biases and other floats. Default: that of the full-precision model; of a packed one, as they are.",
+        )
+        parser.add_argument(
+            "--table_bits",
+            type=int,
+            default=None,
+            choices=[32, 16, 8, 4],
+            help="Of embedding and head on disk: floats of 32 or 16 bits, integers of 8 or 4. Default: 16; of a packed one, as they are.",
+        )
         parser.add_argument("output", type=Path, help="Folder to write.")
 
     def run(self) -> None:
         from hf_bitdistill.cli.main import explain_errors
+        from hf_bitdistill.sizes import bytes_by_kind
         from optimum.bitnet.export import export
 
         hub = {} if self.args.revision is None else {"revision": self.args.revision}
 
         def run() -> None:
-            export(self.args.model, self.args.output, self.args.task, self.args.max_shard_size, **hub)
-            print(f"{self.args.output}: packed")
+            args = self.args
+            stored = {"dtype": args.dtype, "table_bits": args.table_bits}
+            export(args.model, args.output, args.task, args.max_shard_size, **stored, **hub)
+            print(f"{args.output}: packed\n\n{bytes_by_kind(args.output).markdown()}")
 
         status = explain_errors(run, prog="optimum-cli export bitnet")
         if status:

@@ -1,0 +1,71 @@
+"""Weights that a module holds as its checkpoint does and computes with in the layout of the kernels."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import Tensor, nn
+
+
+class KernelWeight(nn.Module):
+    """Keeps the buffers `weight` and `weight_scale` in the layout of the kernels too, from their first use on.
+
+    The scale keeps its dtype whatever `.to(dtype)` says.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self._packed_for_kernels: Tensor | None = None
+        self._packed_from: tuple | None = None
+
+    def _pack_for_kernels(self) -> Tensor:
+        """`weight` and `weight_scale` in the layout of the kernels."""
+        raise NotImplementedError
+
+    def kernel_weight(self) -> Tensor:
+        """The weight in the layout of the kernels: made on first use, and again once `weight` or `weight_scale` is another tensor or
+        was written to (`copy_`, `torch.distributed.checkpoint.load`).
+
+        What cannot be seen: what torch does not count, which is writes through or to `.data`, into shared memory, and to tensors made
+        under `torch.inference_mode`; and in a model under `torch.compile`, any since it was last called without.
+        """
+        if torch.compiler.is_compiling():  # it cannot guard on a version: its graph takes what is there
+            if self._packed_for_kernels is None:
+                self._packed_for_kernels = self._pack_for_kernels()
+            return self._packed_for_kernels
+        if self._packed_from is not None:
+            of_weight, of_scale, versions = self._packed_from
+            weight, scale = self._buffers["weight"], self._buffers["weight_scale"]
+            same = of_weight() is weight and of_scale() is scale
+            # (Versions only ever grow.)
+            if same and (versions is None or versions == weight._version + scale._version):
+                return self._packed_for_kernels
+        packed = self._packed_for_kernels = self._pack_for_kernels()
+        weight, scale = self.weight, self.weight_scale
+        versions = None if weight.is_inference() or scale.is_inference() else weight._version + scale._version
+        self._packed_from = weakref.ref(weight), weakref.ref(scale), versions
+        return packed
+
+    def _drop_packed(self) -> None:
+        self._packed_for_kernels = self._packed_from = None
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._drop_packed()
+
+    def __getstate__(self):
+        # Only another layout of `weight`: a copy makes its own.
+        return {**super().__getstate__(), "_packed_for_kernels": None, "_packed_from": None}
+
+    def _apply(self, fn, recurse=True):
+        # `.to(torch.bfloat16)` must move the scales but not round them.
+        scale = self.weight_scale
+        super()._apply(fn, recurse)
+        self._drop_packed()
+        if self.weight_scale.dtype != scale.dtype:
+            self.weight_scale = scale.to(self.weight_scale.device)
+        return self

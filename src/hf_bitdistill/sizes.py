@@ -1,0 +1,112 @@
+"""What the bytes of a student's checkpoint are spent on, told by the headers of its files."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import CONFIG_NAME
+
+from .checkpoint import tensors_of
+from .json_files import read_json
+from .report.tables import markdown_table
+from .weight_files import EXPLICIT_NAME, local_weight_files
+
+
+KINDS = ("ternary codes", "ternary scales", "tables", "norms", "other")
+"""In the order of the table. Tables: embedding and output head, with their scales."""
+
+_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_SCALE, _SUB_NORM = "_scale", ".rms_norm.weight"
+_NORM = re.compile(r"(^|[._])(\w*norm\w*|ln_?\w*)\.(weight|bias)$")
+_CODES_A_BYTE = 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the weight files of a student.
+
+    Attributes:
+        kinds: one of [`KINDS`] -> bytes.
+        headers: bytes of the files that are no tensor: names, shapes, digests.
+        original: bytes of the full-precision model in bfloat16. (Of a ternary layer whose rows are no multiple of 4, up to 3 rows too many
+            are counted: headers do not say.)
+    """
+
+    kinds: dict[str, int]
+    headers: int
+    original: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.kinds.values()) + self.headers
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "bytes": {**self.kinds, "headers": self.headers, "total": self.total},
+            "original_bfloat16": self.original,
+            "ratio": round(self.original / self.total, 2) if self.total else None,
+        }
+
+    def markdown(self) -> str:
+        """A table of all kinds that there are, each in MB and as a share, and the whole beside the original."""
+        kinds = {**self.kinds, "names and digests": self.headers}
+        rows = [(name, _mb(size), f"{size / self.total:.1%}") for name, size in kinds.items() if size]
+        rows.append(("in all", _mb(self.total), ""))
+        rows.append(
+            ("the original in bfloat16", _mb(self.original), f"{self.original / self.total:.2f} times as large")
+        )
+        return markdown_table(("weights", "MB", "share"), rows)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.2f}"
+
+
+def bytes_by_kind(folder: str | Path) -> Sizes:
+    """What the weights in a local folder consist of. Reads headers only.
+
+    Args:
+        folder: of a student, packed or not. (Latent weights of one in training count as "other".)
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        FileNotFoundError: there are no safetensors.
+    """
+    folder = Path(folder)
+    config = read_json(folder / CONFIG_NAME)
+    files = local_weight_files(folder, config.get(EXPLICIT_NAME))
+    if not files:
+        raise FileNotFoundError(f"{folder} has no safetensors.")
+    tensors = {name: (dtype, shape) for file in files for name, dtype, shape in tensors_of(file)}
+    vocabularies = {
+        part["vocab_size"] for part in (config, *config.values()) if isinstance(part, dict) and "vocab_size" in part
+    }
+    kinds, original = dict.fromkeys(KINDS, 0), 0
+    for name, (dtype, shape) in tensors.items():
+        numbers = prod(shape)
+        kind = _kind(name, tensors, vocabularies)
+        kinds[kind] += numbers * _SIZES.get(dtype, 1)
+        if name.endswith((_SCALE, _SUB_NORM)):
+            continue  # not in the original
+        if dtype == "U8":
+            numbers *= _CODES_A_BYTE if kind == "ternary codes" else 2
+        original += 2 * numbers
+    return Sizes(kinds, sum(file.stat().st_size for file in files) - sum(kinds.values()), original)
+
+
+def _kind(name: str, tensors: dict[str, tuple[str, tuple[int, ...]]], vocabularies: set[int]) -> str:
+    weight = name.removesuffix(_SCALE)
+    if f"{weight}{_SCALE}" in tensors:
+        # (Scales of ternary weights are float32.)
+        if tensors[weight][0] == "I8" or tensors[f"{weight}{_SCALE}"][0] == "F16":
+            return "tables"
+        return "ternary codes" if name == weight else "ternary scales"
+    _, shape = tensors[name]
+    if len(shape) == 2 and shape[0] in vocabularies:
+        return "tables"
+    return "norms" if _NORM.search(name) else "other"

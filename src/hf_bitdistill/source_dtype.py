@@ -47,7 +47,7 @@ def dtype_of_source(model: PreTrainedModel) -> str | None:
     name = model.name_or_path
     if not name:
         return own if own in _DTYPES else None
-    folder = Path(name) if os.path.isdir(name) else cached_folder(name)
+    folder = Path(name) if os.path.isdir(name) else cached_folder(name, getattr(model.config, "_commit_hash", None))
     try:
         files = local_weight_files(folder, getattr(model.config, EXPLICIT_NAME, None)) if folder else []
         found = dtype_in_files(files)

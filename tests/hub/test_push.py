@@ -106,7 +106,8 @@ def test_both_loaders_and_both_forms(hub, folder, student):
     exported = BitNetModelForCausalLM.from_pretrained(
         "owner/student", subfolder="online", export=True, head_bits=32, kv_dtype="float32"
     )
-    assert torch.equal(logits(exported), logits(native))
+    # (The packed form has its norms and tables in 16 bits, the trainable one in 32.)
+    assert torch.allclose(logits(exported), logits(native), atol=0.05)
     assert AutoTokenizer.from_pretrained("owner/student", subfolder="online").vocab_size == 384
     # The trainable form alone leaves the packed one where it is; the packed one alone leaves the trainable one.
     before = hub.files("owner/student")

@@ -19,7 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME
 
 from ..atomic import write_text
-from ..distillation.model_card import TAGS
+from ..hub.card import TAGS
 from ..model_folder import check_output
 
 

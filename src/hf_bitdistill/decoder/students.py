@@ -38,7 +38,7 @@ from ..layers import BitLinear, TernaryLinear
 from ..model_folder import check_output, replace_model
 from ..packing import float32_names, packed_dtype
 from ..preflight import build_on_meta
-from ..quantization import PackedWeightError
+from ..quantization import PackedWeightError, exact_dtype
 from ..source_dtype import dtype_in_files
 from ..surgery import convert_modules
 from ..weight_files import EXPLICIT_NAME, folder_of, warn_of_stale_files
@@ -189,6 +189,9 @@ class Student:
                 yield f"{name}_scale", scale
             elif name in tables - integers and table_bits == 16 and dtype in (None, torch.float32):
                 yield name, load_table(files, name, 16).data
+            elif name in tables - integers and table_bits == 32:
+                value = stored(name, files.read(name))
+                yield name, value.to(exact_dtype(value))
             else:
                 yield name, stored(name, files.read(name))
 

@@ -135,7 +135,7 @@ def dequantize_table(codes: Tensor, scale: Tensor, columns: int) -> Tensor:
 def least_lossy_dtype(pieces: Iterable[Tensor]) -> torch.dtype:
     """The 16-bit dtype that changes a table less, given in pieces: bfloat16 for one that came from bfloat16; float16, with 3 more bits,
     unless it overflows."""
-    errors = {torch.float16: 0.0, torch.bfloat16: 0.0}
+    errors = {torch.bfloat16: 0.0, torch.float16: 0.0}
     for piece in pieces:
         for rows in _row_slices(piece):
             values = piece[rows].float()

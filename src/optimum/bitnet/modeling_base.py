@@ -261,6 +261,8 @@ class BitNetModel(OptimizedModel):
 
         Args:
             max_shard_size: largest file, e.g. `"5GB"`.
+            dtype, table_bits: how what is not ternary is stored, see [`hf_bitdistill.pack`]; default: as it is stored, and as `pack` does by
+                default where the export packed it. Of a model that transformers computes: as it is in memory, nothing else.
             repo_id, private, token, commit_message, revision, ...: of [`push_to_hub`], with `push_to_hub=True`; `repo_id` is the
                 folder's name by default.
 
@@ -273,19 +275,24 @@ class BitNetModel(OptimizedModel):
         folder = Path(save_directory)
         check_output(folder, model=self._source)
         max_shard_size = kwargs.pop("max_shard_size", "50GB")
+        stored = {name: kwargs.pop(name) for name in ("dtype", "table_bits") if kwargs.get(name) is not None}
+        if stored and self.model is not None:
+            raise ValueError(
+                f"{', '.join(stored)}: only what the native decoder loaded can be stored in another way; use hf_bitdistill.pack."
+            )
         with replace_model(folder) as staging:
             for preprocessor in self.preprocessors:
                 preprocessor.save_pretrained(staging)
             if self.model is not None:
                 self.model.save_pretrained(staging, max_shard_size=max_shard_size)
             else:
-                self._save_pretrained(staging, max_shard_size)
+                self._save_pretrained(staging, max_shard_size, **stored)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), max_shard_size=max_shard_size, **kwargs)
 
-    def _save_pretrained(self, save_directory: Path, max_shard_size: str = "50GB") -> None:
+    def _save_pretrained(self, save_directory: Path, max_shard_size: str = "50GB", **stored: Any) -> None:
         # Read from the files again: what is in memory may have fewer bits (head_bits).
-        self._student.save(save_directory, max_shard_size)
+        self._student.save(save_directory, max_shard_size, **stored)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
         """Publish the packed checkpoint: see [`~hf_bitdistill.push_to_hub`] for the options, which are those of a model of transformers,

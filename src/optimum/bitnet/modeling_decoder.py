@@ -64,8 +64,8 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         except Exception as error:  # whatever it raises for values that it does not expect
             raise CheckpointError(f"{file}: {describe_error(error)}") from error
 
-    def _save_pretrained(self, save_directory, max_shard_size: str = "50GB") -> None:
-        super()._save_pretrained(save_directory, max_shard_size)
+    def _save_pretrained(self, save_directory, max_shard_size: str = "50GB", **stored) -> None:
+        super()._save_pretrained(save_directory, max_shard_size, **stored)
         self.generation_config.save_pretrained(save_directory)
 
     def generate(self, *args, **kwargs):

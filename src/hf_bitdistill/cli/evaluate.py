@@ -171,7 +171,7 @@ def _measure(
     model = _load(model_arguments, output.head_bits, how.head)
     scores = measure(model, tokenizer, how, rows, batch_size)
     form = "" if output.head_bits == 16 else f", embedding and head in {output.head_bits} bits"
-    new = Record(scores, how, fingerprint_rows(rows), "bitdistill evaluate", f"as loaded in {model.dtype}{form}")
+    new = Record(scores, how, fingerprint_rows(rows), "bitdistill evaluate", f"the model in {model.dtype}{form}")
     return new.to_dict(), "" if known is None else agreement(known, new)
 
 

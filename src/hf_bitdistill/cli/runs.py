@@ -93,17 +93,16 @@ def check_output_dir(output: str | Path, inputs: Mapping[str, str | Path | None]
 
 
 def check_no_training(output: str | Path) -> None:
-    """Refuse to put a model into the folder of a training, whose card, losses and checkpoints would be taken for its own.
+    """Refuse to put a model into the folder of a training, whose card and losses would be taken for its own.
 
     Raises:
         ValueError: names the folder.
     """
     output = Path(output)
-    found = [name for name in (OPTIONS_FILE, TRAINER_STATE_NAME) if (output / name).is_file()]
-    if found or (output.is_dir() and get_last_checkpoint(str(output))):
-        what = found[0] if found else "checkpoints"
+    found = next((name for name in (OPTIONS_FILE, TRAINER_STATE_NAME) if (output / name).is_file()), None)
+    if found is not None:
         raise ValueError(
-            f"the output folder {output} is that of a training ({what}), which would be lost: give another folder"
+            f"the output folder {output} is that of a training ({found}), which would be lost: give another folder"
         )
 
 

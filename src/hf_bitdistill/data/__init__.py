@@ -5,6 +5,7 @@
 - :mod:`.loading`: reading a task's examples from the Hub or from local files;
 - :mod:`.preprocessing`: prompts and answers as token ids, and the collators for them;
 - :mod:`.corpus`: reading a text corpus and packing it into blocks for continual pre-training;
+- :mod:`.fingerprint`: what tells a dataset from another;
 - :mod:`.pieces`: long texts in pieces, cut where it changes no token.
 """
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: Chooses a part of the rows, and the part of the training rows that stands in where there is no split to measure on.
 ROWS_SEED = 0
 
+#: Tokens of a conversation, a prompt with its completion, or a block of plain text, unless something else was asked for.
+DEFAULT_LENGTH = 512
+
 
 def few(dataset: Dataset, limit: int | None) -> Dataset:
     """At most ``limit`` rows (all, if it is 0 or None), always the same ones."""
@@ -107,7 +110,3 @@ def _encode(dataset: Dataset, how: Measurement, tokenizer: PreTrainedTokenizerBa
             chosen, tokenizer, length, column=how.column or "messages", turns=how.turns
         ).dataset
     return encode_completions(chosen, tokenizer, length).dataset
-
-
-#: Tokens of a conversation, a prompt with its completion, or a block of plain text, unless something else was asked for.
-DEFAULT_LENGTH = 512

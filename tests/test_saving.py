@@ -172,3 +172,19 @@ def test_surgery_gives_it_too(tmp_path):
     student = apply_bitnet(tiny_model("llama"))
     student.save_pretrained(tmp_path)
     assert is_of(tmp_path, student)
+
+
+def test_the_config_says_how_the_model_is_loaded(tmp_path):
+    """In the file, first of all, and nowhere else: a student that is loaded and saved elsewhere does not carry it twice."""
+    student = make_student()
+    for name, model in (("online", student), ("packed", pack(student))):
+        model.save_pretrained(tmp_path / name)
+        text = (tmp_path / name / "config.json").read_text()
+        assert text.startswith('{\n  "_comment": "') and "import hf_bitdistill" in text.splitlines()[1]
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        assert not hasattr(loaded.config, "_comment")
+        loaded.save_pretrained(tmp_path / "again")
+        assert (tmp_path / "again" / "config.json").read_text().count("_comment") == 1
+        del loaded.config.quantization_config
+        loaded.config.save_pretrained(tmp_path / "plain")
+        assert "_comment" not in (tmp_path / "plain" / "config.json").read_text()

@@ -29,6 +29,7 @@ from .checkpoint import (
     safetensors_files,
 )
 from .config import QUANT_METHOD, BitNetConfig
+from .config_note import remove_note
 from .conversions import LoadLatentWeight, TransposeConv1D, convert_when_saved, has_separate_experts
 from .digests import check_digests
 from .heads import (
@@ -198,6 +199,7 @@ class BitDistillQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs) -> PreTrainedModel:
         # How the files are named is no part of the model.
         model.config.__dict__.pop(EXPLICIT_NAME, None)
+        remove_note(model.config)
         if self.pre_quantized and self._from_memory:
             check_loaded(model)
         if not self.online:

@@ -16,6 +16,7 @@ from huggingface_hub import CommitInfo
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
+from .config_note import write_note
 from .digests import add_digests
 from .model_folder import replace_model
 
@@ -100,6 +101,8 @@ class SaveStudent(_OfStudent):
             plain(model, staging, is_main_process, state_dict, False, *args, **kwargs)
             if config is not None:  # (taken off by hand: what is saved is no student any more)
                 add_digests(sorted(staging.glob("*.safetensors")), config)
+                if (staging / CONFIG_NAME).is_file():  # (of the processes that save together, one writes it)
+                    write_note(staging)
         if push_to_hub and is_main_process:
             size = {"max_shard_size": kwargs["max_shard_size"]} if "max_shard_size" in kwargs else {}
             model.push_to_hub(repo_id, **hub, **size)

@@ -145,6 +145,7 @@ def test_the_native_model(hub, student, tiny_tokenizer, tmp_path):
     assert commit.oid == hub.history("owner/student")[0].oid and hub.history("owner/student")[0].message == "native"
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= set(hub.files("owner/student"))
     assert torch.equal(logits(BitNetModelForCausalLM.from_pretrained("owner/student")), logits(model))
+    assert b"import hf_bitdistill" in hub.files("owner/student")["config.json"]
     model.save_pretrained(tmp_path / "again", push_to_hub=True, repo_id="owner/again")
     assert torch.equal(logits(load("owner/again")), logits(pack(student)))
 

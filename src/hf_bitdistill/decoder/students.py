@@ -32,6 +32,7 @@ from transformers.utils.quantization_config import BitNetQuantConfig
 
 from ..checkpoint import CheckpointError, check_headers, check_packed_layer, read_headers
 from ..config import QUANT_METHOD, BitNetConfig
+from ..config_note import remove_note, write_note
 from ..digests import add_digests, check_digests
 from ..heads import expect_stored_tables
 from ..layers import BitLinear, TernaryLinear
@@ -99,6 +100,7 @@ class Student:
         self._offline.quantization_mode = "offline"
         self.config = copy.deepcopy(config)
         self.config.__dict__.pop(EXPLICIT_NAME, None)
+        remove_note(self.config)
         self.config.quantization_config = self._offline
 
     def _settle_ties(self) -> None:
@@ -236,6 +238,7 @@ class Student:
         with replace_model(folder) as staging:
             save_torch_state_dict(tensors, staging, max_shard_size=max_shard_size, metadata={"format": "pt"})
             config.save_pretrained(staging)
+            write_note(staging)
             add_digests(sorted(staging.glob("*.safetensors")), offline)
 
 

@@ -101,7 +101,8 @@ def plain_card(name: str, config: Any, base: str | None, push_format: str = "pac
     parts = [f"# {name.split('/')[-1]}", f"A {kind}{of}, made with hf-bitdistill."]
     if not ternary:
         return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
-    parts += ["## Loading", "`pip install hf-bitdistill`, then:"]
+    parts.insert(1, "Needs `pip install hf-bitdistill` and `import hf_bitdistill` before it is loaded.")
+    parts.append("## Loading")
     if push_format != "online":
         parts.append(LOADING.format(auto_class=auto_class, name=name, options=""))
     if push_format != "packed":

@@ -41,6 +41,11 @@ class Sizes:
     original: int
 
     @property
+    def ternary_share(self) -> float:
+        """Of the full-precision model's weights, those that became ternary."""
+        return 2 * _CODES_A_BYTE * self.kinds["ternary codes"] / self.original if self.original else 0.0
+
+    @property
     def total(self) -> int:
         return sum(self.kinds.values()) + self.headers
 

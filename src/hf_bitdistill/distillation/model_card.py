@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..hub.card import LOADING, base_model_id, exact_model_id
+from ..hub.card import CITATION, LOADING, base_model_id, exact_model_id
 from .terms import TERMS
 
 
@@ -16,14 +16,6 @@ if TYPE_CHECKING:
 
     from ..data import Task
     from .trainer import DistillationTrainer
-
-
-_CITATION = """@article{wu2025bitnetdistillation,
-  title   = {BitNet Distillation},
-  author  = {Wu, Xun and Huang, Shaohan and Wang, Wenhui and Song, Ting and Dong, Li and Xia, Yan and Wei, Furu},
-  journal = {arXiv preprint arXiv:2510.13998},
-  year    = {2025}
-}"""
 
 _HYPER_PARAMETERS = (
     "learning_rate",
@@ -136,7 +128,7 @@ def build_model_card(
         "## Training",
         _table(("Setting", "Value"), settings),
         "## Citation",
-        f"```bibtex\n{_CITATION}\n```",
+        f"```bibtex\n{CITATION}\n```",
     ]
     body = "\n\n".join(sections)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n", ignore_metadata_errors=True)

@@ -18,6 +18,13 @@ from ..json_files import read_json
 TAGS = ("bitdistill", "distillation")
 TERNARY_TAGS = ("bitnet", "ternary")
 
+CITATION = """@article{wu2025bitnetdistillation,
+  title   = {BitNet Distillation},
+  author  = {Wu, Xun and Huang, Shaohan and Wang, Wenhui and Song, Ting and Dong, Li and Xia, Yan and Wei, Furu},
+  journal = {arXiv preprint arXiv:2510.13998},
+  year    = {2025}
+}"""
+
 LOADING = """```python
 import hf_bitdistill  # registers the quantizer: without this line transformers cannot load the checkpoint correctly
 from transformers import {auto_class}

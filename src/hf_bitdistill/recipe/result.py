@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import html
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..json_files import read_json
 from ..report.figures import loss_names, loss_units, plot_bars, plot_panels, plot_points
 from ..report.page import image, write_page
 from ..report.tables import html_table
@@ -108,6 +109,33 @@ class RecipeResult:
         values["paths"] = {name: str(path) for name, path in self.paths.items()}
         return {**values, "total_seconds": self.total_seconds}
 
+    @classmethod
+    def load(cls, folder: str | Path) -> RecipeResult:
+        """The result of a finished run.
+
+        Args:
+            folder: its `output_dir`.
+
+        Raises:
+            FileNotFoundError: there is none.
+            CheckpointError: its file is damaged.
+        """
+        file = Path(folder) / RESULT_FILE
+        if not file.is_file():
+            raise FileNotFoundError(f"{folder} holds no finished run: it has no {RESULT_FILE}")
+        values = {
+            name: value for name, value in read_json(file).items() if name in {each.name for each in fields(cls)}
+        }
+        return cls(
+            **{
+                **values,
+                "output": Path(folder),
+                "table": [Row(**row) for row in values["table"]],
+                "paths": {name: Path(path) for name, path in values["paths"].items()},
+                "written": [Written(**each) for each in values.get("written", ())],
+            }
+        )
+
     # ---- For people ----
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
@@ -141,7 +169,7 @@ class RecipeResult:
         loss, accuracy = self.gap["loss"], self.gap["accuracy"]
         lines = [
             f"{self.table[0].score['n']} rows of the evaluation split, ± one standard error. On {self.gap['n']} held-out training rows the "
-            f"student is {loss['value']:.3f} ± {loss['stderr']:.3f} nats and {-100 * accuracy['value']:.1f} ± "
+            f"student is {loss['value']:.3f} ± {loss['stderr']:.3f} nats and {0.0 - 100 * accuracy['value']:.1f} ± "
             f"{100 * accuracy['stderr']:.1f} points behind its teacher, and {100 * self.gap['agreement']:.1f} % of their first choices agree."
         ]
         for title, outlook in self.outlook.items():

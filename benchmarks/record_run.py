@@ -1,0 +1,83 @@
+"""Keeps a finished `bitdistill run` for the record: scores, and the planned time of each stage beside the one it took.
+
+    bitdistill run --model SMOLLM2 --dataset DATA/sst2 --effort standard --output_dir outputs/sst2
+    python benchmarks/record_run.py outputs/sst2 --name smollm2_sst2 --model_name SmolLM2-135M-Instruct --dataset_name SST-2
+
+Writes NAME.json and NAME.md into `--results`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from hf_bitdistill.recipe import RecipeResult
+from hf_bitdistill.recipe.progress import duration
+from hf_bitdistill.report.tables import markdown_table
+
+
+# What the files of one machine are called says nothing to a reader.
+_PLACES = ("model", "dataset", "teacher", "corpus", "output_dir", "task")
+
+
+def record(result: RecipeResult, model_name: str, dataset_name: str) -> dict[str, Any]:
+    """A result without what belongs to one machine's folders."""
+    values = result.to_dict()
+    settings = {name: value for name, value in values["settings"].items() if name not in _PLACES}
+    data = result.settings.get("dataset")
+    return {
+        **{name: value for name, value in values.items() if name not in ("output", "paths")},
+        "settings": {"model": model_name, "dataset": dataset_name, **settings},
+        "data": values["data"].replace(data, dataset_name) if data else values["data"],
+    }
+
+
+def times(result: RecipeResult) -> list[list[str]]:
+    """Planned and taken, a stage a row; stages on a condition that were not run have no row."""
+    expected = {each["title"]: each["seconds"] for each in result.plan["stages"]}
+    rows = [
+        [title, duration(expected[title]) if title in expected else "", duration(seconds)]
+        for title, seconds in result.seconds.items()
+    ]
+    planned = sum(expected.get(title, 0.0) for title in result.seconds)
+    difference = f" ({100 * (result.total_seconds / planned - 1):+.0f} %)" if planned else ""
+    return [*rows, ["in all", duration(planned), duration(result.total_seconds) + difference]]
+
+
+def page(result: RecipeResult, values: dict[str, Any]) -> str:
+    """The record in Markdown."""
+    header, rows = result.cells()
+    settings = values["settings"]
+    options = ", ".join(f"{name} {value}" for name, value in settings.items() if name not in ("model", "dataset"))
+    parts = [
+        f"# `bitdistill run` of {settings['model']} on {settings['dataset']}",
+        f"{values['data']}. Options: {options or 'none'}.",
+        markdown_table(header, rows),
+        *result.sentences(),
+        markdown_table(["stage", "planned", "taken"], times(result)),
+        "Decided on held-out training rows:",
+        "\n".join(f"- {choice}" for choice in result.choices),
+        f"{', '.join(f'{name}: {value}' for name, value in result.machine.items())}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="output_dir of the run")
+    parser.add_argument("--name", required=True, help="of the result files")
+    parser.add_argument("--model_name", required=True, help="how the result calls the model")
+    parser.add_argument("--dataset_name", required=True, help="how the result calls the data")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/recipe"))
+    options = parser.parse_args()
+    result = RecipeResult.load(options.run)
+    values = record(result, options.model_name, options.dataset_name)
+    options.results.mkdir(parents=True, exist_ok=True)
+    (options.results / f"{options.name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    (options.results / f"{options.name}.md").write_text(page(result, values), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The card of a run's student: for people, and what the Hub reads of it."""
+
+import dataclasses
+
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from hf_bitdistill.data import get_task
+from hf_bitdistill.evaluation.record import Measurement
+from hf_bitdistill.recipe.card import TEMPLATE, command, contents, eval_results, metadata
+from hf_bitdistill.recipe.result import PACKED_ROW, RecipeResult, Row
+
+
+SCORE = {"metric": "accuracy", "value": 0.87654, "stderr": 0.0123, "n": 872, "chance": 0.51, "more": {}}
+
+
+def result(tmp_path, **settings):
+    gap = {"value": 0.1, "stderr": 0.01}
+    return RecipeResult(
+        tmp_path / "students" / "smol-sst2",
+        {"dataset": str(tmp_path / "sst2"), "output_dir": str(tmp_path / "out"), "compare": True, **settings},
+        {},
+        f"{tmp_path / 'sst2'}: task sst2; 10 to train on",
+        {},
+        table=[Row("base model", SCORE, 10_000_000), Row(PACKED_ROW, SCORE, 2_000_000, 123.4)],
+        gap={"loss": gap, "accuracy": gap, "agreement": 0.9, "n": 5},
+        choices=["kept in full precision, because they write massive activations: model.layers.2.mlp.down_proj"],
+        plan={"stages": [{"title": "teacher", "steps": 400, "tokens": 1234, "seconds": 5}]},
+        seconds={"teacher": 6.0},
+        machine={"date": "2026-11-27", "processor": "A CPU", "threads": 2},
+    )
+
+
+def card(tmp_path, made, base, how, monkeypatch):
+    class NoSizes:
+        ternary_share = 0.79
+
+        def markdown(self):
+            return "| sizes |"
+
+    monkeypatch.setattr("hf_bitdistill.recipe.card.bytes_by_kind", lambda folder: NoSizes())
+    return ModelCard.from_template(
+        metadata("smol-sst2", made, base, how),
+        template_path=str(TEMPLATE),
+        **contents(tmp_path, "smol-sst2", "packed", made, base, how),
+    )
+
+
+def test_a_card_is_complete_and_holds_no_path_of_this_machine(tmp_path, monkeypatch):
+    base = tmp_path / "SmolLM2"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: owner/SmolLM2\n---\n")
+    how = Measurement(task=get_task("sst2"), dataset=str(tmp_path / "sst2"), split="validation")
+    made = card(tmp_path, result(tmp_path), str(base), how, monkeypatch)
+    text = str(made)
+    assert str(tmp_path) not in text and "{{" not in text and "None" not in text and "\n\n\n" not in text
+    assert "87.7 ± 1.2 %" in text and "123" in text and "A CPU, 2 threads" in text
+    assert "import hf_bitdistill" in text and "optimum.bitnet" in text and "79% of its weights" in text
+    assert (
+        "| teacher | 400 | 1,234 | 6 s |" in text and "In full precision stayed: model.layers.2.mlp.down_proj" in text
+    )
+    assert "bitdistill run --model owner/SmolLM2 --dataset sst2 --output_dir out --compare true" in text
+    data = made.data
+    assert (data.base_model, data.base_model_relation, data.license) == ("owner/SmolLM2", "quantized", "apache-2.0")
+    assert data.datasets is None and data.library_name == "transformers" and data.pipeline_tag == "text-generation"
+    # As the Hub reads it.
+    name, scores = model_index_to_eval_results(yaml.safe_load(data.to_yaml())["model-index"])
+    assert name == "smol-sst2" and scores[0].metric_value == 0.8765 and scores[0].dataset_split == "validation"
+    assert eval_results(result(tmp_path), how) == []
+
+
+def test_what_is_not_known_is_absent(tmp_path, monkeypatch):
+    how = Measurement(kind="messages", dataset="owner/chats", dataset_config="en", dataset_revision="abc")
+    made = result(tmp_path)
+    made.table[-1] = dataclasses.replace(made.table[-1], tokens_per_second=None)
+    made.choices = []
+    made.settings["dataset"] = "owner/chats"
+    found = card(tmp_path, made, str(tmp_path / "nowhere"), how, monkeypatch)
+    text = str(found)
+    assert "## Speed" not in text and "asked with this prompt" not in text and "stayed:" not in text
+    assert "`nowhere`, which is not on the Hub" in text
+    data = found.data
+    assert data.base_model is None and data.base_model_relation is None and data.license is None
+    assert data.datasets == ["owner/chats"]
+    (entry,) = parse_eval_result_entries(eval_results(made, how))
+    assert (entry.dataset_id, entry.task_id, entry.value, entry.dataset_revision) == (
+        "owner/chats",
+        "en",
+        0.8765,
+        "abc",
+    )
+
+
+def test_the_command_is_one_that_can_be_typed(tmp_path):
+    made = result(tmp_path, label_words=["very bad", "good"], lora=False, push_to="me/x")
+    line = command(made, str(tmp_path / "SmolLM2"))
+    assert line == (
+        "bitdistill run --model SmolLM2 --dataset sst2 --output_dir out --compare true --label_words 'very bad' good --lora false"
+    )

@@ -81,7 +81,7 @@ def test_what_is_not_known_is_absent(tmp_path, monkeypatch):
     assert "## Speed" not in text and "asked with this prompt" not in text and "stayed:" not in text
     assert "`nowhere`, which is not on the Hub" in text
     data = found.data
-    assert data.base_model is None and data.base_model_relation is None and data.license is None
+    assert data.base_model is None and data.license is None and "base_model_relation" not in data.to_dict()
     assert data.datasets == ["owner/chats"]
     (entry,) = parse_eval_result_entries(eval_results(made, how))
     assert (entry.dataset_id, entry.task_id, entry.value, entry.dataset_revision) == (

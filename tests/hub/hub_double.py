@@ -272,12 +272,12 @@ class _Handler(BaseHTTPRequestHandler):
             raise Answer(401, "Invalid credentials in Authorization header")
         return name
 
-    def _repository(self, repo_id: str, write: bool = False) -> Repository:
+    def _repository(self, repo_id: str, write: bool = False, query: dict[str, list[str]] | None = None) -> Repository:
         user, repository = self._user(), self.hub.repositories.get(repo_id)
         if repository is None or (repository.private and user != repository.owner):
             # The Hub does not tell one from the other, and tells an anonymous caller to log in.
             raise Answer(404 if user else 401, "Repository not found", "RepoNotFound")
-        if write and user != repository.owner:
+        if write and user != repository.owner and not (user and "create_pr" in (query or {})):
             raise Answer(403 if user else 401, "You don't have the required permissions to write to this repository")
         return repository
 
@@ -390,7 +390,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {}
 
     def preupload(self, repo, revision, query, body):
-        files = self._commit_of(self._repository(repo, write=True), revision).files
+        files = self._commit_of(self._repository(repo, True, query), revision).files
         return {
             "files": [
                 {
@@ -404,7 +404,9 @@ class _Handler(BaseHTTPRequestHandler):
         }
 
     def lfs_batch(self, repo, query, body):
-        self._repository(repo, write=True)
+        self._repository(repo)  # (also for pull requests)
+        if self._user() is None:
+            raise Answer(401, "Invalid username or password.")
         objects = []
         for each in json.loads(body)["objects"]:
             entry = {"oid": each["oid"], "size": each["size"], "authenticated": True}
@@ -429,7 +431,7 @@ class _Handler(BaseHTTPRequestHandler):
         return {}
 
     def commit(self, repo, revision, query, body):
-        repository = self._repository(repo, write=True)
+        repository = self._repository(repo, True, query)
         if self.hub.before_commit is not None:
             self.hub.before_commit()
         lines = [json.loads(line) for line in body.splitlines() if line]
@@ -453,11 +455,17 @@ class _Handler(BaseHTTPRequestHandler):
                     deleted.append(value["path"])
                 else:
                     raise Answer(404, "A file with this name doesn't exist", "EntryNotFound")
+            pull_request = None
+            if "create_pr" in query:
+                number = sum(name.startswith("refs/pr/") for name in repository.branches) + 1
+                revision, pull_request = f"refs/pr/{number}", f"{self.hub.url}/{repo}/discussions/{number}"
+                repository.branches[revision] = head
             done = repository.commit(revision, header["summary"], added, deleted)
         return {
             "success": True,
             "commitOid": done.oid,
             "commitUrl": f"{self.hub.url}/{repo}/commit/{done.oid}",
+            "pullRequestUrl": pull_request,
             "hookOutput": "",
         }
 

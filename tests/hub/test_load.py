@@ -34,7 +34,7 @@ def layers(model):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Number of layers -> the files of a packed model; 0: a damaged one."""
+    """Number of layers -> the files of a packed model."""
     found = {}
     for count in (1, 2, 3):
         folder = tmp_path_factory.mktemp("models") / str(count)

@@ -236,6 +236,16 @@ def test_revisions(hub, folder, student):
     assert hub.files("owner/student", "dev")["tokenizer.json"] == hub.files("owner/student")["tokenizer.json"]
 
 
+def test_a_pull_request(hub, student):
+    hub.create("owner/student")
+    head = hub.put("owner/student", {"pytorch_model.bin": b"old", "README.md": b"---\n---\ntheirs"})
+    commit = student.push_to_hub("owner/student", create_pr=True, token=OTHER_TOKEN)
+    assert commit.pr_revision == "refs/pr/1" and hub.repositories["owner/student"].branches["main"] == head
+    files = hub.files("owner/student", "refs/pr/1")
+    assert "pytorch_model.bin" not in files and files["README.md"] == b"---\n---\ntheirs"
+    assert torch.equal(logits(load("owner/student", revision=commit.oid)), logits(pack(student)))
+
+
 def test_who_may_push(hub, folder, monkeypatch):
     hub.create("owner/public")
     for token, repo_id, message in (

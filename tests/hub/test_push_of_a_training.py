@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import random
 import time
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from hf_bitdistill.distillation.checkpoints import damage
 from hf_bitdistill.distillation.publishing import _whole_models
 from hf_bitdistill.hub import upload as upload_module
 from hf_bitdistill.hub.card import base_model_id
+from hf_bitdistill.hub.source import pack_folder
 from students import make_student
 
 
@@ -254,3 +256,12 @@ def test_the_command(hub, tiny_llama_config, tiny_tokenizer, tmp_path, capsys):
     assert str(tmp_path).encode() not in hub.everything()
     # Whoever distils further from the student's folder is told of the same base model.
     assert base_model_id(out) == "org/base"
+
+
+def test_packing_for_an_upload_takes_no_random_number(tmp_path):
+    """A training that uploads its checkpoints is the one that does not."""
+    make_student().save_pretrained(tmp_path / "student")
+    before = torch.get_rng_state(), random.getstate(), torch.get_default_dtype(), torch.is_grad_enabled()
+    pack_folder(tmp_path / "student", tmp_path / "packed")
+    after = torch.get_rng_state(), random.getstate(), torch.get_default_dtype(), torch.is_grad_enabled()
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]

@@ -102,7 +102,10 @@ def _student_of_run(folder: Path) -> Path | None:
     """The trainable student of a run of the recipe, also of one that was moved."""
     if not (folder / "result.json").is_file():
         return None
-    named = Path(str(read_json(folder / "result.json").get("paths", {}).get("student", "")))
+    paths = read_json(folder / "result.json").get("paths")
+    if not isinstance(paths, dict) or not isinstance(paths.get("student"), str):
+        return None
+    named = Path(paths["student"])
     below = folder.joinpath(*named.parts[named.parts.index("stages") :]) if "stages" in named.parts else named
     return next((place for place in (below, named) if (place / CONFIG_NAME).is_file()), None)
 

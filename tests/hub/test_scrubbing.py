@@ -1,0 +1,55 @@
+"""What is taken out of texts before they are published, and what is left in them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hf_bitdistill.hub.scrubbing import check_no_secret, known_secrets, scrub
+
+
+SECRET = "s3cret-0123456789"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("data: /tmp/data/rows.csv, /usr/lib/x", "data: rows.csv, x"),
+        ('{"a": "/tmp/out dir/x y"}', '{"a": "out dir/x y"}'),
+        (
+            "https://huggingface.co/tmp/model and s3://tmp/usr/lib",
+            "https://huggingface.co/tmp/model and s3://tmp/usr/lib",
+        ),
+        ("tokens/s, and/or/both, 1/2, ./tmp/x/y, a/tmp/x/y", "tokens/s, and/or/both, 1/2, ./tmp/x/y, a/tmp/x/y"),
+        ("<b>x</b></td></tr> base64,/9j/4AAQSkZJRg/tmp/abc==", "<b>x</b></td></tr> base64,/9j/4AAQSkZJRg/tmp/abc=="),
+        ("no-such-root: /nosuchfolder/of/this/machine", "no-such-root: /nosuchfolder/of/this/machine"),
+        (
+            f"key {SECRET}; hf_abcdefghijklmnopqrst; https://me:pass@host/x",
+            "key <SECRET>; <SECRET>; https://<SECRET>@host/x",
+        ),
+    ],
+)
+def test_texts(text, expected):
+    assert scrub(text, {SECRET}) == expected
+
+
+def test_the_folders_of_a_run(tmp_path, monkeypatch):
+    run = tmp_path / "Jane Doe" / "run"
+    text = f"<p>{run}/out/report.html, {run}; {run}-2/x; {Path.home()}/notes.txt</p>"
+    assert scrub(text, set(), [run]).startswith("<p>report.html, run; ") and scrub(text, set(), [run]).endswith(
+        "; notes.txt</p>"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert scrub(f"in {tmp_path}/a", set()) == "in a"
+    assert scrub(f"at {run}.", set(), [os.path.relpath(run)]) == "at run."
+
+
+def test_a_secret_at_the_border_of_two_pieces(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * ((1 << 22) - 5) + SECRET.encode() + b"y" * 10)
+    with pytest.raises(ValueError, match="weights holds the token") as error:
+        check_no_secret("weights", file, known_secrets("hf_another_token"))
+    assert SECRET not in str(error.value)
+    file.write_bytes(b"x" * (1 << 22) + SECRET[:-1].encode())
+    check_no_secret("weights", file, known_secrets())

@@ -3,6 +3,8 @@
 import pytest
 from hub_double import OTHER_TOKEN, TOKEN, Hub
 
+from hf_bitdistill.verify import verify
+
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
@@ -31,6 +33,15 @@ def hub(monkeypatch, tmp_path):
         disable_progress_bars()
         yield double
         enable_progress_bars()
+
+
+@pytest.fixture(autouse=True)
+def quick_checks(request, monkeypatch):
+    """Without the process in which both loaders are tried, but for tests that are marked `both_loaders`."""
+    from hf_bitdistill.hub import checks
+
+    if "both_loaders" not in request.keywords:
+        monkeypatch.setattr(checks, "verify", lambda model, answers=True: verify(model, answers=False))
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_a_folder_of_a_training(hub, folder, student):
     files = hub.files("owner/student")
     assert set(files) == {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-        "README.md", "evaluation.json", "training_log.json", "report.html", "report/losses.png",
+        "README.md", "evaluation.json", "training_log.json", "report.html", "report/losses.png", "verification.json",
     }  # fmt: skip
     assert json.loads(files["config.json"])["quantization_config"]["quantization_mode"] == "offline"
     expected = logits(pack(student))

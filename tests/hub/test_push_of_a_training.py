@@ -81,7 +81,7 @@ def test_at_the_end(hub, make_trainer):
     files = hub.files("owner/student")
     assert set(files) == {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md",
-        "training_log.json",
+        "training_log.json", "verification.json",
     }  # fmt: skip
     assert json.loads(files["training_log.json"])["global_step"] == 2
     card = ModelCard(files["README.md"].decode())

@@ -22,6 +22,12 @@ def run(argv: list[str], prog: str) -> None:
         help="2 bits a weight, the trainable student (in the folder online), or both",
     )
     parser.add_argument("--commit_message")
+    parser.add_argument(
+        "--no-check-download",
+        dest="check_download",
+        action="store_false",
+        help="do not download and verify what was published",
+    )
     parser.add_argument("--token", help="default: HF_TOKEN, or of hf auth login")
     options = vars(parser.parse_args(argv))
     folder, repo_id = options.pop("folder"), options.pop("repo_id")

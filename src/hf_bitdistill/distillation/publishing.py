@@ -193,7 +193,11 @@ class PublishingTrainer(Trainer):
         source = Source(found.packed, found.online, (folder, run), run.absolute().name)
         secrets = known_secrets(token)
         with _whole_models(self.args):
-            files = forms(source, self.args.push_format, scratch) if is_student else other_files(folder, secrets)
+            if is_student:
+                # (Of a checkpoint both loaders are not tried: the training waits meanwhile.)
+                files = forms(source, self.args.push_format, scratch, answers=folder == run)
+            else:
+                files = other_files(folder, secrets)
         if not (run / CARD).is_file():
             self.create_model_card(model_name=self.hub_model_id.split("/")[-1])
         files.update(documents(source, self.hub_model_id, secrets))

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..hub_errors import explained
 from ..surgery import student_config
+from . import checks
 from .card import add_tags, base_model_id, plain_card
 from .scrubbing import known_secrets
 from .source import (
@@ -70,6 +71,7 @@ def push_to_hub(
     create_pr: bool = False,
     max_shard_size: int | str = "50GB",
     tags: list[str] | str | None = None,
+    check_download: bool = True,
 ) -> CommitInfo:
     """Publish a student in one commit: weights, tokenizer and chat templates, generation settings, card, results, report.
 
@@ -85,6 +87,7 @@ def push_to_hub(
         tokenizer: default: what is in the folder, or of a model in memory what belongs to it, unless the repository has one.
         commit_message, commit_description, private, token, revision, create_pr, max_shard_size, tags: as in `push_to_hub` of a model
             of transformers; `max_shard_size` counts where weights are written for the upload.
+        check_download: download what was published, and verify it. (What is packed is verified before the upload in any case.)
 
     Returns:
         The commit; as a string its address.
@@ -92,7 +95,8 @@ def push_to_hub(
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: it holds no student, or not in this form; an option means nothing.
-        SurgeryError, CheckpointError, PackedWeightError: the student cannot be packed.
+        SurgeryError, PackedWeightError: the student cannot be packed.
+        CheckpointError: a packed student is not what was packed, see [`~hf_bitdistill.verify.verify`]; or what is downloaded afterwards.
         OSError: the Hub refuses or cannot be reached; the repository is as it was.
     """
     check_push_format(push_format)
@@ -122,16 +126,23 @@ def push_to_hub(
             files[CARD] = add_tags(files[CARD].decode(), tags).encode()
         check_files(files, secrets)
         message = commit_message or f"Upload {'packed and online' if push_format == 'both' else push_format} student"
-        return upload(api, repo_id, files, message, commit_description, revision, create_pr)
+        commit = upload(api, repo_id, files, message, commit_description, revision, create_pr)
+    if check_download and push_format != "online":
+        checks.check_download(repo_id, commit, token)
+    return commit
 
 
-def forms(source: Source, push_format: str, scratch: Path, max_shard_size: int | str = "50GB") -> Files:
+def forms(
+    source: Source, push_format: str, scratch: Path, max_shard_size: int | str = "50GB", answers: bool = True
+) -> Files:
     """The weights of a source with what belongs to them, in the forms that are asked for.
 
     Args:
         scratch: where a trainable student is packed.
+        answers: see [`check_packed`].
 
     Raises:
+        CheckpointError: the packed student is not what was packed.
         ValueError: a packed student alone was to be published as a trainable one.
     """
     files: Files = {}
@@ -141,6 +152,7 @@ def forms(source: Source, push_format: str, scratch: Path, max_shard_size: int |
             packed = scratch / "packed"
             pack_folder(source.online, packed, max_shard_size)
             files.update(tokenizer_files(source.online))
+        checks.check_packed(packed, answers)
         files.update(model_files(packed))
     if push_format != "packed":
         if source.online is None:

@@ -12,13 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..config import QUANT_METHOD
 from ..json_files import read_json
 from ..locate import find_model
+from ..model_folder import REFERENCE_FILE
 from ..packing import pack
+from ..verify import write_reference
 from ..weight_files import EXPLICIT_NAME, local_weight_files
 from .scrubbing import check_no_secret, scrub
 
@@ -119,9 +127,10 @@ def pack_folder(folder: Path, output: Path, max_shard_size: int | str = "50GB") 
     architectures = AutoConfig.from_pretrained(folder).architectures or []
     classifier = any(name.endswith("ForSequenceClassification") for name in architectures)
     kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
-    pack(kind.from_pretrained(folder, dtype="auto"), inplace=True).save_pretrained(
-        output, max_shard_size=max_shard_size
-    )
+    packed = pack(kind.from_pretrained(folder, dtype="auto"), inplace=True)
+    packed.save_pretrained(output, max_shard_size=max_shard_size)
+    has_tokenizer = bool(tokenizer_files(folder))
+    write_reference(output, packed, AutoTokenizer.from_pretrained(folder) if has_tokenizer else None)
 
 
 def save_forms(
@@ -136,7 +145,9 @@ def save_forms(
     packed_folder = online_folder = None
     if push_format != "online":
         packed_folder = scratch / "packed"
-        (pack(model) if online else model).save_pretrained(packed_folder, max_shard_size=max_shard_size)
+        packed = pack(model) if online else model
+        packed.save_pretrained(packed_folder, max_shard_size=max_shard_size)
+        write_reference(packed_folder, packed)
     if push_format != "packed":
         if not online:
             raise no_latent_weights(type(model).__name__)
@@ -150,7 +161,7 @@ def no_latent_weights(what: str) -> ValueError:
 
 
 def model_files(folder: Path) -> Files:
-    """Weights, configurations and tokenizer of a model's folder; what else lies there, older weights among it, is not published.
+    """Weights, configurations, tokenizer and reference answers of a model's folder; what else lies there, older weights among it, is not published.
 
     Raises:
         FileNotFoundError: it has no safetensors.
@@ -171,8 +182,9 @@ def model_files(folder: Path) -> Files:
         index["weight_map"] = {key: Path(name).name for key, name in index["weight_map"].items()}
         files[SAFE_WEIGHTS_INDEX_NAME] = _json(index)
         files.update({file.name: file for file in weights})
-    if (folder / GENERATION_CONFIG_NAME).is_file():
-        files[GENERATION_CONFIG_NAME] = folder / GENERATION_CONFIG_NAME
+    for name in (GENERATION_CONFIG_NAME, REFERENCE_FILE):
+        if (folder / name).is_file():
+            files[name] = folder / name
     if config.get("auto_map"):  # the model's own code
         files.update(_matching(folder, ("*.py",)))
     return {**files, **tokenizer_files(folder)}

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from transformers.utils import logging
 
 from ..hub_errors import explain, explained, http_error, status_of
+from ..model_folder import RECORDS
 
 
 logger = logging.get_logger(__name__)
@@ -25,7 +26,7 @@ _WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 def replaced_files(present: Iterable[str], files: Iterable[str], whole: Iterable[str] = ()) -> list[str]:
-    """What an upload takes the place of: in each folder that it brings weights to, the weights that are not part of it.
+    """What an upload takes the place of: in each folder that it brings weights to, the weights that are not part of it, and their records.
 
     Args:
         present: paths in the repository.
@@ -38,7 +39,8 @@ def replaced_files(present: Iterable[str], files: Iterable[str], whole: Iterable
     replaced = []
     for path in present:
         name, folder = PurePosixPath(path).name, str(PurePosixPath(path).parent)
-        is_weight = folder in folders and (_WEIGHTS.fullmatch(name) or name == _ADAPTER)
+        # (What was measured of a model, and what it answered, is of no other one.)
+        is_weight = folder in folders and (_WEIGHTS.fullmatch(name) or name == _ADAPTER or name in RECORDS)
         if path not in files and (is_weight or (whole and path.startswith(whole))):
             replaced.append(path)
     return sorted(replaced)

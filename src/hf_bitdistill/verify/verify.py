@@ -62,11 +62,12 @@ class Verification:
         return [f"{check.name}: {check.found}" for check in self.checks if check.passed is False]
 
 
-def verify(model: str | Path, **hub: Any) -> Verification:
+def verify(model: str | Path, answers: bool = True, **hub: Any) -> Verification:
     """Look at a packed student on disk, or at one on the Hub after its download.
 
     Args:
         model: folder or Hub id.
+        answers: whether both loaders are tried in a process of their own.
         hub: `revision`, `cache_dir`, `token` of a download.
 
     Raises:
@@ -105,7 +106,7 @@ def verify(model: str | Path, **hub: Any) -> Verification:
     if found.passed:
         found.checks.append(_checked("digests", digests, "saved without digests"))
         found.checks.append(_checked("codes and scales", layers))
-    if found.passed:
+    if found.passed and answers:
         outputs = _outputs(folder)
         for loader in LOADERS:
             look = partial(_compared, folder, loader, outputs.get(loader))

@@ -23,13 +23,15 @@ _PRETRAINING_STEPS, _PRETRAINING_BATCH, _BLOCK = 600, 16, 128
 
 NUMBERS: Mapping[str, Any] = MappingProxyType(
     {
-        # A Llama hundreds of times smaller than what the recipe's own numbers are for learns at higher rates. They, the losses' weights and
-        # the amounts were chosen on the validation paragraphs (`benchmarks/results/accuracy/docstrings.md`), the rates by factors of two.
+        # A Llama hundreds of times smaller than what the recipe's own numbers are for learns at higher rates. They (by factors of two, one
+        # for each training) and the losses' weights were chosen on the validation paragraphs, in float32; the test paragraphs were used for
+        # nothing.
         "batch_size": _BATCH,
         "teacher_examples": _STEPS * _BATCH,
         "teacher_learning_rate": 2e-3,
         "compare_learning_rate": 2e-3,
-        # In so small a model a warm start adds nothing that continual pre-training does not.
+        # Before continual pre-training a warm start changed nothing here that can be told from none
+        # (`benchmarks/results/accuracy/docstrings.md`).
         "window_steps": 0,
         "corpus_tokens": _PRETRAINING_STEPS * _PRETRAINING_BATCH * _BLOCK,
         "pretrain_batch_size": _PRETRAINING_BATCH,
@@ -44,7 +46,6 @@ NUMBERS: Mapping[str, Any] = MappingProxyType(
         "max_length": TASK.max_length,
         "held_out_rows": 256,
         "eval_rows": 0,
-        # Autocast of layers this narrow takes longer than it saves.
         "bf16": "false",
         "checkpoint_minutes": 1.0,
     }

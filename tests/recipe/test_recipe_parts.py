@@ -11,7 +11,7 @@ from hf_bitdistill.recipe import RecipeError, RecipeSettings
 from hf_bitdistill.recipe.examples import load
 from hf_bitdistill.recipe.order import in_order
 from hf_bitdistill.recipe.progress import Progress, duration
-from hf_bitdistill.recipe.store import StageStore, alone, fingerprint_model, fingerprint_rows
+from hf_bitdistill.recipe.store import StageStore, alone, fingerprint_model, fingerprint_rows, fingerprint_text
 from hf_bitdistill.recipe.train import micro_batch, steps_for
 
 
@@ -57,6 +57,17 @@ def test_fingerprints(tmp_path, model):
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     assert fingerprint_model(model) != before
+
+
+def test_fingerprint_of_a_text(tmp_path):
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("one")
+    here, there = (fingerprint_text(str(tmp_path / name)) for name in ("here", "there"))
+    assert here == there, "a copy is the same text, whatever its time"
+    (tmp_path / "there" / "a.txt").write_text("two")
+    assert fingerprint_text(str(tmp_path / "there")) != here
+    assert fingerprint_text("owner/corpus") == "owner/corpus"
 
 
 def test_order():

@@ -118,19 +118,14 @@ _SAMPLE = 1 << 20
 
 def fingerprint_model(name_or_path: str | Path) -> str:
     """What tells a model from another: of a folder the contents of its configuration (not what was measured of it) and samples of its
-    weights (an mebibyte from both ends and the middle of each file, and its size), of a Hub id the id."""
+    weights, of a Hub id the id."""
     folder = Path(name_or_path).expanduser()
     if not folder.is_dir():
         return str(name_or_path)
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.name.endswith((".safetensors", ".bin")):
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size}".encode())
-            with file.open("rb") as reader:
-                for start in (0, size // 2, max(size - _SAMPLE, 0)):
-                    reader.seek(start)
-                    digest.update(reader.read(_SAMPLE))
+            _sample(file, digest)
         elif file.suffix in (".json", ".jinja") and file.name not in RECORDS:
             digest.update(file.name.encode())
             digest.update(file.read_bytes())
@@ -138,9 +133,22 @@ def fingerprint_model(name_or_path: str | Path) -> str:
 
 
 def fingerprint_text(path: str) -> str:
-    """Of a corpus: the names, sizes and times of its files, or its id."""
+    """Of a corpus: samples of its files, wherever they lie, or its id."""
     place = Path(path).expanduser()
     files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
     if not files:
         return path
-    return "; ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    digest = hashlib.sha256()
+    for file in files:
+        _sample(file, digest)
+    return digest.hexdigest()[:16]
+
+
+def _sample(file: Path, digest: Any) -> None:
+    """Name and size of a file, and a mebibyte from both ends and the middle."""
+    size = file.stat().st_size
+    digest.update(f"{file.name} {size}".encode())
+    with file.open("rb") as reader:
+        for start in (0, size // 2, max(size - _SAMPLE, 0)):
+            reader.seek(start)
+            digest.update(reader.read(_SAMPLE))

@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import random
+import shutil
 import time
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from hf_bitdistill.distillation.checkpoints import damage
 from hf_bitdistill.distillation.publishing import _whole_models
 from hf_bitdistill.hub import upload as upload_module
 from hf_bitdistill.hub.card import base_model_id
-from hf_bitdistill.hub.source import pack_folder
+from hf_bitdistill.hub.source import link_files, pack_folder
 from students import make_student
 
 
@@ -265,3 +266,18 @@ def test_packing_for_an_upload_takes_no_random_number(tmp_path):
     pack_folder(tmp_path / "student", tmp_path / "packed")
     after = torch.get_rng_state(), random.getstate(), torch.get_default_dtype(), torch.is_grad_enabled()
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+
+def test_what_is_uploaded_has_names_of_its_own(tmp_path):
+    """Two folders with files of the same names: neither takes the other's place, nor writes into it."""
+    scratch, linked = tmp_path / "scratch", []
+    scratch.mkdir()
+    for name in ("model", "checkpoint"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
+        linked.append(link_files({"config.json": tmp_path / name / "config.json", "README.md": b"card"}, scratch))
+    assert [each["config.json"].read_text() for each in linked] == ["model", "checkpoint"]
+    assert (tmp_path / "model" / "config.json").read_text() == "model" and linked[0]["README.md"] == b"card"
+    shutil.rmtree(tmp_path / "checkpoint")
+    assert linked[1]["config.json"].read_text() == "checkpoint"
+    assert link_files(linked[1], scratch) == linked[1]

@@ -86,7 +86,11 @@ def test_pretrain_distill_pack_evaluate(teacher, data, tmp_path, capsys):
     assert status == 1 and "weight_granularity ('tensor', not 'row')" in lines[0]
 
     assert main(["pack", str(student), str(tmp_path / "packed_again")]) == 0
-    assert "MB packed" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "MB packed" in told and "| ternary codes |" in told and "| the original in bfloat16 |" in told
+    assert main(["pack", str(student), str(tmp_path / "packed_int4"), "--table_bits", "4", "--dtype", "float16"]) == 0
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "packed_int4")
+    assert small.get_input_embeddings().table.bits == 4 and small.dtype == torch.float16
     assert main(["pack", str(student), str(tmp_path / "packed_int8"), "--head_bits", "8"]) == 0
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "packed_int8").get_input_embeddings().table.bits == 8
     first, second = (tmp_path / name / "model.safetensors" for name in ("packed", "packed_again"))

@@ -1,5 +1,6 @@
 """optimum-cli: registration, and the commands behind it."""
 
+import json
 import subprocess
 import sys
 import time
@@ -56,6 +57,11 @@ def test_export(monkeypatch, capsys, tmp_path, tiny_tokenizer, packed):
     pack(student).save_pretrained(tmp_path / "packed")
     names = ("model.safetensors", "config.json")
     assert (out / names[0]).stat().st_size == (tmp_path / "packed" / names[0]).stat().st_size
+    assert "| ternary codes |" in capsys.readouterr().out
+    options = ("--table_bits", "8", "--dtype", "bfloat16")
+    assert run(monkeypatch, "export", "bitnet", "--model", tmp_path / "student", *options, tmp_path / "int8") == 0
+    config = json.loads((tmp_path / "int8" / "config.json").read_text())
+    assert config["quantization_config"]["table_bits"] == 8 and config["dtype"] == "bfloat16"
     capsys.readouterr()
     assert run(monkeypatch, "export", "bitnet", "--model", tmp_path / "none", out) == 1
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

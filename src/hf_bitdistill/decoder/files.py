@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -12,8 +13,10 @@ from torch import Tensor
 from ..checkpoint import TensorHeader
 
 
-# A memory-mapped page counts as memory of the process until the file is closed, so it is opened again now and then.
+# A memory-mapped page counts as memory of the process until the file is closed, so it is opened again now and then: of a small file, whose
+# header is short, after fewer bytes.
 _BYTES_BEFORE_REOPENING = 16 << 20
+_LEAST_BYTES, _SHARE_OF_FILE = 4 << 20, 64
 
 
 class TensorFiles:
@@ -25,12 +28,13 @@ class TensorFiles:
 
     def __init__(self, headers: dict[str, TensorHeader]):
         self.headers = headers
-        self._file, self._reader, self._read = None, None, 0
+        self._file, self._reader, self._read, self._limit = None, None, 0, 0
 
     def _open(self, file: str, size: int):
-        if file != self._file or self._read > _BYTES_BEFORE_REOPENING:
+        if file != self._file or self._read > self._limit:
             self._reader = None
             self._reader, self._file, self._read = safe_open(file, framework="pt"), file, 0
+            self._limit = min(_BYTES_BEFORE_REOPENING, max(_LEAST_BYTES, os.path.getsize(file) // _SHARE_OF_FILE))
         self._read += size
         return self._reader
 

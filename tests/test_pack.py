@@ -232,7 +232,7 @@ def damage(name, change):
         (8, damage("lm_head.weight_scale", lambda t: t[3].fill_(torch.nan)), "lm_head.weight_scale' is not finite"),
         (
             8,
-            damage("model.embed_tokens.weight_scale", lambda t: t[0].neg_()),
+            damage("model.embed_tokens.weight_scale", lambda t: t[3].neg_()),
             "embed_tokens.weight_scale' is negative",
         ),
         (4, damage("lm_head.weight_scale", lambda t: t[3, 0].fill_(torch.inf)), "lm_head.weight_scale' is not finite"),

@@ -70,6 +70,7 @@ def make_trainer(tmp_path, tiny_tokenizer):
             "save_strategy": "no",
             "per_device_train_batch_size": 2,
             "learning_rate": 1e-3,
+            "logits_loss_weight": 10.0,
             "attention_loss_weight": 100.0,
             # Most tests are about losses, whatever computes the logits.
             "allow_full_precision_student": True,

@@ -104,7 +104,7 @@ def what_loads(folder):
     options = model.config.quantization_config
     config = AutoConfig.from_pretrained(folder)
     native = Student(config, find_weight_files(folder, config))
-    packed = model if options.quantization_mode == "offline" else pack(model)
+    packed = model if options.quantization_mode == "offline" else pack(model, table_bits=32)
     expected, tensors = packed.state_dict(), dict(native.offline_tensors())
     assert tensors and all(torch.equal(value, expected[name]) for name, value in tensors.items())
     return options.to_dict(), model.state_dict()

@@ -237,7 +237,9 @@ class _Run(Context):
             before = self.measured(PRETRAIN, student)
         done = self.distill(student, teacher, on_teacher, before)
         final = done.student
-        packed = self.stage(EVALUATE, "pack", (), lambda folder: self.work.pack(final.model, folder), final)
+        packed = self.stage(
+            EVALUATE, "pack", ("table_bits",), lambda folder: self.work.pack(final.model, folder), final
+        )
 
         result = RecipeResult(
             self.output,
@@ -272,7 +274,9 @@ class _Run(Context):
                 self.base,
                 **self.data,
             )
-            packed_sft = self.stage(EVALUATE, "pack", (), lambda folder: self.work.pack(sft.model, folder), sft)
+            packed_sft = self.stage(
+                EVALUATE, "pack", ("table_bits",), lambda folder: self.work.pack(sft.model, folder), sft
+            )
             result.table.append(self.evaluated("BitNet-SFT (no recipe)", packed_sft))
         if settings.speed:
             started = time.perf_counter()

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests. Nothing here, and no test, may need the network."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -25,6 +26,13 @@ SENTENCES = [
     "Review: Sentiment (negative or positive): Premise: Hypothesis: Relation Question: Sentence: Text: Article: Summary",
     "entailment, neutral or contradiction not_entailment of the article in one sentence in a few sentences Answers it",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_objects_to_collect():
+    """`Trainer` collects garbage at every end of a training, which looks at all that the libraries have made since they were imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ def others_load() -> float | None:
     if not hasattr(os, "getloadavg") or "OMP_WAIT_POLICY" in os.environ:
         return None
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    return load if torch.get_num_threads() > 1 and load + torch.get_num_threads() > 1.5 * cores else None
+    return load if torch.get_num_threads() > 1 and load + torch.get_num_threads() > 2 * cores else None
 
 
 def free_memory(device: torch.device) -> int:

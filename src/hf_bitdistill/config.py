@@ -6,6 +6,7 @@ import inspect
 import reprlib
 from typing import Any, Literal
 
+from transformers import PreTrainedConfig
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -32,6 +33,11 @@ _CHOICES = {
 def _short(value: Any) -> str:
     """As `repr`, but a line whatever a file holds."""
     return reprlib.repr(value)
+
+
+def is_classifier(config: PreTrainedConfig) -> bool:
+    """Whether a model that was saved with this config has a sequence classification head instead of a language model's."""
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
 class BitNetConfig(QuantizationConfigMixin):

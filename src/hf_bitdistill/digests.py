@@ -188,7 +188,7 @@ def _write_all(stream, data: bytes) -> None:
         view = view[stream.write(view) :]
 
 
-def check_digests(files: Iterable[str | Path], config: BitNetConfig | dict[str, Any] | None) -> None:
+def check_digests(files: Iterable[str | Path], config: BitNetConfig | dict[str, Any] | None) -> bool:
     """Compare a student's files, and its options, with what was saved. Files without any digests pass.
 
     Reads every file once, as loading does afterwards from the system's cache.
@@ -197,13 +197,16 @@ def check_digests(files: Iterable[str | Path], config: BitNetConfig | dict[str, 
         files: all weight files of the model; each can be read as safetensors.
         config: the student's; `None`: config.json says that it is in full precision.
 
+    Returns:
+        Whether every file has digests.
+
     Raises:
         CheckpointError: naming the file and the tensor or the option.
     """
     headers = {str(file): _read_header(str(file)) for file in files}
     records = {file: record for file, (header, _) in headers.items() if (record := _record(file, header)) is not None}
     if not records:
-        return
+        return False
     first, record = next(iter(records.items()))
     for file, other in records.items():
         if other["model"] != record["model"]:
@@ -233,6 +236,7 @@ def check_digests(files: Iterable[str | Path], config: BitNetConfig | dict[str, 
             + (f"are not {', '.join(foreign)}" if foreign else "are missing")
             + ": copy or save the model again."
         )
+    return len(records) == len(headers)
 
 
 def _record(file: str, header: dict[str, Any]) -> dict[str, Any] | None:

@@ -142,7 +142,7 @@ def _checked_config(file: Path, name: str | Path, **options: Any) -> PreTrainedC
         raise CheckpointError(f"{file}: {describe_error(error)}") from error
 
 
-def cached_folder(name: str, commit: str | None) -> Path | None:
+def _cached_folder(name: str, commit: str | None) -> Path | None:
     """Where the default cache holds a model of the Hub: the commit, which older versions of transformers tell, or the main revision. (No
     hook is told another cache.)"""
     options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False, "revision": commit}
@@ -151,6 +151,15 @@ def cached_folder(name: str, commit: str | None) -> Path | None:
     except (OSError, ValueError):
         return None
     return None if file is None else Path(file).parent
+
+
+def folder_of(config: PreTrainedConfig) -> Path | None:
+    """Where the checkpoint lies that a config was read from, its folder or the Hub's cache; `None` where that is not to be found. Nothing is
+    downloaded."""
+    name = config.name_or_path
+    if not name:
+        return None
+    return Path(name) if os.path.isdir(name) else _cached_folder(name, getattr(config, "_commit_hash", None))
 
 
 def check_before_building(config: PreTrainedConfig) -> bool:
@@ -164,13 +173,7 @@ def check_before_building(config: PreTrainedConfig) -> bool:
             or the config claims more layers or experts than the files can hold.
     """
     name = config.name_or_path or ""
-    folder = (
-        Path(name)
-        if os.path.isdir(name)
-        else cached_folder(name, getattr(config, "_commit_hash", None))
-        if name
-        else None
-    )
+    folder = folder_of(config)
     where = str(folder / CONFIG_NAME) if folder else f"the config of {name or type(config).__name__}"
     check_sizes(config, where)
     files = local_weight_files(folder, getattr(config, "transformers_weights", None)) if folder else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from math import prod
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 
 from .checkpoint import CheckpointError, tensors_of
 from .config import BitNetConfig
-from .preflight import cached_folder
+from .preflight import folder_of
 from .weight_files import EXPLICIT_NAME, local_weight_files
 
 
@@ -44,10 +43,9 @@ def dtype_of_source(model: PreTrainedModel) -> str | None:
         `None`: the files are not to be found, and float32 in memory says nothing about them.
     """
     own = str(model.dtype).removeprefix("torch.")
-    name = model.name_or_path
-    if not name:
+    if not model.name_or_path:
         return own if own in _DTYPES else None
-    folder = Path(name) if os.path.isdir(name) else cached_folder(name, getattr(model.config, "_commit_hash", None))
+    folder = folder_of(model.config)
     try:
         files = local_weight_files(folder, getattr(model.config, EXPLICIT_NAME, None)) if folder else []
         found = dtype_in_files(files)

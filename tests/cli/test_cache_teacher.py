@@ -3,22 +3,12 @@
 import json
 
 import pytest
-import torch
-from transformers import LlamaForCausalLM
 
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.distillation.teacher_cache.files import read_info
 
 
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--per_device_train_batch_size", "4"]
-
-
-@pytest.fixture
-def teacher(tmp_path, tiny_llama_config, tiny_tokenizer):
-    torch.manual_seed(0)
-    LlamaForCausalLM(tiny_llama_config).save_pretrained(tmp_path / "teacher")
-    tiny_tokenizer.save_pretrained(tmp_path / "teacher")
-    return tmp_path / "teacher"
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ import json
 import shutil
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack
 from hf_bitdistill.cli.main import main
@@ -37,14 +36,6 @@ def data(tmp_path):
     for split in ("train", "validation"):
         write_rows(tmp_path / "data" / f"{split}.jsonl", rows)
     return tmp_path / "data"
-
-
-@pytest.fixture
-def teacher(tmp_path, tiny_llama_config, tiny_tokenizer):
-    torch.manual_seed(0)
-    LlamaForCausalLM(tiny_llama_config).save_pretrained(tmp_path / "teacher")
-    tiny_tokenizer.save_pretrained(tmp_path / "teacher")
-    return tmp_path / "teacher"
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ def result(tmp_path, **settings):
         {},
         table=[Row("base model", SCORE, 10_000_000), Row(PACKED_ROW, SCORE, 2_000_000, 123.4)],
         gap={"loss": gap, "accuracy": gap, "agreement": 0.9, "n": 5},
-        choices=["kept in full precision, because they write massive activations: model.layers.2.mlp.down_proj"],
+        choices=["the distillation is kept"],
+        kept=["model.layers.2.mlp.down_proj"],
         plan={"stages": [{"title": "teacher", "steps": 400, "tokens": 1234, "seconds": 5}]},
         seconds={"teacher": 6.0},
         machine={"date": "2026-11-27", "processor": "A CPU", "threads": 2},
@@ -74,7 +75,7 @@ def test_what_is_not_known_is_absent(tmp_path, monkeypatch):
     how = Measurement(kind="messages", dataset="owner/chats", dataset_config="en", dataset_revision="abc")
     made = result(tmp_path)
     made.table[-1] = dataclasses.replace(made.table[-1], tokens_per_second=None)
-    made.choices = []
+    made.choices = made.kept = []
     made.settings["dataset"] = "owner/chats"
     found = card(tmp_path, made, str(tmp_path / "nowhere"), how, monkeypatch)
     text = str(found)

@@ -7,11 +7,12 @@ import pytest
 from datasets import Dataset
 from transformers import AutoConfig, AutoTokenizer
 
+from hf_bitdistill.data.fingerprint import fingerprint_rows
 from hf_bitdistill.recipe import RecipeError, RecipeSettings
 from hf_bitdistill.recipe.examples import load
 from hf_bitdistill.recipe.order import in_order
 from hf_bitdistill.recipe.progress import Progress, duration
-from hf_bitdistill.recipe.store import StageStore, alone, fingerprint_model, fingerprint_rows, fingerprint_text
+from hf_bitdistill.recipe.store import StageStore, alone, fingerprint_model, fingerprint_text
 from hf_bitdistill.recipe.train import micro_batch, steps_for
 
 

@@ -122,7 +122,7 @@ def _finish(
     from ..data.fingerprint import fingerprint_rows
     from ..evaluation.record import Measurement, Record
     from ..packing import pack
-    from ..verify import write_reference
+    from ..verify import save_packed
     from .evaluate import measure
 
     saved = dataclasses.replace(model_arguments, model_name_or_path=training.output_dir)
@@ -130,12 +130,8 @@ def _finish(
     tokenizer = load_tokenizer(training.output_dir)
     if after.pack_to:
         set_card_aside(after.pack_to)
-        packed = pack(student)
         with replace_model(after.pack_to) as folder:
-            packed.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            write_reference(folder, packed, tokenizer)
-        del packed
+            save_packed(pack(student), folder, tokenizer)
     how = Measurement(
         task=task,
         data_dir=arguments.data_dir,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
+from ..config import is_classifier
 from ..evaluation.record import carry_record
 from ..layers import BitLinear
 from ..locate import find_model
@@ -14,7 +15,7 @@ from ..model_folder import replace_model
 from ..packing import TABLE_BITS, pack
 from ..room import check_room, check_writable, parameter_bytes
 from ..sizes import bytes_by_kind
-from ..verify import write_reference
+from ..verify import save_packed
 from .arguments import ModelArguments
 from .models import load_model, load_tokenizer
 from .runs import check_no_training, check_output_dir, set_card_aside
@@ -52,9 +53,7 @@ def run(argv: list[str], prog: str) -> None:
         packed.config.quantization_config.head_bits = options.head_bits
     set_card_aside(options.output_dir)
     with replace_model(options.output_dir) as folder:
-        packed.save_pretrained(folder, max_shard_size=options.max_shard_size)
-        tokenizer.save_pretrained(folder)
-        write_reference(folder, packed, tokenizer)
+        save_packed(packed, folder, tokenizer, max_shard_size=options.max_shard_size)
         # Packed it computes what the student computes: what was measured of that holds.
         carry_record(path, folder)
     sizes = bytes_by_kind(options.output_dir)
@@ -80,11 +79,7 @@ def add_storage_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _head_of(path: str) -> str:
-    from transformers import AutoConfig
-
-    architectures = AutoConfig.from_pretrained(path).architectures or []
-    classifier = any(name.endswith("ForSequenceClassification") for name in architectures)
-    return "sequence_classification" if classifier else "causal_lm"
+    return "sequence_classification" if is_classifier(AutoConfig.from_pretrained(path)) else "causal_lm"
 
 
 def _packed_bytes(model: PreTrainedModel) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..data.preprocessing import collate
-from .batching import check_finite, evaluating, forward_logits, model_device
+from .batching import check_finite, evaluating, forward_logits, longest_first, model_device
 from .uncertainty import ratio_error
 
 
@@ -36,13 +36,10 @@ def predict_answers(
     """
     merge = collate(tokenizer)
     columns = rows.select_columns(["input_ids", "attention_mask", "labels"])
-    lengths = [len(ids) for ids in columns["input_ids"]]
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     found: dict[int, tuple[int, int, float, list[int]]] = {}
     device = model_device(model)
     with evaluating(model):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        for chosen in longest_first(columns["input_ids"], batch_size):
             batch = merge([columns[row] for row in chosen])
             logits = forward_logits(model, batch["input_ids"].to(device), batch["attention_mask"].to(device))
             targets = batch["labels"][:, 1:]
@@ -60,7 +57,7 @@ def predict_answers(
                     float(losses.double().sum()),
                     choices.tolist(),
                 )
-    return [found[row] for row in range(len(lengths))]
+    return [found[row] for row in range(len(columns))]
 
 
 def score_answers(

@@ -34,6 +34,20 @@ def pad_batch(
     return input_ids.to(device), mask.to(device)
 
 
+def longest_first(sequences: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Batches of rows of like length, the longest first: what does not fit the memory fails at once.
+
+    Args:
+        sequences: token ids, by row.
+        size: rows a batch, at most.
+
+    Returns:
+        The rows' numbers.
+    """
+    order = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 def padding_id(tokenizer) -> int:
     """The id to pad with: the padding token, else end-of-text, else 0."""
     if tokenizer.pad_token_id is not None:

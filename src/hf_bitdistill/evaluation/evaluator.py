@@ -11,7 +11,7 @@ from ..data.checks import ModelLimits
 from ..data.preprocessing import Head, PromptEncoder, build_dataset, label_word_ids
 from ..data.tasks import Task, get_task
 from .answers import predict_answers, score_answers
-from .batching import check_finite, dataset_progress, evaluating, model_device, pad_batch, padding_id
+from .batching import check_finite, dataset_progress, evaluating, longest_first, model_device, pad_batch, padding_id
 from .likelihood import label_word_scores, perplexity
 
 
@@ -208,15 +208,14 @@ class _Batches:
     """
 
     def __init__(self, prompts: Sequence[Sequence[int]], size: int, title: str, progress: bool) -> None:
-        self.order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-        self.size, self.title, self.progress = size, title, progress
+        self.batches, self.count = longest_first(prompts, size), len(prompts)
+        self.title, self.progress = title, progress
 
     def __iter__(self):
         from tqdm.auto import tqdm
 
-        with tqdm(total=len(self.order), desc=self.title, unit="example", disable=not self.progress) as bar:
-            for start in range(0, len(self.order), self.size):
-                rows = self.order[start : start + self.size]
+        with tqdm(total=self.count, desc=self.title, unit="example", disable=not self.progress) as bar:
+            for rows in self.batches:
                 yield rows
                 bar.update(len(rows))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from ..data.conversations import encode_completions, encode_conversations
+from ..data.conversations import Encoded, encode_completions, encode_conversations
 from ..data.corpus import pack_corpus
 from ..data.fingerprint import fingerprint_rows
 from ..data.loading import load_task_dataset, task_rows
@@ -63,6 +63,13 @@ def text_blocks(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, size: int,
     )
 
 
+def encode_answers(dataset: Dataset, how: Measurement, tokenizer: PreTrainedTokenizerBase, length: int) -> Encoded:
+    """Conversations, or prompts with completions, as ``how.kind`` says, in at most ``length`` tokens each."""
+    if how.kind == "messages":
+        return encode_conversations(dataset, tokenizer, length, column=how.column or "messages", turns=how.turns)
+    return encode_completions(dataset, tokenizer, length)
+
+
 def load_rows(how: Measurement, tokenizer: PreTrainedTokenizerBase, same_as: str | None = None) -> Dataset:
     """The rows that a measurement names.
 
@@ -104,9 +111,4 @@ def _encode(dataset: Dataset, how: Measurement, tokenizer: PreTrainedTokenizerBa
     length = how.max_length or DEFAULT_LENGTH
     if how.kind == "text":
         return few(text_blocks(dataset, tokenizer, length, how.column or "text"), how.limit)
-    chosen = few(dataset, how.limit)
-    if how.kind == "messages":
-        return encode_conversations(
-            chosen, tokenizer, length, column=how.column or "messages", turns=how.turns
-        ).dataset
-    return encode_completions(chosen, tokenizer, length).dataset
+    return encode_answers(few(dataset, how.limit), how, tokenizer, length).dataset

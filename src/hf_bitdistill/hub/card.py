@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import CONFIG_NAME
 
+from ..config import is_classifier
 from ..json_files import read_json
 
 
@@ -94,7 +95,7 @@ def plain_card(name: str, config: Any, base: str | None, push_format: str = "pac
         push_format: of the upload.
     """
     ternary = getattr(config, "quantization_config", None) is not None
-    classification = any(each.endswith("ForSequenceClassification") for each in config.architectures or ())
+    classification = is_classifier(config)
     auto_class = "AutoModelForSequenceClassification" if classification else "AutoModelForCausalLM"
     data = ModelCardData(
         library_name="transformers",

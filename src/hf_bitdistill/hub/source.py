@@ -21,12 +21,12 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..config import QUANT_METHOD
+from ..config import QUANT_METHOD, is_classifier
 from ..json_files import read_json
 from ..locate import find_model
 from ..model_folder import REFERENCE_FILE
 from ..packing import pack
-from ..verify import write_reference
+from ..verify import save_packed
 from ..weight_files import EXPLICIT_NAME, local_weight_files
 from .scrubbing import check_no_secret, scrub
 
@@ -124,13 +124,11 @@ def pack_folder(folder: Path, output: Path, max_shard_size: int | str = "50GB") 
     Raises:
         CheckpointError, PackedWeightError: a file or a weight is not usable.
     """
-    architectures = AutoConfig.from_pretrained(folder).architectures or []
-    classifier = any(name.endswith("ForSequenceClassification") for name in architectures)
+    classifier = is_classifier(AutoConfig.from_pretrained(folder))
     kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
     packed = pack(kind.from_pretrained(folder, dtype="auto"), inplace=True)
-    packed.save_pretrained(output, max_shard_size=max_shard_size)
-    has_tokenizer = bool(tokenizer_files(folder))
-    write_reference(output, packed, AutoTokenizer.from_pretrained(folder) if has_tokenizer else None)
+    tokenizer = AutoTokenizer.from_pretrained(folder) if tokenizer_files(folder) else None
+    save_packed(packed, output, tokenizer, max_shard_size=max_shard_size)
 
 
 def save_forms(
@@ -146,8 +144,7 @@ def save_forms(
     if push_format != "online":
         packed_folder = scratch / "packed"
         packed = pack(model) if online else model
-        packed.save_pretrained(packed_folder, max_shard_size=max_shard_size)
-        write_reference(packed_folder, packed)
+        save_packed(packed, packed_folder, max_shard_size=max_shard_size)
     if push_format != "packed":
         if not online:
             raise no_latent_weights(type(model).__name__)

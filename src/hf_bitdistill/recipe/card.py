@@ -11,7 +11,6 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from ..atomic import write_text
-from ..data.fingerprint import fingerprint_rows
 from ..evaluation.record import Measurement, Record
 from ..hub.card import CITATION, TAGS, TERNARY_TAGS, base_model_id, hub_model_id
 from ..report.tables import markdown_table
@@ -25,10 +24,14 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 EVAL_RESULTS = ".eval_results"
 
 
-def write_card(folder: Path, name: str, result: RecipeResult, base: str, examples: Examples) -> None:
+def write_card(folder: Path, name: str, result: RecipeResult, base: str, examples: Examples, rows: str) -> None:
     """`README.md` of a folder that will be called `name`, and the record of the packed student in it and beside the trainable one that it was
-    packed from."""
-    record = _record(result, examples)
+    packed from.
+
+    Args:
+        rows: fingerprint of the evaluation split's.
+    """
+    record = _record(result, examples, rows)
     for place in (folder, result.paths["student"]):
         record.write(place)
     title = result.output.resolve().name
@@ -128,7 +131,6 @@ def contents(
     given = result.settings.get("teacher")
     task = how.task
     machine = ", ".join(f"{name} {value}" for name, value in result.machine.items())
-    kept = next((line for line in result.choices if line.startswith("kept in full precision")), "")
     return {
         "name": title,
         "repo": repo,
@@ -146,7 +148,7 @@ def contents(
         "stages": markdown_table(["stage", "steps", "tokens", "time"], _stages(result)),
         "choices": "\n".join(f"- {choice}" for choice in result.choices) or "- nothing",
         "machine": machine,
-        "kept": kept.partition(": ")[2] or None,
+        "kept": ", ".join(result.kept) or None,
         "citation": CITATION,
     }
 
@@ -204,7 +206,7 @@ def _packed(result: RecipeResult) -> Row:
     return next(row for row in result.table if row.name == PACKED_ROW)
 
 
-def _record(result: RecipeResult, examples: Examples) -> Record:
+def _record(result: RecipeResult, examples: Examples, rows: str) -> Record:
     row = _packed(result)
     score = row.score
     scores = {
@@ -215,4 +217,4 @@ def _record(result: RecipeResult, examples: Examples) -> Record:
         "chance_level": score["chance"],
         **score["more"],
     }
-    return Record(scores, examples.how, fingerprint_rows(examples.evaluation), "bitdistill run", row.name)
+    return Record(scores, examples.how, rows, "bitdistill run", row.name)

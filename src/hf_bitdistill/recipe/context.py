@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..cli.models import load_tokenizer
 from ..cli.runs import check_output_dir
+from ..data.fingerprint import fingerprint_rows
 from ..distillation import check_same_tokenizer
 from ..environment import describe_environment
+from ..weight_files import size_of_weights
 from . import examples as example_kinds
 from . import rules
 from .measure import Measured
@@ -18,8 +21,8 @@ from .plan import EVALUATE, Plan, fit, make_plan, probe
 from .progress import Progress, duration
 from .result import Row, format_score
 from .settings import RecipeSettings, parse_budget
-from .stages import Work, adapted_model, check_source, held_out, is_adapter, weight_bytes
-from .store import Stage, StageStore, fingerprint_model, fingerprint_rows
+from .stages import Work, adapted_model, check_source, held_out, is_adapter
+from .store import Stage, StageStore, fingerprint_model
 from .train import Machine, fast_bf16, others_load
 
 
@@ -44,15 +47,13 @@ class Context:
         check_output_dir(
             self.output, {name: getattr(settings, name) for name in ("model", "teacher", "dataset", "corpus")}
         )
-        source = settings.base
-        self.tokenizer = self._tokenizer(source)
-        if not is_adapter(source):
-            config = check_source(source)
+        # The full-precision model itself, where an adapter of it was given.
+        self.source = adapted_model(settings.base) if is_adapter(settings.base) else settings.base
+        self.tokenizer = load_tokenizer(self.source)
+        config = check_source(self.source)
         if settings.teacher is not None and not is_adapter(settings.teacher):
             config = check_source(settings.teacher)
             check_same_tokenizer(self.tokenizer, load_tokenizer(settings.teacher))
-        elif is_adapter(source):
-            config = check_source(adapted_model(source))
         # Which coefficients are the paper's depends on the kind of examples, which rows are held out does not.
         numbers = settings.numbers(classes=True)
         self.examples = example_kinds.load(settings, self.tokenizer, config, numbers.held_out_rows, numbers.eval_rows)
@@ -73,23 +74,25 @@ class Context:
             "train": fingerprint_rows(self.examples.train),
             "held_out": fingerprint_rows(self.examples.held_out),
         }
-        self.base = Given(fingerprint_model(source), str(source))
+        self.base = Given(fingerprint_model(settings.base), str(settings.base))
         # Plain text is what the model is made for: it is its own teacher.
         self.fine_tunes = settings.teacher is None and self.examples.kind != "text"
         self.seconds: dict[str, float] = {}
         self.curves: dict[str, list[dict[str, Any]]] = {}
         self.choices: list[str] = []
+        self.kept: list[str] = []
         self.plan = Plan()
 
-    def _tokenizer(self, source: str) -> Any:
-        return load_tokenizer(adapted_model(source) if is_adapter(source) else source)
+    @cached_property
+    def evaluation(self) -> str:
+        """What tells the rows of the evaluation split from others."""
+        return fingerprint_rows(self.examples.evaluation)
 
     # ---- Planning ----
 
     def make_plan(self) -> Plan:
         """Probe this machine, and let a budget decide the effort."""
         settings, work = self.settings, self.work
-        source = adapted_model(settings.base) if is_adapter(settings.base) else settings.base
         needed = (
             "window_start",
             "window_stride",
@@ -118,7 +121,7 @@ class Context:
         stage = self.store.run(
             "probe",
             identity,
-            lambda folder: {"measured": probe(work, source, self.fine_tunes, settings.corpus is not None)},
+            lambda folder: {"measured": probe(work, self.source, self.fine_tunes, settings.corpus is not None)},
         )
         measured = stage.result["measured"]
         if settings.budget is None:
@@ -207,8 +210,9 @@ class Context:
             (),
             lambda folder: self.work.evaluate(model.model, folder),
             model,
-            evaluation=fingerprint_rows(self.examples.evaluation),
+            evaluation=self.evaluation,
         )
         score = stage.result["score"]
         self.progress.done(f"{name}: {score['metric']} {format_score(score['value'], score['stderr'])}")
-        return Row(name, score, weight_bytes(model.model), final=final)
+        size = size_of_weights(model.model) if Path(model.model).is_dir() else None
+        return Row(name, score, size, final=final)

@@ -16,14 +16,13 @@ from datasets import Dataset
 
 from ..data import Task, build_dataset, get_task
 from ..data.checks import context_length
-from ..data.conversations import encode_completions, encode_conversations
 from ..data.loading import load_task_dataset, task_rows
 from ..data.recognition import recognize
 from ..data.sources import load_examples
 from ..data.tasks import TASKS, WRITTEN_METRICS
 from ..evaluation import evaluate_task
 from ..evaluation.record import Measurement
-from ..evaluation.rows import DEFAULT_LENGTH, ROWS_SEED, few, text_blocks, without_gaps
+from ..evaluation.rows import DEFAULT_LENGTH, ROWS_SEED, encode_answers, few, text_blocks, without_gaps
 from .measure import Measured, Score, majority_share, measure_answers, measure_classes, unigram_accuracy
 from .settings import RecipeError, RecipeSettings
 
@@ -278,25 +277,18 @@ class _Loader:
 
     def _answers(self, kind: str, column: str, source: str, train: Dataset, evaluation: Dataset) -> Examples:
         length = self._length(DEFAULT_LENGTH)
-
-        def encode(dataset: Dataset):
-            if kind == "messages":
-                turns = self.settings.turns
-                return encode_conversations(dataset, self.tokenizer, length, column=column, turns=turns)
-            return encode_completions(dataset, self.tokenizer, length)
-
+        named = {"column": column, "turns": self.settings.turns} if kind == "messages" else {}
+        how = self._how(kind, length, self.eval_rows, **named)
         rest, held_out = self._cut(train)
         self.read += len(train)
-        parts = [encode(part) for part in (rest, held_out)]
+        parts = [encode_answers(part, how, self.tokenizer, length) for part in (rest, held_out)]
         for part in parts:
             self.left_out.update(part.left_out)
         encoded, encoded_held_out = (part.dataset for part in parts)
-        measured = encode(few(evaluation, self.eval_rows)).dataset
+        measured = encode_answers(few(evaluation, self.eval_rows), how, self.tokenizer, length).dataset
         name = "conversations" if kind == "messages" else "prompts with completions"
         description = self._describe(f"{source}: {name}", encoded, encoded_held_out, measured)
         rows = self._finish(len(encoded))
-        named = {"column": column, "turns": self.settings.turns} if kind == "messages" else {}
-        how = self._how(kind, length, self.eval_rows, **named)
         return _Answers("answers", description, encoded, encoded_held_out, measured, self.tokenizer, rows, how)
 
     def _text(self, column: str, source: str, train: Dataset, evaluation: Dataset) -> Examples:

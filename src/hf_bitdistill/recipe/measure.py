@@ -12,7 +12,7 @@ import torch
 
 from ..data import PromptEncoder, Task, build_dataset, label_word_ids
 from ..evaluation.answers import predict_answers
-from ..evaluation.batching import evaluating
+from ..evaluation.batching import evaluating, longest_first
 from ..evaluation.likelihood import label_word_scores
 from ..evaluation.uncertainty import ratio_error
 
@@ -116,11 +116,6 @@ def _difference(first: Sequence[float], second: Sequence[float], tokens: Sequenc
     return Difference(sum(differences) / sum(tokens), ratio_error(differences, tokens))
 
 
-def _longest_first(lengths: Sequence[int]) -> list[list[int]]:
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    return [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
-
-
 def measure_classes(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, rows: Dataset, max_length: int
 ) -> Measured:
@@ -133,7 +128,7 @@ def measure_classes(
     words = label_word_ids(PromptEncoder(task, tokenizer, max_length))
     labels = torch.tensor([int(label) for label in rows[task.target_field]])
     with evaluating(model):
-        scores, _ = label_word_scores(model, tokenizer, prompts, words, _longest_first([len(ids) for ids in prompts]))
+        scores, _ = label_word_scores(model, tokenizer, prompts, words, longest_first(prompts, _BATCH))
     losses = torch.nn.functional.cross_entropy(scores, labels, reduction="none")
     choices = scores.argmax(-1)
     return Measured(

@@ -265,30 +265,26 @@ def make_plan(work: Work, settings: RecipeSettings, measured: dict[str, float], 
         tokens = round(steps * numbers.batch_size * mean_length)
         plan.stages.append(Planned(TEACHER, steps, tokens, seconds + held_out))
     for number, steps in enumerate(window_schedule(numbers)):
-        seconds, tokens = measured["start"], 0
+        seconds, in_all, tokens = measured["start"], 0, 0
         if steps:
-            windows, size = int(measured["windows"]), measured["window_batch_size"]
+            in_all, size = int(measured["windows"]) * steps, measured["window_batch_size"]
             available = min(len(examples.train), work.start_tokens(steps) / mean_length) / size
-            seconds += windows * steps * measured["window_step"] + min(steps, available) * measured["window_batch"]
-            tokens = round(windows * steps * measured["window_tokens"])
-            steps *= windows
-        title = start_title(steps // int(measured.get("windows", 1)))
-        plan.stages.append(Planned(title, steps, tokens, seconds + held_out, number > 0))
+            seconds += in_all * measured["window_step"] + min(steps, available) * measured["window_batch"]
+            tokens = round(in_all * measured["window_tokens"])
+        plan.stages.append(Planned(start_title(steps), in_all, tokens, seconds + held_out, number > 0))
     if settings.corpus:
         steps = work.pretrain_steps()
         tokens = steps * numbers.pretrain_batch_size * numbers.block_size
         plan.stages.append(Planned(PRETRAIN, steps, tokens, steps * measured["pretrain_step"] + held_out))
     if work.distill_steps():
-        runs = {round_title(number): work.distill_steps() for number in range(numbers.distill_rounds)}
-        if len(numbers.distill_learning_rates) > 1:
-            sweep = {
-                rate_title(rate): work.distill_steps(numbers.sweep_share) for rate in numbers.distill_learning_rates
-            }
-            runs = {**sweep, **runs}
-        for title, steps in runs.items():
+        rates, short = numbers.distill_learning_rates, work.distill_steps(numbers.sweep_share)
+        runs = [(rate_title(rate), short, False) for rate in rates] if len(rates) > 1 else []
+        steps = work.distill_steps()
+        runs += [(round_title(number), steps, number > 0) for number in range(numbers.distill_rounds)]
+        for title, steps, on_condition in runs:
             tokens = round(steps * numbers.batch_size * mean_length)
             seconds = steps * measured["distill_step"] + held_out
-            plan.stages.append(Planned(title, steps, tokens, seconds, title.startswith(f"{DISTILL}, round")))
+            plan.stages.append(Planned(title, steps, tokens, seconds, on_condition))
     if settings.compare:
         steps = work.teacher_steps()
         # About as long as a step of the teacher: the ternary function costs little.

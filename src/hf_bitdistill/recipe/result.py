@@ -68,6 +68,7 @@ class RecipeResult:
         tries: of the warm start and of the distillation: steps (a window) and what was left.
         outlook: of both, what twice the steps would probably close; `None`: unknown.
         choices: each decision and why.
+        kept: projections that stayed in full precision.
         plan: that was made before.
         seconds: of each stage, in this run or in the one that it goes on from.
         machine: where.
@@ -87,6 +88,7 @@ class RecipeResult:
     tries: list[dict[str, Any]] = field(default_factory=list)
     outlook: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     choices: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
     plan: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)

@@ -32,7 +32,7 @@ from .plan import (
 )
 from .progress import Progress, duration, quiet
 from .pushing import push_run
-from .result import RecipeResult
+from .result import PACKED_ROW, RecipeResult
 from .settings import RecipeError, RecipeSettings
 from .speed import tokens_per_second
 from .stages import is_adapter
@@ -132,9 +132,9 @@ class _Run(Context):
                 tokens=self.work.start_tokens(steps),
                 **identity,
             )
-            if not made and stage.result["kept_in_full_precision"]:
-                kept = ", ".join(stage.result["kept_in_full_precision"])
-                self.chose(f"kept in full precision, because they write massive activations: {kept}")
+            self.kept = stage.result["kept_in_full_precision"]
+            if not made and self.kept:
+                self.chose(f"kept in full precision, because they write massive activations: {', '.join(self.kept)}")
             made.append((stage, rules.Try(steps, self.measured(title, stage))))
         best, tried = min(made, key=lambda each: each[1].measured.loss)
         return best, tried.measured, [each for _, each in made]
@@ -263,8 +263,7 @@ class _Run(Context):
         if done.distilled is not None and final is not done.distilled:
             not_kept = self.evaluated("student after distillation (not kept)", done.distilled, final=False)
             result.table.append(not_kept)
-        name = "ternary student, packed"
-        result.table.append(self.evaluated(name, packed))
+        result.table.append(self.evaluated(PACKED_ROW, packed))
         if settings.compare:
             sft = self.stage(
                 COMPARE,
@@ -281,9 +280,9 @@ class _Run(Context):
         if settings.speed:
             started = time.perf_counter()
             for row in result.table:
-                place = {"teacher": teacher.model, name: packed.model}.get(row.name)
+                place = {"teacher": teacher.model, PACKED_ROW: packed.model}.get(row.name)
                 if place is not None:
-                    row.tokens_per_second, note = tokens_per_second(place, packed=row.name == name)
+                    row.tokens_per_second, note = tokens_per_second(place, packed=row.name == PACKED_ROW)
                     result.notes += [note] if note else []
             self.seconds[SPEED] = round(time.perf_counter() - started, 1)
         self.publish(result, packed, teacher, final)
@@ -313,10 +312,11 @@ class _Run(Context):
         """What a user takes away: the packed student with its card, the result, the page."""
         place = self.output / PACKED
         result.paths = {"teacher": Path(teacher.model), "student": final.model, "packed": place}
-        result.choices, result.seconds, result.curves = self.choices, self.seconds, self.curves
+        result.choices, result.kept = self.choices, self.kept
+        result.seconds, result.curves = self.seconds, self.curves
         with folder_aside(place) as aside:
             shutil.copytree(packed.model, aside, dirs_exist_ok=True)
-            write_card(aside, PACKED, result, self.base.model, self.examples)
+            write_card(aside, PACKED, result, self.base.model, self.examples, self.evaluation)
         result.write()
 
 

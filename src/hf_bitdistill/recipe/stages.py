@@ -28,9 +28,8 @@ from ..distillation.attention_states import attention_layers
 from ..locate import find_model
 from ..massive_activations import find_massive_projections
 from ..packing import pack
-from ..sizes import bytes_by_kind
 from ..surgery import apply_bitnet
-from ..verify import write_reference
+from ..verify import save_packed
 from ..warm_start import WarmStartConfig, warm_start
 from .efforts import Effort
 from .examples import Examples
@@ -365,9 +364,8 @@ class Work:
         """In the dtype of the model that the run began with: what lies between is trained, and saved, in float32."""
         student, bits = self.load(source).cpu(), self.numbers.table_bits
         packed = pack(student, inplace=True, dtype=self.config.dtype, table_bits=bits)
-        save(packed, folder, self.tokenizer)
-        write_reference(folder / "model", packed, self.tokenizer)
-        return bytes_by_kind(folder / "model").to_dict()
+        save_packed(packed, folder / "model", self.tokenizer)
+        return {}
 
     def measure(self, source: str | Path, folder: Path) -> dict[str, Any]:
         """On the held-out training rows; no model is kept."""
@@ -376,13 +374,7 @@ class Work:
     def evaluate(self, source: str | Path, folder: Path) -> dict[str, Any]:
         """On the evaluation split; no model is kept."""
         model = self.load(source).eval()
-        return {"score": self.examples.score(model).to_dict(), "bytes": weight_bytes(source)}
-
-
-def weight_bytes(folder: str | Path) -> int | None:
-    """Size of a model's weights on disk; `None` of one on the Hub."""
-    folder = Path(folder)
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else None
+        return {"score": self.examples.score(model).to_dict()}
 
 
 def held_out(result: dict[str, Any]) -> Measured:

@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import lock_folder, write_text
-from ..data.fingerprint import fingerprint_rows
 from ..environment import describe_environment
 from ..model_folder import RECORDS
 from .settings import RecipeError
 
-
-__all__ = ["Stage", "StageStore", "fingerprint_model", "fingerprint_rows", "write_json"]
 
 RESULT = "result.json"
 CHECKPOINTS = "checkpoints"

@@ -1,7 +1,7 @@
-"""Is a packed student on disk what was packed: `verify(folder)`; and what it answered then: `write_reference`."""
+"""Is a packed student on disk what was packed: `verify(folder)`; and what it answered then: `save_packed`, `write_reference`."""
 
-from .reference import REFERENCE_FILE, write_reference
+from .reference import REFERENCE_FILE, save_packed, write_reference
 from .verify import Check, Verification, verify
 
 
-__all__ = ["REFERENCE_FILE", "Check", "Verification", "verify", "write_reference"]
+__all__ = ["REFERENCE_FILE", "Check", "Verification", "save_packed", "verify", "write_reference"]

@@ -77,6 +77,20 @@ def answers_of(model: PreTrainedModel, given: Sequence[Sequence[int]]) -> list[A
         return answers(logits_of, given)
 
 
+def save_packed(
+    packed: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any
+) -> None:
+    """Save a packed model that is in memory, its tokenizer, and what it answers, for [`verify`].
+
+    Args:
+        options: of `save_pretrained`.
+    """
+    packed.save_pretrained(folder, **options)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    write_reference(folder, packed, tokenizer)
+
+
 def write_reference(
     folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Path | None:
@@ -89,8 +103,7 @@ def write_reference(
     Returns:
         The file; `None` for a model without a language model's head, whose answers are not compared.
     """
-    head = model.get_output_embeddings()
-    if head is None:
+    if model.get_output_embeddings() is None:
         return None
     if model.dtype != torch.float32:
         # As `verify` computes: roundings of 16 bits tip over those to integers.

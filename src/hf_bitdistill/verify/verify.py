@@ -18,7 +18,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..checkpoint import CheckpointError
 from ..config import QUANT_METHOD
-from ..digests import METADATA_KEY, check_digests
+from ..digests import check_digests
 from ..json_files import read_json
 from ..locate import find_model
 from ..weight_files import find_weight_files, stale_files
@@ -27,9 +27,8 @@ from .tensors import LayerFacts, packed_layers
 from .worker import LOADERS
 
 
-# Of the logits' spread, in the median. Where every rounding falls alike sound models are 1e-6 away; a student of one task may be 0.2 away on
-# prompts that are nothing like it, where roundings that tip over add up, and small heads add 0.1. A model with layers mixed up is more than
-# one away.
+# Of the logits' spread, in the median. A sound student of one task may be some tenths away on prompts that are nothing like it, where roundings
+# that tip over add up; the largest logits of a model whose layers are mixed up are more than one away.
 _FAR = 0.7
 
 
@@ -93,8 +92,7 @@ def verify(model: str | Path, answers: bool = True, **hub: Any) -> Verification:
         return f"{len(files)} file{'s' if len(files) > 1 else ''}, {sum(map(os.path.getsize, files)):,} bytes"
 
     def digests() -> str | None:
-        check_digests(files, options)
-        return "every tensor is the one that was saved" if _have_digests(files) else None
+        return "every tensor is the one that was saved" if check_digests(files, options) else None
 
     def layers() -> str:
         found.layers.extend(packed_layers(files))
@@ -121,14 +119,6 @@ def _checked(name: str, look: Callable[[], str | None], unknown: str = "") -> Ch
     except (ValueError, OSError) as error:
         return Check(name, False, " ".join(str(error).split()))
     return Check(name, None if text is None else True, unknown if text is None else text)
-
-
-def _have_digests(files: list[str]) -> bool:
-    from safetensors import safe_open
-
-    with contextlib.ExitStack() as stack:
-        readers = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
-        return all(METADATA_KEY in (reader.metadata() or {}) for reader in readers)
 
 
 def _outputs(folder: Path) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from optimum.exporters.base import ExporterConfig
 from optimum.exporters.tasks import TasksManager
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
+from hf_bitdistill.config import is_classifier
 from hf_bitdistill.decoder import Student
 from hf_bitdistill.decoder.families import FAMILIES
 from hf_bitdistill.evaluation.record import carry_record
@@ -74,8 +75,7 @@ def export(
     check_output(output, model=model_id)
     config = AutoConfig.from_pretrained(model_id, **hub)
     if task == "auto":
-        classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-        task = "text-classification" if classifier else "text-generation"
+        task = "text-classification" if is_classifier(config) else "text-generation"
     if task not in TASKS:
         raise ValueError(f"task {task!r} is not supported; choose auto, {' or '.join(TASKS)}.")
     if config.model_type not in FAMILIES:

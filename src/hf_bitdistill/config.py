@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import reprlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from transformers import PreTrainedConfig
@@ -38,6 +39,17 @@ def _short(value: Any) -> str:
 def is_classifier(config: PreTrainedConfig) -> bool:
     """Whether a model that was saved with this config has a sequence classification head instead of a language model's."""
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+
+
+def ternary_method(config: Any) -> str | None:
+    """The quantisation method of a model's config, if it is a ternary one ("bitdistill" or "bitnet")."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return None
+    get = quantization.get if isinstance(quantization, Mapping) else lambda key: getattr(quantization, key, None)
+    method = get("quant_method")
+    method = getattr(method, "value", method)
+    return method if method in ("bitdistill", "bitnet") else None
 
 
 class BitNetConfig(QuantizationConfigMixin):

@@ -65,6 +65,10 @@ class Sizes:
         rows.append(
             ("the original in bfloat16", _mb(self.original), f"{self.original / self.total:.2f} times as large")
         )
+        ternary = self.kinds["ternary codes"] + self.kinds["ternary scales"]
+        if ternary:
+            original = 2 * _CODES_A_BYTE * self.kinds["ternary codes"]
+            rows.append(("its ternary weights alone", _mb(original), f"{original / ternary:.2f} times as large"))
         return markdown_table(("weights", "MB", "share"), rows)
 
 

@@ -1,15 +1,17 @@
 """The card of a run's student: for people, and what the Hub reads of it."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import yaml
-from huggingface_hub import ModelCard, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from hf_bitdistill.cards import build_card
 from hf_bitdistill.data import get_task
 from hf_bitdistill.evaluation.record import Measurement
-from hf_bitdistill.recipe.card import TEMPLATE, command, contents, eval_results, metadata
+from hf_bitdistill.recipe.card import command, record_of, run_facts
 from hf_bitdistill.recipe.result import PACKED_ROW, RecipeResult, Row
+from students import make_student
 
 
 SCORE = {"metric": "accuracy", "value": 0.87654, "stderr": 0.0123, "n": 872, "chance": 0.51, "more": {}}
@@ -35,17 +37,16 @@ def result(tmp_path, **settings):
 
 def card(tmp_path, made, base, how, monkeypatch):
     class NoSizes:
-        ternary_share = 0.79
+        ternary_share, kinds = 0.79, {"ternary codes": 1}
 
         def markdown(self):
             return "| sizes |"
 
     monkeypatch.setattr("hf_bitdistill.recipe.card.bytes_by_kind", lambda folder: NoSizes())
-    return ModelCard.from_template(
-        metadata("smol-sst2", made, base, how),
-        template_path=str(TEMPLATE),
-        **contents(tmp_path, "smol-sst2", "packed", made, base, how),
-    )
+    folder = tmp_path / "packed"
+    make_student().config.save_pretrained(folder)
+    record = record_of(made, SimpleNamespace(task=how.task, how=how), "rows")
+    return build_card(run_facts(folder, "packed", made, base, record))
 
 
 def test_a_card_is_complete_and_holds_no_path_of_this_machine(tmp_path, monkeypatch):
@@ -68,7 +69,6 @@ def test_a_card_is_complete_and_holds_no_path_of_this_machine(tmp_path, monkeypa
     # As the Hub reads it.
     name, scores = model_index_to_eval_results(yaml.safe_load(data.to_yaml())["model-index"])
     assert name == "smol-sst2" and scores[0].metric_value == 0.8765 and scores[0].dataset_split == "validation"
-    assert eval_results(result(tmp_path), how) == []
 
 
 def test_what_is_not_known_is_absent(tmp_path, monkeypatch):
@@ -84,13 +84,7 @@ def test_what_is_not_known_is_absent(tmp_path, monkeypatch):
     data = found.data
     assert data.base_model is None and data.license is None and "base_model_relation" not in data.to_dict()
     assert data.datasets == ["owner/chats"]
-    (entry,) = parse_eval_result_entries(eval_results(made, how))
-    assert (entry.dataset_id, entry.task_id, entry.value, entry.dataset_revision) == (
-        "owner/chats",
-        "en",
-        0.8765,
-        "abc",
-    )
+    assert data.eval_results[0].dataset_type == "owner/chats" and data.eval_results[0].dataset_config == "en"
 
 
 def test_the_command_is_one_that_can_be_typed(tmp_path):

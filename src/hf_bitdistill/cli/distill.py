@@ -14,13 +14,14 @@ from pathlib import Path
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 
+from ..cards import CardFacts, write_card
 from ..data import Task, build_dataset, collate, get_task, load_task_dataset
 from ..distillation import DistillationConfig, DistillationTrainer, check_training_room, needs_teacher
-from ..distillation.model_card import describe_task
 from ..distillation.publishing import push_output
 from ..locate import find_model
 from ..model_folder import replace_model
 from ..room import check_writable
+from ..sizes import bytes_by_kind
 from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, load_model, load_student, load_tokenizer
 from .pretrain import train_and_save
@@ -61,10 +62,11 @@ def run(argv: list[str], prog: str) -> None:
     # Without the training seed: a subset to evaluate on is the same one in every run and in `bitdistill evaluate`.
     validation = load_task_dataset(task, arguments.eval_split, max_samples=arguments.max_eval_samples, **data)
     check_options(training.output_dir, (model_arguments, student_arguments, arguments, training))
-    if _train(model_arguments, student_arguments, arguments, training, task, train, validation):
+    facts = _train(model_arguments, student_arguments, arguments, training, task, train, validation)
+    if facts is not None:
         # The student and the teacher that were trained with are gone now, and with them what they held of the device.
         clear_device_cache(garbage_collection=True)
-        _finish(model_arguments, arguments, after, training, task, validation)
+        _finish(model_arguments, arguments, after, training, task, validation, facts)
 
 
 def _train(
@@ -75,8 +77,8 @@ def _train(
     task: Task,
     train: Dataset,
     validation: Dataset,
-) -> bool:
-    """Make or load the student, train it, save it. Returns whether this process is the one that does the rest."""
+) -> CardFacts | None:
+    """Make or load the student, train it, save it. Returns what the trainer knows for the card, in the process that does the rest."""
     student, is_new = load_student(model_arguments, student_arguments, arguments.head, task)
     check_training_room(student, training)
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
@@ -103,10 +105,12 @@ def _train(
     if training.should_save:
         keep_options(training.output_dir, (model_arguments, student_arguments, arguments, training))
     train_and_save(trainer)
+    facts = None
     if trainer.is_world_process_zero():
         trainer.create_model_card()
+        facts = trainer.card_facts()
     trainer.accelerator.wait_for_everyone()
-    return trainer.is_world_process_zero()
+    return facts
 
 
 def _finish(
@@ -116,6 +120,7 @@ def _finish(
     training: DistillationConfig,
     task: Task,
     validation: Dataset,
+    facts: CardFacts,
 ) -> None:
     """Pack and measure the student that was saved: the one in memory may be in shards, and computes in the precision of the
     training."""
@@ -144,8 +149,11 @@ def _finish(
     print(json.dumps(record.to_dict(), indent=2), flush=True)
     print(readable(scores), file=sys.stderr, flush=True)
     record.write(training.output_dir)
-    describe_task(Path(training.output_dir), task, arguments.eval_split, readable(scores))
+    write_card(Path(training.output_dir), dataclasses.replace(facts, record=record, scores=None))
     if after.pack_to:
         record.write(after.pack_to)
+        title = Path(after.pack_to).resolve().name
+        packed = {"title": title, "repo": title, "push_format": "packed", "sizes": bytes_by_kind(after.pack_to)}
+        write_card(Path(after.pack_to), dataclasses.replace(facts, record=record, scores=None, **packed))
     if training.push_to_hub:
         print(f"on the Hub: {push_output(training, 'Evaluation')}", flush=True)

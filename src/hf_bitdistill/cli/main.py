@@ -19,6 +19,7 @@ COMMANDS = {
     "distill": "distil a teacher into a ternary student on a task",
     "pack": "pack a trained student into 2 bits a weight",
     "verify": "whether a packed student, here or on the Hub, is the one that was packed",
+    "card": "make or refresh the card of a student: what it is, what was measured, how it is loaded",
     "push": "publish a student on the Hugging Face Hub, packed",
     "evaluate": "measure a model on a task, or its perplexity on a text",
     "benchmark": "speed, memory and size of a packed model on this CPU, against other systems",

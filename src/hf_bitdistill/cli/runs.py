@@ -19,12 +19,11 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME
 
 from ..atomic import write_text
-from ..hub.card import TAGS
+from ..cards import CARD, TAGS
 from ..model_folder import check_output
 
 
 OPTIONS_FILE = "run_options.json"
-CARD = "README.md"
 
 # Of transformers' own arguments those that decide what is learned; how long is not among them, because a run may go on.
 _DECIDING = (
@@ -110,9 +109,12 @@ def set_card_aside(output: str | Path) -> None:
     """Take a card of ours from the model that is about to be replaced: it is of no other one."""
     card = Path(output) / CARD
     if card.is_file() and set(TAGS) & set(_tags(card)):
-        aside = card.with_name("README.previous.md")
-        card.replace(aside)
-        print(f"{card} is of the model that was there: it is {aside.name} now", flush=True)
+        print(f"{card} is of the model that was there: it is {set_aside(card).name} now", flush=True)
+
+
+def set_aside(card: Path) -> Path:
+    """Rename a card, so that another takes its place. Returns its new path."""
+    return card.replace(card.with_name("README.previous.md"))
 
 
 def _tags(card: Path) -> list[str]:

@@ -23,11 +23,11 @@ from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from ..atomic import name_aside, remove_leftovers
-from ..hub.card import base_model_id, plain_card
+from ..cards import CARD, CardFacts, write_card
+from ..cards.base_model import base_model_id
 from ..hub.push import forms, hub_api, push_to_hub
 from ..hub.scrubbing import known_secrets
 from ..hub.source import (
-    CARD,
     Files,
     Source,
     check_files,
@@ -212,10 +212,10 @@ class PublishingTrainer(Trainer):
             tags = [tags] if isinstance(tags, str) else list(tags or [])
             os.makedirs(self.args.output_dir, exist_ok=True)
             config = self.accelerator.unwrap_model(self.model).config
-            base = base_model_id(getattr(config, "_name_or_path", None))
             name = self.hub_model_id or Path(self.args.output_dir).absolute().name
-            card = plain_card(name, config, base, self.args.push_format, tags)
-            (Path(self.args.output_dir) / CARD).write_text(card, encoding="utf-8")
+            facts = CardFacts(name.split("/")[-1], name, config, push_format=self.args.push_format, tags=tags)
+            facts.base = base_model_id(getattr(config, "_name_or_path", None))
+            write_card(Path(self.args.output_dir), facts)
 
 
 @contextmanager

@@ -9,10 +9,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging
 
-from ..config import BitNetConfig
+from ..config import BitNetConfig, ternary_method
 from ..preflight import is_student_checkpoint
 from ..surgery import is_student
-from .model_card import ternary_method
 
 
 logger = logging.get_logger(__name__)

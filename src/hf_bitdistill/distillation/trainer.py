@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 
+from ..cards import TAGS, TERNARY_TAGS, CardFacts, write_card
 from ..data.batches import DOCUMENTS, PreparedBatch, prepare_batch
 from ..data.checks import CheckedCollator, ModelLimits, check_batch
 from ..data.preprocessing import IGNORE_INDEX, collate
-from ..hub.card import TAGS, TERNARY_TAGS
 from ..layers import warn_of_16_bit_weights
 from .callbacks import training_callbacks
 from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, check_one_device, needs_teacher
@@ -23,7 +24,7 @@ from .conversations import encode_datasets
 from .finite import not_finite
 from .layout import batch_layouts, check_layout
 from .metrics import ComponentMeans
-from .model_card import build_model_card, ternary_method
+from .model_card import card_facts
 from .passes import TeacherOutputs, labelled_positions, run_model, run_teacher, without
 from .reliable import ReliableTrainer
 from .student import check_ternary, load_student_model
@@ -468,14 +469,30 @@ class DistillationTrainer(ReliableTrainer):
         the trainer knows)."""
         if not self.is_world_process_zero():
             return
-        model = self.accelerator.unwrap_model(self.model)
-        own_tags = [*TAGS, *(TERNARY_TAGS if ternary_method(model.config) else ())]
         tags = [tags] if isinstance(tags, str) else list(tags or [])
-        card = build_model_card(
+        metadata = {"language": language, "license": license, "datasets": dataset_tags}
+        write_card(Path(self.args.output_dir), self.card_facts(model_name, finetuned_from, tags, metadata))
+
+    def card_facts(
+        self,
+        model_name: str | None = None,
+        base_model: str | None = None,
+        tags: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> CardFacts:
+        """What this trainer knows of its student for the card.
+
+        Args:
+            model_name: title of the card; default: the output folder's name.
+            base_model: default: what the student was loaded from.
+            tags: besides those of every student.
+            metadata: further fields of the card.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        return card_facts(
             self,
-            model_name=model_name or os.path.basename(os.path.abspath(self.args.output_dir)),
-            base_model=finetuned_from or getattr(model.config, "_name_or_path", None),
-            tags=[*own_tags, *(tag for tag in tags if tag not in own_tags)],
-            metadata={"language": language, "license": license, "datasets": dataset_tags},
+            model_name=model_name or Path(self.args.output_dir).absolute().name,
+            base_model=base_model or getattr(model.config, "_name_or_path", None),
+            tags=tags,
+            metadata=metadata,
         )
-        card.save(os.path.join(self.args.output_dir, "README.md"))

@@ -3,8 +3,7 @@
 - :mod:`.push`: [`push_to_hub`], which every other way of pushing calls;
 - :mod:`.source`: which models and documents a folder or a model offers;
 - :mod:`.scrubbing`: local paths and secrets, which no upload holds;
-- :mod:`.upload`: one commit, which takes the place of the weights that were there;
-- :mod:`.card`: the card of a student of which nothing else is known.
+- :mod:`.upload`: one commit, which takes the place of the weights that were there.
 """
 
 from .push import PUSH_FORMATS, push_to_hub

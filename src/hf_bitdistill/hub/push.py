@@ -12,13 +12,13 @@ from huggingface_hub.errors import HTTPError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..cards import CARD, CardFacts, add_tags, build_card
+from ..cards.base_model import base_model_id
 from ..hub_errors import explained
 from ..surgery import student_config
 from . import checks
-from .card import add_tags, base_model_id, plain_card
 from .scrubbing import known_secrets
 from .source import (
-    CARD,
     ONLINE_FOLDER,
     Files,
     Source,
@@ -121,7 +121,10 @@ def push_to_hub(
         files.update(documents(source, repo_id, secrets))
         if CARD not in files and CARD not in present:
             config = AutoConfig.from_pretrained(source.model)
-            files[CARD] = plain_card(repo_id, config, base_model_id(base), push_format).encode()
+            facts = CardFacts(
+                repo_id.split("/")[-1], repo_id, config, base=base_model_id(base), push_format=push_format
+            )
+            files[CARD] = str(build_card(facts)).encode()
         if CARD in files and tags:
             files[CARD] = add_tags(files[CARD].decode(), tags).encode()
         check_files(files, secrets)

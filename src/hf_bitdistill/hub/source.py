@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..cards import CARD
 from ..config import QUANT_METHOD, is_classifier
 from ..json_files import read_json
 from ..locate import find_model
@@ -33,7 +34,7 @@ from .scrubbing import check_no_secret, scrub
 
 Files = dict[str, Path | bytes]
 
-ONLINE_FOLDER, CARD, TRAINING_LOG = "online", "README.md", "training_log.json"
+ONLINE_FOLDER, TRAINING_LOG = "online", "training_log.json"
 
 # Only what is named here is published: a folder of a training holds much that is nobody's business.
 _TOKENIZER = (
@@ -239,7 +240,9 @@ def _read(file: Path) -> str:
 def _call_by(card: str, repo_id: str, source: Source) -> str:
     """A card that loads the model from where it is published."""
     names = {re.escape(name) for name in (source.name, source.model.name, source.model.resolve().name)}
-    return re.sub(rf'(from_pretrained\(\s*["\'])(?:{"|".join(sorted(names))})(["\'])', rf"\g<1>{repo_id}\g<2>", card)
+    name = f"(?:{'|'.join(sorted(names))})"
+    card = re.sub(rf'(from_pretrained\(\s*["\']){name}(["\'])', rf"\g<1>{repo_id}\g<2>", card)
+    return re.sub(rf"(bitdistill (?:evaluate|verify) ){name}(`)", rf"\g<1>{repo_id}\g<2>", card)
 
 
 def check_files(files: Files, secrets: set[str]) -> None:

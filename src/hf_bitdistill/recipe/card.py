@@ -1,18 +1,18 @@
-"""What a student's folder says of it: a card for people and for the Hub, and a record by which it can be measured again."""
+"""What a run knows of its student for the card, and the record by which the student can be measured again."""
 
 from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from transformers import AutoConfig
 
-from ..atomic import write_text
-from ..evaluation.record import Measurement, Record
-from ..hub.card import CITATION, TAGS, TERNARY_TAGS, base_model_id, hub_model_id
+from ..cards import CardFacts
+from ..cards.base_model import base_model_id
+from ..evaluation.record import Record
 from ..report.tables import markdown_table
 from ..sizes import bytes_by_kind
 from .examples import Examples
@@ -20,137 +20,39 @@ from .progress import duration
 from .result import PACKED_ROW, RecipeResult, Row
 
 
-TEMPLATE = Path(__file__).with_name("card_template.md")
-EVAL_RESULTS = ".eval_results"
+#: Who measured, in the record of a run's student.
+BY = "bitdistill run"
 
 
-def write_card(folder: Path, name: str, result: RecipeResult, base: str, examples: Examples, rows: str) -> None:
-    """`README.md` of a folder that will be called `name`, and the record of the packed student in it and beside the trainable one that it was
-    packed from.
+def run_facts(folder: Path, name: str, result: RecipeResult, base: str, record: Record) -> CardFacts:
+    """For the card of the packed student in a folder that will be called `name`.
 
     Args:
-        rows: fingerprint of the evaluation split's.
+        base: the model that the run began with, an id or a folder.
+        record: of the packed student.
     """
-    record = _record(result, examples, rows)
-    for place in (folder, result.paths["student"]):
-        record.write(place)
-    title = result.output.resolve().name
-    card = ModelCard.from_template(
-        metadata(title, result, base, record.how),
-        template_path=str(TEMPLATE),
-        **contents(folder, title, name, result, base, record.how),
-    )
-    card.save(folder / "README.md")
-    entries = eval_results(result, record.how)
-    if entries:
-        (folder / EVAL_RESULTS).mkdir(exist_ok=True)
-        write_text(folder / EVAL_RESULTS / "bitdistill.yaml", yaml.safe_dump(entries, sort_keys=False))
-
-
-# ---- Metadata ----
-
-
-def metadata(title: str, result: RecipeResult, base: str, how: Measurement) -> ModelCardData:
-    """What the Hub reads of the card: base model, data, scores. What is not known is absent."""
-    row = _packed(result)
-    dataset = _hub_dataset(how)
-    base_id = base_model_id(base)
-    name = how.task.name if how.task is not None else how.kind
-    scores = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=dataset or name,
-            dataset_name=name,
-            dataset_config=how.dataset_config,
-            dataset_split=how.split,
-            dataset_revision=how.dataset_revision,
-            metric_type=row.score["metric"],
-            metric_name=row.score["metric"].replace("_", " "),
-            metric_value=round(row.score["value"], 4),
-            metric_args={"stderr": round(row.score["stderr"], 4), "n": row.score["n"]},
-        )
-    ]
-    return ModelCardData(
-        library_name="transformers",
-        base_model=base_id,
-        base_model_relation="quantized" if base_id else None,
-        license=_license(base),
-        pipeline_tag="text-generation",
-        datasets=[dataset] if dataset else None,
-        metrics=[row.score["metric"]],
-        tags=[*TAGS, *TERNARY_TAGS],
-        model_name=title,
-        eval_results=scores,
-    )
-
-
-def eval_results(result: RecipeResult, how: Measurement) -> list[dict[str, Any]]:
-    """For `.eval_results/`, of a dataset that is on the Hub."""
-    dataset, row = _hub_dataset(how), _packed(result)
-    if dataset is None:
-        return []
-    entry = EvalResultEntry(
-        dataset_id=dataset,
-        task_id=how.dataset_config or "default",
-        value=round(row.score["value"], 4),
-        dataset_revision=how.dataset_revision,
-        date=result.machine.get("date"),
-        notes=f"{row.score['metric']}, {row.score['n']} rows, standard error {row.score['stderr']:.4f}",
-    )
-    return eval_result_entries_to_yaml([entry])
-
-
-def _hub_dataset(how: Measurement) -> str | None:
-    """The id on the Hub of the data, if that is where it was read from."""
-    if how.dataset is not None:
-        return hub_model_id(how.dataset)
-    return how.task.hub_id if how.task is not None and how.data_dir is None else None
-
-
-def _license(base: str) -> str | None:
-    """What a base model's own card says, if it lies beside the model."""
-    card = Path(base).expanduser() / "README.md"
-    if not card.is_file():
-        return None
-    try:
-        return ModelCard.load(card, ignore_metadata_errors=True).data.license
-    except (ValueError, OSError, yaml.YAMLError):
-        return None
-
-
-# ---- Text ----
-
-
-def contents(
-    folder: Path, title: str, repo: str, result: RecipeResult, base: str, how: Measurement
-) -> dict[str, str | None]:
-    """The fields of the template."""
     header, rows = result.cells()
-    sizes = bytes_by_kind(folder)
-    ternary = sizes.ternary_share
-    given = result.settings.get("teacher")
-    task = how.task
-    machine = ", ".join(f"{name} {value}" for name, value in result.machine.items())
-    return {
-        "name": title,
-        "repo": repo,
-        "base": _link(base),
-        "share": f"{ternary:.0%}",
-        "teacher": _link(given) if given else None,
-        "data": _data(result),
-        "prompt": task.prompt if task is not None else None,
-        "answers": ", ".join(task.label_words) if task is not None and task.label_words else None,
-        "scores": markdown_table(header, rows),
-        "sentences": "\n\n".join(result.sentences()),
-        "sizes": sizes.markdown(),
-        "speed": _speed(result),
-        "command": command(result, base),
-        "stages": markdown_table(["stage", "steps", "tokens", "time"], _stages(result)),
-        "choices": "\n".join(f"- {choice}" for choice in result.choices) or "- nothing",
-        "machine": machine,
-        "kept": ", ".join(result.kept) or None,
-        "citation": CITATION,
-    }
+    pushed_to = result.settings.get("push_to")
+    return CardFacts(
+        title=pushed_to.split("/")[-1] if pushed_to else result.output.resolve().name,
+        repo=name,
+        config=AutoConfig.from_pretrained(folder),
+        base=base,
+        teacher=result.settings.get("teacher"),
+        distilled_by=f"`{BY}` of hf-bitdistill",
+        record=record,
+        date=result.machine.get("date"),
+        data=_data(result),
+        scores=markdown_table(header, rows),
+        sentences=result.sentences(),
+        sizes=bytes_by_kind(folder),
+        speed=speed_table({row.name: row.tokens_per_second for row in result.table}, result.machine),
+        command=command(result, base),
+        stages=markdown_table(["stage", "steps", "tokens", "time"], _stages(result)),
+        choices=result.choices or ["nothing"],
+        kept=result.kept,
+        machine=", ".join(f"{name} {value}" for name, value in result.machine.items()),
+    )
 
 
 def command(result: RecipeResult, base: str) -> str:
@@ -179,11 +81,6 @@ def _data(result: RecipeResult) -> str:
     return result.data.replace(given, _public("dataset", given)) if given else result.data
 
 
-def _link(model: str) -> str:
-    found = base_model_id(model)
-    return f"[{found}](https://huggingface.co/{found})" if found else f"`{Path(model).name}`, which is not on the Hub"
-
-
 def _stages(result: RecipeResult) -> list[list[str]]:
     planned = {each["title"]: each for each in result.plan.get("stages", [])}
     rows = []
@@ -193,12 +90,12 @@ def _stages(result: RecipeResult) -> list[list[str]]:
     return rows
 
 
-def _speed(result: RecipeResult) -> str | None:
-    """Tokens a second of what was timed, with the processor and its threads."""
-    rows = [[row.name, f"{row.tokens_per_second:,.0f}"] for row in result.table if row.tokens_per_second]
+def speed_table(rates: Mapping[str, float | None], machine: Mapping[str, Any]) -> str | None:
+    """Tokens a second of what was timed as in [`tokens_per_second`], with the processor and its threads."""
+    rows = [[name, f"{rate:,.0f}"] for name, rate in rates.items() if rate]
     if not rows:
         return None
-    where = f"{result.machine.get('processor', 'this CPU')}, {result.machine.get('threads')} threads"
+    where = f"{machine.get('processor', 'this CPU')}, {machine.get('threads')} threads"
     return "\n\n".join([f"Writing 32 tokens after 32, on {where}.", markdown_table(["", "tokens/s"], rows)])
 
 
@@ -206,7 +103,12 @@ def _packed(result: RecipeResult) -> Row:
     return next(row for row in result.table if row.name == PACKED_ROW)
 
 
-def _record(result: RecipeResult, examples: Examples, rows: str) -> Record:
+def record_of(result: RecipeResult, examples: Examples, rows: str) -> Record:
+    """The packed student's scores.
+
+    Args:
+        rows: fingerprint of the evaluation split's.
+    """
     row = _packed(result)
     score = row.score
     scores = {
@@ -217,4 +119,4 @@ def _record(result: RecipeResult, examples: Examples, rows: str) -> Record:
         "chance_level": score["chance"],
         **score["more"],
     }
-    return Record(scores, examples.how, rows, "bitdistill run", row.name)
+    return Record(scores, examples.how, rows, BY, row.name)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import folder_aside
+from ..cards import write_card
 from ..environment import describe_environment
 from . import rules
-from .card import write_card
+from .card import record_of, run_facts
 from .context import Context, Given
 from .measure import Measured, Score
 from .plan import (
@@ -316,7 +317,10 @@ class _Run(Context):
         result.seconds, result.curves = self.seconds, self.curves
         with folder_aside(place) as aside:
             shutil.copytree(packed.model, aside, dirs_exist_ok=True)
-            write_card(aside, PACKED, result, self.base.model, self.examples, self.evaluation)
+            record = record_of(result, self.examples, self.evaluation)
+            for student in (aside, final.model):  # (the trainable one, which it was packed from)
+                record.write(student)
+            write_card(aside, run_facts(aside, PACKED, result, self.base.model, record))
         result.write()
 
 

@@ -1,12 +1,10 @@
-"""What a card knows of its base model, and the card of a student of which nothing else is known."""
+"""Which model a student is of, as the Hub knows it."""
 
 import json
 
 import pytest
-from huggingface_hub import ModelCard
 
-from hf_bitdistill.hub.card import base_model_id, exact_model_id, hub_model_id, plain_card
-from students import make_student
+from hf_bitdistill.cards.base_model import base_model_id, exact_model_id, hub_model_id, license_of
 
 
 def test_hub_ids(tmp_path):
@@ -47,17 +45,10 @@ def test_the_base_model_of_a_folder(folder, tmp_path):
     assert base_model_id(str(tmp_path / "circle")) is None
 
 
-@pytest.mark.parametrize("push_format", ["packed", "online", "both"])
-def test_the_plain_card(push_format):
-    student = make_student()
-    student.config.architectures = ["LlamaForCausalLM"]
-    card = ModelCard(plain_card("me/student", student.config, "org/model", push_format, ["mine"]))
-    assert (card.data.base_model, card.data.base_model_relation) == ("org/model", "quantized")
-    assert (
-        card.data.tags == ["bitdistill", "bitnet", "ternary", "mine"] and card.data.pipeline_tag == "text-generation"
-    )
-    assert ('from_pretrained("me/student")' in card.content) == (push_format != "online")
-    assert ('from_pretrained("me/student", subfolder="online")' in card.content) == (push_format != "packed")
-    del student.config.quantization_config
-    card = ModelCard(plain_card("me/student", student.config, "org/model"))
-    assert "ternary" not in card.content and card.data.base_model_relation == "finetune"
+def test_the_licence_of_a_base_model(folder, tmp_path):
+    place = folder("base")
+    assert license_of(None) is None and license_of("org/model") is None and license_of(place) is None
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: apache-2.0\n---\ntext\n")
+    assert license_of(place) == "apache-2.0"
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: [\n---\n")
+    assert license_of(place) is None

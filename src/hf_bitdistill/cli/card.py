@@ -1,0 +1,72 @@
+"""`bitdistill card`: make or refresh the card of a student.
+
+It says what the student's folder tells: base model, prompt, scores with standard errors, bytes, how the run made it. What was not measured is
+absent. Licence, language, data sets and tags of a card that is there stay; its text is kept in README.previous.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from ..cards import CARD, CardFacts, build_card, write_card
+from ..cards.folder import folder_facts
+from ..environment import describe_environment
+from ..hub.source import find_source
+from ..recipe.card import BY, run_facts, speed_table
+from ..recipe.result import PACKED_ROW, RESULT_FILE, RecipeResult
+from ..recipe.speed import tokens_per_second
+from .runs import set_aside
+
+
+def run(argv: list[str], prog: str) -> None:
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder", type=Path, help="a student, packed or trainable; a training's output; or that of bitdistill run"
+    )
+    parser.add_argument("--repo_id", help="where it will be published; default: the name of the folder")
+    parser.add_argument("--base_model", help="its id on the Hub; default: what the folder tells")
+    parser.add_argument("--license", help="default: that of the base model or of the card that is there")
+    parser.add_argument(
+        "--speed", action="store_true", help="also time the packed student on this CPU (about a minute)"
+    )
+    options = parser.parse_args(argv)
+    source = find_source(options.folder)
+    folder = source.model.resolve()
+    name = options.repo_id or folder.name
+    facts = _of_run(folder, folder_facts(folder, name.split("/")[-1], name), options.repo_id is not None)
+    if options.base_model:
+        facts = dataclasses.replace(facts, base=options.base_model)
+    if options.license:
+        facts.metadata["license"] = options.license
+    if options.speed:
+        facts = dataclasses.replace(facts, speed=_speed(folder, source.packed is not None))
+    card = folder / CARD
+    if card.is_file() and card.read_text(encoding="utf-8").strip() != str(build_card(facts)).strip():
+        print(f"{card}: what was there is {set_aside(card).name} now")
+    print(write_card(folder, facts))
+
+
+def _of_run(folder: Path, facts: CardFacts, is_named: bool) -> CardFacts:
+    """With what the run of the recipe knows that the student is of, if it is of one."""
+    run = folder.parent
+    if facts.record is None or facts.record.by != BY or not (run / RESULT_FILE).is_file():
+        return facts
+    result = RecipeResult.load(run)
+    base = result.settings.get("model") or result.settings.get("teacher") or facts.base
+    found = run_facts(folder, facts.repo, result, base, facts.record)
+    told = ("gguf", "kept", "tags", "metadata", *(["title"] if is_named else []))
+    return dataclasses.replace(found, **{name: getattr(facts, name) for name in told})
+
+
+def _speed(folder: Path, is_packed: bool) -> str | None:
+    if not is_packed:
+        raise ValueError(f"{folder} is not packed: --speed times packed students (bitdistill pack makes one)")
+    rate, note = tokens_per_second(folder, packed=True)
+    if rate is None:
+        raise ValueError(note)
+    table = speed_table({PACKED_ROW: rate}, describe_environment())
+    return "\n\n".join(filter(None, (table, note)))

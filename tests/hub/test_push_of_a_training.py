@@ -20,7 +20,7 @@ from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer, 
 from hf_bitdistill.distillation.checkpoints import damage
 from hf_bitdistill.distillation.publishing import _whole_models
 from hf_bitdistill.hub import upload as upload_module
-from hf_bitdistill.hub.card import base_model_id
+from hf_bitdistill.cards.base_model import base_model_id
 from hf_bitdistill.hub.source import link_files, pack_folder
 from students import make_student
 

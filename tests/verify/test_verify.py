@@ -132,3 +132,21 @@ def test_deviation():
     found = [{"logits": [[4.0, 3.0], [2.3, 1.4]], "first": [5, 9]}]
     distance, same = deviation(expected, found)
     assert distance == pytest.approx((0 + ((0.09 + 0.16) / 2) ** 0.5) / 2) and same == 0.5
+
+
+def test_what_the_native_class_writes_knows_its_answers(copy, tmp_path):
+    from optimum.bitnet import BitNetModelForCausalLM
+    from optimum.bitnet.export import export
+
+    kept = (copy / REFERENCE_FILE).read_bytes()
+    # The same weights: what was answered when they were packed.
+    BitNetModelForCausalLM.from_pretrained(copy).save_pretrained(tmp_path / "same")
+    assert (tmp_path / "same" / REFERENCE_FILE).read_bytes() == kept
+    # Tables of 4 bits answer otherwise, and an export has no model in memory that could be asked.
+    BitNetModelForCausalLM.from_pretrained(copy).save_pretrained(tmp_path / "rounded", table_bits=4)
+    assert (tmp_path / "rounded" / REFERENCE_FILE).read_bytes() != kept
+    torch.manual_seed(0)
+    student = make_student("llama", options={"weight_granularity": "row"})
+    student.save_pretrained(tmp_path / "online")
+    export(str(tmp_path / "online"), tmp_path / "exported", dtype="float32", table_bits=32)
+    assert all(statuses(verify(tmp_path / "exported")).values())

@@ -1,7 +1,16 @@
 """Is a packed student on disk what was packed: `verify(folder)`; and what it answered then: `save_packed`, `write_reference`."""
 
-from .reference import REFERENCE_FILE, save_packed, write_reference
+from .reference import REFERENCE_FILE, carry_answers, keep_answers, save_packed, write_reference
 from .verify import Check, Verification, verify
 
 
-__all__ = ["REFERENCE_FILE", "Check", "Verification", "save_packed", "verify", "write_reference"]
+__all__ = [
+    "REFERENCE_FILE",
+    "Check",
+    "Verification",
+    "carry_answers",
+    "keep_answers",
+    "save_packed",
+    "verify",
+    "write_reference",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..atomic import write_text
+from ..config import is_classifier
 from ..evaluation.batching import evaluating, forward_logits, model_device
 from ..model_folder import REFERENCE_FILE
 
@@ -109,7 +111,33 @@ def write_reference(
         # As `verify` computes: roundings of 16 bits tip over those to integers.
         model = copy.deepcopy(model).to(torch.float32)
     vocabulary = model.config.get_text_config().vocab_size
-    found = answers_of(model, prompts(vocabulary, tokenizer))
+    return _write(folder, answers_of(model, prompts(vocabulary, tokenizer)))
+
+
+def keep_answers(folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path | None:
+    """Keep what a packed checkpoint that was written without a model in memory answers, for [`verify`]: it is loaded once.
+
+    Returns:
+        The file; `None` for a classifier, whose answers are not compared.
+    """
+    from .loaders import LOADERS, logits_of
+
+    config = AutoConfig.from_pretrained(folder)
+    if is_classifier(config):
+        return None
+    model, _ = LOADERS["native"](str(folder))
+    return _write(folder, answers(logits_of(model), prompts(config.get_text_config().vocab_size, tokenizer)))
+
+
+def carry_answers(model: str | Path, folder: str | Path) -> bool:
+    """Leave what a packed model answered beside the same weights in another folder; returns whether that was known."""
+    file = Path(model) / REFERENCE_FILE
+    if file.is_file():
+        shutil.copyfile(file, Path(folder) / REFERENCE_FILE)
+    return file.is_file()
+
+
+def _write(folder: str | Path, found: Sequence[Answer]) -> Path:
     file = Path(folder) / REFERENCE_FILE
     write_text(file, json.dumps({"version": 1, "answers": [asdict(each) for each in found]}) + "\n")
     return file

@@ -22,9 +22,9 @@ from ..digests import check_digests
 from ..json_files import read_json
 from ..locate import find_model
 from ..weight_files import find_weight_files, stale_files
+from .loaders import LOADERS
 from .reference import REFERENCE_FILE, deviation, read_reference
 from .tensors import LayerFacts, packed_layers
-from .worker import LOADERS
 
 
 # Of the logits' spread, in the median. A sound student of one task may be some tenths away on prompts that are nothing like it, where roundings

@@ -11,41 +11,19 @@ from typing import Any
 
 import torch
 
+from .loaders import LOADERS, logits_of
 from .reference import read_reference
-
-
-def _transformers(folder: str):
-    from transformers import AutoModelForCausalLM
-
-    import hf_bitdistill  # noqa: F401 (registers the quantizer)
-
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), "transformers"
-
-
-def _native(folder: str):
-    from optimum.bitnet import BitNetModelForCausalLM
-
-    model = BitNetModelForCausalLM.from_pretrained(folder)
-    return model, "native" if model.model is None else "transformers"
-
-
-LOADERS = {"transformers": _transformers, "native": _native}
 
 
 def _answers(loader: str, folder: str, reference: str) -> dict[str, Any]:
     model, backend = LOADERS[loader](folder)
-    found = []
-    with torch.no_grad():
-        for answer in read_reference(reference):
-            tokens = torch.tensor([answer.prompt])
-            output = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-            logits = output.logits[0, -len(answer.tokens) :].float()
-            if not torch.isfinite(logits).all():
-                raise FloatingPointError("its logits are not finite")
-            wanted = [
-                row[tokens].tolist() for row, tokens in zip(logits, map(torch.tensor, answer.tokens), strict=True)
-            ]
-            found.append({"logits": wanted, "first": logits.argmax(-1).tolist()})
+    run, found = logits_of(model), []
+    for answer in read_reference(reference):
+        logits = run(answer.prompt)[-len(answer.tokens) :].float()
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError("its logits are not finite")
+        wanted = [row[tokens].tolist() for row, tokens in zip(logits, map(torch.tensor, answer.tokens), strict=True)]
+        found.append({"logits": wanted, "first": logits.argmax(-1).tolist()})
     return {"backend": backend, "answers": found}
 
 

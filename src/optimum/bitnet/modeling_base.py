@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import CommitInfo
 from optimum.modeling_base import OptimizedModel
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_bitdistill import pack, push_to_hub, quantize_head
 from hf_bitdistill.config import QUANT_METHOD
@@ -23,6 +23,7 @@ from hf_bitdistill.locate import find_model
 from hf_bitdistill.model_folder import check_output, replace_model
 from hf_bitdistill.preflight import read_config, read_hub_config
 from hf_bitdistill.surgery import is_student, student_config
+from hf_bitdistill.verify import carry_answers, keep_answers
 from hf_bitdistill.weight_files import find_weight_files, folder_of
 
 
@@ -287,6 +288,10 @@ class BitNetModel(OptimizedModel):
                 self.model.save_pretrained(staging, max_shard_size=max_shard_size)
             else:
                 self._save_pretrained(staging, max_shard_size, **stored)
+        as_it_is = self.model is None and not stored and not self._student.needs_export
+        if self.quantization_config is not None and not (as_it_is and carry_answers(self._source, folder)):
+            tokenizers = (each for each in self.preprocessors if isinstance(each, PreTrainedTokenizerBase))
+            keep_answers(folder, next(tokenizers, None))
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), max_shard_size=max_shard_size, **kwargs)
 

@@ -47,6 +47,7 @@ class BitNetCommand(BaseOptimumCLICommand):
         _command("distill", "distil a teacher into a ternary student on a task"),
         _command("pack", "pack a trained student into 2 bits a weight"),
         _command("verify", "whether a packed student, here or on the Hub, is the one that was packed"),
+        _command("card", "make or refresh the card of a student: what it is, what was measured, how it is loaded"),
         _command("push", "publish a student on the Hugging Face Hub, packed"),
         _command("evaluate", "measure a model on a task, or its perplexity on a text"),
         _command("benchmark", "speed, memory and size of a packed model on this CPU, against other systems"),

@@ -11,6 +11,7 @@ from hf_bitdistill.recipe.efforts import Effort
 from hf_bitdistill.recipe.plan import Plan, Planned, round_title, start_title
 from hf_bitdistill.recipe.progress import Progress
 from hf_bitdistill.recipe.run import _Run
+from hf_bitdistill.recipe.settings import parse_budget
 
 
 class Scripted(_Run):
@@ -28,6 +29,7 @@ class Scripted(_Run):
         self.script, self.ran = script, []
         self.progress, self.choices, self.data = Progress(io.StringIO()), [], {}
         self.seconds = {}
+        self.budget = parse_budget(budget) if budget else None
         self.plan = Plan([Planned(title, 0, 0, seconds, number > 0) for number, title in enumerate(script)])
 
     def stage(self, title, kind, names, work, parent, **identity):

@@ -24,6 +24,9 @@ ONLY_PROMPT = "only the prompt left after truncation"
 #: Tokens of a conversation, or of a prompt with its completion, unless something else is asked for.
 DEFAULT_LENGTH = 1024
 
+#: Tokens of a block of plain text to train on, unless something else is asked for.
+DEFAULT_BLOCK = 256
+
 # Longer than any text.
 _NO_LIMIT = sys.maxsize // 2
 

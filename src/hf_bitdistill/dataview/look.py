@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.cleaning import EMPTY
 from ..data.conversations import Turns
 from ..data.corpus import pack_texts
-from ..data.encoding import DEFAULT_LENGTH, encode_rows, trained_tokens
+from ..data.encoding import DEFAULT_BLOCK, DEFAULT_LENGTH, encode_rows, trained_tokens
 from ..data.loading import select_columns
 from ..data.pieces import PIECE, PieceCutter, text_encoder
 from ..data.preprocessing import IGNORE_INDEX
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Tokens of a block of plain text.
-_BLOCK = 512
 # Longest and most samples' candidates read: those shown are spread over the lengths.
 _BATCH = 512
 
@@ -123,7 +122,7 @@ def look_at(
         tokenizer: The model's.
         model: Its name, for the report.
         task: What the rows are; default: what their columns say (with ``text_columns``, ``label_column``, ``label_words``).
-        max_length: Tokens of a row, of plain text of a block. Default: the task's, or 1024 (a block: 512), at most ``context``.
+        max_length: Tokens of a row, of plain text of a block. Default: the task's, or 1024 (a block: 256), at most ``context``.
         context: The longest sequence that the model reads.
         turns: Of conversations: which of the assistant's are learned.
         use_chat_template: Of a task: prompts go into the tokenizer's chat template.
@@ -183,7 +182,7 @@ def _limit(recognized: Recognized, asked: int | None, context: int | None) -> tu
     if recognized.kind == "task":
         limit, origin = recognized.task.max_length, "the task's"
     else:
-        limit, origin = _BLOCK if recognized.kind == "text" else DEFAULT_LENGTH, "the default"
+        limit, origin = DEFAULT_BLOCK if recognized.kind == "text" else DEFAULT_LENGTH, "the default"
     return (context, "the model's context") if context is not None and context < limit else (limit, origin)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
+from ..data.cleaning import usable_rows
 from ..data.conversations import Encoded, encode_completions, encode_conversations
 from ..data.corpus import pack_corpus
+from ..data.encoding import DEFAULT_LENGTH
 from ..data.fingerprint import fingerprint_rows
-from ..data.loading import load_task_dataset, task_rows
+from ..data.loading import load_task_dataset
 from ..data.sources import load_rows_to_measure
-from ..data.tasks import Task
 from .record import Measurement
 
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 #: Chooses a part of the rows, and the part of the training rows that stands in where there is no split to measure on.
 ROWS_SEED = 0
 
-#: Tokens of a conversation, a prompt with its completion, or a block of plain text, unless something else was asked for.
-DEFAULT_LENGTH = 512
+#: Tokens of a block of plain text to measure on, unless something else was asked for.
+BLOCK_TO_MEASURE = 512
 
 
 def few(dataset: Dataset, limit: int | None) -> Dataset:
@@ -30,26 +30,6 @@ def few(dataset: Dataset, limit: int | None) -> Dataset:
     if not limit or len(dataset) <= limit:
         return dataset
     return dataset.shuffle(seed=ROWS_SEED).select(range(limit))
-
-
-def without_gaps(task: Task, dataset: Dataset) -> tuple[Dataset, Counter[str]]:
-    """The rows of a task that have every text and an answer, and how many have not, by kind."""
-    names = {
-        name: next(
-            (other for other in (name, *task.field_aliases.get(name, ())) if other in dataset.column_names), name
-        )
-        for name in task.columns
-    }
-    reasons: dict[int, str] = {}
-    for name, other in names.items():
-        if other not in dataset.column_names:
-            continue
-        for row, value in enumerate(dataset[other]):
-            if value is None or (isinstance(value, str) and not value.strip()):
-                reasons.setdefault(row, "without label" if name == task.target_field else f"empty {name}")
-    if reasons:
-        dataset = dataset.select([row for row in range(len(dataset)) if row not in reasons])
-    return dataset, Counter(reasons.values())
 
 
 def text_blocks(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, size: int, column: str) -> Dataset:
@@ -104,11 +84,9 @@ def _encode(dataset: Dataset, how: Measurement, tokenizer: PreTrainedTokenizerBa
     source = str(how.dataset)
     if how.kind == "task":
         assert how.task is not None
-        usable, _ = without_gaps(how.task, dataset)
-        if not len(usable):
-            raise ValueError(f"{source}: no row has a text and an answer")
-        return few(task_rows(usable, how.task, source), how.limit)
-    length = how.max_length or DEFAULT_LENGTH
+        usable, _ = usable_rows(dataset, how.task, source)
+        return few(usable, how.limit)
     if how.kind == "text":
-        return few(text_blocks(dataset, tokenizer, length, how.column or "text"), how.limit)
-    return encode_answers(few(dataset, how.limit), how, tokenizer, length).dataset
+        size = how.max_length or BLOCK_TO_MEASURE
+        return few(text_blocks(dataset, tokenizer, size, how.column or "text"), how.limit)
+    return encode_answers(few(dataset, how.limit), how, tokenizer, how.max_length or DEFAULT_LENGTH).dataset

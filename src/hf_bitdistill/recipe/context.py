@@ -82,6 +82,8 @@ class Context:
         self.choices: list[str] = []
         self.kept: list[str] = []
         self.plan = Plan()
+        # Seconds for the stages, if there is a limit.
+        self.budget: float | None = None
 
     @cached_property
     def evaluation(self) -> str:
@@ -128,8 +130,8 @@ class Context:
             self.plan = make_plan(work, settings, measured, self.fine_tunes)
         else:
             # Of the run as a whole: the probe has had its part.
-            budget = max(parse_budget(settings.budget) - stage.result["seconds"], 0.0)
-            self.work, self.plan = fit(work, settings, measured, self.fine_tunes, budget)
+            self.budget = max(parse_budget(settings.budget) - stage.result["seconds"], 0.0)
+            self.work, self.plan = fit(work, settings, measured, self.fine_tunes, self.budget)
             self.choices.append(
                 f"of the effort {settings.effort} {self.plan.factor:g} times the amounts fit the budget of {settings.budget}"
             )
@@ -138,14 +140,14 @@ class Context:
 
     def has_time(self, title: str) -> bool:
         """Whether a stage that was only perhaps to run fits the budget, with all that must come after it."""
-        if self.settings.budget is None:
+        if self.budget is None:
             return True
         expected = {each.title: each for each in self.plan.stages}
         done = sum(self.seconds.values())
         after = sum(
             each.seconds for each in self.plan.stages if each.title not in self.seconds and not each.on_condition
         )
-        return done + after + expected[title].seconds <= parse_budget(self.settings.budget)
+        return done + after + expected[title].seconds <= self.budget
 
     # ---- Stages ----
 

@@ -16,13 +16,15 @@ from datasets import Dataset
 
 from ..data import Task, build_dataset, get_task
 from ..data.checks import context_length
-from ..data.loading import load_task_dataset, task_rows
+from ..data.cleaning import check_left_out, usable_rows
+from ..data.encoding import DEFAULT_BLOCK, DEFAULT_LENGTH
+from ..data.loading import load_task_dataset
 from ..data.recognition import recognize
 from ..data.sources import load_examples
 from ..data.tasks import TASKS, WRITTEN_METRICS
 from ..evaluation import evaluate_task
 from ..evaluation.record import Measurement
-from ..evaluation.rows import DEFAULT_LENGTH, ROWS_SEED, encode_answers, few, text_blocks, without_gaps
+from ..evaluation.rows import ROWS_SEED, encode_answers, few, text_blocks
 from .measure import Measured, Score, majority_share, measure_answers, measure_classes, unigram_accuracy
 from .settings import RecipeError, RecipeSettings
 
@@ -244,8 +246,10 @@ class _Loader:
 
     def _task(self, task: Task, source: str, train: Dataset, evaluation: Dataset) -> Examples:
         length = self._length(task.max_length)
-        train, evaluation = self._usable(task, train, count=True), self._usable(task, evaluation)
-        train, evaluation = task_rows(train, task, source), task_rows(evaluation, task, source)
+        self.read += len(train)
+        train, left_out = usable_rows(train, task, source)
+        self.left_out.update(left_out)
+        evaluation, _ = usable_rows(evaluation, task, source)
         rest, held_out = self._cut(train)
         limit = self.eval_rows
         if task.metric in WRITTEN_METRICS:
@@ -292,7 +296,7 @@ class _Loader:
         return _Answers("answers", description, encoded, encoded_held_out, measured, self.tokenizer, rows, how)
 
     def _text(self, column: str, source: str, train: Dataset, evaluation: Dataset) -> Examples:
-        size = self._length(256)
+        size = self._length(DEFAULT_BLOCK)
         texts = [text for text in train[column] if text]
         self.read += len(train)
         self.left_out["empty"] += len(train) - len(texts)
@@ -327,16 +331,6 @@ class _Loader:
 
     # ---- Rows ----
 
-    def _usable(self, task: Task, dataset: Dataset, count: bool = False) -> Dataset:
-        """Without rows that lack a text or an answer."""
-        usable, reasons = without_gaps(task, dataset)
-        if count:
-            self.read += len(dataset)
-            self.left_out.update(reasons)
-        if not len(usable):
-            raise RecipeError(f"{self.settings.dataset}: no row has a text and an answer")
-        return usable
-
     def _cut(self, dataset: Dataset) -> tuple[Dataset, Dataset]:
         """Training rows, and the held-out part of them."""
         count = min(self.held_out_rows, max(1, int(len(dataset) * _LARGEST_HELD_OUT_SHARE)))
@@ -358,17 +352,14 @@ class _Loader:
         """Rows by what became of them.
 
         Raises:
-            RecipeError: too many are left out.
+            ValueError: too many are left out.
         """
-        left_out = {reason: count for reason, count in self.left_out.items() if count}
-        total = sum(left_out.values())
-        if total > self.settings.max_left_out * self.read:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-            raise RecipeError(
-                f"{total} of {self.read} training rows cannot be used ({reasons}), more than max_left_out "
-                f"{self.settings.max_left_out:.0%}: mend the data, raise max_length for what is too long, or raise max_left_out"
-            )
-        return {"read": self.read, "trained on": kept, **left_out}
+        check_left_out(self.left_out, self.read, str(self.settings.dataset), self.settings.max_left_out)
+        return {
+            "read": self.read,
+            "trained on": kept,
+            **{name: count for name, count in self.left_out.items() if count},
+        }
 
     def _describe(self, text: str, train: Dataset, held_out: Dataset, evaluation: Dataset) -> str:
         parts = [f"{len(train)} to train on, {len(held_out)} of the training rows held out for choices"]

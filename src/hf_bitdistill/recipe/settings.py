@@ -90,7 +90,9 @@ class RecipeSettings(EffortArguments):
     label_column: str | None = _option(None, "Column with the label.")
     label_words: list[str] | None = _option(None, "The answer of each class, in order.")  # noqa: RUF009
     turns: str = _option("all", "Assistant turns of a conversation that are learned.", choices=["all", "last"])
-    max_length: int | None = _option(None, "Tokens of an example. Default: the task's, or 512.")
+    max_length: int | None = _option(
+        None, "Tokens of an example. Default: the task's, or 1024; of plain text, blocks of 256."
+    )
     max_left_out: float = _option(0.1, "Share of the rows that may be unusable before the run stops.")
     corpus: str | None = _option(None, "Plain text for continual pre-training: file, folder or Hub id.")
     teacher: str | None = _option(

@@ -33,6 +33,9 @@ from .weight_files import EXPLICIT_NAME, is_staging, is_weight_file, new_staging
 EVALUATION_FILE, WARM_START_REPORT, REFERENCE_FILE = "evaluation.json", "warm_start.json", "verification.json"
 RECORDS = (EVALUATION_FILE, WARM_START_REPORT, REFERENCE_FILE)
 
+#: In the folder of a run of the recipe: the packed student's folder, that of the stages, what was measured.
+PACKED, STAGES, RESULT_FILE = "packed", "stages", "result.json"
+
 # What safetensors itself leaves when it is killed while it writes.
 _SAFETENSORS_LEFTOVER = re.compile(r"\.tmp[A-Za-z0-9]{6}")
 

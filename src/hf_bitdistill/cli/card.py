@@ -14,8 +14,9 @@ from ..cards import CARD, CardFacts, build_card, write_card
 from ..cards.folder import folder_facts
 from ..environment import describe_environment
 from ..hub.source import find_source
+from ..model_folder import RESULT_FILE
 from ..recipe.card import BY, run_facts, speed_table
-from ..recipe.result import PACKED_ROW, RESULT_FILE, RecipeResult
+from ..recipe.result import PACKED_ROW, RecipeResult
 from ..recipe.speed import tokens_per_second
 from .runs import set_aside
 

@@ -25,7 +25,7 @@ from ..cards import CARD
 from ..config import QUANT_METHOD, is_classifier
 from ..json_files import read_json
 from ..locate import find_model
-from ..model_folder import REFERENCE_FILE
+from ..model_folder import EVALUATION_FILE, PACKED, REFERENCE_FILE, RESULT_FILE, STAGES, WARM_START_REPORT
 from ..packing import pack
 from ..verify import save_packed
 from ..weight_files import EXPLICIT_NAME, local_weight_files
@@ -43,7 +43,7 @@ _TOKENIZER = (
 )  # fmt: skip
 # Written by people, or by this library for people: local paths are taken out of them.
 _DOCUMENTS = (
-    CARD, "LICENSE*", "NOTICE*", "evaluation.json", "*_results.json", "result.json", "warm_start.json", "report.html",
+    CARD, "LICENSE*", "NOTICE*", EVALUATION_FILE, "*_results.json", RESULT_FILE, WARM_START_REPORT, "report.html",
     ".eval_results/*.yaml",
 )  # fmt: skip
 _AS_THEY_ARE = ("report/*.png", "report/*.svg", "*.gguf")
@@ -91,7 +91,7 @@ def find_source(folder: str | Path) -> Source:
         CheckpointError: its config.json is damaged.
     """
     folder = Path(folder).expanduser()
-    run = folder / "packed"
+    run = folder / PACKED
     if not (folder / CONFIG_NAME).is_file() and (run / CONFIG_NAME).is_file():
         return Source(run, _student_of_run(folder), (run, folder), run.name)
     if not folder.is_dir():
@@ -109,13 +109,13 @@ def find_source(folder: str | Path) -> Source:
 
 def _student_of_run(folder: Path) -> Path | None:
     """The trainable student of a run of the recipe, also of one that was moved."""
-    if not (folder / "result.json").is_file():
+    if not (folder / RESULT_FILE).is_file():
         return None
-    paths = read_json(folder / "result.json").get("paths")
+    paths = read_json(folder / RESULT_FILE).get("paths")
     if not isinstance(paths, dict) or not isinstance(paths.get("student"), str):
         return None
     named = Path(paths["student"])
-    below = folder.joinpath(*named.parts[named.parts.index("stages") :]) if "stages" in named.parts else named
+    below = folder.joinpath(*named.parts[named.parts.index(STAGES) :]) if STAGES in named.parts else named
     return next((place for place in (below, named) if (place / CONFIG_NAME).is_file()), None)
 
 

@@ -13,6 +13,7 @@ from ..cli.runs import check_output_dir
 from ..data.fingerprint import fingerprint_rows
 from ..distillation import check_same_tokenizer
 from ..environment import describe_environment
+from ..model_folder import STAGES
 from ..weight_files import size_of_weights
 from . import examples as example_kinds
 from . import rules
@@ -24,9 +25,6 @@ from .settings import RecipeSettings, parse_budget
 from .stages import Work, adapted_model, check_source, held_out, is_adapter
 from .store import Stage, StageStore, fingerprint_model
 from .train import Machine, fast_bf16, others_load
-
-
-STAGES = "stages"
 
 
 @dataclass(frozen=True)

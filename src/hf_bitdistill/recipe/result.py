@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..json_files import read_json
+from ..model_folder import RESULT_FILE
 from ..report.figures import loss_names, loss_units, plot_bars, plot_panels, plot_points
 from ..report.page import image, write_page
 from ..report.tables import html_table
@@ -15,7 +16,7 @@ from .progress import duration
 from .store import write_json
 
 
-RESULT_FILE, PAGE = "result.json", "report.html"
+PAGE = "report.html"
 # Name of the final student in the table.
 PACKED_ROW = "ternary student, packed"
 

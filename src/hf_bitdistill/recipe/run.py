@@ -13,6 +13,7 @@ from typing import Any
 from ..atomic import folder_aside
 from ..cards import write_card
 from ..environment import describe_environment
+from ..model_folder import PACKED
 from . import rules
 from .card import record_of, run_facts
 from .context import Context, Given
@@ -40,7 +41,7 @@ from .stages import is_adapter
 from .store import Stage, alone, fingerprint_model, fingerprint_text, write_json
 
 
-SETTINGS_FILE, PACKED = "recipe.json", "packed"
+SETTINGS_FILE = "recipe.json"
 
 
 @dataclass

@@ -20,6 +20,7 @@ COMMANDS = {
     "pack": "pack a trained student into 2 bits a weight",
     "verify": "whether a packed student, here or on the Hub, is the one that was packed",
     "push": "publish a student on the Hugging Face Hub, packed",
+    "export": "a packed student in the files of other programs: llama.cpp, bitnet.cpp, transformers alone",
     "evaluate": "measure a model on a task, or its perplexity on a text",
     "benchmark": "speed, memory and size of a packed model on this CPU, against other systems",
     "report": "losses, scores and weights of a run on one HTML page",

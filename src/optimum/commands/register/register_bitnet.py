@@ -48,6 +48,9 @@ class BitNetCommand(BaseOptimumCLICommand):
         _command("pack", "pack a trained student into 2 bits a weight"),
         _command("verify", "whether a packed student, here or on the Hub, is the one that was packed"),
         _command("push", "publish a student on the Hugging Face Hub, packed"),
+        _command(
+            "export", "a packed student in the files of other programs: llama.cpp, bitnet.cpp, transformers alone"
+        ),
         _command("evaluate", "measure a model on a task, or its perplexity on a text"),
         _command("benchmark", "speed, memory and size of a packed model on this CPU, against other systems"),
         _command("report", "losses, scores and weights of a run on one HTML page"),

@@ -24,6 +24,8 @@ COMMANDS = {
     "evaluate": "measure a model on a task, or its perplexity on a text",
     "benchmark": "speed, memory and size of a packed model on this CPU, against other systems",
     "report": "losses, scores and weights of a run on one HTML page",
+    "exec": "run a Python program that loads ternary models as if it imported hf_bitdistill",
+    "autoload": "have every Python program of this environment load ternary models: on, off, status",
     "env": "what is installed, and what computes",
 }
 

@@ -1,0 +1,101 @@
+"""`bitdistill exec` and `bitdistill autoload`: programs that load a packed student and never import this package."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+
+import pytest
+
+from hf_bitdistill import pack
+from hf_bitdistill.cli.main import main
+from students import make_student
+
+
+# Exits with the number that it reads, so that arguments, input, output and status are all looked at.
+PROGRAM = """
+import subprocess, sys
+from transformers import AutoModelForCausalLM, pipeline
+
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+print(type(model.get_submodule("model.layers.0.mlp.down_proj")).__name__, __name__, sys.argv[2:])
+answer = pipeline("text-generation", model=sys.argv[1])("a dull story", max_new_tokens=4, do_sample=False)
+assert len(answer[0]["generated_text"]) > len("a dull story")
+hook = "import sys; print(any(type(finder).__name__ == 'HfBitDistillHook' for finder in sys.meta_path))"
+print(subprocess.run([sys.executable, "-c", hook], capture_output=True, text=True).stdout.strip())
+sys.exit(int(sys.stdin.read()))
+"""
+
+
+@pytest.fixture
+def packed(tmp_path, tiny_tokenizer):
+    pack(make_student(vocab_size=384)).save_pretrained(tmp_path / "packed")
+    tiny_tokenizer.save_pretrained(tmp_path / "packed")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    return tmp_path / "packed"
+
+
+def run(*command):
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(
+        list(map(str, command)), env=inherited, input="7", capture_output=True, text=True, timeout=280
+    )
+
+
+def test_exec(packed, tmp_path):
+    program = tmp_path / "program.py"
+    done = run(sys.executable, "-m", "hf_bitdistill.cli.main", "exec", "--", program, packed, "--flag", "a b")
+    assert done.stdout.splitlines() == ["TernaryLinear __main__ ['--flag', 'a b']", "True"], done.stderr
+    assert done.returncode == 7
+
+
+def test_autoload(packed, tmp_path):
+    venv.create(tmp_path / "venv", symlinks=True, with_pip=False)
+    (own,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    # All that is installed here, editable installations included.
+    (own / "all.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    python = tmp_path / "venv/bin/python"
+    done = run(python, "-m", "hf_bitdistill.cli.main", "autoload", "on")
+    assert done.stdout == f"on: {own / 'hf_bitdistill_autoload.pth'}\n", done.stderr
+    done = run(python, tmp_path / "program.py", packed)
+    assert done.stdout.splitlines() == ["TernaryLinear __main__ []", "True"], done.stderr
+    assert done.returncode == 7
+
+
+def test_what_is_refused_is_one_line(capsys):
+    assert main(["exec", "--", "no-such-program"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("bitdistill exec: error: there is no program 'no-such-program'") and error.count("\n") == 1
+
+
+def test_what_is_run(monkeypatch, tmp_path):
+    called = []
+    monkeypatch.setattr(os, "execve", lambda *arguments: called.append(arguments))
+    assert main(["exec", "-m", "module", "--", "-x"]) == 0
+    ((program, command, environment),) = called
+    assert (program, command) == (sys.executable, [sys.executable, "-m", "module", "--", "-x"])
+    assert environment["PYTHONPATH"].split(os.pathsep)[0].endswith("path")
+
+
+def test_status(monkeypatch, tmp_path, capsys):
+    from hf_bitdistill.autoload import start_file
+
+    monkeypatch.setattr(start_file, "environment_folder", lambda: tmp_path)
+    monkeypatch.setattr(start_file.site, "ENABLE_USER_SITE", False)
+    active = [False]
+    monkeypatch.setattr(start_file, "is_active", lambda: active[0])
+
+    def said(action):
+        assert main(["autoload", action]) == 0
+        return capsys.readouterr().out
+
+    file = tmp_path / start_file.FILE_NAME
+    assert said("status") == "off\n" and said("off") == "off\n"
+    active[0] = True
+    assert said("on") == said("status") == f"on: {file}\n"
+    file.write_text("# nothing\n")
+    active[0] = False
+    assert f"on: {file}, of another installation" in said("status")
+    assert said("off") == f"off: removed {file}\n" and not file.exists()
+    assert main(["autoload", "on"]) == 1 and "does not run start-up files" in capsys.readouterr().err

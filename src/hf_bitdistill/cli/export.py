@@ -9,6 +9,7 @@ import importlib
 FORMATS = {
     "gguf": "one file for llama.cpp and what is built on it (Ollama, LM Studio)",
     "i2_s": "one file for bitnet.cpp, microsoft/BitNet's fork of llama.cpp",
+    "transformers": "a checkpoint that transformers loads without this package",
 }
 
 

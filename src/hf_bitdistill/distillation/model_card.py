@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..hub.card import CITATION, LOADING, base_model_id, exact_model_id
+from ..hub.card import CITATION, LOADING, WITHOUT_IMPORT, base_model_id, exact_model_id
 from .terms import TERMS
 
 
@@ -117,6 +117,7 @@ def build_model_card(
             "## Loading",
             "`pip install hf-bitdistill`, then:",
             LOADING.format(auto_class=auto_class, name=name, options=""),
+            WITHOUT_IMPORT,
         ]
     settings = [(name, getattr(trainer.args, name)) for name in _HYPER_PARAMETERS]
     settings = [(name, getattr(value, "value", value)) for name, value in settings]

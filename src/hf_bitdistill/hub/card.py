@@ -33,6 +33,11 @@ from transformers import {auto_class}
 model = {auto_class}.from_pretrained("{name}"{options})
 ```"""
 
+WITHOUT_IMPORT = (
+    "Programs that do not import hf_bitdistill (lm_eval, `transformers serve`) are started with `bitdistill exec -- PROGRAM`, or as ever "
+    "after `bitdistill autoload on`."
+)
+
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 _FARTHEST = 5  # folders that name folders
 
@@ -110,7 +115,7 @@ def plain_card(name: str, config: Any, base: str | None, push_format: str = "pac
     if not ternary:
         return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"
     parts.insert(1, "Needs `pip install hf-bitdistill` and `import hf_bitdistill` before it is loaded.")
-    parts.append("## Loading")
+    parts += ["## Loading", WITHOUT_IMPORT]
     if push_format != "online":
         parts.append(LOADING.format(auto_class=auto_class, name=name, options=""))
     if push_format != "packed":

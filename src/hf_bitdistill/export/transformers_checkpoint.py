@@ -1,0 +1,210 @@
+"""A checkpoint that transformers loads without this package: in its own `bitnet` format, or in floats."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.quantizers_utils import should_convert_module
+from transformers.utils.quantization_config import BitNetQuantConfig
+
+from ..config import is_classifier
+from ..config_note import remove_note
+from ..decoder.students import HEADS, Student
+from ..evaluation.record import carry_record
+from ..model_folder import check_output, replace_model
+from ..packing import packed_dtype
+from ..quantization import dequantize_table, effective_weight, unpack_ternary
+from ..weight_files import find_weight_files
+from .companions import carry_card, carry_settings
+from .errors import UnsupportedExportError
+from .transformers_form import Form, find_form, ternary_layers
+
+
+LinearClass = Literal["autobitlinear", "bitlinear"]
+LINEAR_CLASSES = ("autobitlinear", "bitlinear")
+
+
+def export_transformers(
+    model_id: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    dense: bool = False,
+    linear_class: LinearClass = "autobitlinear",
+    dtype: str | torch.dtype | None = None,
+    max_shard_size: str = "50GB",
+    **hub: Any,
+) -> PreTrainedConfig:
+    """Write a student so that transformers alone loads it, with tokenizer, generation settings and card.
+
+    | student | what is written |
+    |---|---|
+    | a Llama, Mistral or Qwen2 with SubLNs before its output projections (`sub_norm="output"`) | `BitNetForCausalLM` |
+    | SubLNs before all ternary layers (`sub_norm="all"`), any architecture | the same architecture, `use_rms_norm` |
+    | no SubLNs (`sub_norm="none"`), any architecture | the same architecture |
+
+    Ternary weights stay packed, 2 bits each, in the format that transformers calls "bitnet", unless `dense`. They have one scale a matrix
+    there, which in a model loaded in 16 bits is rounded to these; `dtype=torch.float32` in `from_pretrained` computes what this library does.
+
+    Args:
+        model_id: folder or Hub id of a student, packed or not, or of a BitNet checkpoint in a format of transformers.
+        output: folder to write; an older model there is replaced when the new one is complete.
+        dense: the effective weights in ordinary linear layers, no quantisation left: for programs that know no "bitnet". Activations are not
+            rounded to 8 bits then, so its logits differ a little.
+        linear_class: `"autobitlinear"` unpacks the weights once, when the model is loaded; `"bitlinear"` keeps 2 bits a weight in memory and
+            unpacks them at every call, slowly.
+        dtype: of what is not ternary; default: as it is stored, and as [`hf_bitdistill.pack`] does where the student is not packed; bfloat16
+            for all of a dense one.
+        hub: options of `from_pretrained` of transformers (`revision`, `token`, ...).
+
+    Returns:
+        The config that was written.
+
+    Raises:
+        UnsupportedExportError: transformers has no such model; says why, and what to use instead.
+        NotAStudentError: it is no ternary checkpoint.
+        CheckpointError: a damaged file; names file and tensor.
+        ValueError: an option has no meaning, or `output` is, lies in or contains the folder of the model.
+        OSError: no such model.
+    """
+    model_id, folder = str(model_id), Path(output)
+    if linear_class not in LINEAR_CLASSES:
+        raise ValueError(f"linear_class={linear_class!r} is not supported; choose one of {LINEAR_CLASSES}.")
+    check_output(folder, model=model_id)
+    config = AutoConfig.from_pretrained(model_id, **hub)
+    head = "sequence_classification" if is_classifier(config) else "causal_lm"
+    student = Student(config, find_weight_files(model_id, config, **hub), head)
+    form = find_form(student, dense)
+    with torch.device("meta"):
+        stock = HEADS[head].from_config(form.config)
+    kept = _kept_modules(stock, student)
+    target = _dtype(student, dense, dtype)
+    try:
+        floats = dict(student.offline_tensors(target, 32 if dense else 16 if student.needs_export else None))
+        _widen_tables(floats, student, target)
+    finally:
+        student.files.close()
+    tensors = _convert(floats, student, form, stock, None if dense else linear_class, target)
+    _check_complete(tensors, stock, form, None if dense else ternary_layers(student.model))
+    written = form.config
+    remove_note(written)
+    written.dtype = target or written.dtype
+    if not dense:
+        written.quantization_config = BitNetQuantConfig(
+            modules_to_not_convert=kept,
+            linear_class=linear_class,
+            quantization_mode="offline",
+            use_rms_norm=form.rms_norm_eps is not None,
+            rms_norm_eps=form.rms_norm_eps,
+        )
+    with replace_model(folder) as staging:
+        save_torch_state_dict(tensors, staging, max_shard_size=max_shard_size, metadata={"format": "pt"})
+        written.save_pretrained(staging)
+        carry_settings(model_id, staging, **hub)
+        carry_card(model_id, staging, _note(written, dense), **hub)
+        if not dense:
+            carry_record(model_id, staging)
+    return written
+
+
+def _dtype(student: Student, dense: bool, dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """What floats are written in, `None`: as they are stored."""
+    if dtype is None and not dense and not student.needs_export:
+        return None
+    return packed_dtype(dtype or ("bfloat16" if dense else None), 16, student.config.quantization_config)
+
+
+def _kept_modules(stock: PreTrainedModel, student: Student) -> list[str]:
+    """The linear layers that transformers must leave alone."""
+    ternary = ternary_layers(student.model)
+    modules = dict(stock.named_modules())
+    for name in ternary:
+        if name not in modules:
+            raise UnsupportedExportError(
+                f"{type(stock).__name__} of transformers has no {name}: the experts of a mixture are one tensor there, and separate here."
+            )
+    linears = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
+    kept = sorted(linears - ternary.keys())
+    if wrong := {name for name in linears if should_convert_module(name, kept)} ^ (linears & ternary.keys()):
+        raise UnsupportedExportError(
+            f"transformers takes {min(wrong)} for a layer of another name that stays in floats."
+        )
+    return kept
+
+
+def _widen_tables(tensors: dict[str, Tensor], student: Student, target: torch.dtype | None) -> None:
+    """Embedding and head in floats, where they are stored in integers."""
+    ternary = {f"{name}.weight" for name in ternary_layers(student.model)}
+    for name in [name for name in tensors if f"{name}_scale" in tensors and name not in ternary]:
+        stored = student.stored_form(name)
+        if stored is not None:
+            table = dequantize_table(tensors[name], tensors.pop(f"{name}_scale"), stored.columns)
+            tensors[name] = table.to(target or stored.dtype)
+
+
+def _convert(
+    floats: dict[str, Tensor],
+    student: Student,
+    form: Form,
+    stock: PreTrainedModel,
+    linear_class: LinearClass | None,
+    target: torch.dtype | None,
+) -> dict[str, Tensor]:
+    """The tensors of the checkpoint, by their names there, from those of our offline form, which are used up."""
+    tensors = {form.names.get(name, name): tensor for name, tensor in floats.items()}
+    floats.clear()
+    ternary = ternary_layers(student.model)
+    for name, factor in form.factors.items():
+        for tensor in (f"{name}.weight_scale" if name in ternary else f"{name}.weight", f"{name}.bias"):
+            if tensor in tensors:
+                tensors[tensor] = (tensors[tensor].float() * factor).to(tensors[tensor].dtype)
+    for name, layer in ternary.items():
+        weight, scale, bias = (f"{name}.{part}" for part in ("weight", "weight_scale", "bias"))
+        if linear_class is None:
+            codes = unpack_ternary(tensors[weight], layer.out_features)
+            value = effective_weight(codes, tensors.pop(scale), layer.group_size).to(target)
+            tensors[weight] = value.T.contiguous() if isinstance(stock.get_submodule(name), Conv1D) else value
+        elif not isinstance(stock.get_submodule(name), nn.Linear):
+            raise UnsupportedExportError(
+                f"{name} is a {type(stock.get_submodule(name)).__name__}, which transformers' bitnet method leaves in floats: use --dense."
+            )
+        elif linear_class == "bitlinear":
+            tensors[scale] = 1.0 / tensors[scale]
+        elif bias in tensors:  # its scale multiplies the bias too
+            tensors[bias] = (tensors[bias].float() / tensors[scale]).to(tensors[bias].dtype)
+    some = next(tensor.dtype for name, tensor in tensors.items() if tensor.is_floating_point() and "scale" not in name)
+    tensors |= {name: torch.zeros(length, dtype=some) for name, length in form.zeros.items()}
+    return tensors
+
+
+def _check_complete(
+    tensors: dict[str, Tensor], stock: PreTrainedModel, form: Form, packed: dict[str, nn.Module] | None
+) -> None:
+    """Every tensor of the model is there and has its shape, and there are no others."""
+    expected = {name: tuple(tensor.shape) for name, tensor in stock.state_dict().items()}
+    for name, layer in (packed or {}).items():
+        expected[f"{name}.weight"] = (layer.out_features // 4, layer.in_features)
+        expected[f"{name}.weight_scale"] = (1,)
+        if form.rms_norm_eps is not None:
+            expected[f"{name}.rms_norm.weight"] = (layer.in_features,)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if found.get(name) != expected.get(name) and not (name in stock.all_tied_weights_keys and name not in found):
+            raise UnsupportedExportError(
+                f"tensor {name!r}: {type(stock).__name__} of transformers has {expected.get(name, 'none')}, the student "
+                f"{found.get(name, 'none')}."
+            )
+
+
+def _note(config: PreTrainedConfig, dense: bool) -> str:
+    auto_class = "AutoModelForSequenceClassification" if is_classifier(config) else "AutoModelForCausalLM"
+    note = f"**transformers alone loads this copy**: `{auto_class}.from_pretrained`, no `import hf_bitdistill`. It was written by "
+    note += "`bitdistill export transformers --dense`: the ternary weights in floats, and activations that are not rounded to 8 bits, so " \
+        "that its logits differ a little from the student's." if dense else "`bitdistill export transformers`."  # fmt: skip
+    return note + " What is said of loading below is about the student that it was made from."

@@ -27,6 +27,8 @@ _LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 _OUTPUT, _ALL, _NONE = ({"sub_norm": name} for name in ("output", "all", "none"))
+# What is kept in full precision has no SubLN.
+_MASSIVE = ["layers.0.mlp.down_proj", "layers.1.self_attn.v_proj", "layers.1.self_attn.o_proj"]
 
 # name -> (model type, options of the student, of its config, of the export, the class that it becomes)
 STUDENTS = {
@@ -34,7 +36,10 @@ STUDENTS = {
     "llama": ("llama", {**_OUTPUT, "sub_norm_eps": 1e-3}, {"rms_norm_eps": 0.05}, {}, "BitNetForCausalLM"),
     "bitlinear": ("llama", _OUTPUT, {"rope_parameters": _LLAMA3}, {"linear_class": "bitlinear"}, "BitNetForCausalLM"),
     "biases": ("qwen2", _OUTPUT, {"hidden_act": "gelu"}, {}, "BitNetForCausalLM"),
-    "kept": ("mistral", {**_OUTPUT, "modules_to_not_convert": ["layers.1.self_attn.v_proj"]}, {"sliding_window": None}, {}, "BitNetForCausalLM"),
+    "kept": ("mistral", {**_OUTPUT, "modules_to_not_convert": _MASSIVE}, {"sliding_window": None}, {}, "BitNetForCausalLM"),
+    "kept_bitlinear": ("llama", {**_OUTPUT, "modules_to_not_convert": _MASSIVE}, {}, {"linear_class": "bitlinear"}, "BitNetForCausalLM"),
+    "bare": ("llama", {**_OUTPUT, "modules_without_sub_norm": ["layers.1.mlp.down_proj"]}, {}, {}, "BitNetForCausalLM"),
+    "dense_kept": ("llama", {**_OUTPUT, "modules_to_not_convert": _MASSIVE}, {}, {"dense": True, "dtype": "float32"}, "BitNetForCausalLM"),
     "all": ("qwen3", _ALL, {}, {}, "Qwen3ForCausalLM"),
     "all_biases": ("phi", _ALL, {}, {}, "PhiForCausalLM"),
     "all_bitlinear": ("phi", _ALL, {}, {"linear_class": "bitlinear"}, "PhiForCausalLM"),
@@ -144,9 +149,10 @@ def test_a_student_in_training_with_tables_of_few_bits(tmp_path, capsys):
     assert {tensor.dtype for tensor in dense.values()} == {torch.bfloat16}
 
 
-def test_16_bits(tmp_path):
+@pytest.mark.parametrize("kept", [None, _MASSIVE])
+def test_16_bits(tmp_path, kept):
     """As most will load it: bfloat16 rounds the scales and all activations, to 8 bits."""
-    student = make_student()
+    student = make_student(options={"modules_to_not_convert": kept})
     pack(student, dtype="bfloat16").save_pretrained(tmp_path / "packed")
     export_transformers(tmp_path / "packed", tmp_path / "out")
     with torch._dynamo.config.patch(disable=True), torch.no_grad():
@@ -181,7 +187,6 @@ def test_the_card(tmp_path, tiny_tokenizer):
         ("mistral", _OUTPUT, {"sliding_window": 5}, {}, "window of 5"),
         ("phi3", _OUTPUT, {}, {}, "projections of layer 0 are fused"),
         ("gpt2", _OUTPUT, {}, {}, "architecture 'gpt2'"),
-        ("llama", {**_OUTPUT, "modules_without_sub_norm": ["layers.1.mlp.down_proj"]}, {}, {}, "layers.1.mlp.down_proj has no SubLN"),
         ("llama", _ALL, {}, {"dense": True}, "has a SubLN.*leave --dense out"),
         ("llama", {**_NONE, "weight_granularity": "row"}, {}, {}, "has a scale a row.*use --dense"),
         ("llama", {**_NONE, "activation_bits": None}, {}, {}, "activation_bits=None.*use --dense"),
@@ -195,6 +200,13 @@ def test_what_transformers_cannot_compute_is_refused(tmp_path, model_type, optio
     with pytest.raises(UnsupportedExportError, match=reason):
         export_transformers(tmp_path / "student", tmp_path / "out", **how)
     assert not (tmp_path / "out").exists()
+
+
+def test_float16_has_no_such_numbers(tmp_path):
+    packed = pack(make_student(options={"modules_to_not_convert": _MASSIVE}), dtype="float16")
+    packed.save_pretrained(tmp_path / "student")
+    with pytest.raises(UnsupportedExportError, match="give dtype='bfloat16'"):
+        export_transformers(tmp_path / "student", tmp_path / "out")
 
 
 def test_options(tmp_path):

@@ -85,6 +85,10 @@ def export_transformers(
         stock = HEADS[head].from_config(form.config)
     kept = _kept_modules(stock, student)
     target = _dtype(student, dense, dtype)
+    if form.small and (target or student.model.dtype) == torch.float16:
+        raise UnsupportedExportError(
+            "without SubLNs in front of all output projections BitNetForCausalLM needs numbers that float16 does not have: give dtype='bfloat16'."
+        )
     try:
         floats = dict(student.offline_tensors(target, 32 if dense else 16 if student.needs_export else None))
         _widen_tables(floats, student, target)
@@ -179,7 +183,7 @@ def _convert(
         elif bias in tensors:  # its scale multiplies the bias too
             tensors[bias] = (tensors[bias].float() / tensors[scale]).to(tensors[bias].dtype)
     some = next(tensor.dtype for name, tensor in tensors.items() if tensor.is_floating_point() and "scale" not in name)
-    tensors |= {name: torch.zeros(length, dtype=some) for name, length in form.zeros.items()}
+    tensors |= {name: torch.full((length,), value, dtype=some) for name, (length, value) in form.constants.items()}
     return tensors
 
 

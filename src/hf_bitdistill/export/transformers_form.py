@@ -33,14 +33,16 @@ class Form:
         rms_norm_eps: of the norm in front of every ternary layer; `None`: the layers have none.
         names: name of a tensor of the student -> its name there, where the two differ.
         factors: module -> what the weight and the bias of the linear layer are multiplied by.
-        zeros: biases that are added -> their length.
+        constants: vectors that are added -> their length, and the value of all their elements.
+        small: activations of some layers are too small for float16.
     """
 
     config: PreTrainedConfig
     rms_norm_eps: float | None = None
     names: dict[str, str] = field(default_factory=dict)
     factors: dict[str, float] = field(default_factory=dict)
-    zeros: dict[str, int] = field(default_factory=dict)
+    constants: dict[str, tuple[int, float]] = field(default_factory=dict)
+    small: bool = False
 
 
 def ternary_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -97,33 +99,47 @@ def _as_bitnet(model: PreTrainedModel, config: PreTrainedConfig, norms: list[str
         spec = describe(model)
     except UnsupportedModelError as error:
         raise _unlike(config, str(error), norms[0], dense) from None
-    outputs = [projection.module for layer in spec.layers for projection in (layer.o, *(m.down for m in layer.mlps))]
-    for reason in (*_differences(model, spec), *_misplaced(norms, outputs)):
+    outputs = {projection.module for layer in spec.layers for projection in (layer.o, *(m.down for m in layer.mlps))}
+    elsewhere = [f"{name} has a SubLN" for name in norms if name not in outputs]
+    for reason in (*_differences(model, spec), *elsewhere):
         raise _unlike(config, reason, norms[0], dense)
 
-    names, factors, zeros = {}, {}, {}
-    # Their epsilon is that of all other norms there. norm(k x) with epsilon e is norm(x) with e / k^2, and k can be put into the layers
-    # in front: attention is linear in the values, the product with the gate in the other factor.
-    factor = (config.rms_norm_eps / eps) ** 0.5
+    names, factors, constants, small = {}, {}, {}, False
     biased = {name for name, module in model.named_modules() if getattr(module, "bias", None) is not None}
     attention_bias = any(p.module in biased for layer in spec.layers for p in (*layer.qkv, layer.o))
     for layer in spec.layers:
         (mlp,) = layer.mlps
-        for output, norm in ((layer.o, "attn_sub_norm"), (mlp.down, "ffn_sub_norm")):
-            names[f"{output.module}.rms_norm.weight"] = f"{output.module.rpartition('.')[0]}.{norm}.weight"
-        if factor != 1.0:
-            factors |= dict.fromkeys((layer.qkv[2].module, mlp.gate_up[1].module), factor)
+        # Attention is linear in the values, the product with the gate in its other factor: `source` can take what the norm's input is
+        # multiplied by.
+        for output, source, norm in (
+            (layer.o.module, layer.qkv[2].module, "attn_sub_norm"),
+            (mlp.down.module, mlp.gate_up[1].module, "ffn_sub_norm"),
+        ):
+            name = f"{output.rpartition('.')[0]}.{norm}.weight"
+            if output in norms:
+                # Their epsilon is that of all other norms there. norm(k x) with epsilon e is norm(x) with e / k^2.
+                names[f"{output}.rms_norm.weight"] = name
+                factors[source] = (config.rms_norm_eps / eps) ** 0.5
+            else:
+                # Where x is so small that epsilon is all that is left of the mean square, the norm is a multiplication.
+                factors[source] = config.rms_norm_eps**0.5 / _LARGE
+                constants[name] = (model.get_submodule(output).in_features, _LARGE)
+                small = True
         if attention_bias:
             missing = [p.module for p in (*layer.qkv, layer.o) if p.module not in biased]
-            zeros |= {f"{name}.bias": model.get_submodule(name).out_features for name in missing}
+            constants |= {f"{name}.bias": (model.get_submodule(name).out_features, 0.0) for name in missing}
     architecture = BitNetArchitecture(
         architectures=["BitNetForCausalLM"],
         attention_bias=attention_bias,
         tie_word_embeddings=spec.head == spec.embedding,
         **{name: copy.deepcopy(getattr(config, name)) for name in _SHARED_KEYS},
     )
-    return Form(architecture, names=names, factors=factors, zeros=zeros)
+    factors = {name: factor for name, factor in factors.items() if factor != 1.0}
+    return Form(architecture, names=names, factors=factors, constants=constants, small=small)
 
+
+# The weight of a norm that does nothing. Exact in every dtype that has a number of this size.
+_LARGE = 2.0**40
 
 # Keys of the config that mean the same in a Llama and in BitNetForCausalLM.
 _SHARED_KEYS = (
@@ -173,12 +189,6 @@ def _differences(model: PreTrainedModel, spec: DecoderSpec) -> list[str]:
     if spec.heads * spec.head_dim != spec.hidden_size:
         found.append(f"{spec.heads} heads of {spec.head_dim} are not the hidden size, {spec.hidden_size}")
     return found
-
-
-def _misplaced(norms: list[str], outputs: list[str]) -> list[str]:
-    """Where SubLNs are missing, or are too many."""
-    missing, more = sorted(set(outputs) - set(norms)), sorted(set(norms) - set(outputs))
-    return [f"{name} has no SubLN" for name in missing] + [f"{name} has a SubLN" for name in more]
 
 
 def _unlike(config: PreTrainedConfig, reason: str, norm: str, dense: bool) -> UnsupportedExportError:

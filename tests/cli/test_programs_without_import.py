@@ -9,6 +9,7 @@ import venv
 import pytest
 
 from hf_bitdistill import pack
+from hf_bitdistill.autoload import start_file
 from hf_bitdistill.cli.main import main
 from students import make_student
 
@@ -36,30 +37,35 @@ def packed(tmp_path, tiny_tokenizer):
     return tmp_path / "packed"
 
 
-def run(*command):
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return subprocess.run(
-        list(map(str, command)), env=inherited, input="7", capture_output=True, text=True, timeout=280
+@pytest.mark.parametrize("by", ["exec", "autoload"])
+def test_a_program_that_never_imports_the_package(packed, tmp_path, monkeypatch, by):
+    for name in [name for name in os.environ if name.startswith("PYTHON")]:
+        monkeypatch.delenv(name)
+    command, environment = [sys.executable, str(tmp_path / "program.py")], dict(os.environ)
+    if by == "exec":
+        called = []
+        monkeypatch.setattr(os, "execve", lambda *arguments: called.append(arguments))
+        assert main(["exec", "--", str(tmp_path / "program.py")]) == 0
+        ((_, command, environment),) = called
+    else:
+        venv.create(tmp_path / "venv", symlinks=True, with_pip=False)
+        (own,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+        # All that is installed here, editable installations included.
+        (own / "all.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+        command[0] = str(tmp_path / "venv/bin/python")
+        monkeypatch.setattr(start_file, "environment_folder", lambda: own)
+        with monkeypatch.context() as here:
+            here.setattr(start_file.sys, "executable", command[0])
+            assert main(["autoload", "on"]) == 0
+    done = subprocess.run(
+        [*command, str(packed), "--flag", "a b"],
+        env=environment,
+        input="7",
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
-
-
-def test_exec(packed, tmp_path):
-    program = tmp_path / "program.py"
-    done = run(sys.executable, "-m", "hf_bitdistill.cli.main", "exec", "--", program, packed, "--flag", "a b")
     assert done.stdout.splitlines() == ["TernaryLinear __main__ ['--flag', 'a b']", "True"], done.stderr
-    assert done.returncode == 7
-
-
-def test_autoload(packed, tmp_path):
-    venv.create(tmp_path / "venv", symlinks=True, with_pip=False)
-    (own,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-    # All that is installed here, editable installations included.
-    (own / "all.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-    python = tmp_path / "venv/bin/python"
-    done = run(python, "-m", "hf_bitdistill.cli.main", "autoload", "on")
-    assert done.stdout == f"on: {own / 'hf_bitdistill_autoload.pth'}\n", done.stderr
-    done = run(python, tmp_path / "program.py", packed)
-    assert done.stdout.splitlines() == ["TernaryLinear __main__ []", "True"], done.stderr
     assert done.returncode == 7
 
 
@@ -79,8 +85,6 @@ def test_what_is_run(monkeypatch, tmp_path):
 
 
 def test_status(monkeypatch, tmp_path, capsys):
-    from hf_bitdistill.autoload import start_file
-
     monkeypatch.setattr(start_file, "environment_folder", lambda: tmp_path)
     monkeypatch.setattr(start_file.site, "ENABLE_USER_SITE", False)
     active = [False]

@@ -42,7 +42,7 @@ def test_to(pair):
     ):  # fmt: skip
         assert same is native
     for move in (lambda: native.to("cuda:1"), lambda: native.to(0), native.cuda, lambda: native.to(device="mps")):
-        with pytest.raises(ValueError, match="computes on the CPU; it cannot move to (cuda|mps).*packed layers"):
+        with pytest.raises(ValueError, match=r"computes on the CPU; it cannot move to (cuda|mps).*packed layers"):
             move()
     for convert in (native.half, native.bfloat16, lambda: native.to("cpu", torch.float16)):
         with pytest.raises(ValueError, match=r"computes in float32, not in torch\.\w+, .* head_bits and kv_dtype"):

@@ -37,36 +37,44 @@ def packed(tmp_path, tiny_tokenizer):
     return tmp_path / "packed"
 
 
-@pytest.mark.parametrize("by", ["exec", "autoload"])
-def test_a_program_that_never_imports_the_package(packed, tmp_path, monkeypatch, by):
+@pytest.fixture
+def plain_environment(monkeypatch):
     for name in [name for name in os.environ if name.startswith("PYTHON")]:
         monkeypatch.delenv(name)
-    command, environment = [sys.executable, str(tmp_path / "program.py")], dict(os.environ)
-    if by == "exec":
-        called = []
-        monkeypatch.setattr(os, "execve", lambda *arguments: called.append(arguments))
-        assert main(["exec", "--", str(tmp_path / "program.py")]) == 0
-        ((_, command, environment),) = called
-    else:
-        venv.create(tmp_path / "venv", symlinks=True, with_pip=False)
-        (own,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-        # All that is installed here, editable installations included.
-        (own / "all.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-        command[0] = str(tmp_path / "venv/bin/python")
-        monkeypatch.setattr(start_file, "environment_folder", lambda: own)
-        with monkeypatch.context() as here:
-            here.setattr(start_file.sys, "executable", command[0])
-            assert main(["autoload", "on"]) == 0
-    done = subprocess.run(
-        [*command, str(packed), "--flag", "a b"],
-        env=environment,
-        input="7",
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+
+
+@pytest.mark.usefixtures("plain_environment")
+def test_autoload(packed, tmp_path, monkeypatch):
+    venv.create(tmp_path / "venv", symlinks=True, with_pip=False)
+    (own,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    # All that is installed here, editable installations included.
+    (own / "all.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    python = str(tmp_path / "venv/bin/python")
+    monkeypatch.setattr(start_file, "environment_folder", lambda: own)
+    with monkeypatch.context() as here:
+        here.setattr(sys, "executable", python)
+        assert main(["autoload", "on"]) == 0
+    command = [python, str(tmp_path / "program.py"), str(packed), "--flag", "a b"]
+    done = subprocess.run(command, input="7", capture_output=True, text=True, timeout=280)
     assert done.stdout.splitlines() == ["TernaryLinear __main__ ['--flag', 'a b']", "True"], done.stderr
     assert done.returncode == 7
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that replaces itself")
+@pytest.mark.usefixtures("plain_environment")
+def test_exec_is_the_program(tmp_path):
+    """Process, arguments, input, output, exit status and hook. (A student is loaded like this in the test of the example.)"""
+    code = "import os, sys; print(os.getpid(), sys.argv[1:], type(sys.meta_path[0]).__name__); sys.exit(int(sys.stdin.read()))"
+    (tmp_path / "in").write_text("7")
+    with open(tmp_path / "in") as given, open(tmp_path / "out", "wb") as out:
+        child = os.fork()
+        if child == 0:
+            os.dup2(given.fileno(), 0)
+            os.dup2(out.fileno(), 1)
+            os._exit(main(["exec", "--", "-c", code, "--flag", "a b"]))
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 7
+    assert (tmp_path / "out").read_text() == f"{child} ['--flag', 'a b'] HfBitDistillHook\n"
 
 
 def test_what_is_refused_is_one_line(capsys):

@@ -43,6 +43,9 @@ STUDENTS = {
     "all": ("qwen3", _ALL, {}, {}, "Qwen3ForCausalLM"),
     "all_biases": ("phi", _ALL, {}, {}, "PhiForCausalLM"),
     "all_bitlinear": ("phi", _ALL, {}, {"linear_class": "bitlinear"}, "PhiForCausalLM"),
+    "rows": ("llama", {**_OUTPUT, "weight_granularity": "row", "sub_norm_eps": 1e-3}, {"rms_norm_eps": 0.05}, {}, "BitNetForCausalLM"),
+    "groups": ("phi", {**_ALL, "weight_granularity": "group", "group_size": 64}, {"intermediate_size": 90}, {}, "PhiForCausalLM"),
+    "odd": ("llama", _NONE, {"intermediate_size": 90}, {}, "LlamaForCausalLM"),
     "none": ("gemma2", _NONE, {}, {}, "Gemma2ForCausalLM"),
     "dense": ("llama", {**_OUTPUT, "sub_norm_eps": 1e-3}, {"rms_norm_eps": 0.05}, {"dense": True, "dtype": "float32"}, "BitNetForCausalLM"),
     "dense_rows": ("gpt2", {**_NONE, "weight_granularity": "row"}, {}, {"dense": True, "dtype": "float32"}, "GPT2LMHeadModel"),
@@ -131,6 +134,16 @@ def test_the_weights_stay_packed(exported):
     assert "quantization_config" not in json.loads((folder / "dense/config.json").read_text())
 
 
+def test_what_is_written_as_floats_is_told(tmp_path, caplog):
+    pack(make_student(options=_NONE, intermediate_size=90)).save_pretrained(tmp_path / "student")
+    export_transformers(tmp_path / "student", tmp_path / "out")
+    (record,) = [record for record in caplog.records if "written as floats" in record.message]
+    assert "4 of 14 ternary matrices" in record.message and "a scale a tensor, 90 rows" in record.message
+    tensors = load_file(tmp_path / "out/model.safetensors")
+    assert tensors["model.layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
+    assert tensors["model.layers.0.mlp.down_proj.weight"].dtype == torch.uint8
+
+
 def test_a_student_in_training_with_tables_of_few_bits(tmp_path, capsys):
     """By the command; its tables become what packing them would make of them."""
     student = make_student()
@@ -188,9 +201,9 @@ def test_the_card(tmp_path, tiny_tokenizer):
         ("phi3", _OUTPUT, {}, {}, "projections of layer 0 are fused"),
         ("gpt2", _OUTPUT, {}, {}, "architecture 'gpt2'"),
         ("llama", _ALL, {}, {"dense": True}, "has a SubLN.*leave --dense out"),
-        ("llama", {**_NONE, "weight_granularity": "row"}, {}, {}, "has a scale a row.*use --dense"),
+        ("llama", {**_NONE, "weight_granularity": "row"}, {}, {"linear_class": "bitlinear"}, "has a scale a row.*'autobitlinear'"),
         ("llama", {**_NONE, "activation_bits": None}, {}, {}, "activation_bits=None.*use --dense"),
-        ("llama", _NONE, {"intermediate_size": 90}, {}, "gate_proj has 90 rows.*use --dense"),
+        ("llama", _NONE, {"intermediate_size": 90}, {"linear_class": "bitlinear"}, "gate_proj has .* 90 rows.*'autobitlinear'"),
         ("gpt2", _NONE, {}, {}, "is a Conv1D.*use --dense"),
         ("mixtral", _ALL, {}, {}, "experts of a mixture are one tensor there"),
     ],

@@ -32,7 +32,8 @@ def carry_settings(model_id: str, folder: Path, **hub: Any) -> None:
 
 def carry_card(model_id: str, folder: Path, note: str, **hub: Any) -> None:
     """Write the card of a model into a folder, with a note above its text; a card of the note alone if it has none."""
-    file = cached_file(model_id, REPOCARD_NAME, **hub, _raise_exceptions_for_missing_entries=False)
+    quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    file = cached_file(model_id, REPOCARD_NAME, **hub, **quietly)
     card = Path(file).read_text(encoding="utf-8") if file is not None else "---\nlibrary_name: transformers\n---\n"
     metadata = REGEX_YAML_BLOCK.search(card)
     head, body = (card[: metadata.end()], card[metadata.end() :]) if metadata else ("", card)

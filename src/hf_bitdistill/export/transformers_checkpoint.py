@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +21,14 @@ from ..decoder.students import HEADS, Student
 from ..evaluation.record import carry_record
 from ..model_folder import check_output, replace_model
 from ..packing import packed_dtype
-from ..quantization import dequantize_table, effective_weight, unpack_ternary
+from ..quantization import dequantize_table, effective_weight, packed_rows, unpack_ternary
 from ..weight_files import find_weight_files
 from .companions import carry_card, carry_settings
 from .errors import UnsupportedExportError
-from .transformers_form import Form, find_form, ternary_layers
+from .transformers_form import Form, find_form, is_packable, ternary_layers
 
+
+logger = logging.getLogger(__name__)
 
 LinearClass = Literal["autobitlinear", "bitlinear"]
 LINEAR_CLASSES = ("autobitlinear", "bitlinear")
@@ -49,8 +52,9 @@ def export_transformers(
     | SubLNs before all ternary layers (`sub_norm="all"`), any architecture | the same architecture, `use_rms_norm` |
     | no SubLNs (`sub_norm="none"`), any architecture | the same architecture |
 
-    Ternary weights stay packed, 2 bits each, in the format that transformers calls "bitnet", unless `dense`. They have one scale a matrix
-    there, which in a model loaded in 16 bits is rounded to these; `dtype=torch.float32` in `from_pretrained` computes what this library does.
+    Ternary weights stay packed, 2 bits each, in the format that transformers calls "bitnet", unless `dense`. Those with a scale a row or group
+    (or with rows that are no multiple of 4) that format holds as floats only; they compute the same, and a warning says how many there
+    are. Scales are rounded to 16 bits in a model loaded in these; `dtype=torch.float32` in `from_pretrained` computes what this library does.
 
     Args:
         model_id: folder or Hub id of a student, packed or not, or of a BitNet checkpoint in a format of transformers.
@@ -80,12 +84,13 @@ def export_transformers(
     config = AutoConfig.from_pretrained(model_id, **hub)
     head = "sequence_classification" if is_classifier(config) else "causal_lm"
     student = Student(config, find_weight_files(model_id, config, **hub), head)
-    form = find_form(student, dense)
+    form = find_form(student, None if dense else linear_class)
     with torch.device("meta"):
         stock = HEADS[head].from_config(form.config)
     kept = _kept_modules(stock, student)
     target = _dtype(student, dense, dtype)
-    if form.small and (target or student.model.dtype) == torch.float16:
+    written_dtype = target or student.model.dtype
+    if form.small and written_dtype == torch.float16:
         raise UnsupportedExportError(
             "without SubLNs in front of all output projections BitNetForCausalLM needs numbers that float16 does not have: give dtype='bfloat16'."
         )
@@ -94,8 +99,10 @@ def export_transformers(
         _widen_tables(floats, student, target)
     finally:
         student.files.close()
-    tensors = _convert(floats, student, form, stock, None if dense else linear_class, target)
-    _check_complete(tensors, stock, form, None if dense else ternary_layers(student.model))
+    tensors = _convert(floats, student, form, stock, None if dense else linear_class, written_dtype)
+    _check_complete(tensors, stock, form, {} if dense else ternary_layers(student.model))
+    if not dense:
+        _warn_of_floats(ternary_layers(student.model), model_id)
     written = form.config
     remove_note(written)
     written.dtype = target or written.dtype
@@ -158,9 +165,13 @@ def _convert(
     form: Form,
     stock: PreTrainedModel,
     linear_class: LinearClass | None,
-    target: torch.dtype | None,
+    dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """The tensors of the checkpoint, by their names there, from those of our offline form, which are used up."""
+    """The tensors of the checkpoint, by their names there, from those of our offline form, which are used up.
+
+    Args:
+        dtype: of what is made here.
+    """
     tensors = {form.names.get(name, name): tensor for name, tensor in floats.items()}
     floats.clear()
     ternary = ternary_layers(student.model)
@@ -170,30 +181,33 @@ def _convert(
                 tensors[tensor] = (tensors[tensor].float() * factor).to(tensors[tensor].dtype)
     for name, layer in ternary.items():
         weight, scale, bias = (f"{name}.{part}" for part in ("weight", "weight_scale", "bias"))
-        if linear_class is None:
-            codes = unpack_ternary(tensors[weight], layer.out_features)
-            value = effective_weight(codes, tensors.pop(scale), layer.group_size).to(target)
-            tensors[weight] = value.T.contiguous() if isinstance(stock.get_submodule(name), Conv1D) else value
-        elif not isinstance(stock.get_submodule(name), nn.Linear):
+        module = stock.get_submodule(name)
+        if linear_class is not None and not isinstance(module, nn.Linear):
             raise UnsupportedExportError(
-                f"{name} is a {type(stock.get_submodule(name)).__name__}, which transformers' bitnet method leaves in floats: use --dense."
+                f"{name} is a {type(module).__name__}, which transformers' bitnet method leaves in floats: use --dense."
             )
+        if linear_class is None or not is_packable(layer):
+            codes = unpack_ternary(tensors[weight], layer.out_features)
+            value = effective_weight(codes, tensors.pop(scale), layer.group_size).to(dtype)
+            tensors[weight] = value.T.contiguous() if isinstance(module, Conv1D) else value
+            if linear_class is not None:
+                tensors[scale] = torch.ones(1)
         elif linear_class == "bitlinear":
             tensors[scale] = 1.0 / tensors[scale]
         elif bias in tensors:  # its scale multiplies the bias too
             tensors[bias] = (tensors[bias].float() / tensors[scale]).to(tensors[bias].dtype)
-    some = next(tensor.dtype for name, tensor in tensors.items() if tensor.is_floating_point() and "scale" not in name)
-    tensors |= {name: torch.full((length,), value, dtype=some) for name, (length, value) in form.constants.items()}
+    tensors |= {name: torch.full((length,), value, dtype=dtype) for name, (length, value) in form.constants.items()}
     return tensors
 
 
 def _check_complete(
-    tensors: dict[str, Tensor], stock: PreTrainedModel, form: Form, packed: dict[str, nn.Module] | None
+    tensors: dict[str, Tensor], stock: PreTrainedModel, form: Form, ternary: dict[str, nn.Module]
 ) -> None:
     """Every tensor of the model is there and has its shape, and there are no others."""
     expected = {name: tuple(tensor.shape) for name, tensor in stock.state_dict().items()}
-    for name, layer in (packed or {}).items():
-        expected[f"{name}.weight"] = (layer.out_features // 4, layer.in_features)
+    for name, layer in ternary.items():
+        if is_packable(layer):
+            expected[f"{name}.weight"] = (packed_rows(layer.out_features), layer.in_features)
         expected[f"{name}.weight_scale"] = (1,)
         if form.rms_norm_eps is not None:
             expected[f"{name}.rms_norm.weight"] = (layer.in_features,)
@@ -204,6 +218,17 @@ def _check_complete(
                 f"tensor {name!r}: {type(stock).__name__} of transformers has {expected.get(name, 'none')}, the student "
                 f"{found.get(name, 'none')}."
             )
+
+
+def _warn_of_floats(ternary: dict[str, nn.Module], model_id: str) -> None:
+    floats = [name for name, layer in ternary.items() if not is_packable(layer)]
+    if floats:
+        layer = ternary[floats[0]]
+        logger.warning(
+            f"{model_id}: {len(floats)} of {len(ternary)} ternary matrices are written as floats, because transformers packs those with one scale "
+            f"a matrix and rows in multiples of 4 (such as {floats[0]}: a scale a {layer.weight_granularity}, {layer.out_features} rows). They "
+            "compute the same."
+        )
 
 
 def _note(config: PreTrainedConfig, dense: bool) -> str:

@@ -1,7 +1,8 @@
 """As which architecture of transformers alone a student can be written, and why some cannot.
 
-transformers' own `bitnet` layers know one scale a matrix and 8-bit activations. A norm in front they have in all of them or in none
-(`use_rms_norm`); SubLNs before the output projections alone are those of `BitNetForCausalLM`, which is a Llama in everything else.
+transformers' own `bitnet` layers round activations to 8 bits. Packed weights have one scale a matrix there; `AutoBitLinear` also takes weights
+that are not packed, as they are, and so any scales. A norm in front they have in all of them or in none (`use_rms_norm`); SubLNs before the
+output projections alone are those of `BitNetForCausalLM`, which is a Llama in everything else.
 """
 
 from __future__ import annotations
@@ -50,18 +51,23 @@ def ternary_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, (BitLinear, TernaryLinear))}
 
 
-def find_form(student: Student, dense: bool) -> Form:
+def is_packable(layer: nn.Module) -> bool:
+    """Whether transformers can hold a ternary layer in 2 bits a weight."""
+    return layer.weight_granularity == "tensor" and layer.out_features % VALUES_PER_BYTE == 0
+
+
+def find_form(student: Student, linear_class: str | None) -> Form:
     """The form for a student.
 
     Args:
-        dense: effective weights in ordinary linear layers, which round no activations.
+        linear_class: of transformers' layers; `None`: effective weights in ordinary linear layers, which round no activations.
 
     Raises:
         UnsupportedExportError: there is none; names the layer or option, and what to use instead.
     """
-    layers = ternary_layers(student.model)
+    layers, dense = ternary_layers(student.model), linear_class is None
     if not dense:
-        _check_layers(layers)
+        _check_layers(layers, linear_class)
     norms = [name for name, layer in layers.items() if layer.rms_norm is not None]
     config = copy.deepcopy(student.config)
     options = config.quantization_config
@@ -74,22 +80,18 @@ def find_form(student: Student, dense: bool) -> Form:
     return _as_bitnet(student.model, config, norms, options.sub_norm_eps, dense)
 
 
-def _check_layers(layers: dict[str, nn.Module]) -> None:
+def _check_layers(layers: dict[str, nn.Module], linear_class: str) -> None:
     for name, layer in layers.items():
-        if layer.weight_granularity != "tensor":
-            raise UnsupportedExportError(
-                f"{name} has a scale a {layer.weight_granularity}, and transformers' own layers have one a matrix: {_ELSEWHERE}; use --dense, "
-                "or train with weight_granularity='tensor'."
-            )
         if layer.activation_bits is None:
             raise UnsupportedExportError(
                 f"{name} leaves its activations in floating point (activation_bits=None), and transformers' own layers round them to 8 bits: "
                 f"{_ELSEWHERE}; use --dense."
             )
-        if layer.out_features % VALUES_PER_BYTE:
+        if linear_class == "bitlinear" and not is_packable(layer):
+            scales, rows = layer.weight_granularity, layer.out_features
             raise UnsupportedExportError(
-                f"{name} has {layer.out_features} rows, and transformers' own layers pack multiples of {VALUES_PER_BYTE}: {_ELSEWHERE}; use "
-                "--dense."
+                f"{name} has a scale a {scales} and {rows} rows, and BitLinear of transformers one a matrix and rows in multiples of "
+                f"{VALUES_PER_BYTE}: use linear_class='autobitlinear'."
             )
 
 

@@ -38,12 +38,15 @@ def test_on_and_off(environment, tmp_path):
     assert start_file.remove() == []
 
 
-def test_it_imports_nothing_of_its_own(environment):
-    """No module more at the start of Python than without it: what it costs is the reading of one file."""
-    code = "import sys; print(sorted(sys.modules))"
-    before = python("-c", code, executable=environment).stdout
+def test_it_imports_nothing_and_reads_nothing(environment, tmp_path):
+    """No module more at the start of Python than without it, and the hook unread: what is left is one class."""
+    code = "import sys, os; print(sorted(sys.modules), [type(finder).__name__ for finder in sys.meta_path][1:])"
+    before = python("-c", code.replace("[1:]", ""), executable=environment).stdout
     start_file.install()
     assert python("-c", code, executable=environment).stdout == before
+    show = "import transformers, sys; print([f.__name__ if isinstance(f, type) else type(f).__name__ for f in sys.meta_path])"
+    done = python("-c", show, executable=environment, path=[make_fakes(tmp_path)])
+    assert done.stdout == "['HfBitDistillHook', 'BuiltinImporter', 'FrozenImporter', 'PathFinder']\n"
 
 
 def test_after_the_package_is_uninstalled(environment, monkeypatch, tmp_path):
@@ -54,9 +57,9 @@ def test_after_the_package_is_uninstalled(environment, monkeypatch, tmp_path):
     monkeypatch.setattr(start_file, "content", lambda before=start_file.content: before(hook))
     start_file.install()
     hook.unlink()
-    done = python("-c", "print('started')", executable=environment)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", "")
-    assert not start_file.is_active()
+    code = "import transformers.modeling_utils as m; print(m.registered)"
+    done = python("-c", code, executable=environment, path=[make_fakes(tmp_path / "fakes", None)])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
 
 
 def test_a_file_of_another_installation_is_told(environment):

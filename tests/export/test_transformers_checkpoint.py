@@ -69,7 +69,7 @@ from transformers import AutoModelForCausalLM
 folder = Path(sys.argv[1])
 tokens = load_file(folder / "tokens.safetensors")["tokens"]
 for name in sys.argv[2:]:
-    model, info = AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32, output_loading_info=True)
+    model, info = AutoModelForCausalLM.from_pretrained(folder / name, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     with torch.no_grad():
         logits = model(tokens).logits
@@ -157,7 +157,8 @@ def test_a_student_in_training_with_tables_of_few_bits(tmp_path, capsys):
     table = "model.embed_tokens.weight"
     expected = student.get_input_embeddings().weight
     assert torch.equal(online[table], pack(student).state_dict()[table].to(online[table].dtype))
-    assert online[table].dtype == torch.float16  # which changes a float32 table least
+    # Of one dtype, whatever the student's tables have: transformers does not change it.
+    assert {tensor.dtype for name, tensor in online.items() if "norm" in name or "embed" in name} == {torch.float32}
     assert (dense[table].float() - expected).abs().max() < 0.02 * expected.abs().max()
     assert {tensor.dtype for tensor in dense.values()} == {torch.bfloat16}
 

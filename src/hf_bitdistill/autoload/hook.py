@@ -1,6 +1,6 @@
 """Registers hf_bitdistill once a program has imported the part of transformers that loads models.
 
-Run by Python at its start, in any environment: it imports nothing, and knows nothing of this package but its name.
+Run by Python, in any environment, before transformers is imported: it imports nothing, and knows nothing of this package but its name.
 """
 
 import sys

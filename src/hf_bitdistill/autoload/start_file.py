@@ -16,23 +16,29 @@ from ..atomic import write_text
 FILE_NAME = "hf_bitdistill_autoload.pth"
 HOOK = Path(__file__).parent / "hook.py"
 
-# Without the package, of which only this file is left, there is nothing to run.
+# Run at every start of Python, so it is short: the hook itself is read when transformers is imported. Where the package was uninstalled there is
+# nothing to read. (A finder that removes itself from the list that is being gone through must have put another one before it.)
 _CODE = """
-try:
-    with open({hook!r}, "rb") as opened:
-        code = opened.read()
-except OSError:
-    pass
-else:
-    exec(compile(code, {hook!r}, "exec"), {{"__name__": "hf_bitdistill_hook"}})
+import sys
+class HfBitDistillStart:
+    def find_spec(self, name, path=None, target=None):
+        if name == "transformers":
+            try:
+                with open({hook!r}, encoding="utf-8") as opened:
+                    code = opened.read()
+            except OSError:
+                return
+            exec(compile(code, {hook!r}, "exec"), {{"__name__": "hf_bitdistill_hook"}})
+            sys.meta_path.remove(self)
+sys.meta_path.insert(0, HfBitDistillStart())
 """
-_ACTIVE = "import sys; print(any(type(f).__name__ == 'HfBitDistillHook' for f in sys.meta_path))"
+_ACTIVE = "import sys; print(any(type(finder).__name__ == 'HfBitDistillStart' for finder in sys.meta_path))"
 
 
 def content(hook: Path = HOOK) -> str:
     """The two lines of the file."""
     code = _CODE.format(hook=str(hook))
-    return f"# Loads ternary models in every program: `bitdistill autoload off` removes this file.\nimport sys; exec({code!r}, {{}})\n"
+    return f"# Loads ternary models in every program: `bitdistill autoload off` removes this file.\nimport sys; exec({code.strip()!r}, {{}})\n"
 
 
 def environment_folder() -> Path:

@@ -20,7 +20,7 @@ from ..config_note import remove_note
 from ..decoder.students import HEADS, Student
 from ..evaluation.record import carry_record
 from ..model_folder import check_output, replace_model
-from ..packing import packed_dtype
+from ..packing import float32_names, packed_dtype
 from ..quantization import dequantize_table, effective_weight, packed_rows, unpack_ternary
 from ..weight_files import find_weight_files
 from .companions import carry_card, carry_settings
@@ -54,7 +54,8 @@ def export_transformers(
 
     Ternary weights stay packed, 2 bits each, in the format that transformers calls "bitnet", unless `dense`. Those with a scale a row or group
     (or with rows that are no multiple of 4) that format holds as floats only; they compute the same, and a warning says how many there
-    are. Scales are rounded to 16 bits in a model loaded in these; `dtype=torch.float32` in `from_pretrained` computes what this library does.
+    are. An "autobitlinear" model computes in the dtype that it was written in, whatever `dtype` is given to `from_pretrained`; 16 bits round
+    scales and activations, `dtype="float32"` here computes what this library does.
 
     Args:
         model_id: folder or Hub id of a student, packed or not, or of a BitNet checkpoint in a format of transformers.
@@ -63,8 +64,8 @@ def export_transformers(
             rounded to 8 bits then, so its logits differ a little.
         linear_class: `"autobitlinear"` unpacks the weights once, when the model is loaded; `"bitlinear"` keeps 2 bits a weight in memory and
             unpacks them at every call, slowly.
-        dtype: of what is not ternary; default: as it is stored, and as [`hf_bitdistill.pack`] does where the student is not packed; bfloat16
-            for all of a dense one.
+        dtype: of what is not ternary, in which it computes; default: the student's own, or what [`hf_bitdistill.pack`] would give it;
+            bfloat16 for a dense one.
         hub: options of `from_pretrained` of transformers (`revision`, `token`, ...).
 
     Returns:
@@ -105,7 +106,7 @@ def export_transformers(
         _warn_of_floats(ternary_layers(student.model), model_id)
     written = form.config
     remove_note(written)
-    written.dtype = target or written.dtype
+    written.dtype = written_dtype
     if not dense:
         written.quantization_config = BitNetQuantConfig(
             modules_to_not_convert=kept,
@@ -118,7 +119,7 @@ def export_transformers(
         save_torch_state_dict(tensors, staging, max_shard_size=max_shard_size, metadata={"format": "pt"})
         written.save_pretrained(staging)
         carry_settings(model_id, staging, **hub)
-        carry_card(model_id, staging, _note(written, dense), **hub)
+        carry_card(model_id, staging, _note(written, None if dense else linear_class), **hub)
         if not dense:
             carry_record(model_id, staging)
     return written
@@ -196,6 +197,11 @@ def _convert(
             tensors[scale] = 1.0 / tensors[scale]
         elif bias in tensors:  # its scale multiplies the bias too
             tensors[bias] = (tensors[bias].float() / tensors[scale]).to(tensors[bias].dtype)
+    # transformers does not change the dtype of what goes through the conversion of this format, be it packed or not.
+    kept = float32_names(stock, dtype)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not name.endswith(".weight_scale") and not kept(name):
+            tensors[name] = tensor.to(dtype)
     tensors |= {name: torch.full((length,), value, dtype=dtype) for name, (length, value) in form.constants.items()}
     return tensors
 
@@ -231,9 +237,13 @@ def _warn_of_floats(ternary: dict[str, nn.Module], model_id: str) -> None:
         )
 
 
-def _note(config: PreTrainedConfig, dense: bool) -> str:
+def _note(config: PreTrainedConfig, linear_class: LinearClass | None) -> str:
     auto_class = "AutoModelForSequenceClassification" if is_classifier(config) else "AutoModelForCausalLM"
+    how = "" if linear_class is not None else " --dense"
     note = f"**transformers alone loads this copy**: `{auto_class}.from_pretrained`, no `import hf_bitdistill`. It was written by "
-    note += "`bitdistill export transformers --dense`: the ternary weights in floats, and activations that are not rounded to 8 bits, so " \
-        "that its logits differ a little from the student's." if dense else "`bitdistill export transformers`."  # fmt: skip
-    return note + " What is said of loading below is about the student that it was made from."
+    note += f"`bitdistill export transformers{how}`, and what is said of loading below is about the student that it was made from."
+    if linear_class is None:
+        note += " Its ternary weights are floats, and its activations are not rounded to 8 bits, so that its logits differ a little."
+    elif linear_class == "autobitlinear":
+        note += f" It computes in {str(config.dtype).removeprefix('torch.')}: leave `dtype` out."
+    return note

@@ -8,7 +8,7 @@ from importlib.util import module_from_spec
 
 def _run_hook(folder):
     file = os.path.join(os.path.dirname(folder), "hook.py")
-    with open(file, "rb") as opened:
+    with open(file, encoding="utf-8") as opened:
         exec(compile(opened.read(), file, "exec"), {"__name__": "hf_bitdistill_hook"})
 
 

@@ -135,7 +135,7 @@ def test_the_weights_stay_packed(exported):
 
 
 def test_what_is_written_as_floats_is_told(tmp_path, caplog):
-    pack(make_student(options=_NONE, intermediate_size=90)).save_pretrained(tmp_path / "student")
+    pack(make_student(options=_NONE, intermediate_size=90), dtype="bfloat16").save_pretrained(tmp_path / "student")
     export_transformers(tmp_path / "student", tmp_path / "out")
     (record,) = [record for record in caplog.records if "written as floats" in record.message]
     assert "4 of 14 ternary matrices" in record.message and "a scale a tensor, 90 rows" in record.message

@@ -16,21 +16,23 @@ from ..atomic import write_text
 FILE_NAME = "hf_bitdistill_autoload.pth"
 HOOK = Path(__file__).parent / "hook.py"
 
-# Run at every start of Python, so it is short: the hook itself is read when transformers is imported. Where the package was uninstalled there is
-# nothing to read. (A finder that removes itself from the list that is being gone through must have put another one before it.)
+# Run at every start of Python (in virtual environments twice: `site` reads their folder twice), so it is short: the hook itself is read when
+# transformers is imported. Where the package was uninstalled there is nothing to read. (A finder that removes itself from the list that is
+# being gone through must have put another one before it.)
 _CODE = """
 import sys
-class HfBitDistillStart:
-    def find_spec(self, name, path=None, target=None):
-        if name == "transformers":
-            try:
-                with open({hook!r}, encoding="utf-8") as opened:
-                    code = opened.read()
-            except OSError:
-                return
-            exec(compile(code, {hook!r}, "exec"), {{"__name__": "hf_bitdistill_hook"}})
-            sys.meta_path.remove(self)
-sys.meta_path.insert(0, HfBitDistillStart())
+if not any(type(finder).__name__ == "HfBitDistillStart" for finder in sys.meta_path):
+    class HfBitDistillStart:
+        def find_spec(self, name, path=None, target=None):
+            if name == "transformers":
+                try:
+                    with open({hook!r}, encoding="utf-8") as opened:
+                        code = opened.read()
+                except OSError:
+                    return
+                exec(compile(code, {hook!r}, "exec"), {{"__name__": "hf_bitdistill_hook"}})
+                sys.meta_path.remove(self)
+    sys.meta_path.insert(0, HfBitDistillStart())
 """
 _ACTIVE = "import sys; print(any(type(finder).__name__ == 'HfBitDistillStart' for finder in sys.meta_path))"
 

@@ -16,31 +16,34 @@ from ..atomic import write_text
 FILE_NAME = "hf_bitdistill_autoload.pth"
 HOOK = Path(__file__).parent / "hook.py"
 
-# Run at every start of Python (in virtual environments twice: `site` reads their folder twice), so it is short: the hook itself is read when
-# transformers is imported. Where the package was uninstalled there is nothing to read. (A finder that removes itself from the list that is
-# being gone through must have put another one before it.)
+# Run at every start of Python, so it is short: the hook itself is read when transformers is imported. Where the package was uninstalled there is
+# nothing to read. (A finder that removes itself from the list that is being gone through must have put another one before it.)
 _CODE = """
 import sys
-if not any(type(finder).__name__ == "HfBitDistillStart" for finder in sys.meta_path):
-    class HfBitDistillStart:
-        def find_spec(self, name, path=None, target=None):
-            if name == "transformers":
-                try:
-                    with open({hook!r}, encoding="utf-8") as opened:
-                        code = opened.read()
-                except OSError:
-                    return
-                exec(compile(code, {hook!r}, "exec"), {{"__name__": "hf_bitdistill_hook"}})
-                sys.meta_path.remove(self)
-    sys.meta_path.insert(0, HfBitDistillStart())
+class HfBitDistillStart:
+    def find_spec(self, name, path=None, target=None):
+        if name == "transformers":
+            try:
+                with open({hook!r}, encoding="utf-8") as opened:
+                    code = opened.read()
+            except OSError:
+                return
+            exec(compile(code, {hook!r}, "exec"), {{"__name__": "hf_bitdistill_hook"}})
+            sys.meta_path.remove(self)
+sys.meta_path.insert(0, HfBitDistillStart())
 """
-_ACTIVE = "import sys; print(any(type(finder).__name__ == 'HfBitDistillStart' for finder in sys.meta_path))"
+_HAS_FINDER = "any(type(finder).__name__ == 'HfBitDistillStart' for finder in sys.meta_path)"
+_ACTIVE = f"import sys; print({_HAS_FINDER})"
 
 
 def content(hook: Path = HOOK) -> str:
     """The two lines of the file."""
     code = _CODE.format(hook=str(hook))
-    return f"# Loads ternary models in every program: `bitdistill autoload off` removes this file.\nimport sys; exec({code.strip()!r}, {{}})\n"
+    # (In virtual environments `site` runs the file twice.)
+    return (
+        "# Loads ternary models in every program: `bitdistill autoload off` removes this file.\n"
+        f"import sys; {_HAS_FINDER} or exec({code.strip()!r}, {{}})\n"
+    )
 
 
 def environment_folder() -> Path:

@@ -12,7 +12,8 @@ from transformers.utils import CONFIG_NAME
 
 NOTE = "_comment"
 _TEXT = (
-    "a ternary student of hf-bitdistill: pip install hf-bitdistill, and `import hf_bitdistill` before from_pretrained"
+    "a ternary student of hf-bitdistill: pip install hf-bitdistill, and `import hf_bitdistill` before from_pretrained; for a program that "
+    "does not import it: `bitdistill exec -- PROGRAM`, or `bitdistill autoload on` for all of them"
 )
 
 

@@ -87,6 +87,16 @@ def forget_ties(model: PreTrainedModel) -> None:
     model.all_tied_weights_keys = {}
 
 
+def restore_ties(model: PreTrainedModel, tied: bool) -> None:
+    """Undo [`forget_ties`], of a model whose embedding and head are parameters again.
+
+    Args:
+        tied: whether they are one.
+    """
+    model.__dict__.pop("_tied_weights_keys", None)
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True) if tied else {}
+
+
 def head_is_quantized(model: nn.Module) -> bool:
     """Whether [`quantize_head`] changed `model`."""
     return any(isinstance(module, QuantizedTable) for module in model.modules())

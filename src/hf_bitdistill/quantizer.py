@@ -268,6 +268,11 @@ class BitDistillQuantizer(HfQuantizer):
             )
         return None if self.online else _with_small_tables(model), {}
 
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        from .dequantization import dequantize_model  # (which knows `pack`, which knows this class)
+
+        return dequantize_model(model, dtype or model.dtype)
+
     def is_serializable(self) -> bool:
         return True
 

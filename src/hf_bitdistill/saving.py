@@ -1,7 +1,7 @@
-"""`save_pretrained` of a student: transformers' own, into a folder aside, with digests, which then takes its place; and `push_to_hub`,
-which publishes it packed.
+"""`save_pretrained` of a student: transformers' own, into a folder aside, with digests, which then takes its place; `push_to_hub`,
+which publishes it packed; and `num_parameters`, which counts weights and not bytes.
 
-transformers has no hook around either, so every student object carries its own, as instance attributes.
+transformers has no hook around them, so every student object carries its own, as instance attributes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers.utils import CONFIG_NAME
 from .config_note import write_note
 from .digests import add_digests
 from .model_folder import replace_model
+from .parameter_count import count_parameters
 
 
 _HUB_OPTIONS = (
@@ -32,7 +33,7 @@ _HUB_OPTIONS = (
     "push_format",
     "tokenizer",
 )
-_OWN = ("save_pretrained", "push_to_hub")  # attributes of a student that are its own
+_OWN = ("save_pretrained", "push_to_hub", "num_parameters")  # attributes of a student that are its own
 
 
 class _OfStudent:
@@ -124,6 +125,27 @@ class PushStudent(_OfStudent):
         return push_to_hub(model, repo_id, **options)
 
 
+class CountParameters(_OfStudent):
+    """What `student.num_parameters` is: see [`count_parameters`]. Takes the arguments of `PreTrainedModel.num_parameters`."""
+
+    def __call__(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        return count_parameters(self._owner(), only_trainable, exclude_embeddings)
+
+
+class _Refusal:
+    """A method that a model does not have.
+
+    Raises:
+        ValueError: always; says why.
+    """
+
+    def __init__(self, reason: str):
+        self._reason = reason
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError(self._reason)
+
+
 def _check_not_its_source(model: PreTrainedModel, config: Any, folder: Path) -> None:
     there = folder / CONFIG_NAME
     source = Path(model.name_or_path)
@@ -146,5 +168,18 @@ def _mode(config: Any) -> str | None:
 
 
 def save_safely(student: PreTrainedModel) -> None:
-    """Give a student its `save_pretrained` and its `push_to_hub`."""
+    """Give a student its `save_pretrained`, its `push_to_hub` and its `num_parameters`."""
     student.save_pretrained, student.push_to_hub = SaveStudent(student), PushStudent(student)
+    student.num_parameters = CountParameters(student)
+
+
+def save_plainly(model: PreTrainedModel, refusal: str | None = None) -> None:
+    """Undo [`save_safely`], for what is no student any more.
+
+    Args:
+        refusal: why it cannot be saved, if so.
+    """
+    for name in _OWN:
+        vars(model).pop(name, None)
+    if refusal is not None:
+        model.save_pretrained = model.push_to_hub = _Refusal(refusal)

@@ -21,9 +21,12 @@ COMMANDS = {
     "verify": "whether a packed student, here or on the Hub, is the one that was packed",
     "card": "make or refresh the card of a student: what it is, what was measured, how it is loaded",
     "push": "publish a student on the Hugging Face Hub, packed",
+    "export": "a packed student in the files of other programs: llama.cpp, bitnet.cpp, transformers alone",
     "evaluate": "measure a model on a task, or its perplexity on a text",
     "benchmark": "speed, memory and size of a packed model on this CPU, against other systems",
     "report": "losses, scores and weights of a run on one HTML page",
+    "exec": "run a Python program that loads ternary models as if it imported hf_bitdistill",
+    "autoload": "have every Python program of this environment load ternary models: on, off, status",
     "env": "what is installed, and what computes",
 }
 

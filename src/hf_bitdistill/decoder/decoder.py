@@ -129,6 +129,9 @@ class NativeDecoder:
         except native.NativeLibraryError as error:
             raise UnsupportedModelError(f"the native library refuses the model ({error})") from None
         self.weight_bytes = sum(t.nbytes for t in builder.borrowed)
+        # Embedding and head by the names of their tensors, those that are floats in memory.
+        tables = {name: weights.table(name) for name in (spec.embedding, spec.head) if name is not None}
+        self.float_tables = {n: table.data for n, table in tables.items() if table.kind != native.TABLE_PACKED}
         # Those of the experts that a token is sent to; of the tables all, since most models read the embedding as their head.
         self.bytes_per_token = self.weight_bytes - round(builder.idle_bytes)
 

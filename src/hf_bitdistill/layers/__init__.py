@@ -1,5 +1,5 @@
-"""The layers of a student: `BitLinear` (online, trainable), `TernaryLinear` (offline, packed), `SubLN`, `Experts`, and quantised
-tables."""
+"""The layers of a student: `BitLinear` (online, trainable), `TernaryLinear` (offline, packed), `SubLN`, `Experts`, quantised tables, and
+`SubNormLinear` (dequantised)."""
 
 from .bit_linear import (
     BitLinear,
@@ -12,6 +12,7 @@ from .bit_linear import (
 from .experts import Experts
 from .quantized_table import QuantizedEmbedding, QuantizedHead, QuantizedTable, StoredTable
 from .sub_norm import SubLN
+from .sub_norm_linear import SubNormLinear
 from .ternary_linear import TernaryLinear
 
 
@@ -23,6 +24,7 @@ __all__ = [
     "QuantizedTable",
     "StoredTable",
     "SubLN",
+    "SubNormLinear",
     "TernaryLinear",
     "full_precision",
     "set_dead_zone_leak",

@@ -161,7 +161,7 @@ class QuantizedEmbedding(_WithoutFloats):
         # A buffer, so that `.to(dtype)` changes the dtype of the output as it would that of a float table.
         factor = torch.ones(()) if scale is None else torch.as_tensor(scale)
         self.register_buffer("scale", factor.detach().clone().to(table.weight.device, dtype), persistent=False)
-        self._scaled = scale is not None
+        self.is_scaled = scale is not None
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Token ids `[...]` -> `[..., C]`.
@@ -170,7 +170,7 @@ class QuantizedEmbedding(_WithoutFloats):
             IndexError: an id is no row of the table; names it and its place.
         """
         rows = self.table.lookup(input_ids).to(self.scale.dtype)
-        return rows * self.scale if self._scaled else rows
+        return rows * self.scale if self.is_scaled else rows
 
 
 class QuantizedHead(_WithoutFloats):

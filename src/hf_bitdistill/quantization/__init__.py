@@ -23,6 +23,7 @@ from .table import (
 from .ternary import (
     absmean_scale,
     accumulation_dtype,
+    effective_weight,
     expand_weight_scale,
     fake_quantized_linear,
     integer_accumulators,
@@ -44,6 +45,7 @@ __all__ = [
     "check_table",
     "check_weight_scale",
     "dequantize_table",
+    "effective_weight",
     "exact_dtype",
     "expand_weight_scale",
     "fake_quantized_linear",

@@ -120,6 +120,19 @@ def expand_weight_scale(weight_scale: Tensor, columns: int, group_size: int | No
     return weight_scale.view(-1, 1)
 
 
+def effective_weight(codes: Tensor, weight_scale: Tensor, group_size: int | None = None) -> Tensor:
+    """The matrix that ternary codes and their scales stand for, `gamma * W_t`.
+
+    Args:
+        codes: `[R, C]` in {-1, 0, 1}.
+        weight_scale: `[1]`, `[R]` or `[R, G]`.
+
+    Returns:
+        float32 `[R, C]`.
+    """
+    return codes.float() * expand_weight_scale(weight_scale.float(), codes.shape[1], group_size)
+
+
 def ternarize(weight: Tensor, granularity: str = "tensor", group_size: int | None = None) -> tuple[Tensor, Tensor]:
     """`W_t = clip(round(W / gamma), -1, 1)`, rounding half to even.
 

@@ -26,13 +26,16 @@ from hf_bitdistill.surgery import is_student, student_config
 from hf_bitdistill.verify import carry_answers, keep_answers
 from hf_bitdistill.weight_files import find_weight_files, folder_of
 
+from .module_surface import ModuleSurface
+from .reloading import Loaded, Reloading, check_device_map, check_dtype
+
 
 logger = logging.getLogger(__name__)
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
-class BitNetModel(OptimizedModel):
+class BitNetModel(ModuleSurface, Reloading, OptimizedModel):
     """A ternary model on the native CPU decoder, or, where that cannot compute it, on packed layers in transformers.
 
     Attributes:
@@ -59,6 +62,7 @@ class BitNetModel(OptimizedModel):
         self.decoder = decoder
         self._student = student
         self._source: Path | None = None
+        self._loaded: Loaded | None = None
 
     @property
     def backend(self) -> str:
@@ -68,29 +72,8 @@ class BitNetModel(OptimizedModel):
     # ---- what transformers asks of a model ----------------------------------------------------------------------
 
     @property
-    def device(self) -> torch.device:
-        """Always the CPU."""
-        return torch.device("cpu")
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the outputs."""
-        return torch.float32 if self.model is None else self.model.dtype
-
-    @property
     def name_or_path(self) -> str:
         return self.config.name_or_path
-
-    def to(self, *args, **kwargs) -> BitNetModel:
-        """Accepts the CPU only.
-
-        Raises:
-            ValueError: another device.
-        """
-        device = kwargs.get("device", args[0] if args else None)
-        if isinstance(device, (str, int, torch.device)) and torch.device(device).type != "cpu":
-            raise ValueError(f"{type(self).__name__} computes on the CPU; it cannot move to {device}.")
-        return self
 
     def eval(self) -> BitNetModel:
         return self
@@ -133,6 +116,8 @@ class BitNetModel(OptimizedModel):
                 config says, which is 16 unless it was packed for fewer. 16 is the checkpoint's own 16-bit dtype; of a float32
                 checkpoint, the 16-bit dtype that changes it least.
             kv_dtype: `"float16"` (default) or `"float32"`: how keys and values are kept.
+            device_map: `"cpu"` or `"auto"`, both the CPU.
+            dtype: `"auto"` or float32, in which the native decoder computes; where transformers computes, as there.
             trust_remote_code: passed to transformers, where it computes.
             config, subfolder, revision, cache_dir, force_download, local_files_only, token: as in transformers.
 
@@ -186,8 +171,13 @@ class BitNetModel(OptimizedModel):
         head_bits: int | None = None,
         kv_dtype: str = "float16",
         trust_remote_code: bool = False,
+        device_map: Any = None,
+        dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
         **hub: Any,
     ) -> BitNetModel:
+        check_device_map(cls.__name__, device_map)
+        dtype = torch_dtype if dtype is None else dtype  # (the older name)
         unknown = sorted(set(hub) - set(_HUB_OPTIONS))
         if unknown:
             raise TypeError(f"{cls.__name__}.from_pretrained got unknown options: {', '.join(unknown)}.")
@@ -204,14 +194,16 @@ class BitNetModel(OptimizedModel):
                 "transformers instead, which is slower, in the checkpoint's dtype and on torch's threads, whatever kv_dtype and "
                 "num_threads say."
             )
-            model = cls._load_in_transformers(
-                model_id, config, student.needs_export, head_bits, trust_remote_code, hub
-            )
+            options = {"trust_remote_code": trust_remote_code} | ({} if dtype is None else {"dtype": dtype})
+            model = cls._load_in_transformers(model_id, config, student.needs_export, head_bits, options, hub)
             instance = cls(model.config, model=model)
         else:
+            check_dtype(cls.__name__, dtype)
             instance = cls(student.config, decoder=decoder, student=student)
             instance._finish_loading()
         instance._source = folder_of(files[0])
+        again = {"num_threads": num_threads, "head_bits": head_bits, "kv_dtype": kv_dtype, "export": may_export}
+        instance._loaded = Loaded.of(files, config, {**again, "trust_remote_code": trust_remote_code})
         instance._load_generation_config(model_id, hub)
         return instance
 
@@ -222,7 +214,7 @@ class BitNetModel(OptimizedModel):
         config: PreTrainedConfig,
         needs_export: bool,
         head_bits: int,
-        trust_remote_code: bool,
+        options: dict[str, Any],
         hub: dict[str, Any],
     ) -> PreTrainedModel:
         cls._read_generation_config(model_id, hub)  # refuses what transformers stumbles over
@@ -231,7 +223,7 @@ class BitNetModel(OptimizedModel):
         if isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD:
             # Asked for here, not there: it may say more bits than the checkpoint's config.
             config.quantization_config = {**quantization, "head_bits": 16}
-        model = HEADS[cls.head].from_pretrained(model_id, config=config, trust_remote_code=trust_remote_code, **hub)
+        model = HEADS[cls.head].from_pretrained(model_id, config=config, **options, **hub)
         if is_student(model):
             if needs_export:
                 model = pack(model, inplace=True)

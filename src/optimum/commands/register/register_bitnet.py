@@ -49,9 +49,14 @@ class BitNetCommand(BaseOptimumCLICommand):
         _command("verify", "whether a packed student, here or on the Hub, is the one that was packed"),
         _command("card", "make or refresh the card of a student: what it is, what was measured, how it is loaded"),
         _command("push", "publish a student on the Hugging Face Hub, packed"),
+        _command(
+            "export", "a packed student in the files of other programs: llama.cpp, bitnet.cpp, transformers alone"
+        ),
         _command("evaluate", "measure a model on a task, or its perplexity on a text"),
         _command("benchmark", "speed, memory and size of a packed model on this CPU, against other systems"),
         _command("report", "losses, scores and weights of a run on one HTML page"),
+        _command("exec", "run a Python program that loads ternary models as if it imported hf_bitdistill"),
+        _command("autoload", "have every Python program of this environment load ternary models: on, off, status"),
         _command("env", "what is installed, and what computes"),
     )
 

@@ -1,0 +1,53 @@
+"""`bitdistill export transformers`: a student as a checkpoint that transformers loads without hf-bitdistill."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def run(argv: list[str], prog: str) -> None:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser.add_argument("model", help="folder or Hub id of a student, packed or in training")
+    parser.add_argument("output_dir", type=Path, help="folder to write")
+    parser.add_argument("--revision", help="of a model on the Hub")
+    parser.add_argument(
+        "--dense",
+        action="store_true",
+        help="the effective weights in ordinary linear layers: no quantisation, activations not rounded, logits a little different",
+    )
+    parser.add_argument(
+        "--linear_class",
+        default="autobitlinear",
+        choices=["autobitlinear", "bitlinear"],
+        help="autobitlinear (default): weights are unpacked once, while loading; bitlinear: 2 bits a weight in memory, unpacked at every call",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float16", "float32"],
+        help="of what is not ternary; default: as it is stored; bfloat16 for all of a dense one",
+    )
+    parser.add_argument("--max_shard_size", default="50GB", help="largest file")
+    options = parser.parse_args(argv)
+    from ..export import export_transformers
+    from ..locate import find_model
+    from .runs import check_no_training, check_output_dir, set_card_aside
+
+    hub = {"revision": options.revision} if options.revision else {}
+    path = find_model(options.model, **hub)
+    check_output_dir(options.output_dir, {"student": path})
+    check_no_training(options.output_dir)
+    set_card_aside(options.output_dir)
+    config = export_transformers(
+        path,
+        options.output_dir,
+        dense=options.dense,
+        linear_class=options.linear_class,
+        dtype=options.dtype,
+        max_shard_size=options.max_shard_size,
+        **hub,
+    )
+    size = sum(file.stat().st_size for file in options.output_dir.glob("*.safetensors")) / 1e6
+    print(f"{options.output_dir}: {config.architectures[0]}, {size:.1f} MB; transformers alone loads it")
+    if options.dense:
+        print("Activations are not rounded to 8 bits in it: its logits differ a little from the student's.")

@@ -14,7 +14,7 @@ from .requantize import LayerError, requantize
 
 # Ways to start that draw A and B and leave the base as it is. All others take a part of the base weight out of it, which a ternary one
 # cannot give.
-_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 class TernaryLora(LoraLinear):
@@ -38,10 +38,10 @@ class TernaryLora(LoraLinear):
             ValueError: the adapter is more than a product of low rank, or starts from a part of the base weight; names the option.
         """
         config = kwargs["config"]
-        if config.init_lora_weights not in _STARTS:
+        if config.init_lora_weights not in STARTS:
             raise ValueError(
                 f"init_lora_weights={config.init_lora_weights!r} takes a part of the base weight into the adapter, which a ternary weight "
-                f"cannot give; choose one of {_STARTS}."
+                f"cannot give; choose one of {STARTS}."
             )
         super().update_layer(adapter_name, *args, **kwargs)
 

@@ -25,13 +25,15 @@ from hf_bitdistill.preflight import read_config, read_hub_config
 from hf_bitdistill.surgery import is_student, student_config
 from hf_bitdistill.weight_files import find_weight_files, folder_of
 
+from .adapters import AdapterMethods
+
 
 logger = logging.getLogger(__name__)
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
-class BitNetModel(OptimizedModel):
+class BitNetModel(AdapterMethods, OptimizedModel):
     """A ternary model on the native CPU decoder, or, where that cannot compute it, on packed layers in transformers.
 
     Attributes:
@@ -132,6 +134,7 @@ class BitNetModel(OptimizedModel):
                 config says, which is 16 unless it was packed for fewer. 16 is the checkpoint's own 16-bit dtype; of a float32
                 checkpoint, the 16-bit dtype that changes it least.
             kv_dtype: `"float16"` (default) or `"float32"`: how keys and values are kept.
+            adapter: folder or Hub id of a LoRA adapter to use from the start, see [`load_adapter`].
             trust_remote_code: passed to transformers, where it computes.
             config, subfolder, revision, cache_dir, force_download, local_files_only, token: as in transformers.
 
@@ -185,6 +188,7 @@ class BitNetModel(OptimizedModel):
         head_bits: int | None = None,
         kv_dtype: str = "float16",
         trust_remote_code: bool = False,
+        adapter: str | os.PathLike | None = None,
         **hub: Any,
     ) -> BitNetModel:
         unknown = sorted(set(hub) - set(_HUB_OPTIONS))
@@ -212,6 +216,9 @@ class BitNetModel(OptimizedModel):
             instance._finish_loading()
         instance._source = folder_of(files[0])
         instance._load_generation_config(model_id, hub)
+        if adapter is not None:
+            # (A revision and a subfolder are the model's.)
+            instance.load_adapter(adapter, **{key: hub[key] for key in hub if key not in ("revision", "subfolder")})
         return instance
 
     @classmethod

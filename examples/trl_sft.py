@@ -5,11 +5,10 @@
 The dataset has a column "text" (or TRL's "messages", or "prompt" and "completion"). Needs `pip install trl`.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
+import torch
 from datasets import load_dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
@@ -27,6 +26,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = load_dataset("json", data_files=options.dataset, split="train")
     common = {"max_steps": options.max_steps, "max_length": 512, "packing": True, "report_to": "none"}
+    common["bf16"] = torch.cuda.is_available()
 
     # TRL loads the model by its name, and makes it a student. In float32: 16 bits would round small updates away.
     student = SFTTrainer(

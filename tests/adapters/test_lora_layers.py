@@ -232,6 +232,18 @@ def test_other_adapters_are_refused(online):
             get_peft_model(make_student() if online else packed_student(), config)
 
 
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "gate_proj", "up_proj", "down_proj"]])
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral"])
+def test_experts_are_not_left_out_without_a_word(model_type, targets):
+    """PEFT knows them as fused tensors."""
+    student = make_student(model_type)
+    targets = [*targets, "w1", "w2", "w3"] if model_type == "mixtral" and targets != "all-linear" else targets
+    with pytest.raises(ValueError, match=r"is for experts.* Name other layers"):
+        get_peft_model(student, LoraConfig(target_modules=targets))
+    adapted = get_peft_model(make_student(model_type), LoraConfig(target_modules=["q_proj", "o_proj"]))
+    assert sum(isinstance(module, TernaryLora) for module in adapted.modules()) == 4
+
+
 def test_full_precision_models_are_left_to_peft():
     model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules="all-linear"))
     kinds = {type(module) for module in model.modules() if hasattr(module, "lora_A")}

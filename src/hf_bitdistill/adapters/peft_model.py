@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..layers import BitLinear, QuantizedTable, StoredTable, TernaryLinear
+from ..layers import BitLinear, Experts, QuantizedTable, StoredTable, TernaryLinear
 from ..preflight import is_student_checkpoint
 
 
@@ -44,12 +44,29 @@ def _held_as_integers(module: nn.Module) -> int:
 
 
 def complete(model: PeftModel, base: nn.Module) -> None:
-    """Of a `PeftModel` that is being made around `base`."""
+    """Of a `PeftModel` that is being made around `base`.
+
+    Raises:
+        ValueError: PEFT took the experts of a student, which are linear layers, for the fused ones of the architecture.
+    """
+    if any(isinstance(module, Experts) for module in base.modules()):
+        _check_targets(base)
     layers = [module for module in base.modules() if isinstance(module, (BitLinear, TernaryLinear))]
     if any(isinstance(layer, TernaryLinear) for layer in layers):
         model.get_nb_trainable_parameters = LogicalCount(model)
     if any(isinstance(layer, BitLinear) for layer in layers):
         _check_name(base.model if isinstance(base, BaseTuner) else base)
+
+
+def _check_targets(tuner: nn.Module) -> None:
+    for name, config in getattr(tuner, "peft_config", {}).items():
+        parameters = getattr(config, "target_parameters", None)
+        if parameters:
+            raise ValueError(
+                f"The adapter {name!r} is for experts: of this architecture PEFT looks for them in fused tensors ({sorted(parameters)}), "
+                "which a student does not have, and would leave them out. Name other layers, such as "
+                'target_modules=["q_proj", "k_proj", "v_proj", "o_proj"].'
+            )
 
 
 def _check_name(student: nn.Module) -> None:

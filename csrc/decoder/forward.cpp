@@ -19,7 +19,7 @@ namespace {
 // to stay near the cores.
 constexpr int64_t kChunkTokens = 512;
 
-// Less work than this (elements; multiply-adds of attention) is done by the calling thread alone.
+// Less work than this (elements; multiply-adds of floats, and of attention) is done by the calling thread alone.
 constexpr int64_t kElementsPerTask = 16384;
 constexpr int64_t kAttendAlone = 65536;
 

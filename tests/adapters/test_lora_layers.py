@@ -103,6 +103,20 @@ def test_gradients_through_a_packed_layer(monkeypatch, options, without_kernels)
     assert torch.equal(packed.bias.grad, torch.full_like(packed.bias, len(y)))
 
 
+@pytest.mark.parametrize("online", [True, False])
+def test_mixed_precision(with_lora, online):
+    model = with_lora(make_student() if online else packed_student()).train()
+    tokens = random_tokens(2, 9)
+    losses = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            losses.append(model(tokens, labels=tokens).loss)
+    losses[1].backward()
+    torch.testing.assert_close(losses[1].float(), losses[0], rtol=0.02, atol=0.02)
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    assert all(torch.isfinite(gradient).all() and gradient.abs().sum() > 0 for gradient in gradients)
+
+
 def test_save_and_load(with_lora, tmp_path):
     base = packed_student()
     base.save_pretrained(tmp_path / "packed")
@@ -125,6 +139,16 @@ def test_save_and_load(with_lora, tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert torch.equal(torch.load(tmp_path / "logits"), logits(adapted))
+
+
+def test_transformers_loads_an_adapter_with_its_base(with_lora, tmp_path):
+    """As `pipeline` does, of the adapter's folder alone."""
+    packed_student().save_pretrained(tmp_path / "packed")
+    adapted = with_lora(AutoModelForCausalLM.from_pretrained(tmp_path / "packed"))
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert sum(isinstance(module, TernaryLora) for module in loaded.modules()) == 14
+    assert torch.equal(logits(loaded), logits(adapted))
 
 
 def test_several_adapters(with_lora, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import threading
 
 import pytest
@@ -107,6 +108,27 @@ def test_from_pretrained_and_save(pair, adapter, tmp_path):
     loaded.save_pretrained(tmp_path / "base")  # the base: an adapter is a file of its own
     again = BitNetModelForCausalLM.from_pretrained(tmp_path / "base", head_bits=32, kv_dtype="float32")
     assert torch.equal(logits(again), logits(native))
+
+
+def test_what_a_copy_takes_over(pair, adapter, tmp_path):
+    from optimum.bitnet import BitNetModelForCausalLM
+
+    packed, native = pair()
+    for name, seed in (("one", 1), ("two", 2)):
+        native.load_adapter(adapter(packed, name, seed)[1], name)
+    two = logits(native)
+    native.set_adapter("one")
+    again = BitNetModelForCausalLM.from_pretrained(tmp_path / "llama", head_bits=32, kv_dtype="float32")
+    names = ("_adapters", "_active_adapters", "_adapters_enabled")
+    again.__setstate__(pickle.loads(pickle.dumps({name: getattr(native, name) for name in names})))
+    assert again.active_adapters() == ["one"] and torch.equal(logits(again), logits(native))
+    again.set_adapter("two")
+    assert torch.equal(logits(again), two)
+    # Around the same weights: what is active is each one's own.
+    shallow = copy.copy(native)
+    shallow.set_adapter("two")
+    assert native.active_adapters() == ["one"] and torch.equal(logits(shallow), two)
+    assert not torch.equal(logits(native), two)
 
 
 def test_on_packed_layers_in_transformers(adapter, tmp_path):

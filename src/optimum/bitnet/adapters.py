@@ -22,14 +22,24 @@ class NativeAdapters:
     """
 
     def __init__(self, model: BitNetModel):
+        self._loaded: dict[str, dict[str, LowRank]] = {}
+        self.bind(model)
+
+    def bind(self, model: BitNetModel) -> None:
+        """Use the decoder of `model`, which has no adapters yet: after this was copied or unpickled."""
         modules = model._student.model
         decoder = model.decoder
         names = {p.module for layer in decoder.spec.layers for p in layer.projections}
         layers = {name: modules.get_submodule(name) for name in names}
         self._shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
         self._decoders: dict[tuple[str, ...], NativeDecoder] = {(): decoder}
-        self._loaded: dict[str, dict[str, LowRank]] = {}
-        self.active: tuple[str, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_loaded": self._loaded, "_decoders": {}}
+
+    @property
+    def bound(self) -> bool:
+        return bool(self._decoders)
 
     @property
     def names(self) -> list[str]:
@@ -43,7 +53,6 @@ class NativeAdapters:
     def delete(self, name: str) -> None:
         del self._loaded[name]
         self._decoders = {names: decoder for names, decoder in self._decoders.items() if name not in names}
-        self.active = tuple(other for other in self.active if other != name)
 
     def decoder(self, names: tuple[str, ...]) -> NativeDecoder:
         if names not in self._decoders:
@@ -59,7 +68,6 @@ class PeftAdapters:
     def __init__(self, model: BitNetModel):
         self._model = model.model
         self._peft: PeftModel | None = None
-        self.active: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -75,7 +83,6 @@ class PeftAdapters:
 
     def delete(self, name: str) -> None:
         self._peft.delete_adapter(name)
-        self.active = tuple(other for other in self.active if other != name)
 
     def decoder(self, names: tuple[str, ...]) -> None:
         if self._peft is not None and names:
@@ -93,6 +100,7 @@ class AdapterMethods:
     """
 
     _adapters: NativeAdapters | PeftAdapters | None = None
+    _active_adapters: tuple[str, ...] = ()
     _adapters_enabled = True
 
     def load_adapter(
@@ -126,13 +134,13 @@ class AdapterMethods:
         """
         names = (adapter_name,) if isinstance(adapter_name, str) else tuple(dict.fromkeys(adapter_name))
         self._check_loaded(names)
-        self._adapters.active = names
+        self._active_adapters = names
         self._adapters_enabled = True
         self._use_adapters()
 
     def active_adapters(self) -> list[str]:
         """Names of those that are in use, or would be if they were not disabled."""
-        return [] if self._adapters is None else list(self._adapters.active)
+        return list(self._active_adapters)
 
     def disable_adapters(self) -> None:
         """Use the base model alone, until [`enable_adapters`] or [`set_adapter`]."""
@@ -154,6 +162,7 @@ class AdapterMethods:
         self._check_loaded(names)
         for name in names:
             self._adapters.delete(name)
+        self._active_adapters = tuple(name for name in self._active_adapters if name not in names)
         self._use_adapters()
 
     def _check_loaded(self, names: tuple[str, ...]) -> None:
@@ -164,4 +173,11 @@ class AdapterMethods:
 
     def _use_adapters(self: BitNetModel) -> None:
         if self._adapters is not None:
-            self.decoder = self._adapters.decoder(self._adapters.active if self._adapters_enabled else ())
+            self.decoder = self._adapters.decoder(self._active_adapters if self._adapters_enabled else ())
+
+    def __setstate__(self: BitNetModel, state: dict[str, Any]) -> None:
+        # Of a copy or a pickle: a model that was loaded again gets the adapters of the one it is a copy of.
+        self.__dict__.update(state)
+        if isinstance(self._adapters, NativeAdapters) and not self._adapters.bound:
+            self._adapters.bind(self)
+            self._use_adapters()

@@ -33,7 +33,7 @@ extern "C" {
 #endif
 
 // Raised when a signature or the layout of a packed weight changes: a caller built for another version must refuse.
-#define BD_ABI_VERSION 5
+#define BD_ABI_VERSION 6
 
 typedef enum bd_status {
   BD_OK = 0,
@@ -185,7 +185,7 @@ BD_API int bd_matmul_int32(const void* packed, size_t packed_bytes, const int8_t
 //
 // Norms are RMSNorms: x / sqrt(mean(x^2) + eps) * weight (an architecture that stores weight - 1 adds the one before).
 // A linear layer norms (SubLN) and quantises its input as bd_linear does; one whose weight is floats norms it and computes in
-// float32. Everything else is float32; keys and values are kept as kv_dtype.
+// float32. One with an adapter adds b . (a . norm(x)), in float32 and of the same normed input. Everything else is float32; keys and values are kept as kv_dtype.
 typedef enum bd_activation { BD_SILU = 0, BD_GELU = 1, BD_GELU_TANH = 2, BD_RELU = 3, BD_RELU_SQUARED = 4 } bd_activation;
 
 typedef enum bd_output { BD_OUTPUT_LOGITS = 0, BD_OUTPUT_HIDDEN = 1 } bd_output;  // hidden: final_norm(h)
@@ -203,11 +203,21 @@ typedef struct bd_table {
   size_t bytes;
 } bd_table;
 
+// A product of low rank (LoRA).
+typedef struct bd_adapter {
+  const float* a;  // [rank, columns]; null: no adapter
+  size_t a_count;
+  const float* b;  // [rows, rank], with the scaling in it
+  size_t b_count;
+  int64_t rank;
+} bd_adapter;
+
 typedef struct bd_projection {
   bd_table weight;     // [rows, columns]
   const float* bias;   // or null
   size_t bias_count;
   bd_norm sub_norm;    // of the input
+  bd_adapter adapter;
 } bd_projection;
 
 typedef struct bd_rope {
@@ -260,7 +270,8 @@ typedef struct bd_decoder bd_decoder;  // immutable: any number of threads may u
 typedef struct bd_cache bd_cache;      // keys and values of some sequences; calls on one take turns
 
 // Checks that all parts fit together (else BD_ERROR_MODEL, or the error of the part). Copies the descriptions, and norm
-// weights, biases and frequencies; borrows weights and tables, which must outlive the decoder.
+// weights, biases and frequencies; borrows weights, tables and adapters, which must outlive the decoder. Decoders may share them: one
+// for each adapter of the same weights.
 BD_API int bd_decoder_create(const bd_decoder_config* config, bd_decoder** decoder);
 BD_API void bd_decoder_destroy(bd_decoder* decoder);  // after all its caches; null is allowed
 

@@ -19,7 +19,7 @@ namespace {
 // to stay near the cores.
 constexpr int64_t kChunkTokens = 512;
 
-// Less work than this (elements; multiply-adds of attention) is done by the calling thread alone.
+// Less work than this (elements; multiply-adds of floats, and of attention) is done by the calling thread alone.
 constexpr int64_t kElementsPerTask = 16384;
 constexpr int64_t kAttendAlone = 65536;
 
@@ -37,6 +37,7 @@ struct Run {
 struct Workspace {
   QuantizedActivations activations;
   AlignedBuffer hidden, normed, sub_normed, qkv, heads, gate_up, inner, projected, rotation, gathered, expert_output, router;
+  AlignedBuffer adapter_input, adapter_inner, adapter_output;
   std::vector<int64_t> positions;
   Routing routing;
   std::vector<Run> runs;
@@ -149,6 +150,34 @@ class Chunk {
   // out [tokens, rows of all projections] = projections(norm(x [tokens, cols])).
   int project(const Projection* projections, size_t count, const NormWeights* norm, const float* x, int64_t tokens,
               int64_t cols, float* out, int64_t out_stride) {
+    BD_RETURN_IF_ERROR(multiply_weights(projections, count, norm, x, tokens, cols, out, out_stride));
+    const float* input = nullptr;
+    for (size_t i = 0; i < count; ++i) {
+      if (projections[i].a.exists()) {
+        if (input == nullptr) {
+          input = norm != nullptr && norm->exists() ? norm_tokens(*norm, x, tokens, cols, w_.adapter_input) : x;
+        }
+        add_adapter(projections[i], input, tokens, cols, out, out_stride);
+      }
+      out += projections[i].weight.rows;
+    }
+    return BD_OK;
+  }
+
+  // out [tokens, rows] += b . (a . sub_norm(x [tokens, cols]))
+  void add_adapter(const Projection& projection, const float* x, int64_t tokens, int64_t cols, float* out, int64_t out_stride) {
+    const NormWeights& own = projection.sub_norm;
+    if (own.exists()) x = norm_tokens(own, x, tokens, cols, w_.sub_normed);
+    const int64_t rank = projection.a.rows, rows = projection.b.rows;
+    float* const inner = reserve(w_.adapter_inner, tokens * rank);
+    float* const change = reserve(w_.adapter_output, tokens * rows);
+    multiply_floats(projection.a, x, tokens, inner, rank);
+    multiply_floats(projection.b, inner, tokens, change, rows);
+    for_tokens(tokens, rows, [&](int64_t t) { floats_.add(change + t * rows, rows, out + t * out_stride); });
+  }
+
+  int multiply_weights(const Projection* projections, size_t count, const NormWeights* norm, const float* x, int64_t tokens,
+                       int64_t cols, float* out, int64_t out_stride) {
     MultiplyPart parts[kMaxParts];
     int64_t row = 0;
     bool one_input = true;  // the same integers for all of them
@@ -193,6 +222,9 @@ class Chunk {
 
   // out [tokens, rows] = x [tokens, cols] times a matrix of floats.
   void multiply_floats(const Table& table, const float* x, int64_t tokens, float* out, int64_t out_stride) const {
+    if (table.rows * table.cols * tokens <= kElementsPerTask) {
+      return floats_.dense(table.kind, table.data, table.rows, table.cols, x, tokens, out, out_stride);
+    }
     // Four rows share what is read of x.
     const int64_t share = round_up(div_up(table.rows, 4 * num_threads()), 4);
     const int64_t rows = std::min(kDenseRowsPerTask, share);

@@ -54,10 +54,22 @@ int open_table(const bd_table& table, int64_t cols, Table* out) {
   return BD_OK;
 }
 
+int open_adapter(const bd_adapter& adapter, Projection* out) {
+  if (adapter.a == nullptr || adapter.b == nullptr) {
+    const bool none = adapter.a == adapter.b && adapter.a_count == 0 && adapter.b_count == 0 && adapter.rank == 0;
+    return none ? BD_OK : BD_ERROR_NULL_POINTER;
+  }
+  if (!in_range(adapter.rank, BD_MAX_COLS)) return BD_ERROR_SHAPE;
+  BD_RETURN_IF_ERROR(open_table({BD_TABLE_FLOAT32, adapter.a, adapter.a_count * sizeof(float)}, out->weight.cols, &out->a));
+  BD_RETURN_IF_ERROR(open_table({BD_TABLE_FLOAT32, adapter.b, adapter.b_count * sizeof(float)}, adapter.rank, &out->b));
+  return out->a.rows == adapter.rank && out->b.rows == out->weight.rows ? BD_OK : BD_ERROR_BUFFER_SIZE;
+}
+
 int open_projection(const bd_projection& projection, int64_t cols, Projection* out) {
   BD_RETURN_IF_ERROR(open_table(projection.weight, cols, &out->weight));
   if (projection.bias != nullptr && projection.bias_count != static_cast<size_t>(out->weight.rows)) return BD_ERROR_MODEL;
   BD_RETURN_IF_ERROR(copy_floats(projection.bias, projection.bias_count, &out->bias));
+  BD_RETURN_IF_ERROR(open_adapter(projection.adapter, out));
   return copy_norm(projection.sub_norm, cols, cols, &out->sub_norm);
 }
 

@@ -36,6 +36,7 @@ struct Projection {
   Table weight;
   std::vector<float> bias;
   NormWeights sub_norm;
+  Table a, b;  // of an adapter
 
   const float* bias_or_null() const { return bias.empty() ? nullptr : bias.data(); }
 };

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from . import quantizer as _quantizer  # noqa: F401 (registers with transformers)
+from .adapters.hook import watch as _watch
 from .config import BitNetConfig
 from .heads import quantize_head
 from .packing import pack
@@ -27,11 +28,15 @@ _LAZY = {
     "calibrate_sub_norm": "calibration",
     "find_massive_projections": "massive_activations",
     "least_squares_warm_start": "warm_start",
+    "merge_adapter": "adapters.merging",
     "pack_corpus": "data",
     "push_to_hub": "hub",
 }
 
+_watch()  # for PEFT, which is imported when it is used
+
 if TYPE_CHECKING:
+    from .adapters.merging import merge_adapter
     from .calibration import calibrate_sub_norm
     from .data import pack_corpus
     from .distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, cache_teacher_logits
@@ -51,6 +56,7 @@ __all__ = [
     "calibrate_sub_norm",
     "find_massive_projections",
     "least_squares_warm_start",
+    "merge_adapter",
     "pack",
     "pack_corpus",
     "push_to_hub",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .adapters import adapted_modules
 from .config import BitNetConfig
 from .heads import check_tables, forget_ties, stored_layers, use_stored_layers
 from .layers import BitLinear, TernaryLinear
@@ -49,10 +50,12 @@ def pack(
             (a SubLN, a norm, the embedding) is not finite, or too large for `dtype`; names the tensor.
         ValueError: `dtype` or `table_bits` is not supported.
     """
-    if not isinstance(model, PreTrainedModel) or getattr(model, "_hf_peft_config_loaded", False):
+    if not isinstance(model, PreTrainedModel) or adapted_modules(model):
         raise SurgeryError(
-            f"pack takes the student itself, not {type(model).__name__} with wrappers or adapters: merge or unload them "
-            "first (merging an adapter into latent weights changes what the student computes: evaluate it again)."
+            f"pack takes the student itself, not {type(model).__name__} with wrappers or adapters: save the adapter "
+            "(peft_model.save_pretrained(folder)), pack(peft_model.unload()), and put it beside the packed model "
+            "(PeftModel.from_pretrained(packed, folder)), which then computes the same; or hf_bitdistill.merge_adapter makes it a part of the "
+            "weights, with a loss."
         )
     config = copy.deepcopy(student_config(model))
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BitLinear)}

@@ -278,7 +278,8 @@ class BitDistillQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        return self.online
+        """Gradients pass through packed layers too: to adapters beside them."""
+        return True
 
     @property
     def is_qat_trainable(self) -> bool:

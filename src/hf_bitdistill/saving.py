@@ -16,6 +16,7 @@ from huggingface_hub import CommitInfo
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
+from .adapters import adapted_modules
 from .config_note import write_note
 from .digests import add_digests
 from .model_folder import replace_model
@@ -75,7 +76,8 @@ class SaveStudent(_OfStudent):
     Raises:
         CheckpointError: a tensor holds a NaN or an infinity. Nothing was saved.
         NotADirectoryError: the folder is a file.
-        ValueError: a packed model would take the place of the trainable student that it was made from.
+        ValueError: a packed model would take the place of the trainable student that it was made from; or the model has adapters that were
+            injected by other means than transformers' own.
     """
 
     def __call__(
@@ -91,6 +93,12 @@ class SaveStudent(_OfStudent):
         plain = type(model).save_pretrained
         if getattr(model, "_hf_peft_config_loaded", False) or kwargs.get("distributed_checkpoint"):
             return plain(model, save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
+        adapted = adapted_modules(model)
+        if adapted:
+            raise ValueError(
+                f"{type(model).__name__} carries adapters (in {adapted[0]!r} and {len(adapted) - 1} other modules), with which it is no student's "
+                "checkpoint: save the adapters by save_pretrained of the PeftModel, and the student after its unload()."
+            )
         folder = Path(save_directory)
         config = getattr(model.config, "quantization_config", None)
         _check_not_its_source(model, config, folder)

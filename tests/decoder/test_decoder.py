@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from architectures import random_tokens
-from hf_bitdistill.decoder import ContextLengthError, load_decoder
+from hf_bitdistill.decoder import ContextLengthError, LowRank, UnsupportedModelError, load_decoder
 from hf_bitdistill.decoder import decoder as decoder_module
 from hf_bitdistill.decoder.families import FAMILIES
 from students import VARIANTS, assert_close, open_student
@@ -257,3 +257,28 @@ def test_options_are_checked(saved):
 
 def test_every_family_is_tested():
     assert {name for name, _ in VARIANTS} == set(FAMILIES)
+
+
+@torch.no_grad()
+def test_decoders_with_adapters_share_the_weights(saved):
+    _, folder = saved()
+    decoder = load_decoder(open_student(folder), head_bits=32, kv_dtype="float32")
+    tokens = random_tokens(1, 9)[0]
+    before = run(decoder, decoder.new_cache(1), [tokens])[0]
+    name = "model.layers.1.mlp.down_proj"
+    low_rank = LowRank(torch.randn(2, 88), torch.randn(48, 2))
+    adapted = decoder.adapted({name: low_rank})
+    assert adapted.weight_bytes == decoder.weight_bytes and adapted.spec is decoder.spec
+    assert not torch.equal(run(adapted, adapted.new_cache(1), [tokens])[0], before)
+    for plain in (decoder, adapted.adapted({})):
+        assert torch.equal(run(plain, plain.new_cache(1), [tokens])[0], before)
+    # A change of zero is none.
+    zero = decoder.adapted({name: LowRank(low_rank.a, torch.zeros(48, 2))})
+    assert torch.equal(run(zero, zero.new_cache(1), [tokens])[0], before)
+    with pytest.raises(KeyError, match="embed_tokens"):
+        decoder.adapted({"model.embed_tokens": low_rank})
+    with pytest.raises(ValueError, match="contiguous float32"):
+        decoder.adapted({name: LowRank(low_rank.a.double(), low_rank.b)})
+    with pytest.raises(UnsupportedModelError, match="refuses"):
+        decoder.adapted({name: LowRank(low_rank.a, low_rank.b[:40].contiguous())})
+    assert torch.equal(run(decoder, decoder.new_cache(1), [tokens])[0], before)

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
+from architectures import random_tokens, tiny_model
 from hf_bitdistill.distillation import check_same_tokenizer, load_teacher
 from hf_bitdistill.distillation.teacher import model_head
 
@@ -115,3 +116,19 @@ def test_heads(make_model):
     multi.config.problem_type = "multi_label_classification"
     with pytest.raises(ValueError, match="multi_label"):
         model_head(multi)
+
+
+def test_an_adapter_is_a_teacher(tmp_path):
+    """A `PeftModel`, or the folder of an adapter: transformers finds its base model."""
+    from peft import LoraConfig, get_peft_model
+
+    tiny_model("llama").save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    adapted = get_peft_model(base, LoraConfig(target_modules="all-linear", init_lora_weights=False)).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    tokens = random_tokens()
+    expected = adapted(tokens).logits.detach()
+    for teacher in (adapted, str(tmp_path / "adapter")):
+        loaded = load_teacher(teacher, "causal_lm")
+        assert torch.equal(loaded(tokens).logits, expected)
+        assert not any(parameter.requires_grad for parameter in loaded.parameters())

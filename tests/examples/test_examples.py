@@ -5,9 +5,11 @@ import runpy
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from hf_bitdistill import apply_bitnet, pack
 from hf_bitdistill.recipe import efforts
 
 
@@ -45,3 +47,45 @@ def test_distill_smollm2_sst2(tmp_path, monkeypatch, tiny_llama_config, tiny_tok
     assert {"base model", "teacher", "ternary student, packed", "BitNet-SFT (no recipe)"} <= set(scores)
     assert (tmp_path / "out" / "run" / "packed" / "model.safetensors").is_file()
     assert "The packed student is in" in capsys.readouterr().out
+
+
+@pytest.fixture
+def texts(tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n".join(json.dumps({"text": f"a {word} film"}) for word in ("dull", "fine", "long") * 3))
+    return file
+
+
+def test_lora_on_packed(tmp_path, monkeypatch, tiny_llama_config, tiny_tokenizer, texts, capsys, native_decoder):
+    torch.manual_seed(0)
+    pack(apply_bitnet(LlamaForCausalLM(tiny_llama_config))).save_pretrained(tmp_path / "packed")
+    tiny_tokenizer.save_pretrained(tmp_path / "packed")
+    before = (tmp_path / "packed" / "model.safetensors").read_bytes()
+    arguments = [
+        "--model",
+        tmp_path / "packed",
+        "--dataset",
+        texts,
+        "--output_dir",
+        tmp_path / "out",
+        "--max_steps",
+        2,
+    ]
+    run_example("lora_on_packed.py", monkeypatch, *arguments)
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "packed" / "model.safetensors").read_bytes() == before
+    printed = capsys.readouterr().out
+    assert "trainable params" in printed and "with adapter: Once upon a time" in printed
+
+
+def test_trl_sft(tmp_path, monkeypatch, tiny_llama_config, tiny_tokenizer, texts, capsys):
+    pytest.importorskip("trl")
+    torch.manual_seed(0)
+    LlamaForCausalLM(tiny_llama_config).save_pretrained(tmp_path / "base")
+    tiny_tokenizer.save_pretrained(tmp_path / "base")
+    arguments = ["--model", tmp_path / "base", "--dataset", texts, "--output_dir", tmp_path / "out", "--max_steps", 1]
+    run_example("trl_sft.py", monkeypatch, *arguments)
+    assert (tmp_path / "out" / "packed" / "model.safetensors").is_file()
+    config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "out" / "packed")
+    assert "an adapter of it in" in capsys.readouterr().out

@@ -64,20 +64,30 @@ struct Floats {
 
 // Of a projection: ternary, unless `kind` is one of floats.
 struct Weight {
-  Weight(Random& random, int64_t rows, int64_t cols, int scale_kind, bool with_bias, bool with_norm, bd_table_kind kind)
-      : made(random_case(random, BD_TERNARY, rows, cols, scale_kind, false)), packed(made.pack()) {
+  Weight(Random& random, int64_t rows, int64_t cols, int scale_kind, bool with_bias, bool with_norm, bd_table_kind kind,
+         int64_t adapter_rank)
+      : made(random_case(random, BD_TERNARY, rows, cols, scale_kind, false)), packed(made.pack()), rank(adapter_rank) {
     if (kind != BD_TABLE_PACKED) floats.emplace_back(random, rows * cols, 0.3f, kind);
     // A trained layer keeps the size of what goes through it.
     if (with_bias) fill(random, rows, 0.0f, 0.1f, &bias);
     if (with_norm) fill(random, cols, 1.0f, 0.2f, &norm);
+    if (rank != 0) adapter.emplace_back(random, rank * cols, 0.2f, BD_TABLE_FLOAT32);
+    if (rank != 0) adapter.emplace_back(random, rows * rank, 0.2f, BD_TABLE_FLOAT32);
   }
   bd_projection view() const {
     const bd_table weight = floats.empty() ? bd_table{BD_TABLE_PACKED, packed.data(), packed.size()} : floats[0].view();
     return {weight, bias.empty() ? nullptr : bias.data(), bias.size(),
-            {norm.empty() ? nullptr : norm.data(), norm.size(), 1e-5f}};
+            {norm.empty() ? nullptr : norm.data(), norm.size(), 1e-5f}, adapter_view()};
+  }
+  bd_adapter adapter_view() const {
+    if (adapter.empty()) return {};
+    const std::vector<float>&a = adapter[0].values, &b = adapter[1].values;
+    return {a.data(), a.size(), b.data(), b.size(), rank};
   }
   Case made;
   Packed packed;
+  int64_t rank;                // of the adapter; 0: none
+  std::vector<Floats> adapter;  // a, b
   std::vector<Floats> floats;  // one or none
   std::vector<float> bias, norm;
 };
@@ -97,6 +107,7 @@ struct Options {
   bd_dtype kv_dtype = BD_FLOAT32;
   bd_table_kind table = BD_TABLE_FLOAT32;
   bd_table_kind every_second = BD_TABLE_PACKED;  // projection's weight
+  int64_t adapter_rank = 0;                      // of every third projection, of the next one more
 };
 
 struct MlpWeights {
@@ -133,7 +144,8 @@ struct TestModel {
       w.k_norm = vector(o.qk_norm != 0, o.qk_norm == 1 ? o.head_dim : kv);
       const auto add = [&](std::vector<Weight>* to, int64_t rows, int64_t cols, bool norm) {
         const bd_table_kind kind = projections++ % 2 == 0 ? BD_TABLE_PACKED : o.every_second;
-        to->emplace_back(random, rows, cols, o.scale_kind, o.bias, norm, kind);
+        const int64_t rank = o.adapter_rank == 0 || projections % 3 == 0 ? 0 : o.adapter_rank + projections % 3 - 1;
+        to->emplace_back(random, rows, cols, o.scale_kind, o.bias, norm, kind, rank);
       };
       if (o.fused) {
         add(&w.qkv, q + 2 * kv, o.hidden, o.all_sub_norms);
@@ -267,7 +279,11 @@ Vector linear(const std::vector<Weight>& weights, const Vector& x) {
   Vector all;
   for (const Weight& w : weights) {
     const Vector input = normed(x, w.norm);
-    const Vector y = w.floats.empty() ? product(w.made, input) : product(w.floats[0], input);
+    Vector y = w.floats.empty() ? product(w.made, input) : product(w.floats[0], input);
+    if (!w.adapter.empty()) {
+      const Vector change = product(w.adapter[1], product(w.adapter[0], input));
+      for (size_t r = 0; r < y.size(); ++r) y[r] += change[r];
+    }
     for (size_t r = 0; r < y.size(); ++r) all.push_back(y[r] + (w.bias.empty() ? 0.0 : static_cast<double>(w.bias[r])));
   }
   return all;
@@ -483,6 +499,11 @@ std::vector<std::pair<std::string, Options>> variants() {
     o.experts = 40; o.experts_per_token = 3; o.table = BD_TABLE_BFLOAT16; o.every_second = BD_TABLE_FLOAT32; o.bias = true;
     o.pre_norms = false; o.post_norms = true; o.layers = 1;
   });
+  add("adapters", [](Options& o) { o.adapter_rank = 4; o.bias = o.sub_norms = true; });
+  add("adapters beside floats", [](Options& o) {
+    o.adapter_rank = 3; o.every_second = BD_TABLE_BFLOAT16; o.all_sub_norms = true; o.hidden = 130; o.inner = 700; o.fused = true;
+  });
+  add("adapters of experts", [](Options& o) { o.adapter_rank = 17; o.experts = 5; o.sub_norms = true; o.pre_norms = false; o.post_norms = true; });
   add("mixture without gate", [](Options& o) { o.experts = 3; o.experts_per_token = 1; o.gate = false; o.all_sub_norms = true; });
   return all;
 }
@@ -749,6 +770,19 @@ void test_failures() {
   refuse([](C&, L& l, R&) { l.q_norm.count = 7; }, BD_ERROR_MODEL);
   refuse([](C&, L& l, R&) { l.q_norm.eps = -1; }, BD_ERROR_ARGUMENT);
   refuse([](C&, L& l, R&) { std::swap(l.o, l.down); }, BD_ERROR_MODEL);
+  const std::vector<float> low(static_cast<size_t>(3 * options.hidden) + 1);
+  const size_t a_count = static_cast<size_t>(2 * options.heads * options.head_dim), b_count = static_cast<size_t>(2 * options.hidden);
+  const std::vector<float> factor(a_count);
+  const auto adapted = [&](L& l) -> bd_adapter& { return l.o.adapter = {factor.data(), a_count, low.data(), b_count, 2}; };
+  refuse([&](C&, L& l, R&) { adapted(l).a = nullptr; }, BD_ERROR_NULL_POINTER);
+  refuse([&](C&, L& l, R&) { adapted(l).b = nullptr; }, BD_ERROR_NULL_POINTER);
+  refuse([&](C&, L& l, R&) { l.o.adapter.rank = 1; }, BD_ERROR_NULL_POINTER);
+  refuse([&](C&, L& l, R&) { adapted(l).rank = 0; }, BD_ERROR_SHAPE);
+  refuse([&](C&, L& l, R&) { adapted(l).rank = 3; }, BD_ERROR_BUFFER_SIZE);
+  refuse([&](C&, L& l, R&) { adapted(l).a_count -= 1; }, BD_ERROR_BUFFER_SIZE);
+  refuse([&](C&, L& l, R&) { adapted(l).b_count += 2; }, BD_ERROR_BUFFER_SIZE);
+  refuse([&](C&, L& l, R&) { adapted(l).b_count = 0; }, BD_ERROR_BUFFER_SIZE);
+  refuse([&](C&, L& l, R&) { adapted(l).b = reinterpret_cast<const float*>(reinterpret_cast<const char*>(low.data()) + 1); }, BD_ERROR_ALIGNMENT);
   options.experts = 4;
   const TestModel mixture(random, options);
   const auto refuse_mixture = [&](auto change, int status) {

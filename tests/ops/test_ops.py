@@ -170,6 +170,10 @@ def test_gradient_is_straight_through(backend):
     expected = torch.autograd.grad(F.linear(F.rms_norm(x, (40,), norm, 1e-6), dense, bias), [x, bias, norm], grad)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b)
+    # Without what has a default: torch leaves it out of the call.
+    plain = torch.autograd.grad(ops.packed_linear(x, packed, 20), x, grad)[0]
+    torch.testing.assert_close(plain, grad @ dense)
+    torch.testing.assert_close(torch.autograd.grad(ops.packed_linear(x, packed, 20, None), x, grad)[0], plain)
 
 
 def test_opcheck(backend):

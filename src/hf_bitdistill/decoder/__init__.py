@@ -1,6 +1,6 @@
 """The native decoder: a whole student in the C++ library, from a checkpoint's files to logits."""
 
-from .decoder import ContextLengthError, NativeCache, NativeDecoder
+from .decoder import ContextLengthError, LowRank, NativeCache, NativeDecoder
 from .families import DecoderSpec, UnsupportedModelError, describe
 from .loading import StudentWeights, load_decoder
 from .students import NotAStudentError, Student
@@ -11,6 +11,7 @@ __all__ = [
     "HEAD_BITS",
     "ContextLengthError",
     "DecoderSpec",
+    "LowRank",
     "NativeCache",
     "NativeDecoder",
     "NotAStudentError",

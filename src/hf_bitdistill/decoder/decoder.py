@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -40,6 +42,19 @@ class LoadedProjection:
     norm_weight: Tensor | None = None
     norm_eps: float = 0.0
     kind: int = native.TABLE_PACKED
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to a projection: `b (a x)`, where `x` is what the projection reads, behind all norms.
+
+    Attributes:
+        a: float32 `[rank, C]`.
+        b: float32 `[R, rank]`, with the scaling in it.
+    """
+
+    a: Tensor
+    b: Tensor
 
 
 class Weights(Protocol):
@@ -124,16 +139,30 @@ class NativeDecoder:
         self._library = load_library()
         builder = _Builder(spec, weights)
         config = builder.config(_KV_DTYPES[kv_dtype])
-        try:
-            self._handle = native.DecoderHandle(self._library, config, builder.borrowed)
-        except native.NativeLibraryError as error:
-            raise UnsupportedModelError(f"the native library refuses the model ({error})") from None
+        self._description = _Description(spec, config, builder.borrowed, builder.kept)
+        self._handle = self._description.create(self._library, {})
         self.weight_bytes = sum(t.nbytes for t in builder.borrowed)
         # Embedding and head by the names of their tensors, those that are floats in memory.
         tables = {name: weights.table(name) for name in (spec.embedding, spec.head) if name is not None}
         self.float_tables = {n: table.data for n, table in tables.items() if table.kind != native.TABLE_PACKED}
         # Those of the experts that a token is sent to; of the tables all, since most models read the embedding as their head.
         self.bytes_per_token = self.weight_bytes - round(builder.idle_bytes)
+
+    def adapted(self, adapter: Mapping[str, LowRank]) -> NativeDecoder:
+        """A decoder of the same weights, which are shared, not copied, that adds products of low rank to projections. Its caches are its
+        own.
+
+        Args:
+            adapter: by the names of the projections' modules; none: the decoder without any.
+
+        Raises:
+            KeyError: a name is not that of a projection.
+            ValueError: a tensor is no contiguous float32 matrix.
+            UnsupportedModelError: the shapes do not fit.
+        """
+        other = copy.copy(self)
+        other._handle = self._description.create(self._library, dict(adapter))
+        return other
 
     def new_cache(self, sequences: int) -> NativeCache:
         """A cache of empty sequences."""
@@ -236,14 +265,64 @@ def load_library() -> ops_native.NativeLibrary:
     return library
 
 
+class _Description:
+    """C structures of which a decoder can be made again, with an adapter.
+
+    Args:
+        borrowed, kept: of a [`_Builder`].
+    """
+
+    def __init__(self, spec: DecoderSpec, config: native.ConfigStruct, borrowed: list[Tensor], kept: list[object]):
+        self._config, self._borrowed, self._kept = config, borrowed, kept
+        self._projections = {
+            name: struct
+            for index, layer in enumerate(spec.layers)
+            for name, struct in _projections_of(layer, config.layers[index])
+        }
+        self._lock = threading.Lock()
+
+    def create(self, library: ops_native.NativeLibrary, adapter: Mapping[str, LowRank]) -> native.DecoderHandle:
+        structs = {name: (self._projections[name], _adapter_struct(name, part)) for name, part in adapter.items()}
+        with self._lock:
+            try:
+                for projection, struct in structs.values():
+                    projection.adapter = struct
+                return native.DecoderHandle(library, self._config, (self._borrowed, adapter))
+            except native.NativeLibraryError as error:
+                raise UnsupportedModelError(f"the native library refuses the model ({error})") from None
+            finally:
+                for projection, _ in structs.values():
+                    projection.adapter = native.AdapterStruct()
+
+
+def _projections_of(layer: Layer, struct: native.LayerStruct) -> Iterator[tuple[str, native.ProjectionStruct]]:
+    """Each projection's name, and its place in the structure."""
+    yield layer.o.module, struct.o
+    for index, projection in enumerate(layer.qkv):
+        yield projection.module, struct.qkv[index]
+    places = [struct] if layer.mixture is None else [struct.mixture.experts[e] for e in range(len(layer.mlps))]
+    for mlp, place in zip(layer.mlps, places, strict=True):
+        yield mlp.down.module, place.down
+        for index, projection in enumerate(mlp.gate_up):
+            yield projection.module, place.gate_up[index]
+
+
+def _adapter_struct(name: str, adapter: LowRank) -> native.AdapterStruct:
+    for factor in (adapter.a, adapter.b):
+        if factor.dtype != torch.float32 or factor.ndim != 2 or not factor.is_contiguous():
+            raise ValueError(f"the adapter of {name} is no pair of contiguous float32 matrices")
+    a, b = adapter.a, adapter.b
+    return native.AdapterStruct(a.data_ptr(), a.numel(), b.data_ptr(), b.numel(), a.shape[0])
+
+
 class _Builder:
-    """C structures of a decoder, and everything that must live as long as they are read (`_kept`) or used (`borrowed`)."""
+    """C structures of a decoder, and everything that must live as long as they are read (`kept`) or used (`borrowed`)."""
 
     def __init__(self, spec: DecoderSpec, weights: Weights):
         self.spec, self.weights = spec, weights
         self.borrowed: list[Tensor] = []
         self.idle_bytes = 0.0  # of weights that a token does not read, on average
-        self._kept: list[object] = []
+        self.kept: list[object] = []
         self._pool = HugePagePool()
 
     def _address(self, tensor: Tensor | None) -> int | None:
@@ -251,7 +330,7 @@ class _Builder:
             return None
         if not tensor.is_contiguous():
             raise ValueError("a part of a decoder is not contiguous")
-        self._kept.append(tensor)
+        self.kept.append(tensor)
         return tensor.data_ptr()
 
     def _norm_struct(self, weight: Tensor | None, eps: float) -> native.NormStruct:
@@ -307,7 +386,7 @@ class _Builder:
             self._fill(expert, mlp)
         expert_bytes = sum(tensor.nbytes for tensor in self.borrowed[others:])
         self.idle_bytes += expert_bytes * (1 - mixture.experts_per_token / len(mlps))
-        self._kept.append(experts)
+        self.kept.append(experts)
         return native.MixtureStruct(
             router=self._projection(mixture.router).weight,
             experts=experts,
@@ -338,7 +417,7 @@ class _Builder:
                 for r in spec.ropes
             )
         )
-        self._kept += [layers, ropes]
+        self.kept += [layers, ropes]
         # transformers multiplies by the scale in the dtype of the embedding.
         scale = torch.tensor(spec.embedding_scale, dtype=embedding.dtype).item()
         return native.ConfigStruct(

@@ -33,6 +33,12 @@ class TableStruct(ctypes.Structure):
     _fields_ = [("kind", c_int32), ("data", c_void_p), ("bytes", c_size_t)]
 
 
+class AdapterStruct(ctypes.Structure):
+    """`bd_adapter`."""
+
+    _fields_ = [("a", c_void_p), ("a_count", c_size_t), ("b", c_void_p), ("b_count", c_size_t), ("rank", c_int64)]
+
+
 class ProjectionStruct(ctypes.Structure):
     """`bd_projection`."""
 
@@ -41,6 +47,7 @@ class ProjectionStruct(ctypes.Structure):
         ("bias", c_void_p),
         ("bias_count", c_size_t),
         ("sub_norm", NormStruct),
+        ("adapter", AdapterStruct),
     ]
 
 
@@ -246,6 +253,7 @@ __all__ = [
     "TABLE_FLOAT16",
     "TABLE_FLOAT32",
     "TABLE_PACKED",
+    "AdapterStruct",
     "CacheHandle",
     "ConfigStruct",
     "DecoderHandle",

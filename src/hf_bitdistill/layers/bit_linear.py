@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from ..config import BitNetConfig
-from ..quantization import fake_quantized_linear, ternarize, ternary_linear
+from ..quantization import expand_weight_scale, fake_quantized_linear, ternarize, ternary_linear
 from .sub_norm import SubLN
 
 
@@ -111,10 +111,23 @@ class BitLinear(nn.Linear):
         """`(codes, weight_scale)` of the current latent weight, see [`hf_bitdistill.quantization.ternarize`]."""
         return ternarize(self.weight, self.weight_granularity, self.group_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., C]` -> `[..., R]`."""
-        if self.rms_norm is not None:
-            x = self.rms_norm(x)
+    def dequantize(self) -> Tensor:
+        """The effective weight `weight_scale * codes`, float32 `[R, C]`."""
+        codes, weight_scale = self.ternarize()
+        return codes * expand_weight_scale(weight_scale, self.in_features, self.group_size)
+
+    def normed(self, x: Tensor) -> Tensor:
+        """What the product reads, `[..., C]`: `x` behind the SubLN."""
+        return x if self.rms_norm is None else self.rms_norm(x)
+
+    def forward(self, x: Tensor, normed: bool = False) -> Tensor:
+        """`[..., C]` -> `[..., R]`.
+
+        Args:
+            normed: `x` is what [`normed`] gave.
+        """
+        if not normed:
+            x = self.normed(x)
         if not self.quantize:
             return F.linear(x, self.weight, self.bias)
         options = {"group_size": self.group_size, "activation_bits": self.activation_bits}

@@ -16,11 +16,8 @@ class KernelWeight(nn.Module):
 
     weight: Tensor
     weight_scale: Tensor
-
-    def __init__(self):
-        super().__init__()
-        self._packed_for_kernels: Tensor | None = None
-        self._packed_from: tuple | None = None
+    _packed_for_kernels: Tensor | None = None
+    _packed_from: tuple | None = None
 
     def _pack_for_kernels(self) -> Tensor:
         """`weight` and `weight_scale` in the layout of the kernels."""

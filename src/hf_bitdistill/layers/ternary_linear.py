@@ -11,6 +11,7 @@ from ..quantization import (
     PackedWeightError,
     check_packed_weight,
     check_weight_scale,
+    expand_weight_scale,
     pack_ternary,
     packed_rows,
     ternary_linear,
@@ -22,8 +23,49 @@ from .kernel_weight import KernelWeight
 from .sub_norm import SubLN
 
 
-class TernaryLinear(KernelWeight):
+class _Product(torch.autograd.Function):
+    """[`ternary_linear`] of packed codes. Autograd would keep the unpacked ones, of every layer at once, until the gradient is computed;
+    this unpacks them again."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None,
+        rows: int,
+        group_size: int | None,
+        activation_bits: int | None,
+    ) -> Tensor:
+        ctx.save_for_backward(weight, weight_scale)
+        ctx.rows, ctx.group_size, ctx.x_dtype = rows, group_size, x.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        options = {"group_size": group_size, "activation_bits": activation_bits}
+        return ternary_linear(x, unpack_ternary(weight, rows), weight_scale, bias, **options)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        """Straight through the rounding of the activations, as in training."""
+        weight, weight_scale = ctx.saved_tensors
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            codes = unpack_ternary(weight, ctx.rows, grad_output.dtype)
+            if weight_scale.ndim == 2:
+                scale = expand_weight_scale(weight_scale, codes.shape[1], ctx.group_size)
+                grad_x = grad_output @ (codes * scale).to(codes.dtype)
+            else:
+                grad_x = (grad_output * weight_scale).to(codes.dtype) @ codes
+            grad_x = grad_x.to(ctx.x_dtype)
+        if ctx.needs_input_grad[3]:
+            grad_bias = grad_output.reshape(-1, ctx.rows).sum(dim=0).to(ctx.bias_dtype)
+        return grad_x, None, None, grad_bias, None, None, None
+
+
+class TernaryLinear(KernelWeight, nn.Linear):
     """A linear layer whose weights are ternary codes, 2 bits each, with float32 scales.
+
+    It is an `nn.Linear` to those who look for linear layers by their class (PEFT above all), though its `weight` is no matrix of floats.
 
     Args:
         in_features, out_features, bias, device: as `nn.Linear`.
@@ -38,6 +80,9 @@ class TernaryLinear(KernelWeight):
         rms_norm: the [`SubLN`] or `None`.
     """
 
+    # What it holds comes from a checkpoint: transformers has nothing to draw at random here.
+    _is_hf_initialized = True
+
     def __init__(
         self,
         in_features: int,
@@ -48,7 +93,7 @@ class TernaryLinear(KernelWeight):
         device=None,
         dtype=None,
     ):
-        super().__init__()
+        nn.Module.__init__(self)  # (nn.Linear's own would allocate the floats)
         config = config or BitNetConfig()
         self.in_features = in_features
         self.out_features = out_features
@@ -108,9 +153,25 @@ class TernaryLinear(KernelWeight):
         """The ternary codes, `[R, C]` in {-1, 0, 1}."""
         return unpack_ternary(self.weight, self.out_features, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., C]` -> `[..., R]`, on a CPU by the native kernels."""
+    def dequantize(self) -> Tensor:
+        """The effective weight `weight_scale * codes`, float32 `[R, C]`."""
+        scale = expand_weight_scale(self.weight_scale, self.in_features, self.group_size)
+        return self.unpack(torch.float32) * scale
+
+    def normed(self, x: Tensor) -> Tensor:
+        """What the product reads, `[..., C]`: `x` behind the SubLN. float32 where the kernels, which round nothing in between, compute."""
         norm = self.rms_norm
+        if norm is None:
+            return x
+        return norm(x.float() if self._uses_kernels(x, norm) else x)
+
+    def forward(self, x: Tensor, normed: bool = False) -> Tensor:
+        """`[..., C]` -> `[..., R]`, on a CPU by the native kernels. Differentiable in `x`, straight through the rounding.
+
+        Args:
+            normed: `x` is what [`normed`] gave.
+        """
+        norm = None if normed else self.rms_norm
         if self._uses_kernels(x, norm):
             return packed_linear(
                 x,
@@ -122,6 +183,9 @@ class TernaryLinear(KernelWeight):
             )
         if norm is not None:
             x = norm(x)
+        if torch.is_grad_enabled():
+            rows, group_size, activation_bits = self.out_features, self.group_size, self.activation_bits
+            return _Product.apply(x, self.weight, self.weight_scale, self.bias, rows, group_size, activation_bits)
         return ternary_linear(
             x,
             self.unpack(),

@@ -196,9 +196,10 @@ def _linear_backward(ctx, grad):
         if norm_weight is not None:
             h = F.rms_norm(h, h.shape[-1:], inputs[2].float(), ctx.norm_eps)
         y = F.linear(h, dense, None if bias is None else inputs[1].float())
-    wanted = [t for t, needed in zip(inputs, (ctx.needs_input_grad[i] for i in (0, 3, 4)), strict=True) if needed]
+    # Arguments at the end that have their defaults are left out of the call.
+    needs = (*ctx.needs_input_grad, False, False, False)
+    wanted = [t for t, needed in zip(inputs, (needs[i] for i in (0, 3, 4)), strict=True) if needed]
     grads = iter(torch.autograd.grad(y, wanted, grad.float()))
-    needs = ctx.needs_input_grad
     return (
         next(grads) if needs[0] else None,
         None,

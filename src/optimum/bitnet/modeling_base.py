@@ -26,6 +26,7 @@ from hf_bitdistill.surgery import is_student, student_config
 from hf_bitdistill.verify import carry_answers, keep_answers
 from hf_bitdistill.weight_files import find_weight_files, folder_of
 
+from .adapters import AdapterMethods
 from .module_surface import ModuleSurface
 from .reloading import Loaded, Reloading, check_device_map, check_dtype
 
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
-class BitNetModel(ModuleSurface, Reloading, OptimizedModel):
+class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
     """A ternary model on the native CPU decoder, or, where that cannot compute it, on packed layers in transformers.
 
     Attributes:
@@ -118,6 +119,7 @@ class BitNetModel(ModuleSurface, Reloading, OptimizedModel):
             kv_dtype: `"float16"` (default) or `"float32"`: how keys and values are kept.
             device_map: `"cpu"` or `"auto"`, both the CPU.
             dtype: `"auto"` or float32, in which the native decoder computes; where transformers computes, as there.
+            adapter: folder or Hub id of a LoRA adapter to use from the start, see [`load_adapter`].
             trust_remote_code: passed to transformers, where it computes.
             config, subfolder, revision, cache_dir, force_download, local_files_only, token: as in transformers.
 
@@ -174,6 +176,7 @@ class BitNetModel(ModuleSurface, Reloading, OptimizedModel):
         device_map: Any = None,
         dtype: str | torch.dtype | None = None,
         torch_dtype: str | torch.dtype | None = None,
+        adapter: str | os.PathLike | None = None,
         **hub: Any,
     ) -> BitNetModel:
         check_device_map(cls.__name__, device_map)
@@ -205,6 +208,9 @@ class BitNetModel(ModuleSurface, Reloading, OptimizedModel):
         again = {"num_threads": num_threads, "head_bits": head_bits, "kv_dtype": kv_dtype, "export": may_export}
         instance._loaded = Loaded.of(files, config, {**again, "trust_remote_code": trust_remote_code})
         instance._load_generation_config(model_id, hub)
+        if adapter is not None:
+            # (A revision and a subfolder are the model's.)
+            instance.load_adapter(adapter, **{key: hub[key] for key in hub if key not in ("revision", "subfolder")})
         return instance
 
     @classmethod

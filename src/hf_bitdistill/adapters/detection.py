@@ -1,0 +1,14 @@
+"""Whether a model carries adapters, told without importing PEFT."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+# What PEFT's layers, and its copies of modules that are trained as a whole (`modules_to_save`), call what they stand for.
+_WRAPPED = ("base_layer", "original_module")
+
+
+def adapted_modules(model: nn.Module) -> list[str]:
+    """Names of the modules of `model` that PEFT has put a layer around, by whatever way it was injected."""
+    return [name for name, module in model.named_modules() if any(wrapped in module._modules for wrapped in _WRAPPED)]

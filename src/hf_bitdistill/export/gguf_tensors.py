@@ -81,6 +81,9 @@ class TensorPlan:
         if not isinstance(module, (BitLinear, TernaryLinear)):
             reason = "kept in full precision"
             return self._planned(tensor, BF16, reason, lambda: self._matrix(tensor))
+        return self._ternary_matrix(tensor, module)
+
+    def _ternary_matrix(self, tensor: FileTensor, module: BitLinear | TernaryLinear) -> PlannedTensor:
         form, reason = ternary_type(self._ternary, tensor.shape[1], module.group_size, self._allow_q2_0)
         kind = block_type(form) if isinstance(form, BlockFormat) else form
         return self._planned(tensor, kind, reason, lambda: self._ternary_rows(tensor, form))
@@ -98,7 +101,7 @@ class TensorPlan:
         files, name = self.student.files, f"{tensor.source}.weight"
         values = finite(files.read(name), files, name)
         order = row_order(tensor.shape[0], tensor.heads)
-        for rows in _pieces(*tensor.shape):
+        for rows in pieces(*tensor.shape):
             yield encode(values[order[rows]].float().numpy(), BF16)
 
     def _table_rows(self, tensor: FileTensor, kind: TensorType) -> Iterator[np.ndarray]:
@@ -121,7 +124,7 @@ class TensorPlan:
         scales = layer.weight_scale.reshape(len(layer.weight_scale), -1).expand(rows, -1)
         self.scale_error = max(self.scale_error, float16_error(layer.weight_scale.numpy()))
         order = row_order(rows, tensor.heads)
-        for part in _pieces(rows, columns):
+        for part in pieces(rows, columns):
             index = order[part]
             try:
                 yield encode_ternary(codes[index].numpy(), scales[index].numpy(), layer.group_size, form)
@@ -137,7 +140,8 @@ def row_order(rows: int, heads: int) -> Tensor:
     return order.view(heads, 2, -1).transpose(1, 2).reshape(-1) if heads else order
 
 
-def _pieces(rows: int, columns: int) -> Iterator[slice]:
+def pieces(rows: int, columns: int) -> Iterator[slice]:
+    """Rows of a matrix, so many at a time as fit into the memory that is meant for them."""
     step = max(1, _VALUES // columns)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

@@ -31,5 +31,5 @@ def test_export_gguf(tmp_path, monkeypatch, tiny_tokenizer, capsys):
 def test_a_student_that_it_cannot_hold(tmp_path, monkeypatch, tiny_tokenizer):
     pack(make_student("qwen3", vocab_size=384)).save_pretrained(tmp_path / "student")
     tiny_tokenizer.save_pretrained(tmp_path / "student")
-    with pytest.raises(SystemExit, match="norms of queries and keys.*sub_norm='none'"):
+    with pytest.raises(SystemExit, match=r"norms of queries and keys.*sub_norm='none'"):
         run_example(monkeypatch, tmp_path / "student", tmp_path / "student.gguf")

@@ -20,7 +20,7 @@ from hf_bitdistill.weight_files import folder_of
 
 
 # What a copy takes over from the object beside its files.
-_STATE = ("config", "generation_config", "preprocessors")
+_STATE = ("config", "generation_config", "preprocessors", "_adapters", "_active_adapters", "_adapters_enabled")
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from typing import Any
 
 from optimum.exporters.base import ExporterConfig
 from optimum.exporters.tasks import TasksManager
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig
 
 from hf_bitdistill.config import is_classifier
 from hf_bitdistill.decoder import Student
 from hf_bitdistill.decoder.families import FAMILIES
 from hf_bitdistill.evaluation.record import carry_record
+from hf_bitdistill.importing import save_companions
 from hf_bitdistill.model_folder import check_output, replace_model
 from hf_bitdistill.weight_files import find_weight_files
 
@@ -86,11 +87,5 @@ def export(
     student = Student(config, find_weight_files(model_id, config, **hub), TASKS[task])
     with replace_model(output) as folder:
         student.save(folder, max_shard_size, dtype, table_bits)
-        for kind in (AutoTokenizer, GenerationConfig):
-            try:
-                part = kind.from_pretrained(model_id, **hub)
-            except (OSError, ValueError) as error:
-                logger.info(f"{model_id}: no {kind.__name__} to export ({error})")
-            else:
-                part.save_pretrained(folder)
+        save_companions(model_id, folder, **hub)
         carry_record(model_id, folder)

@@ -186,8 +186,6 @@ def _rope(file: GgufFile, keys: _Keys) -> dict[str, Any]:
     original = keys.get("rope.scaling.original_context_length", int)
     attention = keys.get("rope.scaling.attn_factor", float, 1.0)
     fast, slow = (keys.get(f"rope.scaling.yarn_beta_{name}", float) for name in ("fast", "slow"))
-    if FREQUENCIES in file.tensors:
-        return {"rope_theta": theta, "rope_type": "llama3"}  # (the rest is read off the tensor: `llama3_of`)
     if kind == "none" or (kind == "linear" and factor == 1.0 and attention == 1.0):
         return {"rope_theta": theta, "rope_type": "default"}
     if kind == "linear" and attention == 1.0:
@@ -223,8 +221,9 @@ def read_frequencies(file: GgufFile, config: PreTrainedConfig, factors: np.ndarr
     """
     plain = 1.0 / config.rope_parameters["rope_theta"] ** (np.arange(0, config.head_dim, 2) / config.head_dim)
     options = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-    if factors.shape == plain.shape and np.isfinite(factors).all() and factors.min() >= 1:
-        config.rope_parameters.update(options, factor=float(factors.max()))
+    is_plain = config.rope_parameters["rope_type"] == "default"
+    if is_plain and factors.shape == plain.shape and np.isfinite(factors).all() and factors.min() >= 1:
+        config.rope_parameters.update(options, rope_type="llama3", factor=float(factors.max()))
         found, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
         if np.allclose(plain / factors, found.double().numpy(), rtol=1e-4, atol=0):
             return

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .gguf_config import architecture_of
-from .gguf_file import GgufFile
+from .gguf_file import GgufFile, Strings
 
 
 # How text is split before its pieces are merged, by the names that llama.cpp gives to it: those that transformers reads as llama.cpp does. Of
@@ -21,7 +23,7 @@ class TokenizerError(ValueError):
     """A file has no tokenizer that transformers reads as llama.cpp does."""
 
 
-def tokenizer_of(file: GgufFile) -> PreTrainedTokenizerBase:
+def tokenizer_of(file: GgufFile) -> PreTrainedTokenizerFast:
     """The tokenizer of a file, with its chat template.
 
     Raises:
@@ -36,14 +38,30 @@ def tokenizer_of(file: GgufFile) -> PreTrainedTokenizerBase:
         # The tensors, some of types that transformers does not know, and an architecture, are none of a tokenizer's business.
         file.write_metadata(Path(folder) / _FILE, ["tokenizer."], architecture_of(file).model_type)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_FILE)
+            return _as_it_computes(AutoTokenizer.from_pretrained(folder, gguf_file=_FILE), file)
         except Exception as error:  # of any kind, and naming no file
             line = " ".join(str(error).split())
             raise TokenizerError(
                 f"{file.path}: transformers makes no tokenizer of it ({type(error).__name__}: {line})"
             ) from error
-    tokenizer.name_or_path = ""
-    vocabulary = file.tensors["token_embd.weight"].shape[0]
-    if len(tokenizer) > vocabulary:
-        raise TokenizerError(f"{file.path}: its tokenizer has {len(tokenizer)} tokens, its embedding {vocabulary}")
-    return tokenizer
+
+
+def _as_it_computes(tokenizer: PreTrainedTokenizerBase, file: GgufFile) -> PreTrainedTokenizerFast:
+    """The same tokenizer without its class, which has tokens of its own that the file need not have, and which, loaded again, would go by what its
+    models usually are."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    count = tokens.count if isinstance(tokens, Strings) else 0
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < count]
+    backend = Tokenizer.from_str(json.dumps(content))
+    if backend.get_vocab_size() > file.tensors["token_embd.weight"].shape[0]:
+        raise ValueError(f"{backend.get_vocab_size()} tokens, more than the embedding has")
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {name: file.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
+    special = {name: backend.id_to_token(token) for name, token in ids.items() if isinstance(token, int)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=tokenizer.chat_template,
+        clean_up_tokenization_spaces=False,
+        **{name: token for name, token in special.items() if token is not None},
+    )

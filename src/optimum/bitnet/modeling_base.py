@@ -25,6 +25,8 @@ from hf_bitdistill.preflight import read_config, read_hub_config
 from hf_bitdistill.surgery import is_student, student_config
 from hf_bitdistill.weight_files import find_weight_files, folder_of
 
+from .gguf import TemporaryImport, gguf_file_of
+
 
 logger = logging.getLogger(__name__)
 
@@ -120,11 +122,15 @@ class BitNetModel(OptimizedModel):
     # ---- loading ------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, model_id: str | Path, export: bool = False, **kwargs) -> BitNetModel:
+    def from_pretrained(
+        cls, model_id: str | Path, export: bool = False, gguf_file: str | None = None, **kwargs
+    ) -> BitNetModel:
         """Load a ternary model.
 
         Args:
-            model_id: folder or Hub id of a packed (offline) checkpoint.
+            model_id: folder or Hub id of a packed (offline) checkpoint; or a GGUF file, which is imported into a temporary folder first
+                (see [`hf_bitdistill.importing.import_gguf`]; `bitdistill import gguf` does that once and for all).
+            gguf_file: name of a GGUF file in that folder or repository.
             export: also accept an online student, which is packed while it is loaded, and the BitNet formats of
                 transformers (`quant_method` "bitnet").
             num_threads: threads of a call; default: those of torch.
@@ -142,6 +148,10 @@ class BitNetModel(OptimizedModel):
             ValueError: an option has no meaning.
         """
         model_id = str(model_id)
+        hub = {option: kwargs[option] for option in _HUB_OPTIONS if kwargs.get(option) is not None}
+        file = gguf_file_of(model_id, gguf_file, hub)
+        if file is not None:
+            return cls._from_gguf(file, **{name: value for name, value in kwargs.items() if name not in hub})
         if not os.path.isdir(model_id):
             return cls._from_hub(model_id, export, **kwargs)
         if kwargs.get("config") is None and not kwargs.get("subfolder"):
@@ -154,6 +164,15 @@ class BitNetModel(OptimizedModel):
             config = AutoConfig.from_pretrained(config, **options)
         # Not by Optimum's own, which would take what follows an "@" for a revision.
         return (cls._export if export else cls._from_pretrained)(model_id, config, **kwargs)
+
+    @classmethod
+    def _from_gguf(cls, file: Path, **kwargs) -> BitNetModel:
+        if cls.head != "causal_lm":
+            raise ValueError(f"{file}: a GGUF file holds a language model, which {cls.__name__} is not.")
+        imported = TemporaryImport(file)
+        model = cls.from_pretrained(imported.folder, **kwargs)
+        model._imported, model.config.name_or_path = imported, str(file)
+        return model
 
     @classmethod
     def _from_hub(cls, model_id: str, export: bool, **kwargs) -> BitNetModel:

@@ -87,8 +87,11 @@ class _Keys:
         if not (isinstance(value, str) if kind is str else number and (kind is float or isinstance(value, int))):
             shown = "a list" if isinstance(value, list) else repr(value)
             raise CheckpointError(f"{self.file.path}: {self._prefix + key} is {shown}, which is not understood.")
-        if number and not 0 <= value <= 1 << 40:
-            raise CheckpointError(f"{self.file.path}: {self._prefix + key}={value} means nothing.")
+        least, most = 1 if key in _REQUIRED else 0, 1 << 24 if kind is int else 1 << 40
+        if number and not least <= value <= most:
+            raise CheckpointError(
+                f"{self.file.path}: {self._prefix + key}={value} must be between {least} and {most}."
+            )
         return value
 
     def check_rest(self) -> None:
@@ -135,7 +138,7 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError(f"{file.path}: tensor 'token_embd.weight' is missing.")
     heads, width = keys.get("attention.head_count", int), keys.get("embedding_length", int)
-    head_dim = keys.get("attention.key_length", int, width // max(heads, 1))
+    head_dim = keys.get("attention.key_length", int, width // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if (value := keys.get(key, int, head_dim)) != head_dim:
             raise CheckpointError(f"{file.path}: {key} is {value} and not {head_dim}, as the keys' length is.")

@@ -119,4 +119,7 @@ def as_floats(data: np.ndarray, block: FloatFormat) -> np.ndarray:
     data = np.ascontiguousarray(data)
     if kind == GGMLQuantizationType.F64:
         return data.view("<f8").astype(np.float32)
-    return dequantize(data, kind).astype(np.float32)
+    with np.errstate(
+        invalid="ignore", over="ignore"
+    ):  # (what is not finite is refused by who knows the tensor's name)
+        return dequantize(data, kind).astype(np.float32)

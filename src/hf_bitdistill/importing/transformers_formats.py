@@ -62,10 +62,12 @@ def import_transformers(
     files = find_weight_files(model_id, config, **hub)
     if latent:
         config.quantization_config = dict(_LATENT)
+    # (The publisher's own code, which is not used and does not come along.)
+    config.__dict__.pop("auto_map", None)
     student = Student(config, files, "sequence_classification" if is_classifier(config) else "causal_lm")
     if latent:
         _check_latent(student)
-    check_room(output, {"the imported model": sum(Path(file).stat().st_size for file in files) if not latent else 0})
+    check_room(output, {"the imported model": _size(student)})
     with replace_model(output) as folder:
         student.save(folder, max_shard_size, dtype, table_bits)
         tokenizer = save_companions(model_id, folder, **hub)
@@ -84,6 +86,15 @@ def save_companions(model_id: str | Path, folder: Path, **hub: Any) -> PreTraine
         else:
             found[kind].save_pretrained(folder)
     return found.get(AutoTokenizer)
+
+
+def _size(student: Student) -> int:
+    """About the bytes of the packed student: a quarter of one for a ternary weight, two for any other."""
+    ternary = {f"{name}.weight" for name, module in student.model.named_modules() if isinstance(module, BitLinear)}
+    return sum(
+        tensor.numel() // 4 if name in ternary else tensor.numel() * min(2, tensor.element_size())
+        for name, tensor in student.model.state_dict().items()
+    )
 
 
 def _check_kind(model_id: str | Path, config: PreTrainedConfig, latent: bool) -> None:

@@ -45,3 +45,15 @@ def test_distill_smollm2_sst2(tmp_path, monkeypatch, tiny_llama_config, tiny_tok
     assert {"base model", "teacher", "ternary student, packed", "BitNet-SFT (no recipe)"} <= set(scores)
     assert (tmp_path / "out" / "run" / "packed" / "model.safetensors").is_file()
     assert "The packed student is in" in capsys.readouterr().out
+
+
+def test_import_gguf(tmp_path, monkeypatch, tiny_tokenizer, capsys):
+    monkeypatch.syspath_prepend(str(EXAMPLES.parent / "tests" / "importing"))
+    from gguf_files import GgufModel
+
+    GgufModel("qwen3", "Q2_0-128", "block", tokenizer=tiny_tokenizer).save(tmp_path / "model.gguf")
+    arguments = [tmp_path / "model.gguf", tmp_path / "out", "--prompt", "the little robot", "--max_new_tokens", 4]
+    run_example("import_gguf.py", monkeypatch, *arguments)
+    told = capsys.readouterr().out
+    assert "one scale a group" in told and "rounding activations to 8 bits moves" in told
+    assert "the little robot" in told.splitlines()[-1]

@@ -34,7 +34,7 @@ def main() -> None:
 
     model = BitNetModelForCausalLM.from_pretrained(options.folder)
     tokenizer = AutoTokenizer.from_pretrained(options.folder)
-    inputs = tokenizer(options.prompt, return_tensors="pt", return_token_type_ids=False)
+    inputs = tokenizer(options.prompt, return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=options.max_new_tokens, do_sample=False)
     print(tokenizer.decode(output[0], skip_special_tokens=True))
 

@@ -41,7 +41,7 @@ def close(logits, expected):
     ],
 )
 @torch.no_grad()
-def test_known_answers(tmp_path, arch, kind, scales, granularity, group):
+def test_known_answers(tmp_path, native_decoder, arch, kind, scales, granularity, group):
     source = GgufModel(arch, kind, scales)
     file = source.save(tmp_path / "model.gguf")
     found = import_gguf(file, tmp_path / "out", answers=False, table_bits=32)
@@ -51,7 +51,10 @@ def test_known_answers(tmp_path, arch, kind, scales, granularity, group):
     assert options.sub_norm == ("output" if arch == "bitnet" else "none") and not found.kept
     model = load(tmp_path / "out")
     # (Sums in another order tip over some roundings to integers, each of which is a hundredth of a layer's largest input.)
-    assert close(model(tokens).logits, source.logits(tokens)) < 0.05
+    expected = source.logits(tokens)
+    assert close(model(tokens).logits, expected) < 0.05
+    native = BitNetModelForCausalLM.from_pretrained(tmp_path / "out", head_bits=32, kv_dtype="float32")
+    assert native.backend == "native" and close(native(tokens).logits, expected) < 0.05
     for module in model.modules():
         if isinstance(module, TernaryLinear):
             module.activation_bits = None

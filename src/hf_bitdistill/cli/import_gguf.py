@@ -32,8 +32,7 @@ def run(argv: list[str], prog: str) -> None:
         "--tokenizer", default=None, metavar="MODEL", help="folder or Hub id, in place of the file's tokenizer"
     )
     parser.add_argument("--max_shard_size", default="50GB", help="largest file")
-    add_storage_options(parser)
-    parser.set_defaults(dtype="float32")
+    add_storage_options(parser, "float32", "float32, which holds all that a GGUF file does")
     options = parser.parse_args(argv)
     if not options.file.is_file():
         raise FileNotFoundError(f"there is no file {options.file}")

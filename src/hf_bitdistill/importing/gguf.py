@@ -34,7 +34,7 @@ class GgufImport:
     Attributes:
         quantization: the student's options.
         kept: linear layer that is not ternary in the file, and so stays in full precision -> the type it has there.
-        tokenizer: whether one was written; `None` if not, and then why.
+        tokenizer_error: why no tokenizer was written; `None`: one was.
         cost: of rounding the activations to 8 bits, of a model that was not made for it.
     """
 
@@ -85,7 +85,7 @@ def import_gguf(
     options = BitNetConfig(
         quantization_mode="offline",
         sub_norm=architecture_of(source).sub_norm,
-        sub_norm_eps=config.rms_norm_eps,
+        sub_norm_eps=config.rms_norm_eps or 1e-6,
         activation_bits=activation_bits,
         modules_to_not_convert=sorted(kept) or None,
     )

@@ -46,7 +46,7 @@ ARCHITECTURES = {
 
 _ROTATION = re.compile(r"hadamard|rotation|rotated|quarot|spinquant", re.IGNORECASE)
 # What says nothing about the computation of these architectures, and what must be as given where it is said.
-_IDLE = ("vocab_size", "context_length", "rope.scaling.finetuned", "tensor_data_layout")
+_IDLE = ("vocab_size", "rope.scaling.finetuned", "tensor_data_layout")
 _FIXED: dict[str, Any] = {
     "expert_count": 0,
     "expert_used_count": 0,
@@ -57,7 +57,13 @@ _FIXED: dict[str, Any] = {
     "attention.clamp_kqv": 0.0,
     "rope.scaling.yarn_ext_factor": 1.0,
 }
-_REQUIRED = ("embedding_length", "block_count", "feed_forward_length", "attention.head_count")
+_REQUIRED = (
+    "embedding_length",
+    "block_count",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.layer_norm_rms_epsilon",
+)
 _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 FREQUENCIES = "rope_freqs.weight"
 
@@ -87,7 +93,7 @@ class _Keys:
         if not (isinstance(value, str) if kind is str else number and (kind is float or isinstance(value, int))):
             shown = "a list" if isinstance(value, list) else repr(value)
             raise CheckpointError(f"{self.file.path}: {self._prefix + key} is {shown}, which is not understood.")
-        least, most = 1 if key in _REQUIRED else 0, 1 << 24 if kind is int else 1 << 40
+        least, most = (int(key in _REQUIRED), 1 << 24) if kind is int else (0, 1 << 40)
         if number and not least <= value <= most:
             raise CheckpointError(
                 f"{self.file.path}: {self._prefix + key}={value} must be between {least} and {most}."
@@ -154,8 +160,8 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": keys.get("attention.head_count_kv", int, heads),
-        "max_position_embeddings": file.metadata.get(f"{file.metadata['general.architecture']}.context_length", 2048),
-        "rms_norm_eps": keys.get("attention.layer_norm_rms_epsilon", float, 1e-6),
+        "max_position_embeddings": keys.get("context_length", int, 2048),
+        "rms_norm_eps": keys.get("attention.layer_norm_rms_epsilon", float),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "rope_parameters": _rope(file, keys),
         "dtype": torch.float32,

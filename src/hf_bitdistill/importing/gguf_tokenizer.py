@@ -63,5 +63,6 @@ def _as_it_computes(tokenizer: PreTrainedTokenizerBase, file: GgufFile) -> PreTr
         tokenizer_object=backend,
         chat_template=tokenizer.chat_template,
         clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
         **{name: token for name, token in special.items() if token is not None},
     )

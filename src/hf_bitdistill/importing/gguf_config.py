@@ -65,6 +65,8 @@ _REQUIRED = (
     "attention.layer_norm_rms_epsilon",
 )
 _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+# The context of a model before it was lengthened: Llama 3's first.
+_ORIGINAL_LENGTHS = (8192, *(1 << power for power in range(4, 18) if power != 13))
 FREQUENCIES = "rope_freqs.weight"
 
 
@@ -229,15 +231,16 @@ def read_frequencies(file: GgufFile, config: PreTrainedConfig, factors: np.ndarr
         CheckpointError: they are those of no published model.
     """
     plain = 1.0 / config.rope_parameters["rope_theta"] ** (np.arange(0, config.head_dim, 2) / config.head_dim)
-    options = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     is_plain = config.rope_parameters["rope_type"] == "default"
     if is_plain and factors.shape == plain.shape and np.isfinite(factors).all() and factors.min() >= 1:
-        config.rope_parameters.update(options, rope_type="llama3", factor=float(factors.max()))
-        found, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
-        if np.allclose(plain / factors, found.double().numpy(), rtol=1e-4, atol=0):
-            return
+        for original in _ORIGINAL_LENGTHS:
+            options = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": original}
+            config.rope_parameters.update(options, rope_type="llama3", factor=float(factors.max()))
+            found, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+            if np.allclose(plain / factors, found.double().numpy(), rtol=1e-4, atol=0):
+                return
     raise CheckpointError(
-        f"{file.place(FREQUENCIES)} is not that of Llama 3's rotary embedding ({options}): nothing was imported."
+        f"{file.place(FREQUENCIES)} is not that of Llama 3's rotary embedding (low_freq_factor 1, high_freq_factor 4): nothing was imported."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ _LAYER = {
     "ffn_sub_norm": "mlp.down_proj.rms_norm",
 }
 _NAME = re.compile(r"blk\.(0|[1-9]\d*)\.(\w+)\.(weight|bias|scale)")
+# A factor that leaves nothing of a mean square beside epsilon.
+_TINY = 2.0**-24
 # About as many weights are unpacked at a time.
 _WEIGHTS = 4 << 20
 
@@ -72,6 +75,8 @@ class GgufTensors:
         self.names: dict[str, str] = {}
         for name in file.tensors:
             self.names[self._student_name(name)] = name
+        for layer in range(config.num_hidden_layers):
+            self._drop_idle_norm(f"model.layers.{layer}.mlp")
 
     def _student_name(self, name: str) -> str:
         if name == FREQUENCIES:
@@ -85,6 +90,17 @@ class GgufTensors:
             f"{self.file.place(name)} has no place in a model of the architecture "
             f"{self.file.metadata['general.architecture']!r}: nothing was imported."
         )
+
+    def _drop_idle_norm(self, mlp: str) -> None:
+        """Forget the norm before a `down` that is not ternary, if it does nothing: [`hf_bitdistill.export`] writes one where the
+        architecture asks for it and the student has none. What comes in is so small that only epsilon counts, and is made large again."""
+        norm, scale, down = f"{mlp}.down_proj.rms_norm.weight", f"{mlp}.up_proj.scale", f"{mlp}.down_proj.weight"
+        if not {norm, scale, down} <= self.names.keys() or self.is_ternary(down) or self.tensor(scale).weights != 1:
+            return
+        weight, factor = self.floats(norm), self.floats(scale).item()
+        result = weight * factor / math.sqrt(self._config.rms_norm_eps or math.inf)
+        if 0 < factor <= _TINY and torch.allclose(result, torch.ones_like(result), rtol=1e-4):
+            del self.names[norm], self.names[scale]
 
     def tensor(self, name: str) -> GgufTensor:
         return self.file.tensors[self.names[name]]

@@ -9,13 +9,13 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ..export.gguf_vocabulary import named_pre_tokenizer
 from .gguf_config import architecture_of
 from .gguf_file import GgufFile, Strings
 
 
-# How text is split before its pieces are merged, by the names that llama.cpp gives to it: those that transformers reads as llama.cpp does. Of
-# others it takes GPT-2's, silently.
-_SPLITS = ("gpt-2", "llama-bpe", "llama3", "llama-v3", "falcon3", "qwen2", "deepseek-r1-qwen")
+# Other names that llama.cpp has for the same pre-tokenizer.
+_SAME = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "falcon3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
 _FILE = "tokenizer.gguf"
 
 
@@ -29,11 +29,13 @@ def tokenizer_of(file: GgufFile) -> PreTrainedTokenizerFast:
     Raises:
         TokenizerError: there is none, or one whose text would be cut otherwise than by llama.cpp.
     """
-    kind, split = (file.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    kind = file.metadata.get("tokenizer.ggml.model")
     if kind is None:
         raise TokenizerError(f"{file.path} has no tokenizer")
-    if kind == "gpt2" and split not in _SPLITS:
-        raise TokenizerError(f"{file.path}: how its tokenizer splits text (tokenizer.ggml.pre={split!r}) is not known")
+    if kind == "gpt2" and named_pre_tokenizer(_pre(file)) is None:
+        raise TokenizerError(
+            f"{file.path}: how its tokenizer splits text (tokenizer.ggml.pre={_pre(file)!r}) is not known"
+        )
     with tempfile.TemporaryDirectory() as folder:
         # The tensors, some of types that transformers does not know, and an architecture, are none of a tokenizer's business.
         file.write_metadata(Path(folder) / _FILE, ["tokenizer."], architecture_of(file).model_type)
@@ -46,6 +48,11 @@ def tokenizer_of(file: GgufFile) -> PreTrainedTokenizerFast:
             ) from error
 
 
+def _pre(file: GgufFile) -> str:
+    name = str(file.metadata.get("tokenizer.ggml.pre", "default"))
+    return _SAME.get(name, name)
+
+
 def _as_it_computes(tokenizer: PreTrainedTokenizerBase, file: GgufFile) -> PreTrainedTokenizerFast:
     """The same tokenizer without its class, which has tokens of its own that the file need not have, and which, loaded again, would go by what its
     models usually are."""
@@ -53,6 +60,12 @@ def _as_it_computes(tokenizer: PreTrainedTokenizerBase, file: GgufFile) -> PreTr
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     count = tokens.count if isinstance(tokens, Strings) else 0
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < count]
+    options = {}
+    if file.metadata["tokenizer.ggml.model"] == "gpt2":
+        # (transformers takes GPT-2's for what it does not know, and never takes pieces whole.)
+        content["pre_tokenizer"], content["model"]["ignore_merges"] = named_pre_tokenizer(_pre(file))
+        if _pre(file) == "llama-bpe" and "tokenizer.ggml.add_bos_token" not in file.metadata:
+            options["add_bos_token"] = True  # llama.cpp's default of this one
     backend = Tokenizer.from_str(json.dumps(content))
     if backend.get_vocab_size() > file.tensors["token_embd.weight"].shape[0]:
         raise ValueError(f"{backend.get_vocab_size()} tokens, more than the embedding has")
@@ -64,5 +77,6 @@ def _as_it_computes(tokenizer: PreTrainedTokenizerBase, file: GgufFile) -> PreTr
         chat_template=tokenizer.chat_template,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
+        **options,
         **{name: token for name, token in special.items() if token is not None},
     )

@@ -1,6 +1,7 @@
 """GGUF files as packed students: what they compute is what the file means."""
 
 import gc
+import json
 import struct
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import pytest
 import torch
 from gguf_files import GgufModel, as_type, permuted, some_tokens, write_gguf
 from safetensors.torch import load_file
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from hf_bitdistill.checkpoint import CheckpointError
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.importing import import_gguf
+from hf_bitdistill.importing.gguf_file import GgufFile
+from hf_bitdistill.importing.gguf_tokenizer import tokenizer_of
 from hf_bitdistill.layers import TernaryLinear
 from hf_bitdistill.verify import verify
 from optimum.bitnet import BitNetModelForCausalLM
@@ -126,6 +130,42 @@ def test_tokenizer_and_generation_settings(tmp_path, tiny_tokenizer, arch):
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "<pad>")
     generation = GenerationConfig.from_pretrained(tmp_path / "out")
     assert generation.eos_token_id == [2, 5] and (generation.temperature, generation.top_k) == (0.5, 20)
+
+
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+PRE_TOKENIZERS = {
+    "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
+    "llama-bpe": [
+        pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ],
+}
+
+
+@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+def test_text_is_split_as_the_file_says(tmp_path, tiny_tokenizer, pre):
+    backend = Tokenizer.from_str(tiny_tokenizer.backend_tokenizer.to_str())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre])
+    extra = {"tokenizer.ggml.pre": pre}
+    model = GgufModel("llama", "TQ2_0", tokenizer=tiny_tokenizer, extra=extra)
+    # A token that no merges make: llama-bpe takes a piece whole if it is a token.
+    model.metadata["tokenizer.ggml.tokens"][383] = "zq"
+    vocabulary = json.loads(backend.to_str())
+    vocabulary["model"]["vocab"] = {
+        "zq" if index == 383 else token: index for token, index in vocabulary["model"]["vocab"].items()
+    }
+    vocabulary["model"]["merges"] = [
+        m for m in vocabulary["model"]["merges"] if "".join(m) != backend.id_to_token(383)
+    ]
+    model.metadata["tokenizer.ggml.merges"] = [" ".join(merge) for merge in vocabulary["model"]["merges"]]
+    vocabulary["model"]["ignore_merges"] = pre == "llama-bpe"
+    expected = Tokenizer.from_str(json.dumps(vocabulary))
+    model.save(tmp_path / "model.gguf")
+    found = tokenizer_of(GgufFile(tmp_path / "model.gguf"))
+    for text in ("zq", "room 1234, 5678 and a film", "don't\n\n  stop"):
+        first = [1] if pre == "llama-bpe" else []  # llama.cpp's default
+        assert found(text)["input_ids"] == first + expected.encode(text).ids
+    assert (383 in found("zq")["input_ids"]) == (pre == "llama-bpe")
 
 
 def test_a_tokenizer_that_begins_with_a_token(tmp_path, tiny_tokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,9 +38,13 @@ def keep_answers(folder: Path, tokenizer: PreTrainedTokenizerBase | None, compar
     Args:
         compare: whether to compute the answers with activations in floats too; of a student whose activations are rounded.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    write_reference(folder, model, tokenizer)
-    return activation_cost(model, tokenizer) if compare else None
+    with tempfile.TemporaryDirectory() as scratch:
+        # Under a name of its own: that of a folder of which nobody knows yet whether it will be complete means an interrupted save.
+        link = Path(scratch) / "model"
+        link.symlink_to(Path(folder).resolve(), target_is_directory=True)
+        model = AutoModelForCausalLM.from_pretrained(link, dtype=torch.float32).eval()
+        write_reference(folder, model, tokenizer)
+        return activation_cost(model, tokenizer) if compare else None
 
 
 def activation_cost(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> ActivationCost:

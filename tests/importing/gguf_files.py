@@ -81,7 +81,8 @@ def value_bytes(value):
         return struct.pack("<I", 8) + string(value)
     if isinstance(value[0], str):
         return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(string, value))
-    return struct.pack("<IIQ", 9, 5, len(value)) + struct.pack(f"<{len(value)}i", *value)
+    kind, letter = (6, "f") if isinstance(value[0], float) else (5, "i")
+    return struct.pack("<IIQ", 9, kind, len(value)) + struct.pack(f"<{len(value)}{letter}", *value)
 
 
 def write_gguf(path, metadata, tensors):

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from hf_bitdistill.checkpoint import CheckpointError
 from hf_bitdistill.cli.main import main
+from hf_bitdistill.export.gguf_vocabulary import read_vocabulary
 from hf_bitdistill.importing import import_gguf
 from hf_bitdistill.importing.gguf_file import GgufFile
 from hf_bitdistill.importing.gguf_tokenizer import tokenizer_of
@@ -366,3 +367,29 @@ def test_output_and_options(tmp_path, capsys):
         assert len(lines) == 1 and message in lines[0]
     assert main(["import", "ggml", "a", "b"]) == 1 and "there are gguf, transformers" in capsys.readouterr().err
     assert main(["import", "--help"]) == 0 and "transformers" in capsys.readouterr().out
+
+
+def test_a_tokenizer_of_sentencepiece(tmp_path, shared_dir):
+    folder = shared_dir / "models" / "stories260K"
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder}")
+    expected = AutoTokenizer.from_pretrained(folder)
+    vocabulary = read_vocabulary(expected, 512)
+    source = GgufModel("bitnet", "TQ2_0")
+    source.metadata |= {
+        "tokenizer.ggml.model": vocabulary.model,
+        "tokenizer.ggml.pre": vocabulary.pre,
+        "tokenizer.ggml.tokens": vocabulary.tokens,
+        "tokenizer.ggml.scores": [float(score) for score in vocabulary.scores],
+        "tokenizer.ggml.token_type": vocabulary.types,
+        "tokenizer.ggml.add_bos_token": vocabulary.flags["add_bos_token"],
+        **{f"tokenizer.ggml.{KEYS.get(name, name)}_token_id": index for name, index in vocabulary.ids.items()},
+    }
+    source.tensors["token_embd.weight"] = ((512, 256), *as_type(torch.zeros(512, 256), "F16"))
+    source.save(tmp_path / "model.gguf")
+    found = tokenizer_of(GgufFile(tmp_path / "model.gguf"))
+    for text in ("Once upon a time, there was a little robot.", "  two  spaces\nand Größe"):
+        assert found(text)["input_ids"] == expected(text)["input_ids"]
+
+
+KEYS = {"unk": "unknown", "pad": "padding"}

@@ -66,6 +66,12 @@ def _as_it_computes(tokenizer: PreTrainedTokenizerBase, file: GgufFile) -> PreTr
         content["pre_tokenizer"], content["model"]["ignore_merges"] = named_pre_tokenizer(_pre(file))
         if _pre(file) == "llama-bpe" and "tokenizer.ggml.add_bos_token" not in file.metadata:
             options["add_bos_token"] = True  # llama.cpp's default of this one
+    elif file.metadata["tokenizer.ggml.model"] == "llama":
+        # (transformers puts no space before a text that begins with one.)
+        prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", True)
+        replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        steps = [{"type": "Prepend", "prepend": "▁"}, replace] if prefix else [replace]
+        content["normalizer"], content["pre_tokenizer"] = {"type": "Sequence", "normalizers": steps}, None
     backend = Tokenizer.from_str(json.dumps(content))
     if backend.get_vocab_size() > file.tensors["token_embd.weight"].shape[0]:
         raise ValueError(f"{backend.get_vocab_size()} tokens, more than the embedding has")

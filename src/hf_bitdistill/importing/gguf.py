@@ -149,13 +149,12 @@ def _check_complete(model: PreTrainedModel, tensors: GgufTensors) -> None:
 
 
 def _size(model: PreTrainedModel, table_bits: int, dtype: torch.dtype) -> int:
-    tables = _tables(model)
-    return sum(
-        tensor.numel() * (table_bits / 8 if name in tables else tensor.element_size())
-        if tensor.dtype == torch.uint8 or name in tables
-        else tensor.numel() * dtype.itemsize
-        for name, tensor in model.state_dict().items()
-    ).__ceil__()
+    """About the bytes of the student."""
+    tables, size = _tables(model), 0
+    for name, tensor in model.state_dict().items():
+        codes = tensor.dtype == torch.uint8
+        size += tensor.numel() * (table_bits if name in tables else 8 if codes else 8 * dtype.itemsize) // 8
+    return size
 
 
 def _tables(model: PreTrainedModel) -> set[str]:

@@ -75,9 +75,12 @@ class GgufFile:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         check_regular(self.path)
-        if self.path.stat().st_size < 24:
-            raise CheckpointError(f"{self.path}: is no GGUF file (it has {self.path.stat().st_size} bytes).")
+        self._size = self.path.stat().st_size
+        if self._size < 24:
+            raise CheckpointError(f"{self.path}: is no GGUF file (it has {self._size} bytes).")
         self._bytes = np.memmap(self.path, mode="r", dtype=np.uint8)
+        # (A vocabulary and its merges are hundreds of thousands of strings: slices of an array would take seconds.)
+        self._header = memoryview(self._bytes)
         self._at = 0
         self._places: dict[str, tuple[int, int]] = {}
         if self._take(4) != _MAGIC:
@@ -90,20 +93,25 @@ class GgufFile:
         self.metadata = self._read_metadata(keys)
         self.alignment = self._read_alignment()
         self.tensors = self._read_tensors(tensors)
+        del self._header
 
     # ---- the header ---------------------------------------------------------------------------------------------
 
     def _left(self) -> int:
-        return len(self._bytes) - self._at
+        return self._size - self._at
 
     def _take(self, count: int, what: str = "the header") -> bytes:
         if count > self._left():
             raise CheckpointError(f"{self.path}: is truncated or damaged: {what} ends beyond the file.")
         self._at += count
-        return self._bytes[self._at - count : self._at].tobytes()
+        return self._header[self._at - count : self._at].tobytes()
 
     def _unpack(self, layout: str, what: str) -> tuple[Any, ...]:
-        return struct.unpack(layout, self._take(struct.calcsize(layout), what))
+        size = struct.calcsize(layout)
+        if size > self._left():
+            raise CheckpointError(f"{self.path}: is truncated or damaged: {what} ends beyond the file.")
+        self._at += size
+        return struct.unpack_from(layout, self._header, self._at - size)
 
     def _string(self, what: str) -> str:
         (length,) = self._unpack("<Q", what)
@@ -178,15 +186,15 @@ class GgufFile:
 
     def _placed(self, entries: dict[str, tuple[tuple[int, ...], int, int]], first: int) -> dict[str, GgufTensor]:
         starts = sorted({first + offset for _, _, offset in entries.values()})
-        ends = dict(zip(starts, [*starts[1:], len(self._bytes)], strict=True))
+        ends = dict(zip(starts, [*starts[1:], self._size], strict=True))
         if len(starts) < len(entries):
             raise CheckpointError(f"{self.path}: is damaged: two tensors start at the same place.")
         tensors = {}
         for name, (shape, number, offset) in entries.items():
             start = first + offset
-            if offset % self.alignment or start >= len(self._bytes):
+            if offset % self.alignment or start >= self._size:
                 raise CheckpointError(
-                    f"{self.path}: is truncated or damaged: tensor {name!r} starts at byte {start} of {len(self._bytes)}."
+                    f"{self.path}: is truncated or damaged: tensor {name!r} starts at byte {start} of {self._size}."
                 )
             tensors[name] = GgufTensor(name, shape, number, start, ends[start] - start, start == starts[-1])
         return tensors

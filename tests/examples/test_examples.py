@@ -89,3 +89,15 @@ def test_trl_sft(tmp_path, monkeypatch, tiny_llama_config, tiny_tokenizer, texts
     config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "out" / "packed")
     assert "an adapter of it in" in capsys.readouterr().out
+
+
+def test_import_gguf(tmp_path, monkeypatch, tiny_tokenizer, capsys):
+    monkeypatch.syspath_prepend(str(EXAMPLES.parent / "tests" / "importing"))
+    from gguf_files import GgufModel
+
+    GgufModel("qwen3", "Q2_0-128", "block", tokenizer=tiny_tokenizer).save(tmp_path / "model.gguf")
+    arguments = [tmp_path / "model.gguf", tmp_path / "out", "--prompt", "the little robot", "--max_new_tokens", 4]
+    run_example("import_gguf.py", monkeypatch, *arguments)
+    told = capsys.readouterr().out
+    assert "one scale a group" in told and "rounding activations to 8 bits moves" in told
+    assert "the little robot" in told.splitlines()[-1]

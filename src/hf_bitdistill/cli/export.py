@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+from .subcommands import run_subcommand
 
 
 # Format -> what the overview says. The module `export_` and the same name in this package has `run(argv, prog)`.
@@ -14,16 +14,4 @@ FORMATS = {
 
 
 def run(argv: list[str], prog: str) -> None:
-    name = argv[0] if argv else None
-    if name in (None, "-h", "--help"):
-        width = max(map(len, FORMATS))
-        print(f"usage: {prog} FORMAT MODEL ... [OPTIONS]\n\n{__doc__}\n")
-        print("\n".join(f"  {name:<{width}}  {summary}" for name, summary in FORMATS.items()))
-        print(f"\n{prog} FORMAT --help lists the options of a format.")
-        if name is None:
-            raise ValueError(f"name a format: {', '.join(FORMATS)}")
-        return
-    if name not in FORMATS:
-        raise ValueError(f"unknown format {name!r}; there are {', '.join(FORMATS)}")
-    module = importlib.import_module(f".export_{name}", __package__)
-    module.run(argv[1:], f"{prog} {name}")
+    run_subcommand(argv, prog, __doc__, FORMATS, "export_")

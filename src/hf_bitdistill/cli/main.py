@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 
-# Command -> what the overview says. The module of the same name (with `_`) in this package has `run(argv, prog)`.
+# Command -> what the overview says. The module of the same name (with `_`) in this package (`import_` for a keyword) has `run(argv, prog)`.
 COMMANDS = {
     "quickstart": "show the whole recipe on a small model in minutes: no download, no options needed",
     "run": "a model and a dataset to a packed ternary student: the whole recipe, best by default",
@@ -22,6 +23,7 @@ COMMANDS = {
     "card": "make or refresh the card of a student: what it is, what was measured, how it is loaded",
     "push": "publish a student on the Hugging Face Hub, packed",
     "export": "a packed student in the files of other programs: llama.cpp, bitnet.cpp, transformers alone",
+    "import": "other programs' ternary checkpoints (GGUF, transformers' bitnet) as a packed student of ours",
     "evaluate": "measure a model on a task, or its perplexity on a text",
     "benchmark": "speed, memory and size of a packed model on this CPU, against other systems",
     "report": "losses, scores and weights of a run on one HTML page",
@@ -65,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(command: str, argv: Sequence[str], prog: str) -> int:
     """Run one command with its own arguments. `prog` is how its messages call it."""
-    module = importlib.import_module(f".{command.replace('-', '_')}", __package__)
+    name = command.replace("-", "_")
+    module = importlib.import_module(f".{name}_" if keyword.iskeyword(name) else f".{name}", __package__)
     return explain_errors(lambda: module.run(list(argv), prog), prog)
 
 

@@ -61,13 +61,22 @@ def run(argv: list[str], prog: str) -> None:
     print(sizes.markdown())
 
 
-def add_storage_options(parser: argparse.ArgumentParser) -> None:
-    """`--dtype` and `--table_bits`, as [`pack`] has them."""
+def add_storage_options(
+    parser: argparse.ArgumentParser,
+    default: str | None = None,
+    default_text: str = "that of the full-precision model, bfloat16 where it is not known",
+) -> None:
+    """`--dtype` and `--table_bits`, as [`pack`] has them.
+
+    Args:
+        default: of `--dtype`.
+        default_text: what the help says of it.
+    """
     parser.add_argument(
         "--dtype",
-        default=None,
+        default=default,
         choices=["bfloat16", "float16", "float32"],
-        help="of norms, biases and other floats; default: that of the full-precision model, bfloat16 where it is not known",
+        help=f"of norms, biases and other floats; default: {default_text}",
     )
     parser.add_argument(
         "--table_bits",

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -32,11 +31,12 @@ from transformers.utils.quantization_config import BitNetQuantConfig
 
 from ..checkpoint import CheckpointError, check_headers, check_packed_layer, read_headers
 from ..config import QUANT_METHOD, BitNetConfig
-from ..config_note import remove_note, write_note
-from ..digests import add_digests, check_digests
+from ..config_note import remove_note
+from ..digests import check_digests
 from ..heads import expect_stored_tables
 from ..layers import BitLinear, TernaryLinear
 from ..model_folder import check_output, replace_model
+from ..offline_files import write_offline
 from ..packing import float32_names, packed_dtype
 from ..preflight import build_on_meta
 from ..quantization import PackedWeightError, exact_dtype
@@ -236,10 +236,7 @@ class Student:
         finally:
             self.files.close()
         with replace_model(folder) as staging:
-            save_torch_state_dict(tensors, staging, max_shard_size=max_shard_size, metadata={"format": "pt"})
-            config.save_pretrained(staging)
-            write_note(staging)
-            add_digests(sorted(staging.glob("*.safetensors")), offline)
+            write_offline(staging, tensors, config, max_shard_size)
 
 
 def _read_quantization(config: PreTrainedConfig) -> tuple[BitNetConfig, BitNetQuantConfig | None]:

@@ -31,7 +31,7 @@ def import_gguf() -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise ImportError("an export to GGUF needs the package gguf: pip install 'hf-bitdistill[gguf]'") from error
+        raise ImportError("an export to GGUF needs the package gguf: pip install gguf") from error
     return gguf
 
 

@@ -52,6 +52,23 @@ _PRE_TOKENIZERS: dict[tuple[tuple[Any, ...], bool], str] = {
 }
 
 
+def named_pre_tokenizer(name: str) -> tuple[dict[str, Any], bool] | None:
+    """What a name of llama.cpp stands for: the pre-tokenizer as `tokenizer.json` has it, and whether a piece that is a token is taken whole;
+    `None`: it is not known here."""
+    for (steps, whole), known in _PRE_TOKENIZERS.items():
+        if known == name:
+            return {"type": "Sequence", "pretokenizers": [_step(*step) for step in steps]}, whole
+    return None
+
+
+def _step(kind: str, option: Any) -> dict[str, Any]:
+    if kind == "Split":
+        return {"type": kind, "pattern": {"Regex": option}, "behavior": "Isolated", "invert": False}
+    if kind == "Digits":
+        return {"type": kind, "individual_digits": option}
+    return {"type": kind, "add_prefix_space": False, "trim_offsets": True, "use_regex": option}
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What a GGUF file says of a tokenizer.

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import BitNetQuantConfig
 
+from ..companions import carry_card, carry_settings
 from ..config import is_classifier
 from ..config_note import remove_note
 from ..decoder.students import HEADS, Student
@@ -23,7 +24,6 @@ from ..model_folder import check_output, replace_model
 from ..packing import float32_names, packed_dtype
 from ..quantization import dequantize_table, effective_weight, packed_rows, unpack_ternary
 from ..weight_files import find_weight_files
-from .companions import carry_card, carry_settings
 from .errors import UnsupportedExportError
 from .transformers_form import Form, find_form, is_packable, ternary_layers
 

@@ -10,11 +10,11 @@ from optimum.exporters.base import ExporterConfig
 from optimum.exporters.tasks import TasksManager
 from transformers import AutoConfig
 
+from hf_bitdistill.companions import carry_settings
 from hf_bitdistill.config import is_classifier
 from hf_bitdistill.decoder import Student
 from hf_bitdistill.decoder.families import FAMILIES
 from hf_bitdistill.evaluation.record import carry_record
-from hf_bitdistill.export.companions import carry_settings
 from hf_bitdistill.model_folder import check_output, replace_model
 from hf_bitdistill.verify import keep_answers
 from hf_bitdistill.weight_files import find_weight_files

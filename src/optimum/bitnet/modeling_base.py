@@ -27,6 +27,7 @@ from hf_bitdistill.verify import carry_answers, keep_answers
 from hf_bitdistill.weight_files import find_weight_files, folder_of
 
 from .adapters import AdapterMethods
+from .gguf import TemporaryImport, gguf_file_of
 from .module_surface import ModuleSurface
 from .reloading import Loaded, Reloading, check_device_map, check_dtype
 
@@ -105,11 +106,15 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
     # ---- loading ------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, model_id: str | Path, export: bool = False, **kwargs) -> BitNetModel:
+    def from_pretrained(
+        cls, model_id: str | Path, export: bool = False, gguf_file: str | None = None, **kwargs
+    ) -> BitNetModel:
         """Load a ternary model.
 
         Args:
-            model_id: folder or Hub id of a packed (offline) checkpoint.
+            model_id: folder or Hub id of a packed (offline) checkpoint; or a GGUF file, which is imported into a temporary folder first
+                (see [`hf_bitdistill.importing.import_gguf`]; `bitdistill import gguf` does that once and for all).
+            gguf_file: name of a GGUF file in that folder or repository.
             export: also accept an online student, which is packed while it is loaded, and the BitNet formats of
                 transformers (`quant_method` "bitnet").
             num_threads: threads of a call; default: those of torch.
@@ -130,6 +135,10 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
             ValueError: an option has no meaning.
         """
         model_id = str(model_id)
+        hub = {option: kwargs[option] for option in _HUB_OPTIONS if kwargs.get(option) is not None}
+        file = gguf_file_of(model_id, gguf_file, hub)
+        if file is not None:
+            return cls._from_gguf(file, **{name: value for name, value in kwargs.items() if name not in hub})
         if not os.path.isdir(model_id):
             return cls._from_hub(model_id, export, **kwargs)
         if kwargs.get("config") is None and not kwargs.get("subfolder"):
@@ -142,6 +151,15 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
             config = AutoConfig.from_pretrained(config, **options)
         # Not by Optimum's own, which would take what follows an "@" for a revision.
         return (cls._export if export else cls._from_pretrained)(model_id, config, **kwargs)
+
+    @classmethod
+    def _from_gguf(cls, file: Path, **kwargs) -> BitNetModel:
+        if cls.head != "causal_lm":
+            raise ValueError(f"{file}: a GGUF file holds a language model, which {cls.__name__} is not.")
+        imported = TemporaryImport(file)
+        model = cls.from_pretrained(imported.folder, **kwargs)
+        model._imported, model.config.name_or_path = imported, str(file)
+        return model
 
     @classmethod
     def _from_hub(cls, model_id: str, export: bool, **kwargs) -> BitNetModel:

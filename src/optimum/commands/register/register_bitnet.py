@@ -52,6 +52,9 @@ class BitNetCommand(BaseOptimumCLICommand):
         _command(
             "export", "a packed student in the files of other programs: llama.cpp, bitnet.cpp, transformers alone"
         ),
+        _command(
+            "import", "other programs' ternary checkpoints (GGUF, transformers' bitnet) as a packed student of ours"
+        ),
         _command("evaluate", "measure a model on a task, or its perplexity on a text"),
         _command("benchmark", "speed, memory and size of a packed model on this CPU, against other systems"),
         _command("report", "losses, scores and weights of a run on one HTML page"),

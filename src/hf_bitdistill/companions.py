@@ -1,4 +1,4 @@
-"""What lies beside the weights of an exported model: tokenizer, generation settings, card."""
+"""What lies beside the weights of a model that is written in another format: tokenizer, generation settings, card."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 logger = logging.getLogger(__name__)
 
 
-def carry_settings(model_id: str, folder: Path, **hub: Any) -> PreTrainedTokenizerBase | None:
+def carry_settings(model_id: str | Path, folder: Path, **hub: Any) -> PreTrainedTokenizerBase | None:
     """Write the tokenizer and the generation settings of a model, those that it has, into a folder. Returns the tokenizer.
 
     Args:
@@ -26,7 +26,7 @@ def carry_settings(model_id: str, folder: Path, **hub: Any) -> PreTrainedTokeniz
         try:
             parts[kind] = kind.from_pretrained(model_id, **hub)
         except (OSError, ValueError) as error:
-            logger.info(f"{model_id}: no {kind.__name__} to export ({error})")
+            logger.info(f"{model_id}: no {kind.__name__} ({error})")
         else:
             parts[kind].save_pretrained(folder)
     return parts.get(AutoTokenizer)

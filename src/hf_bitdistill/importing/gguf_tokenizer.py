@@ -1,0 +1,88 @@
+"""The tokenizer of a GGUF file, made by transformers."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from ..export.gguf_vocabulary import named_pre_tokenizer
+from .gguf_config import architecture_of
+from .gguf_file import GgufFile, Strings
+
+
+# Other names that llama.cpp has for the same pre-tokenizer.
+_SAME = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "falcon3": "llama-bpe", "deepseek-r1-qwen": "qwen2"}
+_FILE = "tokenizer.gguf"
+
+
+class TokenizerError(ValueError):
+    """A file has no tokenizer that transformers reads as llama.cpp does."""
+
+
+def tokenizer_of(file: GgufFile) -> PreTrainedTokenizerFast:
+    """The tokenizer of a file, with its chat template.
+
+    Raises:
+        TokenizerError: there is none, or one whose text would be cut otherwise than by llama.cpp.
+    """
+    kind = file.metadata.get("tokenizer.ggml.model")
+    if kind is None:
+        raise TokenizerError(f"{file.path} has no tokenizer")
+    if kind == "gpt2" and named_pre_tokenizer(_pre(file)) is None:
+        raise TokenizerError(
+            f"{file.path}: how its tokenizer splits text (tokenizer.ggml.pre={_pre(file)!r}) is not known"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        # The tensors, some of types that transformers does not know, and an architecture, are none of a tokenizer's business.
+        file.write_metadata(Path(folder) / _FILE, ["tokenizer."], architecture_of(file).model_type)
+        try:
+            return _as_it_computes(AutoTokenizer.from_pretrained(folder, gguf_file=_FILE), file)
+        except Exception as error:  # of any kind, and naming no file
+            line = " ".join(str(error).split())
+            raise TokenizerError(
+                f"{file.path}: transformers makes no tokenizer of it ({type(error).__name__}: {line})"
+            ) from error
+
+
+def _pre(file: GgufFile) -> str:
+    name = str(file.metadata.get("tokenizer.ggml.pre", "default"))
+    return _SAME.get(name, name)
+
+
+def _as_it_computes(tokenizer: PreTrainedTokenizerBase, file: GgufFile) -> PreTrainedTokenizerFast:
+    """The same tokenizer without its class, which has tokens of its own that the file need not have, and which, loaded again, would go by what its
+    models usually are."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    count = tokens.count if isinstance(tokens, Strings) else 0
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < count]
+    options = {}
+    if file.metadata["tokenizer.ggml.model"] == "gpt2":
+        # (transformers takes GPT-2's for what it does not know, and never takes pieces whole.)
+        content["pre_tokenizer"], content["model"]["ignore_merges"] = named_pre_tokenizer(_pre(file))
+        if _pre(file) == "llama-bpe" and "tokenizer.ggml.add_bos_token" not in file.metadata:
+            options["add_bos_token"] = True  # llama.cpp's default of this one
+    elif file.metadata["tokenizer.ggml.model"] == "llama":
+        # (transformers puts no space before a text that begins with one.)
+        prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", True)
+        replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+        steps = [{"type": "Prepend", "prepend": "▁"}, replace] if prefix else [replace]
+        content["normalizer"], content["pre_tokenizer"] = {"type": "Sequence", "normalizers": steps}, None
+    backend = Tokenizer.from_str(json.dumps(content))
+    if backend.get_vocab_size() > file.tensors["token_embd.weight"].shape[0]:
+        raise ValueError(f"{backend.get_vocab_size()} tokens, more than the embedding has")
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {name: file.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
+    special = {name: backend.id_to_token(token) for name, token in ids.items() if isinstance(token, int)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        chat_template=tokenizer.chat_template,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+        **options,
+        **{name: token for name, token in special.items() if token is not None},
+    )

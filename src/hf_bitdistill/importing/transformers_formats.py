@@ -1,0 +1,120 @@
+"""`import_transformers`: a BitNet checkpoint in a format of transformers, or its latent weights, as a packed student."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from ..checkpoint import CheckpointError
+from ..companions import carry_settings
+from ..config import QUANT_METHOD, is_classifier
+from ..decoder import NotAStudentError, Student
+from ..decoder.tables import place
+from ..layers import BitLinear
+from ..model_folder import check_output, replace_model
+from ..room import check_room
+from ..verify import keep_answers
+from ..weight_files import find_weight_files
+
+
+logger = logging.getLogger(__name__)
+
+# What the layers of a checkpoint that says nothing of them are, when its weights are known to be a BitNet's latent ones.
+_LATENT = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+# Rows of a matrix that tell latent weights from ternary ones.
+_ROWS = 64
+
+
+def import_transformers(
+    model_id: str | Path,
+    output: str | Path,
+    latent: bool = False,
+    dtype: str | None = None,
+    table_bits: int = 16,
+    max_shard_size: str = "50GB",
+    answers: bool = True,
+    **hub: Any,
+) -> None:
+    """Write a BitNet model that others published as a packed student. Codes are those of the checkpoint, and so are scales.
+
+    Args:
+        model_id: folder or Hub id of a checkpoint whose `quant_method` is `"bitnet"` (microsoft/bitnet-b1.58-2B-4T and its bfloat16 master,
+            HF1BitLLM/Llama3-8B-1.58-100B-tokens, Falcon-E, what onebitllms writes).
+        output: folder to write; a model that is in it is replaced.
+        latent: the checkpoint says nothing of a quantisation, and its linear layers hold the latent weights of a BitNet, which are made ternary
+            by their mean magnitude (Falcon-E's revision "prequantized").
+        dtype, table_bits: of what is not ternary, see [`hf_bitdistill.pack`].
+        answers: whether to load the student afterwards and keep what it answers beside it, for `bitdistill verify`.
+        hub: options of `from_pretrained` of transformers (`revision`, `token`, ...).
+
+    Raises:
+        NotAStudentError: it is no ternary checkpoint, or one of this library.
+        CheckpointError: a damaged file; names file and tensor.
+        ValueError: an option has no meaning, or `output` is, lies in or contains the folder of the model.
+        OSError: no such model, or no room.
+    """
+    check_output(output, model=model_id)
+    config = AutoConfig.from_pretrained(model_id, **hub)
+    _check_kind(model_id, config, latent)
+    files = find_weight_files(model_id, config, **hub)
+    if latent:
+        config.quantization_config = dict(_LATENT)
+    # (The publisher's own code, which is not used and does not come along.)
+    config.__dict__.pop("auto_map", None)
+    student = Student(config, files, "sequence_classification" if is_classifier(config) else "causal_lm")
+    if latent:
+        _check_latent(student)
+    check_room(output, {"the imported model": _size(student)})
+    with replace_model(output) as folder:
+        student.save(folder, max_shard_size, dtype, table_bits)
+        tokenizer = carry_settings(model_id, folder, **hub)
+    if answers:
+        keep_answers(output, tokenizer)
+
+
+def _size(student: Student) -> int:
+    """About the bytes of the packed student: a quarter of one for a ternary weight, two for any other."""
+    ternary = {f"{name}.weight" for name, module in student.model.named_modules() if isinstance(module, BitLinear)}
+    return sum(
+        tensor.numel() // 4 if name in ternary else tensor.numel() * min(2, tensor.element_size())
+        for name, tensor in student.model.state_dict().items()
+    )
+
+
+def _check_kind(model_id: str | Path, config: PreTrainedConfig, latent: bool) -> None:
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None and not isinstance(quantization, dict):
+        quantization = quantization.to_dict()
+    method = (quantization or {}).get("quant_method")
+    if method == QUANT_METHOD:
+        raise NotAStudentError(f"{model_id} is a student of this library already: bitdistill pack packs it.")
+    if latent and method is not None:
+        raise ValueError(f"{model_id} says how it is quantised ({method!r}): import it without --latent.")
+    if not latent and method is None:
+        raise NotAStudentError(
+            f"{model_id} is in full precision. If its weights are the latent ones of a BitNet (Falcon-E's revision 'prequantized'), import "
+            "it with --latent; to make a ternary student of another model, train one (bitdistill run)."
+        )
+
+
+def _check_latent(student: Student) -> None:
+    """Refuse ternary weights that are written out in floats: the mean magnitude of latent weights is not their scale.
+
+    Raises:
+        CheckpointError: naming file and tensor.
+    """
+    for name, module in student.model.named_modules():
+        if isinstance(module, BitLinear):
+            tensor = f"{name}.weight"
+            _, rows = next(student.files.rows(tensor, _ROWS))
+            magnitudes = rows[rows != 0].abs().float()
+            if magnitudes.numel() and torch.equal(magnitudes.amin(), magnitudes.amax()):
+                raise CheckpointError(
+                    f"{place(student.files, tensor)} holds one magnitude and zeros: these are not latent weights, but ternary ones written "
+                    "out in floats. Import the packed checkpoint, or the latent one."
+                )
+    student.files.close()

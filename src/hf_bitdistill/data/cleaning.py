@@ -125,8 +125,8 @@ def check_left_out(left_out: Mapping[str, int], total: int, source: str, limit: 
     count = sum(left_out.values())
     if total and count > limit * total:
         raise ValueError(
-            f"{source}: {count:,} of {total:,} rows ({count / total:.1%}) cannot be used ({describe(left_out)}), more than max_left_out {100 * limit:g}%: "
-            "mend the data, raise max_length for what is too long, or raise max_left_out"
+            f"{source}: {count:,} of {total:,} rows ({count / total:.1%}) cannot be used: {describe(left_out)}. That is more than "
+            f"max_left_out {100 * limit:g}%: mend the data, raise max_length for what is too long, or raise max_left_out"
         )
 
 

@@ -10,18 +10,21 @@ import argparse
 from pathlib import Path
 
 
-TYPES = ("tq2_0", "tq1_0", "q2_0", "f16")
-TABLES = ("q8_0", "q6_k", "q4_0", "f16")
-
-
 def run(argv: list[str], prog: str) -> None:
+    from ..export import export_gguf
+    from ..export.gguf_types import TABLE_TYPES, TERNARY_TYPES
+
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="folder or Hub id of a student, packed or in training")
     parser.add_argument("output", type=Path, metavar="OUT.gguf", help="file to write")
-    parser.add_argument("--type", default="tq2_0", choices=TYPES, help="of ternary matrices (default: tq2_0)")
-    parser.add_argument("--table", default="q8_0", choices=TABLES, help="of embedding and head (default: q8_0)")
+    parser.add_argument(
+        "--type", default="tq2_0", choices=list(TERNARY_TYPES), help="of ternary matrices (default: tq2_0)"
+    )
+    parser.add_argument(
+        "--table", default="q8_0", choices=list(TABLE_TYPES), help="of embedding and head (default: q8_0)"
+    )
     parser.add_argument(
         "--no_q2_0", action="store_true", help="for a llama.cpp that does not know q2_0: q8_0 takes its place"
     )
@@ -31,8 +34,6 @@ def run(argv: list[str], prog: str) -> None:
     parser.add_argument("--name", help="of the model, in the file (default: from MODEL)")
     parser.add_argument("--revision", help="of a model on the Hub")
     options = parser.parse_args(argv)
-    from ..export import export_gguf
-
     result = export_gguf(
         options.model,
         options.output,

@@ -10,6 +10,9 @@ from pathlib import Path
 
 
 def run(argv: list[str], prog: str) -> None:
+    from ..export import export_i2_s
+    from ..gguf_format.i2_s import LAYOUTS
+
     parser = argparse.ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -18,7 +21,7 @@ def run(argv: list[str], prog: str) -> None:
     parser.add_argument(
         "--layout",
         default="x86",
-        choices=["x86", "arm"],
+        choices=list(LAYOUTS),
         help="order of the codes: x86 (default; also that of the files that bitnet.cpp publishes), or arm, for builds with NEON of "
         "November 2025 and later",
     )
@@ -28,8 +31,6 @@ def run(argv: list[str], prog: str) -> None:
     parser.add_argument("--name", help="of the model, in the file (default: from MODEL)")
     parser.add_argument("--revision", help="of a model on the Hub")
     options = parser.parse_args(argv)
-    from ..export import export_i2_s
-
     result = export_i2_s(
         options.model,
         options.output,

@@ -31,7 +31,7 @@ from ..layers import BitLinear, TernaryLinear
 from .errors import UnsupportedExportError
 
 
-_SILU = 0
+_SILU = ("silu", "swish")
 _NO_NORM = 2.0**-40
 INSTEAD = (
     "Use it with hf_bitdistill's own loaders, or train a student that GGUF can hold: sub_norm='none' for Llama, Mistral, Qwen2 and Qwen3; "
@@ -121,7 +121,7 @@ class _Builder:
         sub_norms = [p.module for p in projections if self._sub_norm_eps(p) is not None]
         if kind not in ("llama", "mistral", "qwen2", "qwen3") or any(layer.mixture for layer in spec.layers):
             raise UnsupportedExportError(f"students of {kind!r} are not exported to GGUF. {INSTEAD}")
-        if spec.activation != _SILU:
+        if self.config.hidden_act not in _SILU:
             raise UnsupportedExportError(
                 f"the activation {self.config.hidden_act!r}; llama.cpp computes SiLU in these architectures. {INSTEAD}"
             )

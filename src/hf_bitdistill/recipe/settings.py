@@ -37,7 +37,11 @@ class EffortArguments:
     loss_unit: str | None = _option(None, "Unit of the warm start's error: median or token.")
     warm_start_tokens: int | None = _option(None, "Tokens that the warm start reads.")
     weight_granularity: str | None = _option(None, "What shares a weight scale: tensor, row or group.")
-    sub_norm: str | None = _option(None, "Where SubLNs are put: output, all or none.")
+    sub_norm: str | None = _option(
+        None,
+        "Where SubLNs are put: output, all or none. Exported to GGUF can be: output with Llama's layers and tied embeddings; none with "
+        "Llama, Mistral, Qwen2 and Qwen3.",
+    )
     calibrate_sub_norm: bool | None = _option(None, "SubLN start values from activations.")
     keep_massive_ratio: float | None = _option(
         None, "Keep projections in full precision whose largest output is so many times the median. 0: none."

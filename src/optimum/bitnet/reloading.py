@@ -77,6 +77,7 @@ class Reloading:
     head: str
     model: PreTrainedModel | None
     _student: Student | None
+    _source: Path | None
     _loaded: Loaded | None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -122,7 +123,7 @@ class Reloading:
             return copy.deepcopy(self.model).dequantize(wanted)
         self._loaded.check()
         if not self._student.needs_export:
-            return self._load_floats(self._loaded.folder, dtype)
+            return self._load_floats(str(self._source), dtype)
         with TemporaryDirectory() as folder:
             packed = Path(folder) / "packed"
             self._student.save(packed)

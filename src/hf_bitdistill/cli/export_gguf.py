@@ -1,0 +1,47 @@
+"""`bitdistill export gguf`: a student as one GGUF file for llama.cpp and the programs built on it.
+
+Rows that are no multiple of the 256 weights of a block of tq2_0 and tq1_0, and scales for groups, are stored as q2_0 (blocks of 64); the table
+that is printed says which tensors have which type.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def run(argv: list[str], prog: str) -> None:
+    from ..export import export_gguf
+    from ..export.gguf_types import TABLE_TYPES, TERNARY_TYPES
+
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", help="folder or Hub id of a student, packed or in training")
+    parser.add_argument("output", type=Path, metavar="OUT.gguf", help="file to write")
+    parser.add_argument(
+        "--type", default="tq2_0", choices=list(TERNARY_TYPES), help="of ternary matrices (default: tq2_0)"
+    )
+    parser.add_argument(
+        "--table", default="q8_0", choices=list(TABLE_TYPES), help="of embedding and head (default: q8_0)"
+    )
+    parser.add_argument(
+        "--no_q2_0", action="store_true", help="for a llama.cpp that does not know q2_0: q8_0 takes its place"
+    )
+    parser.add_argument(
+        "--pre_tokenizer", help="name of llama.cpp's pre-tokenizer, where the tokenizer is none that is known here"
+    )
+    parser.add_argument("--name", help="of the model, in the file (default: from MODEL)")
+    parser.add_argument("--revision", help="of a model on the Hub")
+    options = parser.parse_args(argv)
+    result = export_gguf(
+        options.model,
+        options.output,
+        options.type,
+        options.table,
+        allow_q2_0=not options.no_q2_0,
+        pre_tokenizer=options.pre_tokenizer,
+        name=options.name,
+        **({"revision": options.revision} if options.revision else {}),
+    )
+    print(result.text())

@@ -1,0 +1,274 @@
+"""What a student is in llama.cpp's terms: an architecture, and where each tensor goes.
+
+| architecture | students | rows of Q and K |
+|---|---|---|
+| `bitnet` | Llama's layers with SubLNs before the output projections (`sub_norm="output"`), SiLU, tied embeddings, no biases | as here |
+| `llama` | Llama's or Mistral's layers without SubLNs (`sub_norm="none"`) | interleaved: that graph rotates neighbours, transformers the halves of a head |
+| `qwen2`, `qwen3` | their layers without SubLNs | as here |
+
+What no architecture computes is refused. Two things that `bitnet` does not have are put into factors that it does have, the optional float32 `scale` of a
+matrix:
+
+**One epsilon for all norms.** A SubLN with another one gets an input that is `f = sqrt(eps / eps of the SubLN)` times as large, by the matrix that the
+input depends on linearly (V for attention, `up` for the feed-forward): `f x / sqrt(mean((f x)^2) + eps)` is `x / sqrt(mean(x^2) + eps / f^2)`.
+
+**A norm before every `down`.** A projection that is kept in full precision (a massive activation) has no SubLN. The same factor, but as small as 2^-40, leaves nothing
+of the mean square beside epsilon: the norm becomes a multiplication by `1 / sqrt(eps)`, and its weight takes both back. That of attention cannot
+be removed so: V is kept as float16 in llama.cpp's cache, where such numbers are 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+
+from ..decoder.families import DecoderSpec, Layer, Norm, Projection, UnsupportedModelError, describe
+from ..layers import BitLinear, TernaryLinear
+from .errors import UnsupportedExportError
+
+
+_SILU = ("silu", "swish")
+_NO_NORM = 2.0**-40
+INSTEAD = (
+    "Use it with hf_bitdistill's own loaders, or train a student that GGUF can hold: sub_norm='none' for Llama, Mistral, Qwen2 and Qwen3; "
+    "sub_norm='output' for models with Llama's layers and tied embeddings."
+)
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """A tensor of the file.
+
+    Attributes:
+        name: in the file.
+        shape: rows first.
+        kind: `"norm"`, `"bias"` (vectors of the checkpoint), `"table"`, `"projection"`, or `"constant"`.
+        source: of a norm, a bias or a table the name of the tensor in the checkpoint, of a projection that of the module.
+        values: of a constant.
+        heads: rows are interleaved within each of that many heads; 0: as they are.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    source: str = ""
+    values: tuple[float, ...] = ()
+    heads: int = 0
+
+
+@dataclass(frozen=True)
+class FileModel:
+    """A student as llama.cpp computes it.
+
+    Attributes:
+        architecture: its name there.
+        spec: what it consists of here.
+        context: tokens it may read.
+        tensors: in the order of the file.
+        rope_base: of the rotary embedding. rope_factor: by which all its frequencies are divided.
+        notes: what is computed in another way, for people.
+    """
+
+    architecture: str
+    spec: DecoderSpec
+    context: int
+    tensors: tuple[FileTensor, ...]
+    rope_base: float
+    rope_factor: float
+    notes: list[str] = field(default_factory=list)
+
+
+def file_model(model: PreTrainedModel) -> FileModel:
+    """The student in llama.cpp's terms.
+
+    Args:
+        model: a causal LM with ternary layers, on any device, "meta" included.
+
+    Raises:
+        UnsupportedExportError: llama.cpp has no architecture that computes it; its message names what is in the way.
+    """
+    try:
+        spec = describe(model)
+    except UnsupportedModelError as error:
+        raise UnsupportedExportError(
+            f"llama.cpp's architectures for students do not have: {error}. {INSTEAD}"
+        ) from None
+    return _Builder(model, spec).build()
+
+
+class _Builder:
+    def __init__(self, model: PreTrainedModel, spec: DecoderSpec):
+        self.model, self.spec, self.config = model, spec, model.config
+        self.notes: list[str] = []
+        self.eps = spec.final_norm.eps
+        self.modules = dict(model.named_modules())
+
+    def build(self) -> FileModel:
+        architecture = self._architecture()
+        base, factor, rope_tensor = self._rope(architecture)
+        tensors = (*self._around(), *rope_tensor, *self._layers(architecture))
+        return FileModel(architecture, self.spec, self._context(), tensors, base, factor, self.notes)
+
+    def _architecture(self) -> str:
+        spec, kind = self.spec, self.config.model_type
+        if spec.head is None:
+            raise UnsupportedExportError(f"a classifier; only language models are exported. {INSTEAD}")
+        projections = [p for layer in spec.layers for p in layer.projections]
+        sub_norms = [p.module for p in projections if self._sub_norm_eps(p) is not None]
+        if kind not in ("llama", "mistral", "qwen2", "qwen3") or any(layer.mixture for layer in spec.layers):
+            raise UnsupportedExportError(f"students of {kind!r} are not exported to GGUF. {INSTEAD}")
+        if self.config.hidden_act not in _SILU:
+            raise UnsupportedExportError(
+                f"the activation {self.config.hidden_act!r}; llama.cpp computes SiLU in these architectures. {INSTEAD}"
+            )
+        if not sub_norms:
+            architecture = {"mistral": "llama"}.get(kind, kind)
+            self._check_biases(architecture)
+            if architecture == "qwen2" and spec.heads * spec.head_dim != spec.hidden_size:
+                raise UnsupportedExportError(
+                    f"heads that are not as wide as the model, which 'qwen2' cannot have. {INSTEAD}"
+                )
+            return architecture
+        self._check_bitnet(sub_norms)
+        return "bitnet"
+
+    def _check_bitnet(self, sub_norms: list[str]) -> None:
+        """Whether the architecture `bitnet` computes this student with SubLNs."""
+        spec = self.spec
+        outputs = {p.module for layer in spec.layers for p in (layer.o, layer.mlps[0].down)}
+        elsewhere = [name for name in sub_norms if name not in outputs]
+        if elsewhere:
+            raise UnsupportedExportError(
+                f"a SubLN before {elsewhere[0]} (sub_norm='all'); 'bitnet' has them before output projections only. {INSTEAD}"
+            )
+        if any(layer.q_norm or layer.k_norm for layer in spec.layers):
+            raise UnsupportedExportError(
+                f"norms of queries and keys beside SubLNs, which 'bitnet' does not have. {INSTEAD}"
+            )
+        if spec.head != spec.embedding:
+            raise UnsupportedExportError(
+                f"an output head of its own beside SubLNs; 'bitnet' uses the embedding. {INSTEAD}"
+            )
+        if spec.heads * spec.head_dim != spec.hidden_size:
+            raise UnsupportedExportError(
+                f"heads that are not as wide as the model, which 'bitnet' cannot have. {INSTEAD}"
+            )
+        self._check_biases("bitnet")
+        for layer in spec.layers:
+            if self._sub_norm_eps(layer.o) is None:
+                raise UnsupportedExportError(
+                    f"no SubLN before {layer.o.module} while others have one; 'bitnet' has one in every attention. {INSTEAD}"
+                )
+
+    def _check_biases(self, architecture: str) -> None:
+        # Where the architecture reads a bias of q, k and v, of o, and of the feed-forward.
+        qkv, output, mlp = {"llama": (1, 1, 1), "qwen2": (1, 0, 0), "qwen3": (1, 0, 0), "bitnet": (0, 0, 0)}[
+            architecture
+        ]
+        for layer in self.spec.layers:
+            groups = ((layer.qkv, qkv), ((layer.o,), output), ((*layer.mlps[0].gate_up, layer.mlps[0].down), mlp))
+            for projection, allowed in ((p, allowed) for group, allowed in groups for p in group):
+                if self.modules[projection.module].bias is not None and not allowed:
+                    raise UnsupportedExportError(
+                        f"a bias of {projection.module}, which {architecture!r} does not read. {INSTEAD}"
+                    )
+
+    def _sub_norm_eps(self, projection: Projection) -> float | None:
+        module = self.modules[projection.module]
+        norm = module.rms_norm if isinstance(module, (BitLinear, TernaryLinear)) else None
+        return None if norm is None else norm.eps
+
+    def _context(self) -> int:
+        windows = [layer.window for layer in self.spec.layers if layer.window]
+        if not windows or min(windows) >= self.spec.max_positions:
+            return self.spec.max_positions
+        # Nothing is out of the window as long as the text is no longer than it.
+        self.notes.append(
+            f"context length {min(windows)}, that of the sliding window, which llama.cpp does not have in this architecture"
+        )
+        return min(windows)
+
+    def _rope(self, architecture: str) -> tuple[float, float, tuple[FileTensor, ...]]:
+        """Base and common factor of the frequencies, and factors for each frequency as a tensor."""
+        spec = self.spec
+        if len(spec.ropes) != 1 or any(layer.rope != 0 for layer in spec.layers):
+            raise UnsupportedExportError(f"layers whose rotary embeddings differ. {INSTEAD}")
+        rope = spec.ropes[0]
+        parameters = self.config.rope_parameters
+        base = float(parameters["rope_theta"])
+        width = 2 * rope.inv_freq.numel()
+        plain = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
+        factors = plain / rope.inv_freq.double()
+        if abs(rope.attention_scaling - 1) > 1e-6:
+            raise UnsupportedExportError(
+                f"the rotary embedding {parameters.get('rope_type')!r} with scaled attention. {INSTEAD}"
+            )
+        common = float(factors.mean())
+        if torch.allclose(factors, torch.full_like(factors, common), rtol=1e-5):
+            return base, 1.0 if abs(common - 1) < 1e-5 else common, ()
+        if architecture != "llama":
+            raise UnsupportedExportError(
+                f"the rotary embedding {parameters.get('rope_type')!r}, whose factors {architecture!r} does not read. {INSTEAD}"
+            )
+        values = tuple(factors.tolist())
+        return base, 1.0, (FileTensor("rope_freqs.weight", (len(values),), "constant", values=values),)
+
+    def _around(self) -> Iterator[FileTensor]:
+        spec = self.spec
+        table = (spec.vocab_size, spec.hidden_size)
+        yield FileTensor("token_embd.weight", table, "table", spec.embedding)
+        yield self._norm("output_norm", spec.final_norm)
+        if spec.head != spec.embedding:
+            yield FileTensor("output.weight", table, "table", spec.head)
+
+    def _layers(self, architecture: str) -> Iterator[FileTensor]:
+        for index, layer in enumerate(self.spec.layers):
+            yield from self._layer(f"blk.{index}", layer, architecture)
+
+    def _layer(self, name: str, layer: Layer, architecture: str) -> Iterator[FileTensor]:
+        spec, mlp = self.spec, layer.mlps[0]
+        yield self._norm(f"{name}.attn_norm", layer.input_norm)
+        for part, projection, heads in zip("qkv", layer.qkv, (spec.heads, spec.kv_heads, 0), strict=True):
+            yield from self._projection(f"{name}.attn_{part}", projection, heads if architecture == "llama" else 0)
+        for part, norm in (("q", layer.q_norm), ("k", layer.k_norm)):
+            if norm is not None:
+                yield self._norm(f"{name}.attn_{part}_norm", norm)
+        yield from self._projection(f"{name}.attn_output", layer.o)
+        yield self._norm(f"{name}.ffn_norm", layer.pre_feedforward_norm)
+        for part, projection in zip(("gate", "up"), mlp.gate_up, strict=True):
+            yield from self._projection(f"{name}.ffn_{part}", projection)
+        yield from self._projection(f"{name}.ffn_down", mlp.down)
+        if architecture == "bitnet":
+            yield from self._sub_norm(f"{name}.attn_sub_norm", layer.o, f"{name}.attn_v")
+            yield from self._sub_norm(f"{name}.ffn_sub_norm", mlp.down, f"{name}.ffn_up")
+
+    def _sub_norm(self, name: str, projection: Projection, before: str) -> Iterator[FileTensor]:
+        """The norm before an output projection, and the factor of the matrix before it."""
+        eps = self._sub_norm_eps(projection)
+        width = self.modules[projection.module].in_features
+        if eps is None:
+            factor = _NO_NORM
+            yield FileTensor(f"{name}.weight", (width,), "constant", values=(math.sqrt(self.eps) / factor,) * width)
+            self.notes.append(f"{name}: made to do nothing, because {projection.module} has no SubLN")
+        else:
+            factor = math.sqrt(self.eps / eps)
+            yield FileTensor(f"{name}.weight", (width,), "norm", f"{projection.module}.rms_norm.weight")
+        if abs(factor - 1) > 1e-6:
+            yield FileTensor(f"{before}.scale", (1,), "constant", values=(factor,))
+
+    def _projection(self, name: str, projection: Projection, heads: int = 0) -> Iterator[FileTensor]:
+        module = self.modules[projection.module]
+        shape = (module.out_features, module.in_features)
+        yield FileTensor(f"{name}.weight", shape, "projection", projection.module, heads=heads)
+        if module.bias is not None:
+            yield FileTensor(f"{name}.bias", shape[:1], "bias", f"{projection.module}.bias", heads=heads)
+
+    def _norm(self, name: str, norm: Norm | None) -> FileTensor:
+        if norm is None or norm.offset or abs(norm.eps - self.eps) > 1e-12:
+            raise UnsupportedExportError(f"norms that are not Llama's ({name}). {INSTEAD}")
+        width = self.spec.head_dim if name.endswith(("_q_norm", "_k_norm")) else self.spec.hidden_size
+        return FileTensor(f"{name}.weight", (width,), "norm", norm.tensor)

@@ -42,7 +42,8 @@ class Loaded:
     @classmethod
     def of(cls, files: Sequence[str], config: PreTrainedConfig, options: dict[str, Any]) -> Loaded:
         """Of the weight files that were just read."""
-        return cls(os.path.abspath(folder_of(files[0])), config, options, {file: _state(file) for file in files})
+        paths = [os.path.abspath(file) for file in files]  # whatever the working directory becomes
+        return cls(str(folder_of(paths[0])), config, options, {path: _state(path) for path in paths})
 
     def check(self) -> None:
         """Refuse files that are not what was loaded.
@@ -77,7 +78,6 @@ class Reloading:
     head: str
     model: PreTrainedModel | None
     _student: Student | None
-    _source: Path | None
     _loaded: Loaded | None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -123,7 +123,7 @@ class Reloading:
             return copy.deepcopy(self.model).dequantize(wanted)
         self._loaded.check()
         if not self._student.needs_export:
-            return self._load_floats(str(self._source), dtype)
+            return self._load_floats(self._loaded.folder, dtype)
         with TemporaryDirectory() as folder:
             packed = Path(folder) / "packed"
             self._student.save(packed)

@@ -47,6 +47,18 @@ class Ours:
         """`[tokens, vocabulary]`."""
         return self.model(torch.tensor([tokens])).logits[0].float().numpy()
 
+    def greedy(self, prompt: list[int], new_tokens: int, ends: list[int]) -> list[int]:
+        """The most likely continuation, that never ends."""
+        output = self.model.generate(
+            torch.tensor([prompt]),
+            do_sample=False,
+            max_new_tokens=new_tokens,
+            suppress_tokens=ends,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        return output[0, len(prompt) :].tolist()
+
 
 class LlamaCpp:
     """llama.cpp on a file."""
@@ -69,19 +81,20 @@ class LlamaCpp:
         self.model.eval(tokens)
         return self.model.scores[: len(tokens)]
 
+    def greedy(self, prompt: list[int], new_tokens: int, ends: list[int]) -> list[int]:
+        """As [`Ours.greedy`]."""
+        tokens = [best(self.logits(prompt)[-1:], ends)[0]]
+        while len(tokens) < new_tokens:
+            self.model.eval(tokens[-1:])
+            tokens.append(best(self.model.scores[self.model.n_tokens - 1 : self.model.n_tokens], ends)[0])
+        return tokens
+
     def tokenize(self, text: str) -> list[int]:
         return self.model.tokenize(text.encode(), add_bos=False, special=False)
 
 
-def greedy(system: Ours | LlamaCpp, prompt: list[int], new_tokens: int, ends: list[int]) -> list[int]:
-    """The most likely continuation token by token, that never ends."""
-    tokens = list(prompt)
-    for _ in range(new_tokens):
-        tokens.append(best(system.logits(tokens)[-1:], ends)[0])
-    return tokens[len(prompt) :]
-
-
 def best(logits: np.ndarray, ends: list[int]) -> list[int]:
+    """The most likely token of each position, none of `ends`."""
     logits = logits.copy()
     logits[:, ends] = -np.inf
     return logits.argmax(-1).tolist()
@@ -101,10 +114,10 @@ def compare(
 ) -> dict[str, float | int | list]:
     agree, free, first_differences = 0, 0, []
     for prompt in prompts:
-        wanted = greedy(ours, prompt, new_tokens, ends)
+        wanted = ours.greedy(prompt, new_tokens, ends)
         found = best(theirs.logits([*prompt, *wanted])[len(prompt) - 1 : -1], ends)
         agree += sum(a == b for a, b in zip(wanted, found, strict=True))
-        alone = greedy(theirs, prompt, new_tokens, ends)
+        alone = theirs.greedy(prompt, new_tokens, ends)
         free += sum(a == b for a, b in zip(wanted, alone, strict=True))
         first_differences.append(
             next((at for at, (a, b) in enumerate(zip(wanted, alone, strict=True)) if a != b), None)

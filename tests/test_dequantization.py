@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from architectures import random_tokens, tiny_model
-from hf_bitdistill import pack, quantize_head
+from hf_bitdistill import BitNetConfig, pack, quantize_head
 from hf_bitdistill.layers import SubNormLinear, TernaryLinear
 from hf_bitdistill.surgery import SurgeryError
 from students import assert_close, make_student
@@ -112,3 +112,10 @@ def test_the_number_of_weights_is_that_before_packing(tmp_path, model_type):
     assert quantize_head(pack(student), 4).num_parameters() == size
     assert pack(student).dequantize().num_parameters() == size
     assert student.num_parameters(only_trainable=True) == size
+
+
+def test_the_number_of_weights_of_a_real_model(shared_dir):
+    base = shared_dir / "models/stories260K"
+    size = AutoModelForCausalLM.from_pretrained(base).num_parameters()
+    student = AutoModelForCausalLM.from_pretrained(base, quantization_config=BitNetConfig(sub_norm="none"))
+    assert pack(student).num_parameters() == size > 250_000

@@ -42,7 +42,8 @@ class Loaded:
     @classmethod
     def of(cls, files: Sequence[str], config: PreTrainedConfig, options: dict[str, Any]) -> Loaded:
         """Of the weight files that were just read."""
-        return cls(os.path.abspath(folder_of(files[0])), config, options, {file: _state(file) for file in files})
+        paths = [os.path.abspath(file) for file in files]  # whatever the working directory becomes
+        return cls(str(folder_of(paths[0])), config, options, {path: _state(path) for path in paths})
 
     def check(self) -> None:
         """Refuse files that are not what was loaded.

@@ -11,9 +11,9 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..cards.base_model import base_model_id
 from ..config import is_classifier
 from ..decoder.students import Student
-from ..hub.card import base_model_id
 from ..locate import find_model
 from ..weight_files import find_weight_files, folder_of
 from .errors import UnsupportedExportError

@@ -1,5 +1,6 @@
 """GGUF files as packed students: what they compute is what the file means."""
 
+import copy
 import gc
 import json
 import struct
@@ -260,6 +261,8 @@ def test_a_file_in_the_place_of_a_folder(tmp_path, caplog):
     assert torch.equal(named(some_tokens()).logits, model(some_tokens()).logits)
     folder = Path(model._imported.folder)
     assert folder.is_dir()
+    with pytest.raises(ValueError, match="bitdistill import gguf"):
+        copy.deepcopy(model)  # whose folder would go with the original
     del model
     gc.collect()
     assert not folder.exists()

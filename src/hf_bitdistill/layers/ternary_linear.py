@@ -11,6 +11,7 @@ from ..quantization import (
     PackedWeightError,
     check_packed_weight,
     check_weight_scale,
+    effective_weight,
     expand_weight_scale,
     pack_ternary,
     packed_rows,
@@ -155,8 +156,7 @@ class TernaryLinear(KernelWeight, nn.Linear):
 
     def dequantize(self) -> Tensor:
         """The effective weight `weight_scale * codes`, float32 `[R, C]`."""
-        scale = expand_weight_scale(self.weight_scale, self.in_features, self.group_size)
-        return self.unpack(torch.float32) * scale
+        return effective_weight(self.unpack(), self.weight_scale, self.group_size)
 
     def normed(self, x: Tensor) -> Tensor:
         """What the product reads, `[..., C]`: `x` behind the SubLN. float32 where the kernels, which round nothing in between, compute."""

@@ -42,6 +42,7 @@ class TemporaryImport:
     def __init__(self, file: Path):
         from hf_bitdistill.importing import import_gguf
 
+        self.file = file
         self.folder = tempfile.mkdtemp(prefix="bitdistill-gguf-")
         self._finalizer = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         found = import_gguf(file, self.folder, answers=False)

@@ -18,6 +18,8 @@ from hf_bitdistill.decoder.students import HEADS
 from hf_bitdistill.surgery import is_student
 from hf_bitdistill.weight_files import folder_of
 
+from .gguf import TemporaryImport
+
 
 # What a copy takes over from the object beside its files.
 _STATE = ("config", "generation_config", "preprocessors", "_adapters", "_active_adapters", "_adapters_enabled")
@@ -79,6 +81,7 @@ class Reloading:
     model: PreTrainedModel | None
     _student: Student | None
     _loaded: Loaded | None
+    _imported: TemporaryImport | None = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """`copy.deepcopy` and `pickle` load the model again from its files, which therefore have to be there, unchanged; a pickle holds no
@@ -89,6 +92,12 @@ class Reloading:
         """
         if self.model is not None:
             return super().__reduce_ex__(protocol)
+        if self._imported is not None:
+            # (Its folder is removed with this object, and a copy would still read it.)
+            raise ValueError(
+                f"this {type(self).__name__} was imported from {self._imported.file} into a folder that goes with it: to copy it, use "
+                "`bitdistill import gguf`, and load the folder."
+            )
         if self._loaded is None:
             raise ValueError(
                 f"this {type(self).__name__} was not loaded from files, of which it could be loaded again."
@@ -111,8 +120,12 @@ class Reloading:
             dtype: of its parameters; default: that of the checkpoint.
 
         Raises:
-            ValueError: a file is gone or was changed, or transformers' own layers compute.
+            ValueError: a file is gone or was changed, an adapter is in use, or transformers' own layers compute.
         """
+        if self._active_adapters and self._adapters_enabled:
+            raise ValueError(
+                f"the adapters {', '.join(self._active_adapters)} are in use, and no part of the weights: disable_adapters() first."
+            )
         if self.model is not None:
             if not is_student(self.model):
                 raise ValueError(

@@ -185,7 +185,7 @@ BD_API int bd_matmul_int32(const void* packed, size_t packed_bytes, const int8_t
 //
 // Norms are RMSNorms: x / sqrt(mean(x^2) + eps) * weight (an architecture that stores weight - 1 adds the one before).
 // A linear layer norms (SubLN) and quantises its input as bd_linear does; one whose weight is floats norms it and computes in
-// float32. One with an adapter adds b . (a . norm(x)), in float32 and of the same normed input. Everything else is float32; keys and values are kept as kv_dtype.
+// float32. One with an adapter adds (a . norm(x)) . b, in float32 and of the same normed input. Everything else is float32; keys and values are kept as kv_dtype.
 typedef enum bd_activation { BD_SILU = 0, BD_GELU = 1, BD_GELU_TANH = 2, BD_RELU = 3, BD_RELU_SQUARED = 4 } bd_activation;
 
 typedef enum bd_output { BD_OUTPUT_LOGITS = 0, BD_OUTPUT_HIDDEN = 1 } bd_output;  // hidden: final_norm(h)
@@ -207,7 +207,7 @@ typedef struct bd_table {
 typedef struct bd_adapter {
   const float* a;  // [rank, columns]; null: no adapter
   size_t a_count;
-  const float* b;  // [rows, rank], with the scaling in it
+  const float* b;  // [rank, rows], with the scaling in it
   size_t b_count;
   int64_t rank;
 } bd_adapter;

@@ -37,7 +37,7 @@ struct Run {
 struct Workspace {
   QuantizedActivations activations;
   AlignedBuffer hidden, normed, sub_normed, qkv, heads, gate_up, inner, projected, rotation, gathered, expert_output, router;
-  AlignedBuffer adapter_input, adapter_inner, adapter_output;
+  AlignedBuffer adapter_input, adapter_inner;
   std::vector<int64_t> positions;
   Routing routing;
   std::vector<Run> runs;
@@ -164,16 +164,15 @@ class Chunk {
     return BD_OK;
   }
 
-  // out [tokens, rows] += b . (a . sub_norm(x [tokens, cols]))
+  // out [tokens, rows] += (a . sub_norm(x [tokens, cols])) . b
   void add_adapter(const Projection& projection, const float* x, int64_t tokens, int64_t cols, float* out, int64_t out_stride) {
     const NormWeights& own = projection.sub_norm;
     if (own.exists()) x = norm_tokens(own, x, tokens, cols, w_.sub_normed);
-    const int64_t rank = projection.a.rows, rows = projection.b.rows;
+    const int64_t rank = projection.a.rows, rows = projection.b.cols;
     float* const inner = reserve(w_.adapter_inner, tokens * rank);
-    float* const change = reserve(w_.adapter_output, tokens * rows);
     multiply_floats(projection.a, x, tokens, inner, rank);
-    multiply_floats(projection.b, inner, tokens, change, rows);
-    for_tokens(tokens, rows, [&](int64_t t) { floats_.add(change + t * rows, rows, out + t * out_stride); });
+    const float* const b = reinterpret_cast<const float*>(projection.b.data);
+    for_tokens(tokens, rank * rows, [&](int64_t t) { floats_.expand(inner + t * rank, rank, b, rows, out + t * out_stride); });
   }
 
   int multiply_weights(const Projection* projections, size_t count, const NormWeights* norm, const float* x, int64_t tokens,

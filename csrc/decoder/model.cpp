@@ -61,8 +61,8 @@ int open_adapter(const bd_adapter& adapter, Projection* out) {
   }
   if (!in_range(adapter.rank, BD_MAX_COLS)) return BD_ERROR_SHAPE;
   BD_RETURN_IF_ERROR(open_table({BD_TABLE_FLOAT32, adapter.a, adapter.a_count * sizeof(float)}, out->weight.cols, &out->a));
-  BD_RETURN_IF_ERROR(open_table({BD_TABLE_FLOAT32, adapter.b, adapter.b_count * sizeof(float)}, adapter.rank, &out->b));
-  return out->a.rows == adapter.rank && out->b.rows == out->weight.rows ? BD_OK : BD_ERROR_BUFFER_SIZE;
+  BD_RETURN_IF_ERROR(open_table({BD_TABLE_FLOAT32, adapter.b, adapter.b_count * sizeof(float)}, out->weight.rows, &out->b));
+  return out->a.rows == adapter.rank && out->b.rows == adapter.rank ? BD_OK : BD_ERROR_BUFFER_SIZE;
 }
 
 int open_projection(const bd_projection& projection, int64_t cols, Projection* out) {

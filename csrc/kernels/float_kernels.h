@@ -63,6 +63,9 @@ struct FloatKernels {
   // One row of such a matrix as floats.
   void (*widen)(bd_table_kind kind, const void* row, int64_t cols, float* out);
 
+  // out[r] += x . column r of a contiguous [rank, rows] matrix.
+  void (*expand)(const float* x, int64_t rank, const float* weight, int64_t rows, float* out);
+
   uint16_t (*to_half)(float value);  // half to even
 };
 

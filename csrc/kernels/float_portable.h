@@ -512,8 +512,34 @@ void widen(bd_table_kind kind, const void* row, int64_t cols, float* out) {
   }
 }
 
-constexpr FloatKernels kFloatKernels = {attend,   store_key_value, rms_norm, rotate, activate,
-                                        add,      softcap,         dense,    widen,  Float16::float_to_half};
+// ---- Adapters --------------------------------------------------------------------------------------------------------
+
+// A stretch of outputs at a time: the second factor of a product of low rank has columns that are too short for dot products.
+template <int N>
+inline void expand_tile(const float* x, int64_t rank, const float* weight, int64_t rows, float* out) {
+  Floats sums[N] = {};
+  for (int64_t k = 0; k < rank; ++k) {
+    const Floats v = spread(x[k]);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) sums[n] = fused(v, load_vector<Floats>(weight + k * rows + n * kLanes), sums[n]);
+  }
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) store_vector(out + n * kLanes, load_vector<Floats>(out + n * kLanes) + sums[n]);
+}
+
+void expand(const float* x, int64_t rank, const float* weight, int64_t rows, float* out) {
+  int64_t r = 0;
+  for (; r + 4 * kLanes <= rows; r += 4 * kLanes) expand_tile<4>(x, rank, weight + r, rows, out + r);
+  for (; r + kLanes <= rows; r += kLanes) expand_tile<1>(x, rank, weight + r, rows, out + r);
+  for (; r < rows; ++r) {
+    float sum = 0.0f;
+    for (int64_t k = 0; k < rank; ++k) sum = fused(x[k], weight[k * rows + r], sum);
+    out[r] += sum;
+  }
+}
+
+constexpr FloatKernels kFloatKernels = {attend, store_key_value, rms_norm, rotate, activate,
+                                        add,    softcap,         dense,    widen,  expand,   Float16::float_to_half};
 
 }  // namespace
 }  // namespace bitdistill

@@ -266,19 +266,19 @@ def test_decoders_with_adapters_share_the_weights(saved):
     tokens = random_tokens(1, 9)[0]
     before = run(decoder, decoder.new_cache(1), [tokens])[0]
     name = "model.layers.1.mlp.down_proj"
-    low_rank = LowRank(torch.randn(2, 88), torch.randn(48, 2))
+    low_rank = LowRank(torch.randn(2, 88), torch.randn(2, 48))
     adapted = decoder.adapted({name: low_rank})
     assert adapted.weight_bytes == decoder.weight_bytes and adapted.spec is decoder.spec
     assert not torch.equal(run(adapted, adapted.new_cache(1), [tokens])[0], before)
     for plain in (decoder, adapted.adapted({})):
         assert torch.equal(run(plain, plain.new_cache(1), [tokens])[0], before)
     # A change of zero is none.
-    zero = decoder.adapted({name: LowRank(low_rank.a, torch.zeros(48, 2))})
+    zero = decoder.adapted({name: LowRank(low_rank.a, torch.zeros(2, 48))})
     assert torch.equal(run(zero, zero.new_cache(1), [tokens])[0], before)
     with pytest.raises(KeyError, match="embed_tokens"):
         decoder.adapted({"model.embed_tokens": low_rank})
     with pytest.raises(ValueError, match="contiguous float32"):
         decoder.adapted({name: LowRank(low_rank.a.double(), low_rank.b)})
     with pytest.raises(UnsupportedModelError, match="refuses"):
-        decoder.adapted({name: LowRank(low_rank.a, low_rank.b[:40].contiguous())})
+        decoder.adapted({name: LowRank(low_rank.a, low_rank.b[:, :40].contiguous())})
     assert torch.equal(run(decoder, decoder.new_cache(1), [tokens])[0], before)

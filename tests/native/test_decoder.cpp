@@ -72,7 +72,7 @@ struct Weight {
     if (with_bias) fill(random, rows, 0.0f, 0.1f, &bias);
     if (with_norm) fill(random, cols, 1.0f, 0.2f, &norm);
     if (rank != 0) adapter.emplace_back(random, rank * cols, 0.2f, BD_TABLE_FLOAT32);
-    if (rank != 0) adapter.emplace_back(random, rows * rank, 0.2f, BD_TABLE_FLOAT32);
+    if (rank != 0) adapter.emplace_back(random, rank * rows, 0.2f, BD_TABLE_FLOAT32);
   }
   bd_projection view() const {
     const bd_table weight = floats.empty() ? bd_table{BD_TABLE_PACKED, packed.data(), packed.size()} : floats[0].view();
@@ -281,8 +281,10 @@ Vector linear(const std::vector<Weight>& weights, const Vector& x) {
     const Vector input = normed(x, w.norm);
     Vector y = w.floats.empty() ? product(w.made, input) : product(w.floats[0], input);
     if (!w.adapter.empty()) {
-      const Vector change = product(w.adapter[1], product(w.adapter[0], input));
-      for (size_t r = 0; r < y.size(); ++r) y[r] += change[r];
+      const Vector inner = product(w.adapter[0], input);
+      for (size_t i = 0; i < inner.size() * y.size(); ++i) {
+        y[i % y.size()] += inner[i / y.size()] * static_cast<double>(w.adapter[1].values[i]);
+      }
     }
     for (size_t r = 0; r < y.size(); ++r) all.push_back(y[r] + (w.bias.empty() ? 0.0 : static_cast<double>(w.bias[r])));
   }

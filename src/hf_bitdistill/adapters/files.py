@@ -111,7 +111,7 @@ def _low_rank(adapter: str, name: str, pair: dict[str, Tensor], shape: tuple[int
             "the adapter of another model, or its config is not its own."
         )
     scaling = alpha / (math.sqrt(rank) if config.use_rslora else rank)
-    return LowRank(a.contiguous(), (b * scaling).contiguous())
+    return LowRank(a.contiguous(), (b * scaling).T.contiguous())
 
 
 def together(adapters: Sequence[Mapping[str, LowRank]]) -> dict[str, LowRank]:
@@ -121,6 +121,6 @@ def together(adapters: Sequence[Mapping[str, LowRank]]) -> dict[str, LowRank]:
     return {
         name: some[0]
         if len(some) == 1
-        else LowRank(torch.cat([part.a for part in some]), torch.cat([part.b for part in some], dim=1))
+        else LowRank(torch.cat([part.a for part in some]), torch.cat([part.b for part in some]))
         for name, some in parts.items()
     }

@@ -46,11 +46,11 @@ class LoadedProjection:
 
 @dataclass(frozen=True)
 class LowRank:
-    """What an adapter adds to a projection: `b (a x)`, where `x` is what the projection reads, behind all norms.
+    """What an adapter adds to a projection: `(a x) b`, where `x` is what the projection reads, behind all norms.
 
     Attributes:
         a: float32 `[rank, C]`.
-        b: float32 `[R, rank]`, with the scaling in it.
+        b: float32 `[rank, R]`, with the scaling in it.
     """
 
     a: Tensor

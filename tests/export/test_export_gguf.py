@@ -118,28 +118,34 @@ def test_the_table(table, save_student, tmp_path):
 
 
 def test_rows_that_fit_no_block(save_student, tmp_path):
-    """Rows of 96 have Q8_0, rows of 80 only F16; so has the reader that knows no Q2_0."""
+    """Rows of 96 have Q4_0, rows of 80 only F16; the reader that knows no Q2_0 gets Q4_0 too."""
     folder = save_student(hidden_size=96, intermediate_size=80)
     result = export_gguf(folder, tmp_path / "out.gguf", table="q6_k")
     tensors = read_gguf(result.path)[1]
-    assert tensors["blk.0.attn_q.weight"].type == tensors["token_embd.weight"].type == Q8_0
+    assert tensors["blk.0.attn_q.weight"].type == Q4_0 and tensors["token_embd.weight"].type == Q8_0
     assert tensors["blk.0.ffn_down.weight"].type == F16
     assert (
         result.fallbacks["blk.0.ffn_down.weight"][1]
         == "rows of 80 are no multiple of 256; rows of 80 are no multiple of 64"
     )
+    assert_exact(folder, tensors)
+    shutil.rmtree(folder)
+    folder = save_student(options={"weight_granularity": "group", "group_size": 64})
+    result = export_gguf(folder, tmp_path / "out.gguf", allow_q2_0=False)
+    tensors = read_gguf(result.path)[1]
+    assert tensors["blk.0.ffn_down.weight"].type == tensors["blk.0.ffn_up.weight"].type == Q4_0
+    assert_exact(folder, tensors)
+    assert "Q4_0" in result.text() and "no multiple of 256" in result.text()
+
+
+def assert_exact(folder, tensors):
     model = AutoModelForCausalLM.from_pretrained(folder)
     for index, layer in enumerate(model.model.layers):
         for name, module in {"ffn_up": layer.mlp.up_proj, "ffn_down": layer.mlp.down_proj}.items():
-            expected = module.unpack() * module.weight_scale
-            # (Q8_0 has the scale / 127 as float16.)
-            error = (values(tensors[f"blk.{index}.{name}.weight"]) - expected).abs().max() / module.weight_scale
-            assert error < 2**-11 if name == "ffn_up" else error == 0
-    shutil.rmtree(folder)
-    folder = save_student()
-    result = export_gguf(folder, tmp_path / "out.gguf", allow_q2_0=False)
-    assert read_gguf(result.path)[1]["blk.0.ffn_down.weight"].type == Q8_0
-    assert "Q8_0" in result.text() and "no multiple of 256" in result.text()
+            scales = module.weight_scale.view(len(module.weight_scale), -1)
+            width = module.group_size or module.in_features
+            expected = module.unpack() * scales.repeat_interleave(width, 1)[:, : module.in_features]
+            assert torch.equal(values(tensors[f"blk.{index}.{name}.weight"]), expected), name
 
 
 @pytest.mark.parametrize("bits", [8, 4])

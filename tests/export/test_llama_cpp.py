@@ -33,6 +33,7 @@ STUDENTS = {
     ),
     "bitnet, groups": ("llama", {"weight_granularity": "group", "group_size": 128}, {}, "tq2_0"),
     "llama": ("llama", {"sub_norm": "none", "weight_granularity": "row"}, {"tie_word_embeddings": False}, "tq2_0"),
+    "rows of 96": ("llama", {}, {"hidden_size": 96, "intermediate_size": 160}, "tq2_0"),
     "qwen2": ("qwen2", {"sub_norm": "none"}, {"vocab_size": 390}, "tq2_0"),
     "qwen3": ("qwen3", {"sub_norm": "none"}, {"head_dim": 64}, "f16"),
 }

@@ -26,7 +26,10 @@ def run(argv: list[str], prog: str) -> None:
         "--table", default="q8_0", choices=list(TABLE_TYPES), help="of embedding and head (default: q8_0)"
     )
     parser.add_argument(
-        "--no_q2_0", action="store_true", help="for a llama.cpp that does not know q2_0: q8_0 takes its place"
+        "--no_q2_0",
+        action="store_true",
+        help="q4_0 in place of q2_0, with the same weights: twice as large, but known to every llama.cpp, and faster where that has no "
+        "kernels for q2_0 (x86)",
     )
     parser.add_argument(
         "--pre_tokenizer", help="name of llama.cpp's pre-tokenizer, where the tokenizer is none that is known here"

@@ -45,9 +45,10 @@ def export_gguf(
         output: the file, `.gguf`.
         type: how ternary matrices are stored: `"tq2_0"` (2.06 bits a weight), `"tq1_0"` (1.69), `"q2_0"` (2.25) or `"f16"`. Rows that are no multiple of
             the 256 weights of a block of the first two, and scales for groups, go to Q2_0, whose blocks have 64; what does not fit
-            there either goes to Q8_0 or F16. The result lists them.
+            there either goes to Q4_0 or F16. The result lists them.
         table: how embedding and head are stored: `"q8_0"`, `"q6_k"`, `"q4_0"` or `"f16"`.
-        allow_q2_0: whether the llama.cpp that will read the file knows Q2_0; without it Q8_0 takes its place.
+        allow_q2_0: whether to use Q2_0 for these. Without it Q4_0 takes its place, with the same weights: twice as large, known to every llama.cpp,
+            and faster where that has no kernels for Q2_0 (x86, as of version 0.3.36 of llama-cpp-python).
         pre_tokenizer: name of llama.cpp's pre-tokenizer; default: the one that is the tokenizer's.
         name: of the model, in the file; default: from `model`.
         hub: options of `from_pretrained` of transformers (`revision`, `token`, ...).

@@ -2,7 +2,7 @@
 
 | matrix | types |
 |---|---|
-| ternary | blocks of codes with a scale ([`hf_bitdistill.gguf_format`]), or F16 |
+| ternary | blocks of codes with a scale ([`hf_bitdistill.gguf_format`]); Q4_0 with the same scale, of whose 16 levels -1, 0 and 1 are used; or F16 |
 | a projection in full precision | BF16: a massive activation, which is why such projections are kept, may be too large for the float16 that llama.cpp rounds to beside F16 weights |
 | embedding and head | Q8_0, Q6_K, Q4_0 or F16 |
 | norms, biases | F32 |
@@ -76,9 +76,8 @@ def ternary_type(
             reasons.append(f"scales for {group_size} weights do not fit blocks of {block.weights}")
         else:
             return block, "; ".join(reasons)
-    # As exact as blocks of codes: 127 and the scale / 127 in place of 1 and the scale.
-    if columns % Q8_0.weights == 0 and (group_size is None or group_size % Q8_0.weights == 0):
-        return Q8_0, "; ".join(reasons)
+    if columns % Q4_0.weights == 0 and (group_size is None or group_size % Q4_0.weights == 0):
+        return Q4_0, "; ".join(reasons)
     return F16, "; ".join(reasons)
 
 
@@ -140,7 +139,23 @@ def encode_ternary(
     if isinstance(kind, BlockFormat):
         blocks = columns // kind.weights
         return pack_blocks(codes, np.repeat(scales, width // kind.weights, axis=1)[:, :blocks], kind).reshape(-1)
+    if kind is Q4_0:
+        blocks = columns // Q4_0.weights
+        return _q4_0(codes, np.repeat(scales, width // Q4_0.weights, axis=1)[:, :blocks])
     return encode(codes * np.repeat(scales, width, axis=1)[:, :columns], kind)
+
+
+def _q4_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """Q4_0: a float16 scale, then 32 weights in units of it, 8 added: byte `m` of 16 has weights `m` and `m + 16`, the first in the low bits.
+
+    (Rounding the effective weights, as for a table, would make the largest one -8 of its units and lose the one of the other sign.)
+    """
+    half = scales.astype("<f2")
+    if not np.isfinite(half).all() or ((half == 0) & (scales != 0)).any():
+        raise ValueError("has a scale that float16 cannot hold")
+    fields = (codes.astype(np.int8) + 8).astype(np.uint8).reshape(*scales.shape, 2, 16)
+    fields = fields[..., 0, :] | fields[..., 1, :] << 4
+    return np.concatenate([half[..., None].view(np.uint8), fields], axis=-1).reshape(-1)
 
 
 def _q6_k(blocks: np.ndarray) -> np.ndarray:

@@ -78,6 +78,7 @@ def test_the_file_is_the_student(case, save_student, tokens, tmp_path):
         assert kinds["blk.1.ffn_down"] == Q2_0
         assert result.fallbacks["blk.1.ffn_down.weight"][0] == "Q2_0"
     assert ("sliding window" in str(result.notes)) == (case == "mistral")
+    assert "tensors are Q2_0" in result.notes[-1]
 
 
 @pytest.mark.parametrize("kind", ["tq1_0", "tq2_0", "q2_0", "f16"])
@@ -135,7 +136,7 @@ def test_rows_that_fit_no_block(save_student, tmp_path):
     tensors = read_gguf(result.path)[1]
     assert tensors["blk.0.ffn_down.weight"].type == tensors["blk.0.ffn_up.weight"].type == Q4_0
     assert_exact(folder, tensors)
-    assert "Q4_0" in result.text() and "no multiple of 256" in result.text()
+    assert "Q4_0" in result.text() and "no multiple of 256" in result.text() and "are Q2_0" not in result.text()
 
 
 def assert_exact(folder, tensors):

@@ -11,7 +11,7 @@ STUDENT holds a packed student. It is exported, and the native decoder here is c
 - the perplexity of both on the same tokens of the text, in windows.
 
 Nothing is quantised alike but the weights: the student's activations are int8 with a scale a token, llama.cpp's with a scale for 256 or 32 values of
-it. Writes NAME.json into `--results`.
+it. Writes gguf_NAME_TYPE.json into `--results`.
 """
 
 from __future__ import annotations
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the model, and of the file with the results")
     parser.add_argument("--type", default="tq2_0")
     parser.add_argument("--table", default="q8_0")
+    parser.add_argument("--no_q2_0", action="store_true", help="Q4_0 in place of Q2_0")
     parser.add_argument("--tokens", type=int, default=16384, help="of the text")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--prompts", type=int, default=len(PROMPTS))
@@ -170,7 +171,8 @@ def main() -> None:
     window = min(options.window, ours.positions)
     windows = [tokens[at : at + window] for at in range(0, len(tokens) - window + 1, window)]
     with tempfile.TemporaryDirectory() as folder:
-        exported = export_gguf(options.student, Path(folder) / "student.gguf", options.type, options.table)
+        file = Path(folder) / "student.gguf"
+        exported = export_gguf(options.student, file, options.type, options.table, allow_q2_0=not options.no_q2_0)
         theirs = LlamaCpp(exported.path, max(window, 256), torch.get_num_threads())
         texts = [*PROMPTS, *(line for line in text.splitlines()[:400] if line.strip())]
         same = [theirs.tokenize(each) == tokenizer(each, add_special_tokens=False)["input_ids"] for each in texts]
@@ -189,7 +191,9 @@ def main() -> None:
     options.results.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=2)
     print(text)
-    (options.results / f"gguf_{options.name}_{options.type}.json").write_text(text + "\n")
+    (options.results / f"gguf_{options.name}_{options.type}{'_no_q2_0' if options.no_q2_0 else ''}.json").write_text(
+        text + "\n"
+    )
 
 
 if __name__ == "__main__":

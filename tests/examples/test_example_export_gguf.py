@@ -10,7 +10,6 @@ from hf_bitdistill import pack
 from students import make_student
 
 
-pytest.importorskip("gguf")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "export_gguf.py"
 
 

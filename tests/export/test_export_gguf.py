@@ -15,7 +15,6 @@ from hf_bitdistill.layers import TernaryLinear
 from students import make_student
 
 
-pytest.importorskip("gguf")
 F32, F16, Q8_0, Q4_0, Q6_K, BF16, TQ1_0, TQ2_0, Q2_0 = 0, 1, 8, 2, 14, 30, 34, 35, 42
 
 
@@ -78,6 +77,7 @@ def test_the_file_is_the_student(case, save_student, tokens, tmp_path):
         assert kinds["blk.1.ffn_down"] == Q2_0
         assert result.fallbacks["blk.1.ffn_down.weight"][0] == "Q2_0"
     assert ("sliding window" in str(result.notes)) == (case == "mistral")
+    assert "tensors are Q2_0" in result.notes[-1]
 
 
 @pytest.mark.parametrize("kind", ["tq1_0", "tq2_0", "q2_0", "f16"])
@@ -135,7 +135,7 @@ def test_rows_that_fit_no_block(save_student, tmp_path):
     tensors = read_gguf(result.path)[1]
     assert tensors["blk.0.ffn_down.weight"].type == tensors["blk.0.ffn_up.weight"].type == Q4_0
     assert_exact(folder, tensors)
-    assert "Q4_0" in result.text() and "no multiple of 256" in result.text()
+    assert "Q4_0" in result.text() and "no multiple of 256" in result.text() and "are Q2_0" not in result.text()
 
 
 def assert_exact(folder, tensors):

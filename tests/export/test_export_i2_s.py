@@ -9,7 +9,6 @@ from hf_bitdistill.cli.main import main
 from hf_bitdistill.export import UnsupportedExportError, export_i2_s
 
 
-pytest.importorskip("gguf")
 F16, BF16, I2_S = 1, 30, 36
 
 

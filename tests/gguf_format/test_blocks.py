@@ -16,7 +16,6 @@ from hf_bitdistill.gguf_format import (
 )
 
 
-pytest.importorskip("gguf")
 IDS = [f"{block.name}-{block.weights}" for block in FORMATS]
 
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from ..cards.base_model import base_model_id
 from ..config import is_classifier
 from ..decoder.students import Student
+from ..gguf_format import Q2_0
 from ..locate import find_model
 from ..weight_files import find_weight_files, folder_of
 from .errors import UnsupportedExportError
@@ -116,12 +117,22 @@ def export_file(
         types=list(names_by_type(planned.tensors)),
         fallbacks=_fallbacks(planned.tensors),
         scale_error=planned.scale_error,
-        notes=[*found.notes, *vocabulary.notes],
+        notes=[*found.notes, *vocabulary.notes, *_slow(planned.tensors)],
     )
 
 
 def _fallbacks(tensors: list[PlannedTensor]) -> dict[str, tuple[str, str]]:
     return {each.tensor.name: (each.kind.name, each.reason) for each in tensors if each.reason}
+
+
+def _slow(tensors: list[PlannedTensor]) -> list[str]:
+    count = sum(each.kind.number == Q2_0.number for each in tensors)
+    if not count:
+        return []
+    return [
+        f"{count} tensors are Q2_0, for which llama.cpp (llama-cpp-python 0.3.36) has kernels on ARM and none on x86: --no_q2_0 (Q4_0, the same "
+        "weights in more bytes) is several times as fast there"
+    ]
 
 
 def _tokenizer(model: str, **hub: Any) -> PreTrainedTokenizerBase:

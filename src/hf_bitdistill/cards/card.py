@@ -45,7 +45,7 @@ class CardFacts:
         repo: by which the model is loaded: a repository's name, or a folder's.
         config: of the model.
         classifier: whether it has a classification head; default: what `config` says.
-        base, teacher: an id on the Hub, or a folder, of which only the last part is told.
+        base, teacher: an id on the Hub; a folder, of which only the last part is told; `""`: one of which no name is told.
         distilled_by: what made it after the published recipe; `None`: nothing of that is known.
         push_format: the forms in the repository.
         record: the model's scores, and how they were measured.
@@ -229,7 +229,9 @@ def _hub_dataset(how: Measurement | None) -> str | None:
 def _link(found: str | None, name: str | None) -> str | None:
     if found:
         return f"[{found}](https://huggingface.co/{found})"
-    return f"`{Path(name).name}`, which is not on the Hub" if name else None
+    if name is None:
+        return None
+    return f"`{Path(name).name}`, which is not on the Hub" if name else "a model which is not on the Hub"
 
 
 def _scores(record: Record) -> str | None:

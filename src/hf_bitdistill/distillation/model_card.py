@@ -61,7 +61,7 @@ def card_facts(
         repo=trainer.hub_model_id or model_name,
         config=model.config,
         base=base_model_id(base_model),
-        teacher=None if without else exact_model_id(trainer.teacher_name) or trainer.teacher_name,
+        teacher=None if without else exact_model_id(trainer.teacher_name) or "",
         distilled_by="the `DistillationTrainer` of hf-bitdistill",
         classifier=trainer.head == "sequence_classification",
         push_format=trainer.args.push_format,

@@ -11,7 +11,7 @@ from hf_bitdistill.cli.main import main
 from students import make_student
 
 
-lm_eval = pytest.importorskip("lm_eval")
+lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `interop`)")
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "evaluate_lm_eval.py"
 

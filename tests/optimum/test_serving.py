@@ -12,8 +12,9 @@ from hf_bitdistill.layers import TernaryLinear
 from students import make_student
 
 
-for package in ("fastapi", "openai", "uvicorn"):
-    pytest.importorskip(package, reason="needs the extra `serving`")
+pytest.importorskip("fastapi", reason="needs the extra `serving`")
+pytest.importorskip("openai", reason="needs the extra `serving`")
+pytest.importorskip("uvicorn", reason="needs the extra `serving`")
 
 from optimum.bitnet import serving
 

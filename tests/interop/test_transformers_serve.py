@@ -212,10 +212,12 @@ def test_ctrl_c(served):  # the last one that needs the server
 
 @pytest.mark.parametrize("command", ["serve", "chat"])
 def test_what_is_refused_is_one_line(command, packed, tmp_path, capsys, monkeypatch):
-    status, (line,) = run_line(
-        capsys, command, tmp_path / "nowhere", *(["--port", free_port()] if command == "serve" else [])
-    )
+    port = ["--port", free_port()] if command == "serve" else []
+    status, (line,) = run_line(capsys, command, tmp_path / "nowhere", *port)
     assert status == 1 and "there is no model folder" in line
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    status, (line,) = run_line(capsys, command, tmp_path / "model.gguf", *port)
+    assert status == 1 and f"bitdistill import gguf {tmp_path}/model.gguf FOLDER" in line
     monkeypatch.setattr(serve, "find_spec", lambda name: None if name in ("fastapi", "uvicorn") else object())
     status, (line,) = run_line(capsys, command, packed)
     assert status == 1

@@ -89,9 +89,17 @@ def check_free(host: str, port: int) -> None:
 
 
 def find_served(name: str) -> None:
-    """Refuse a name that is no model, see [`~hf_bitdistill.locate.find_model`]; a revision may follow an `@`, a GGUF file a colon."""
+    """Refuse a name that is no model, see [`~hf_bitdistill.locate.find_model`]; a revision may follow an `@`, a GGUF file a colon.
+
+    Raises:
+        ValueError: it is a GGUF file.
+    """
     from ..locate import find_model
 
+    if name.endswith(".gguf") and os.path.isfile(name):
+        raise ValueError(
+            f"{name} is a GGUF file: `bitdistill import gguf {name} FOLDER` makes a model folder of it, which can be served."
+        )
     repository, colon, file = name.rpartition(":")
     name = repository if colon and file.endswith(".gguf") else name
     model_id, at, revision = name.rpartition("@")

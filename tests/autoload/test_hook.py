@@ -20,6 +20,31 @@ def test_nothing_is_imported_before(tmp_path):
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+def test_programs_that_read_a_quantization_config_first(tmp_path):
+    """As lm_eval does. The module that loads models imports the same one, and is not whole then."""
+    code = "import sys, transformers.quantizers; print(sys.modules['transformers.modeling_utils'].registered)"
+    done = python("-c", code, path=[PATH_FOLDER, make_fakes(tmp_path)])
+    assert (done.stdout, done.stderr) == ("[True]\n", "")
+
+
+NAMES = "import sys; from lm_eval.api.registry import names; print(sorted(names()), 'hf_bitdistill' in sys.modules)"
+
+
+def test_lm_eval_knows_the_native_model_by_name(tmp_path):
+    done = python("-c", NAMES, path=[PATH_FOLDER, make_fakes(tmp_path)])
+    assert (done.stdout, done.stderr) == ("['bitnet', 'hf'] False\n", "")
+
+
+def test_an_lm_eval_without_names(tmp_path):
+    make_fakes(tmp_path)
+    (tmp_path / "lm_eval/models/__init__.py").write_text("")
+    (tmp_path / "lm_eval/api/registry.py").write_text("")
+    done = python("-c", "import lm_eval.models", path=[PATH_FOLDER, tmp_path])
+    assert done.returncode == 0 and done.stderr.startswith(
+        "hf_bitdistill could not be registered in lm_eval (ImportError"
+    )
+
+
 def test_twice_is_once(tmp_path):
     """By the start-up file and by exec, and in a program that imports the package itself."""
     (tmp_path / "second").mkdir()
@@ -27,6 +52,7 @@ def test_twice_is_once(tmp_path):
     (tmp_path / "second/sitecustomize.py").write_text(f"exec(open({str(hook)!r}).read())")
     path = [PATH_FOLDER, tmp_path / "second", make_fakes(tmp_path)]
     assert python("-c", SHOW, path=path).stdout == "[True] SourceFileLoader True\n"
+    assert python("-c", NAMES, path=path).stdout == "['bitnet', 'hf'] False\n"
     assert python("-c", f"import hf_bitdistill; {SHOW}", path=path).stdout == "[True] SourceFileLoader True\n"
 
 

@@ -33,6 +33,8 @@ def test_on_and_off(environment, tmp_path):
     code = "import transformers.modeling_utils as m; print(m.registered)"
     fakes = make_fakes(tmp_path / "fakes")
     assert python("-c", code, executable=environment, path=[fakes]).stdout == "[True]\n"
+    names = "from lm_eval.api.registry import names; print(sorted(names()))"
+    assert python("-c", names, executable=environment, path=[fakes]).stdout == "['bitnet', 'hf']\n"
     assert start_file.remove() == [file] and list(file.parent.glob("*hf_bitdistill*")) == []
     assert python("-c", code, executable=environment, path=[fakes]).stdout == "[]\n"
     assert start_file.remove() == []

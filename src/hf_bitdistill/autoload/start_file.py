@@ -16,13 +16,13 @@ from ..atomic import write_text
 FILE_NAME = "hf_bitdistill_autoload.pth"
 HOOK = Path(__file__).parent / "hook.py"
 
-# Run at every start of Python, so it is short: the hook itself is read when transformers is imported. Where the package was uninstalled there is
-# nothing to read. (A finder that removes itself from the list that is being gone through must have put another one before it.)
+# Run at every start of Python, so it is short: the hook itself is read when transformers or lm_eval is imported. Where the package was
+# uninstalled there is nothing to read. (A finder that removes itself from the list that is being gone through must have put another one before it.)
 _CODE = """
 import sys
 class HfBitDistillStart:
     def find_spec(self, name, path=None, target=None):
-        if name == "transformers":
+        if name in ("transformers", "lm_eval"):
             try:
                 with open({hook!r}, encoding="utf-8") as opened:
                     code = opened.read()

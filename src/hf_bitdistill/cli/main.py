@@ -26,6 +26,8 @@ COMMANDS = {
     "import": "other programs' ternary checkpoints (GGUF, transformers' bitnet) as a packed student of ours",
     "evaluate": "measure a model on a task, or its perplexity on a text",
     "benchmark": "speed, memory and size of a packed model on this CPU, against other systems",
+    "serve": "an OpenAI-compatible server for a packed student: transformers' own, on the native decoder",
+    "chat": "chat with a packed student in the terminal",
     "report": "losses, scores and weights of a run on one HTML page",
     "exec": "run a Python program that loads ternary models as if it imported hf_bitdistill",
     "autoload": "have every Python program of this environment load ternary models: on, off, status",

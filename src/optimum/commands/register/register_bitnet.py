@@ -57,6 +57,10 @@ class BitNetCommand(BaseOptimumCLICommand):
         ),
         _command("evaluate", "measure a model on a task, or its perplexity on a text"),
         _command("benchmark", "speed, memory and size of a packed model on this CPU, against other systems"),
+        _command(
+            "serve", "an OpenAI-compatible server for a packed student: transformers' own, on the native decoder"
+        ),
+        _command("chat", "chat with a packed student in the terminal"),
         _command("report", "losses, scores and weights of a run on one HTML page"),
         _command("exec", "run a Python program that loads ternary models as if it imported hf_bitdistill"),
         _command("autoload", "have every Python program of this environment load ternary models: on, off, status"),

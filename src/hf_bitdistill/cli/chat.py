@@ -1,0 +1,67 @@
+"""`bitdistill chat MODEL [URL] [FLAGS]`: transformers' chat with a packed student.
+
+Without URL a server of its own is started, and ends with the chat. FLAGS are those of `generate`: max_new_tokens=100 do_sample=False.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Iterator
+
+from huggingface_hub import is_offline_mode, set_async_client_factory
+
+from .serve import check_installed, find_served, parse_like
+
+
+def run(argv: list[str], prog: str) -> None:
+    check_installed(prog)
+    from transformers.cli.chat import Chat
+
+    options = parse_like(Chat, argv, prog, __doc__, base_url=None)
+    if options is None:
+        return
+    model_id, base_url = options.pop("model_id"), options.pop("base_url")
+    if base_url is not None and "://" not in base_url:  # the first of the flags
+        options["generate_flags"] = [base_url, *(options["generate_flags"] or [])]
+        base_url = None
+    if is_offline_mode():
+        _speak_although_offline()
+    server = contextlib.nullcontext(base_url) if base_url is not None else _own_server(model_id)
+    with server as url, contextlib.suppress(KeyboardInterrupt, EOFError):
+        Chat(model_id, url, **options)
+
+
+def _speak_although_offline() -> None:
+    """The chat speaks to its server through the Hub's client, which in offline mode refuses every address, this machine's own too."""
+    from huggingface_hub.utils import httpx
+
+    set_async_client_factory(lambda: httpx.AsyncClient(follow_redirects=True, timeout=None))
+
+
+@contextlib.contextmanager
+def _own_server(model_id: str) -> Iterator[str]:
+    """Address of a server of this process, on a free port of this machine."""
+    find_served(model_id)
+    from transformers import AutoTokenizer
+
+    from optimum.bitnet.serving import NativeServe
+
+    if AutoTokenizer.from_pretrained(model_id).chat_template is None:
+        raise ValueError(f"{model_id} has no chat template: it cannot chat; `bitdistill serve` completes texts.")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    serve = NativeServe(model_id, host="127.0.0.1", port=port, log_level="error", non_blocking=True)
+    for name in ("uvicorn.access", "uvicorn.error"):  # (between the lines of the chat)
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        while not serve.server.started:
+            if not serve._thread.is_alive():
+                raise OSError(f"the server did not start on port {port}.")
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.kill_server()

@@ -1,0 +1,109 @@
+"""`bitdistill serve MODEL`: transformers' server, OpenAI's API, with a packed student on the native decoder."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+
+def run(argv: list[str], prog: str) -> None:
+    check_installed(prog)
+    from transformers.cli.serve import Serve
+
+    options = parse_like(Serve, argv, prog, __doc__)
+    if options is None:
+        return
+    check_free(options["host"], options["port"])
+    force_model = options.pop("force_model")
+    if force_model is not None:
+        find_served(force_model)
+    from optimum.bitnet.serving import NativeServe
+
+    with contextlib.suppress(KeyboardInterrupt):
+        NativeServe(force_model, **options)
+    print(f"{prog}: stopped", file=sys.stderr)
+
+
+def check_installed(prog: str) -> None:
+    """Refuse to start without the packages of the extra `serving`.
+
+    Raises:
+        ImportError: naming them.
+    """
+    missing = [name for name in ("fastapi", "openai", "pydantic", "rich", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"{prog} needs {', '.join(missing)}: pip install 'hf-bitdistill[serving]'")
+
+
+def parse_like(command: type, argv: Sequence[str], prog: str, text: str, **defaults: Any) -> dict[str, Any] | None:
+    """The options of a command of transformers, by its own parser; `None`: only help was asked for.
+
+    Args:
+        defaults: in place of the command's own.
+    """
+    import typer
+
+    signature = inspect.signature(command)
+    parameters = [
+        parameter.replace(default=defaults.get(name, parameter.default))
+        for name, parameter in signature.parameters.items()
+    ]
+    found: dict[str, Any] = {}
+
+    def collect(**options: Any) -> None:
+        found.update(options)
+
+    collect.__signature__ = signature.replace(parameters=parameters, return_annotation=None)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(help=text)(collect)
+    try:
+        app(args=list(argv), prog_name=prog)
+    except SystemExit as end:
+        if end.code:
+            raise
+    return found or None
+
+
+def check_free(host: str, port: int) -> None:
+    """Refuse a port that is taken, before a model is loaded.
+
+    Raises:
+        OSError: naming it.
+    """
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind, protocol) as tried:
+            if os.name == "posix":  # (as the server itself: what a closed one left behind is no reason to refuse)
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                tried.bind(address)
+            except OSError as error:
+                raise OSError(
+                    f"cannot listen on {host} port {port}: {error.strerror}; choose another one with --port."
+                ) from error
+
+
+def find_served(name: str) -> None:
+    """Refuse a name that is no model, see [`~hf_bitdistill.locate.find_model`]; a revision may follow an `@`, a GGUF file a colon.
+
+    Raises:
+        ValueError: it is a GGUF file.
+    """
+    from ..locate import find_model
+
+    if name.endswith(".gguf") and os.path.isfile(name):
+        raise ValueError(
+            f"{name} is a GGUF file: `bitdistill import gguf {name} FOLDER` makes a model folder of it, which can be served."
+        )
+    repository, colon, file = name.rpartition(":")
+    name = repository if colon and file.endswith(".gguf") else name
+    model_id, at, revision = name.rpartition("@")
+    if at and not os.path.exists(name):
+        find_model(model_id, revision=revision)
+    else:
+        find_model(name)

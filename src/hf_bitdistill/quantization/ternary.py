@@ -181,13 +181,17 @@ def _product(x: Tensor, weight: Tensor, compute_dtype: torch.dtype) -> Tensor:
     return F.linear(x.to(compute_dtype), weight.to(compute_dtype))
 
 
-def _dtypes(x: Tensor) -> tuple[torch.dtype, torch.dtype]:
-    """Of the product and of the result. The result has the dtype that `F.linear` would give it, autocast included."""
+def result_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that `F.linear` would give its result, autocast included."""
     device = x.device.type
-    out = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def product_dtype(device: torch.device, out_dtype: torch.dtype) -> torch.dtype:
+    """In which integers are multiplied where the result is `out_dtype`."""
     # Half-precision matrix units hold the integers exactly and only round the result, as for any half-precision layer;
     # a CPU gains nothing from that, so there the integer product stays exact.
-    return (out if device != "cpu" and out in (torch.bfloat16, torch.float16) else torch.float32), out
+    return out_dtype if device.type != "cpu" and out_dtype in (torch.bfloat16, torch.float16) else torch.float32
 
 
 def ternary_linear(
@@ -198,6 +202,7 @@ def ternary_linear(
     *,
     group_size: int | None = None,
     activation_bits: int | None = 8,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`y = (x_q . W_t) * gamma * (1 / s) + bias`, the forward pass that every backend must reproduce.
 
@@ -210,9 +215,10 @@ def ternary_linear(
         bias: `[R]` floating point, or `None`.
         group_size: columns per group, when `weight_scale` is `[R, G]`.
         activation_bits: 8, or `None` to leave `x` in floating point.
+        out_dtype: of the result; `None`: that of `x`, or the autocast dtype under autocast.
 
     Returns:
-        `[..., R]` in the dtype of `x` (the autocast dtype under autocast). On a CPU the integer products are exact.
+        `[..., R]` in `out_dtype`. On a CPU the integer products are exact.
         Differentiable in `x` (straight-through).
 
     Raises:
@@ -225,7 +231,8 @@ def ternary_linear(
         x_q, s = quantize_activations(x)
         token_scale = s * _INT8_UNIT
         values = _StraightThrough.apply(x, x_q * _INT8_UNIT, token_scale)
-    dtype, out_dtype = _dtypes(x)
+    out_dtype = out_dtype or result_dtype(x)
+    dtype = product_dtype(x.device, out_dtype)
     with torch.autocast(device_type=x.device.type, enabled=False):
         if weight_scale.ndim == 2:
             y = x.new_zeros((*x.shape[:-1], codes.shape[0]), dtype=torch.float32)

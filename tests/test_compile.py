@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from architectures import random_tokens, tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack, quantize_head
@@ -73,6 +74,49 @@ def test_training_is_one_graph(granularity):
         (set_dead_zone_leak, (0.9, 0.5, 0.1, 0.0)),
     ):
         assert compiled_graphs(setting, schedule[:1]) == compiled_graphs(setting, schedule[1:])
+
+
+@torch.no_grad()
+def test_nothing_breaks_a_graph():
+    online = apply_bitnet(tiny_model("qwen3", num_hidden_layers=1)).eval()
+    for model in (online, pack(online, table_bits=8)):
+        tokens = random_tokens(length=5)
+        explained = torch._dynamo.explain(model)(input_ids=tokens, use_cache=False)
+        assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
+
+
+def test_layers_without_kernels_are_one_graph():
+    """Activations in floats have no kernel: the compiler is shown the torch code, gradient included, as on a GPU."""
+    model = tiny_model("llama", num_hidden_layers=1)
+    layer = pack(apply_bitnet(model, BitNetConfig(activation_bits=None))).model.layers[0].mlp.down_proj
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph.code)
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    x = torch.randn(3, 88, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), layer(x))
+    (expected,) = torch.autograd.grad(layer(x).sum(), x)
+    assert torch.equal(torch.autograd.grad(compiled(x).sum(), x)[0], expected)
+    assert len(graphs) == 2 and not any("hf_bitdistill" in code.replace("hf_bitdistill_", "") for code in graphs)
+
+
+@torch.no_grad()
+def test_on_a_gpu_as_far_as_shapes_go():
+    model = pack(apply_bitnet(tiny_model("llama", num_hidden_layers=1)).to(torch.bfloat16), table_bits=8)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        on_gpu = mode.from_tensor(tensor.detach()).to("cuda")
+                        tensors[name] = torch.nn.Parameter(on_gpu, False) if tensors is module._parameters else on_gpu
+        tokens = mode.from_tensor(random_tokens(length=5)).to("cuda")
+        logits = model(input_ids=tokens, use_cache=False).logits
+    assert (logits.device.type, logits.shape, logits.dtype) == ("cuda", (*tokens.shape, 96), torch.bfloat16)
 
 
 @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="inductor needs a C++ compiler")

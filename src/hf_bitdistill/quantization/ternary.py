@@ -184,6 +184,8 @@ def _product(x: Tensor, weight: Tensor, compute_dtype: torch.dtype) -> Tensor:
 def result_dtype(x: Tensor) -> torch.dtype:
     """The dtype that `F.linear` would give its result, autocast included."""
     device = x.device.type
+    if device == "meta":  # (no autocast there)
+        return x.dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 

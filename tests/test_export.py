@@ -11,11 +11,9 @@ from architectures import random_tokens, tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack
 
 
-def packed_model(table_bits, dtype=torch.float32, granularity="row", model_type="llama"):
-    config = BitNetConfig(weight_granularity=granularity)
-    return pack(
-        apply_bitnet(tiny_model(model_type, num_hidden_layers=1).to(dtype), config), table_bits=table_bits
-    ).eval()
+def packed_model(table_bits, dtype=torch.float32, granularity="row"):
+    student = apply_bitnet(tiny_model("llama", num_hidden_layers=1), BitNetConfig(weight_granularity=granularity))
+    return pack(student, table_bits=table_bits).eval().to(dtype)
 
 
 def exported(model, strict=False):
@@ -43,6 +41,7 @@ def test_a_program_computes_what_its_model_does(table_bits, dtype, granularity, 
     for batch, length in ((1, 2), (3, 17)):
         tokens = random_tokens(length=length).repeat(batch, 1)
         expected = model(input_ids=tokens, use_cache=False).logits
+        assert expected.dtype == dtype
         assert torch.equal(forward(input_ids=tokens, use_cache=False).logits, expected)
 
 

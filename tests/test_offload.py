@@ -22,9 +22,8 @@ def logits(model, length=11):
 
 
 def saved(path, table_bits=32, dtype=torch.float32, **options):
-    model = apply_bitnet(tiny_model("llama").to(dtype), BitNetConfig(**options))
-    pack(model, table_bits=table_bits).save_pretrained(path)
-    return AutoModelForCausalLM.from_pretrained(path)
+    pack(apply_bitnet(tiny_model("llama"), BitNetConfig(**options)), table_bits=table_bits).save_pretrained(path)
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
 
 
 def ternary_layers(model):
@@ -53,7 +52,11 @@ def test_one_place_for_all(tmp_path, table_bits):
 def test_layers_on_the_disk(tmp_path, device_map, options, buffers):
     expected = logits(saved(tmp_path, **options))
     model = AutoModelForCausalLM.from_pretrained(
-        tmp_path, device_map=device_map, offload_folder=tmp_path / "offload", offload_buffers=buffers
+        tmp_path,
+        dtype=options.get("dtype"),
+        device_map=device_map,
+        offload_folder=tmp_path / "offload",
+        offload_buffers=buffers,
     )
     for _ in range(2):
         assert torch.equal(logits(model), expected)

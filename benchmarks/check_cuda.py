@@ -11,6 +11,7 @@ with an error if a result is wrong. With `--device cpu` it runs anywhere, for th
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import json
 import statistics
@@ -79,11 +80,8 @@ def check_layer(layer: TernaryLinear, device: torch.device, dtype: torch.dtype) 
     """Deviation from the CPU of the result and of the input's gradient, the latter beside floats."""
     x = torch.randn(7, layer.in_features, generator=torch.Generator().manual_seed(1)).to(dtype)
     expected = layer(x)
-    there = TernaryLinear.__new__(TernaryLinear)
-    there.__dict__.update(layer.__dict__)
-    there._buffers = {name: None if tensor is None else tensor.to(device) for name, tensor in layer._buffers.items()}
     moved = x.to(device).requires_grad_()
-    y = there(moved)
+    y = copy.deepcopy(layer).to(device)(moved)
     y.float().sum().backward()
     gradient = layer.dequantize().sum(dim=0).expand(7, -1)
     return {"result": deviation(y.detach(), expected), "gradient": deviation(moved.grad, gradient)}
@@ -157,8 +155,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 512])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=20, help="calls a round")
-    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="of so many shapes")
     parser.add_argument("--no_compile", dest="compile", action="store_false", help="without torch.compile")
+    parser.add_argument("--only_checks", action="store_true", help="measure nothing")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -175,14 +173,13 @@ def main() -> None:
             found = check_head(device, dtype, bits)
             deviations.append({"head_bits": bits, "dtype": str(dtype), "result": found})
             wrong += [deviations[-1]] if found > tolerance else []
-    with torch.no_grad():
-        times = [
-            result
-            for shape in SHAPES[: args.shapes]
-            for granularity in GRANULARITIES
-            for result in measure(args, device, *shape, granularity)
-        ]
-        heads = [measure_head(args, device, bits) for bits in (8, 4)]
+    times, heads = [], []
+    if not args.only_checks:
+        with torch.no_grad():
+            for shape in SHAPES:
+                for granularity in GRANULARITIES:
+                    times += measure(args, device, *shape, granularity)
+            heads = [measure_head(args, device, bits) for bits in (8, 4)]
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     result = {

@@ -17,6 +17,7 @@ from hf_bitdistill.quantization import (
     ternarize,
     ternary_linear,
 )
+from hf_bitdistill.quantization import ternary as reference
 
 
 library = torch.ops.hf_bitdistill
@@ -24,7 +25,7 @@ GROUP = 64
 GRANULARITIES = [("tensor", None), ("row", None), ("group", GROUP)]
 
 
-def ternary(granularity, rows=22, columns=150, seed=0):
+def weights(granularity, rows=22, columns=150, seed=0):
     """Codes, what is stored of them (no multiple of 4 rows, no multiple of a group's columns), scales."""
     latent = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     codes, scale = ternarize(latent, granularity, GROUP if granularity == "group" else None)
@@ -38,7 +39,7 @@ def inputs(*shape, seed=1):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("granularity", "group_size"), GRANULARITIES)
 def test_ternary_linear(backend, granularity, group_size, dtype):
-    codes, weight, scale = ternary(granularity)
+    codes, weight, scale = weights(granularity)
     x, bias = inputs(2, 3, 150).to(dtype), inputs(22, seed=2)
     arguments = (x, weight, scale, 22, bias, group_size)
     expected = ternary_linear(x, codes, scale, bias, group_size=group_size)
@@ -52,11 +53,21 @@ def test_ternary_linear(backend, granularity, group_size, dtype):
 
 
 def test_activations_in_floats():
-    codes, weight, scale = ternary("row")
+    codes, weight, scale = weights("row")
     x = inputs(3, 150)
     expected = ternary_linear(x, codes, scale, activation_bits=None)
     assert torch.equal(library.ternary_linear(x, weight, scale, 22, None, None, None), expected)
     assert not torch.equal(library.ternary_linear(x, weight, scale, 22), expected)
+
+
+@pytest.mark.parametrize("tokens", [(1,), (2, 3)])
+def test_groups_at_once(tokens):
+    """As accelerators compute few tokens: the same products, summed in another order."""
+    codes, _, scale = weights("group")
+    x = inputs(*tokens, 150)
+    arguments = (codes, scale, GROUP, torch.float32)
+    result = reference._all_groups(x, *arguments).view(*tokens, 22)
+    torch.testing.assert_close(result, reference._group_by_group(x, *arguments))
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -78,7 +89,7 @@ def test_tables(backend, bits, monkeypatch):
 
 @pytest.mark.parametrize(("granularity", "group_size"), GRANULARITIES)
 def test_gradients(granularity, group_size):
-    codes, weight, scale = ternary(granularity)
+    codes, weight, scale = weights(granularity)
     dense = effective_weight(codes, scale, group_size)
     x, bias = inputs(2, 3, 150).requires_grad_(), inputs(22, seed=2).requires_grad_()
     grad = inputs(2, 3, 22, seed=5)
@@ -104,7 +115,7 @@ def test_opcheck(backend):
     check = torch.library.opcheck
     x = inputs(3, 150)
     for granularity, group_size in GRANULARITIES:
-        _, weight, scale = ternary(granularity)
+        _, weight, scale = weights(granularity)
         check(library.ternary_linear.default, (x, weight, scale, 22, None, group_size))
     bias = torch.rand(22, requires_grad=True)
     check(library.ternary_linear.default, (x.requires_grad_(), weight, scale, 22, bias, GROUP))
@@ -116,7 +127,7 @@ def test_opcheck(backend):
 
 
 def test_shapes_without_data():
-    _, weight, scale = ternary("row")
+    _, weight, scale = weights("row")
     codes, table_scale = (tensor.to("meta") for tensor in quantize_table(inputs(40, 70), 4))
     x = torch.empty(2, 3, 150, device="meta", dtype=torch.bfloat16)
     y = ops.stored_ternary_linear(x, weight.to("meta"), scale.to("meta"), 22)
@@ -145,7 +156,7 @@ def test_a_device_with_a_kernel_of_its_own(monkeypatch):
 def test_layouts_follow_their_weights():
     gc.collect()
     before = len(cpu._layouts)
-    codes, weight, scale = ternary("row")
+    codes, weight, scale = weights("row")
     x = inputs(3, 150)
     first = library.ternary_linear(x, weight, scale, 22)
     kept = cpu._layouts[weight][1]

@@ -124,7 +124,7 @@ class TernaryLinear(KernelWeight, nn.Linear):
         norm = self.rms_norm
         if norm is None:
             return x
-        return norm(x.float() if self._fits_kernels(x) else x)
+        return norm(x.float() if self._uses_kernels(x) else x)
 
     def forward(self, x: Tensor, normed: bool = False) -> Tensor:
         """`[..., C]` -> `[..., R]`, on a CPU by the native kernels. Differentiable in `x`, straight through the rounding.
@@ -133,9 +133,9 @@ class TernaryLinear(KernelWeight, nn.Linear):
             normed: `x` is what [`normed`] gave.
         """
         norm = None if normed else self.rms_norm
-        fits = self._fits_kernels(x)
+        uses_kernels = self._uses_kernels(x)
         # (Offloaded: only the SubLN's own forward brings its weight back.)
-        if fits and (norm is None or norm.weight.device.type == "cpu") and not is_exporting():
+        if uses_kernels and (norm is None or norm.weight.device.type == "cpu") and not is_exporting():
             return packed_linear(
                 x,
                 self.kernel_weight(),
@@ -147,7 +147,7 @@ class TernaryLinear(KernelWeight, nn.Linear):
         dtype = result_dtype(x)
         if norm is not None:
             x = self.normed(x)
-        if fits and not is_exporting():
+        if uses_kernels and not is_exporting():
             return packed_linear(x, self.kernel_weight(), self.out_features, self.bias).to(dtype)
         return stored_ternary_linear(
             x,
@@ -160,7 +160,7 @@ class TernaryLinear(KernelWeight, nn.Linear):
             dtype=dtype,
         )
 
-    def _fits_kernels(self, x: Tensor) -> bool:
+    def _uses_kernels(self, x: Tensor) -> bool:
         if x.device.type != "cpu" or self.weight.device.type != "cpu" or self.activation_bits is None:
             return False
         return not torch.is_autocast_enabled("cpu") and self.in_features <= MAX_COLUMNS

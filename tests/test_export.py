@@ -11,8 +11,8 @@ from architectures import random_tokens, tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack
 
 
-def packed_model(table_bits, dtype=torch.float32, granularity="row"):
-    student = apply_bitnet(tiny_model("llama", num_hidden_layers=1), BitNetConfig(weight_granularity=granularity))
+def packed_model(table_bits, dtype=torch.float32, granularity="row", model_type="llama"):
+    student = apply_bitnet(tiny_model(model_type, num_hidden_layers=1), BitNetConfig(weight_granularity=granularity))
     return pack(student, table_bits=table_bits).eval().to(dtype)
 
 
@@ -42,6 +42,17 @@ def test_a_program_computes_what_its_model_does(table_bits, dtype, granularity, 
         tokens = random_tokens(length=length).repeat(batch, 1)
         expected = model(input_ids=tokens, use_cache=False).logits
         assert expected.dtype == dtype
+        assert torch.equal(forward(input_ids=tokens, use_cache=False).logits, expected)
+
+
+@torch.no_grad()
+def test_experts():
+    """Which tokens an expert has is not known before the program runs; an expert may have none."""
+    model = packed_model(8, model_type="qwen3_moe")
+    forward = exported(model).module()
+    for length in (1, 12):
+        tokens = random_tokens(length=length)[:1]
+        expected = model(input_ids=tokens, use_cache=False).logits
         assert torch.equal(forward(input_ids=tokens, use_cache=False).logits, expected)
 
 

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from architectures import random_tokens, tiny_model
@@ -82,6 +83,14 @@ def test_nothing_breaks_a_graph():
         tokens = random_tokens(length=5)
         explained = torch._dynamo.explain(model)(input_ids=tokens, use_cache=False)
         assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
+
+
+@torch.no_grad()
+def test_an_adapter_breaks_no_graph():
+    packed = pack(apply_bitnet(tiny_model("llama", num_hidden_layers=1)), table_bits=8)
+    model = get_peft_model(packed, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+    explained = torch._dynamo.explain(model)(input_ids=random_tokens(length=5), use_cache=False)
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
 
 
 def test_layers_without_kernels_are_one_graph():

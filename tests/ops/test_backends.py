@@ -110,7 +110,7 @@ def test_the_gradient_of_a_table(bits, monkeypatch):
         torch.testing.assert_close(torch.autograd.grad(compute(x, codes, scale, bias), (x, bias), grad), expected)
 
 
-def test_opcheck(backend):
+def test_opcheck():
     check = torch.library.opcheck
     x = inputs(3, 150)
     for granularity, group_size in GRANULARITIES:

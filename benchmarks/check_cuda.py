@@ -112,7 +112,9 @@ def measure(args: argparse.Namespace, device: torch.device, rows: int, columns: 
     dense = nn.Linear(columns, rows, bias=False, device=device, dtype=torch.bfloat16).requires_grad_(False)
     dense.weight.copy_(layer.dequantize())
     layer = layer.to(device)
-    compiled = torch.compile(layer, dynamic=False) if args.compile else None
+    torch.compiler.reset()  # (it gives up on a function that it compiled too often)
+    # One granularity: compiling takes most of the time.
+    compiled = torch.compile(layer, dynamic=False) if args.compile and granularity == "row" else None
     results = []
     for tokens in args.tokens:
         x = torch.randn(tokens, columns, device=device, dtype=torch.bfloat16)

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from architectures import random_tokens, tiny_model
@@ -73,6 +74,52 @@ def test_training_is_one_graph(granularity):
         (set_dead_zone_leak, (0.9, 0.5, 0.1, 0.0)),
     ):
         assert compiled_graphs(setting, schedule[:1]) == compiled_graphs(setting, schedule[1:])
+
+
+@torch.no_grad()
+def test_nothing_breaks_a_graph():
+    online = apply_bitnet(tiny_model("qwen3", num_hidden_layers=1)).eval()
+    for model in (online, pack(online, table_bits=8)):
+        tokens = random_tokens(length=5)
+        explained = torch._dynamo.explain(model)(input_ids=tokens, use_cache=False)
+        assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
+
+
+@torch.no_grad()
+def test_an_adapter_breaks_no_graph():
+    packed = pack(apply_bitnet(tiny_model("llama", num_hidden_layers=1)), table_bits=8)
+    model = get_peft_model(packed, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+    explained = torch._dynamo.explain(model)(input_ids=random_tokens(length=5), use_cache=False)
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
+
+
+def test_layers_without_kernels_are_one_graph():
+    """Activations in floats have no kernel: the compiler is shown the torch code, gradient included, as on a GPU."""
+    model = tiny_model("llama", num_hidden_layers=1)
+    layer = pack(apply_bitnet(model, BitNetConfig(activation_bits=None))).model.layers[0].mlp.down_proj
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph.code)
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    x = torch.randn(3, 88, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), layer(x))
+    (expected,) = torch.autograd.grad(layer(x).sum(), x)
+    assert torch.equal(torch.autograd.grad(compiled(x).sum(), x)[0], expected)
+    assert len(graphs) == 2 and not any("hf_bitdistill" in code.replace("hf_bitdistill_", "") for code in graphs)
+
+
+@pytest.mark.parametrize("table_bits", [8, 4])
+@torch.no_grad()
+def test_on_another_device_as_far_as_shapes_go(table_bits):
+    model = pack(apply_bitnet(tiny_model("llama", num_hidden_layers=1)), table_bits=table_bits)
+    model = model.to(torch.bfloat16).to("meta")
+    hidden = model.get_input_embeddings()(random_tokens(length=5).to("meta"))
+    logits = model.lm_head(model.model.layers[0].mlp(hidden))
+    assert (logits.device.type, logits.shape, logits.dtype) == ("meta", (2, 5, 96), torch.bfloat16)
 
 
 @pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="inductor needs a C++ compiler")

@@ -35,6 +35,24 @@ def test_dequantize(packed, monkeypatch, capsys):
     assert float(after.split()[1]) < floats
 
 
+def test_compile_and_export(packed, tmp_path, monkeypatch, capsys):
+    arguments = [
+        packed,
+        tmp_path / "student.pt2",
+        "--backend",
+        "aot_eager",
+        "--prompt",
+        "a dull story",
+        "--max_new_tokens",
+        3,
+    ]
+    run_example("compile_and_export.py", monkeypatch, *arguments)
+    compiled, exported, text = capsys.readouterr().out.splitlines()
+    assert compiled == "compiled: largest difference 0"
+    assert exported == "exported: largest difference 0"
+    assert text.startswith("a dull story") and len(text) > len("a dull story")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that replaces itself")
 def test_without_import(packed, tmp_path, monkeypatch):
     """By `bitdistill exec`, which really replaces a process: a copy of this one, which has the command imported."""

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..ops.stored import is_exporting
+
 
 # What transformers' `use_experts_implementation` tells of a class of fused experts, whoever computes with it.
 _CONTRACT = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "num_experts")
@@ -92,11 +94,14 @@ class Experts(nn.ModuleList):
         Returns:
             `[N, H]`, the dtype of `hidden_states`.
         """
-        # Sorted once, so that an accelerator is waited for once and not for each expert.
         choices = top_k_index.flatten()
-        by_expert = choices.argsort(stable=True).split(choices.bincount(minlength=len(self)).tolist())
+        if is_exporting():  # a program cannot split by numbers that it learns as it runs, nor leave an expert out
+            by_expert, call_all = [(choices == index).nonzero().squeeze(-1) for index in range(len(self))], True
+        else:
+            # Sorted once, so that an accelerator is waited for once and not for each expert.
+            by_expert = choices.argsort(stable=True).split(choices.bincount(minlength=len(self)).tolist())
+            call_all = self.training or _is_distributed()
         weights = top_k_weights.flatten()
-        call_all = self.training or _is_distributed()
         output = torch.zeros_like(hidden_states)
         for expert, places in zip(self, by_expert, strict=False):
             if call_all or len(places):

@@ -7,6 +7,8 @@ import weakref
 import torch
 from torch import Tensor, nn
 
+from ..ops.source import Source
+
 
 class KernelWeight(nn.Module):
     """Keeps the buffers `weight` and `weight_scale` in the layout of the kernels too, from their first use on.
@@ -17,7 +19,7 @@ class KernelWeight(nn.Module):
     weight: Tensor
     weight_scale: Tensor
     _packed_for_kernels: Tensor | None = None
-    _packed_from: tuple | None = None
+    _packed_from: Source | None = None
 
     def _pack_for_kernels(self) -> Tensor:
         """`weight` and `weight_scale` in the layout of the kernels."""
@@ -27,24 +29,25 @@ class KernelWeight(nn.Module):
         """The weight in the layout of the kernels: made on first use, and again once `weight` or `weight_scale` is another tensor or
         was written to (`copy_`, `torch.distributed.checkpoint.load`).
 
-        What cannot be seen: what torch does not count, which is writes through or to `.data`, into shared memory, and to tensors made
-        under `torch.inference_mode`; and in a model under `torch.compile`, any since it was last called without.
+        What is not seen is what [`Source`] does not see, and in a model under `torch.compile` any writing since it was last called
+        without. The layout is freed with its weight, which accelerate puts away after each call of an offloaded layer.
         """
         if torch.compiler.is_compiling():  # it cannot guard on a version: its graph takes what is there
             if self._packed_for_kernels is None:
                 self._packed_for_kernels = self._pack_for_kernels()
             return self._packed_for_kernels
-        if self._packed_from is not None:
-            of_weight, of_scale, versions = self._packed_from
-            weight, scale = self._buffers["weight"], self._buffers["weight_scale"]
-            same = of_weight() is weight and of_scale() is scale
-            # (Versions only ever grow.)
-            if same and (versions is None or versions == weight._version + scale._version):
-                return self._packed_for_kernels
+        source = self._packed_from
+        if source is not None and source.is_still(self._buffers["weight"], self._buffers["weight_scale"]):
+            return self._packed_for_kernels
         packed = self._packed_for_kernels = self._pack_for_kernels()
-        weight, scale = self.weight, self.weight_scale
-        versions = None if weight.is_inference() or scale.is_inference() else weight._version + scale._version
-        self._packed_from = weakref.ref(weight), weakref.ref(scale), versions
+        module = weakref.ref(self)
+
+        def gone(weight: weakref.ref) -> None:
+            owner = module()
+            if owner is not None and owner._packed_from is not None and owner._packed_from.weight is weight:
+                owner._drop_packed()
+
+        self._packed_from = Source(self.weight, self.weight_scale, gone)
         return packed
 
     def _drop_packed(self) -> None:

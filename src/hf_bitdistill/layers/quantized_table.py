@@ -5,13 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..ops import pack_codes, pack_table, packed_embedding, packed_linear
-from ..quantization import check_table, dequantize_table, quantize_activations
+from ..ops import (
+    pack_codes,
+    pack_table,
+    packed_embedding,
+    packed_linear,
+    stored_table_embedding,
+    stored_table_linear,
+)
+from ..ops.stored import is_exporting
+from ..quantization import check_table, dequantize_table
 from .kernel_weight import KernelWeight
-
-
-# Rows that are in floats at a time where no kernel multiplies by a table.
-_ROWS = 8192
 
 
 class QuantizedTable(nn.Module):
@@ -94,21 +98,16 @@ class StoredTable(KernelWeight):
         """Rows, float32 `[..., C]`."""
         if self._uses_kernels(input_ids):
             return packed_embedding(input_ids, self.kernel_weight(), self.columns)
-        index = input_ids.reshape(-1)
-        codes, scale = (tensor.index_select(0, index) for tensor in (self.weight, self.weight_scale))
-        return dequantize_table(codes, scale, self.columns).view(*input_ids.shape, self.columns)
+        return stored_table_embedding(input_ids, self.weight, self.weight_scale, self.columns)
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """`[..., C]` -> `[..., R]`, in the dtype of `x`, rounded to int8 a token."""
         if self._uses_kernels(x):
             return packed_linear(x, self.kernel_weight(), self.rows, bias)
-        x_q, s = quantize_activations(x)
-        slices = (slice(start, start + _ROWS) for start in range(0, self.rows, _ROWS))
-        y = torch.cat([x_q @ self.dequantized(rows).T for rows in slices], dim=-1) / s
-        return (y if bias is None else y + bias.float()).to(x.dtype)
+        return stored_table_linear(x, self.weight, self.weight_scale, bias)
 
     def _uses_kernels(self, x: Tensor) -> bool:
-        return x.device.type == "cpu" and self.weight.device.type == "cpu"
+        return x.device.type == "cpu" and self.weight.device.type == "cpu" and not is_exporting()
 
     def _pack_for_kernels(self) -> Tensor:
         return pack_codes(self.weight, self.weight_scale, self.columns)

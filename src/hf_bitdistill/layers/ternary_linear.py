@@ -6,61 +6,22 @@ import torch
 from torch import Tensor, nn
 
 from ..config import BitNetConfig
-from ..ops import MAX_COLUMNS, packed_linear, ternary_pack
+from ..ops import MAX_COLUMNS, packed_linear, stored_ternary_linear, ternary_pack
+from ..ops.stored import is_exporting
 from ..quantization import (
     PackedWeightError,
     check_packed_weight,
     check_weight_scale,
     effective_weight,
-    expand_weight_scale,
     pack_ternary,
     packed_rows,
-    ternary_linear,
+    result_dtype,
     unpack_ternary,
     weight_scale_shape,
 )
 from .bit_linear import BitLinear
 from .kernel_weight import KernelWeight
 from .sub_norm import SubLN
-
-
-class _Product(torch.autograd.Function):
-    """[`ternary_linear`] of packed codes. Autograd would keep the unpacked ones, of every layer at once, until the gradient is computed;
-    this unpacks them again."""
-
-    @staticmethod
-    def forward(
-        ctx,
-        x: Tensor,
-        weight: Tensor,
-        weight_scale: Tensor,
-        bias: Tensor | None,
-        rows: int,
-        group_size: int | None,
-        activation_bits: int | None,
-    ) -> Tensor:
-        ctx.save_for_backward(weight, weight_scale)
-        ctx.rows, ctx.group_size, ctx.x_dtype = rows, group_size, x.dtype
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        options = {"group_size": group_size, "activation_bits": activation_bits}
-        return ternary_linear(x, unpack_ternary(weight, rows), weight_scale, bias, **options)
-
-    @staticmethod
-    def backward(ctx, grad_output: Tensor):
-        """Straight through the rounding of the activations, as in training."""
-        weight, weight_scale = ctx.saved_tensors
-        grad_x = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            codes = unpack_ternary(weight, ctx.rows, grad_output.dtype)
-            if weight_scale.ndim == 2:
-                scale = expand_weight_scale(weight_scale, codes.shape[1], ctx.group_size)
-                grad_x = grad_output @ (codes * scale).to(codes.dtype)
-            else:
-                grad_x = (grad_output * weight_scale).to(codes.dtype) @ codes
-            grad_x = grad_x.to(ctx.x_dtype)
-        if ctx.needs_input_grad[3]:
-            grad_bias = grad_output.reshape(-1, ctx.rows).sum(dim=0).to(ctx.bias_dtype)
-        return grad_x, None, None, grad_bias, None, None, None
 
 
 class TernaryLinear(KernelWeight, nn.Linear):
@@ -163,7 +124,7 @@ class TernaryLinear(KernelWeight, nn.Linear):
         norm = self.rms_norm
         if norm is None:
             return x
-        return norm(x.float() if self._uses_kernels(x, norm) else x)
+        return norm(x.float() if self._uses_kernels(x) else x)
 
     def forward(self, x: Tensor, normed: bool = False) -> Tensor:
         """`[..., C]` -> `[..., R]`, on a CPU by the native kernels. Differentiable in `x`, straight through the rounding.
@@ -172,7 +133,9 @@ class TernaryLinear(KernelWeight, nn.Linear):
             normed: `x` is what [`normed`] gave.
         """
         norm = None if normed else self.rms_norm
-        if self._uses_kernels(x, norm):
+        uses_kernels = self._uses_kernels(x)
+        # (Offloaded: only the SubLN's own forward brings its weight back.)
+        if uses_kernels and (norm is None or norm.weight.device.type == "cpu") and not is_exporting():
             return packed_linear(
                 x,
                 self.kernel_weight(),
@@ -181,25 +144,25 @@ class TernaryLinear(KernelWeight, nn.Linear):
                 None if norm is None else norm.weight,
                 1e-6 if norm is None else norm.eps,
             )
+        dtype = result_dtype(x)
         if norm is not None:
-            x = norm(x)
-        if torch.is_grad_enabled():
-            rows, group_size, activation_bits = self.out_features, self.group_size, self.activation_bits
-            return _Product.apply(x, self.weight, self.weight_scale, self.bias, rows, group_size, activation_bits)
-        return ternary_linear(
+            x = self.normed(x)
+        if uses_kernels and not is_exporting():
+            return packed_linear(x, self.kernel_weight(), self.out_features, self.bias).to(dtype)
+        return stored_ternary_linear(
             x,
-            self.unpack(),
+            self.weight,
             self.weight_scale,
+            self.out_features,
             self.bias,
             group_size=self.group_size,
             activation_bits=self.activation_bits,
+            dtype=dtype,
         )
 
-    def _uses_kernels(self, x: Tensor, norm: SubLN | None) -> bool:
+    def _uses_kernels(self, x: Tensor) -> bool:
         if x.device.type != "cpu" or self.weight.device.type != "cpu" or self.activation_bits is None:
             return False
-        if norm is not None and norm.weight.device.type != "cpu":
-            return False  # offloaded: only the SubLN's own forward brings it back
         return not torch.is_autocast_enabled("cpu") and self.in_features <= MAX_COLUMNS
 
     def _pack_for_kernels(self) -> Tensor:

@@ -1,17 +1,16 @@
-"""Ternary, int8 and int4 matrix products on the CPU, as torch operators over the native library (or plain torch)."""
+"""Ternary, int8 and int4 matrix products as torch operators: on CPUs over the native library, elsewhere in plain torch."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from . import backends as _backends  # noqa: F401 (registers who computes)
 from . import native as _native
-from .library import _ops, num_threads, set_num_threads
+from .library import MAX_COLUMNS, _ops, num_threads, set_num_threads
 from .native import NativeLibraryError, UnsupportedISAError
+from .stored import stored_table_embedding, stored_table_linear, stored_ternary_linear
 from .tables import TablePacker, pack_codes, pack_table
 
-
-MAX_COLUMNS = 131072
-"""Widest input whose integer sums are exact in every backend."""
 
 ternary_pack = _ops.ternary_pack
 int8_pack = _ops.int8_pack
@@ -61,5 +60,8 @@ __all__ = [
     "quantize_activations",
     "set_num_threads",
     "status",
+    "stored_table_embedding",
+    "stored_table_linear",
+    "stored_ternary_linear",
     "ternary_pack",
 ]

@@ -1,19 +1,26 @@
-"""The torch operators `hf_bitdistill::*`: schema, fake kernel, gradient and CPU kernel of each, in one place.
+"""The torch operators `hf_bitdistill::*`: schema, fake kernel and gradient of each. Who computes them is in `backends/`.
 
-Packed weights are opaque uint8 tensors made by the `*_pack` operators; they are for computing, not for storing.
+Packed weights are opaque uint8 tensors made by the `*_pack` operators; they are for computing, not for storing. `ternary_linear` and the
+`table_*` operators read what a checkpoint stores, on any device: their kernels make of it what they need.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..quantization import INT4_GROUP
-from . import native as n
+from ..quantization import INT4_GROUP, dequantize_table, expand_weight_scale, unpack_ternary
 from . import packed as form
-from . import torch_reference as reference
 
+
+MAX_COLUMNS = 131072
+"""Widest input whose integer sums are exact in every backend."""
+
+# Rows of a table that are in floats at a time where no kernel reads it as it is.
+TABLE_ROWS = 8192
 
 _library = torch.library.Library("hf_bitdistill", "DEF")
 _ops = torch.ops.hf_bitdistill
@@ -32,39 +39,34 @@ def num_threads() -> int:
     return _threads or torch.get_num_threads()
 
 
-def _native() -> n.NativeLibrary | None:
-    library = n.library()
-    if library is not None:
-        library.set_threads(num_threads())
-    return library
-
-
-def _define(schema: str, kernel, fake) -> None:
+def _define(schema: str, fake) -> None:
     name = schema.split("(")[0]
     _library.define(schema)
-    _library.impl(name, kernel, "CPU")
     torch.library.register_fake(f"hf_bitdistill::{name}", fake, lib=_library)
 
 
-def _floats(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.to(torch.float32).contiguous()
+_implemented: set[tuple[str, str]] = set()
 
 
-def _pointer(t: Tensor | None) -> tuple[int | None, int]:
-    return (None, 0) if t is None else (t.data_ptr(), t.numel())
+def implement(name: str, key: str) -> Callable[[Callable], Callable]:
+    """Registers the function below it as the kernel of an operator.
+
+    Args:
+        name: of the operator, without its namespace.
+        key: a dispatch key: `"CPU"`, `"CUDA"`, or `"CompositeExplicitAutograd"` for every device without a kernel of its own.
+    """
+
+    def register(kernel: Callable) -> Callable:
+        _library.impl(name, kernel, key)
+        _implemented.add((name, key))
+        return kernel
+
+    return register
 
 
-def _describe(packed: Tensor, rows: int, cols: int, library: n.NativeLibrary) -> n.WeightInfo:
-    info = library.describe(packed.data_ptr(), packed.numel())
-    if (info.rows, info.cols) != (rows, cols):
-        raise ValueError(f"the packed weight is {info.rows} x {info.cols}, the call asks for {rows} x {cols}")
-    return info
-
-
-def _contiguous_bytes(packed: Tensor) -> Tensor:
-    if packed.dtype != torch.uint8 or packed.ndim != 1 or not packed.is_contiguous():
-        raise ValueError("a packed weight is a contiguous 1-dimensional uint8 tensor")
-    return packed if packed.data_ptr() % n.ALIGNMENT == 0 else packed.clone()
+def has_kernel(name: str, device: torch.device) -> bool:
+    """Whether a kind of device has its own kernel of an operator, rather than the one for all."""
+    return (name, device.type.upper()) in _implemented
 
 
 # ---- Packing --------------------------------------------------------------------------------------------------------
@@ -78,48 +80,6 @@ def _ternary_header(weight: Tensor, scale: Tensor, out_features: int, group_size
     return header
 
 
-def _ternary_pack(weight, weight_scale, out_features, group_size=0, row_offset=None):
-    weight, scale, offset = weight.contiguous(), _floats(weight_scale), _floats(row_offset)
-    if weight.dtype != torch.uint8 or weight.ndim != 2:
-        raise ValueError("packed ternary storage is a uint8 matrix")
-    library = _native()
-    if library is None:
-        return reference.ternary_pack(weight, scale, out_features, group_size, offset)
-    shape = (out_features, weight.shape[1])
-    size = library.size("ternary_packed_size", *shape, group_size, scale.numel(), offset is not None)
-    out = torch.empty(size, dtype=torch.uint8)
-    library.call(
-        "ternary_pack", *_pointer(weight), *shape, *_pointer(scale), group_size, *_pointer(offset), *_pointer(out)
-    )
-    return out
-
-
-def _int8_pack(weight, weight_scale):
-    weight, scale = weight.contiguous(), _floats(weight_scale)
-    if weight.dtype != torch.int8 or weight.ndim != 2:
-        raise ValueError("int8 weights are an int8 matrix")
-    library = _native()
-    if library is None:
-        return reference.int8_pack(weight, scale)
-    out = torch.empty(library.size("int8_packed_size", *weight.shape), dtype=torch.uint8)
-    library.call("int8_pack", *_pointer(weight), *weight.shape, *_pointer(scale), *_pointer(out))
-    return out
-
-
-def _int4_pack(weight, weight_scale, in_features):
-    f16 = weight_scale.dtype == torch.float16
-    weight, scale = weight.contiguous(), weight_scale.contiguous() if f16 else _floats(weight_scale)
-    if weight.dtype != torch.uint8 or weight.ndim != 2:
-        raise ValueError("int4 storage is a uint8 matrix")
-    library = _native()
-    if library is None:
-        return reference.int4_pack(weight, scale, in_features)
-    shape = (weight.shape[0], in_features)
-    out = torch.empty(library.size("int4_packed_size", *shape, f16), dtype=torch.uint8)
-    library.call("int4_pack", *_pointer(weight), *shape, *_pointer(scale), f16, *_pointer(out))
-    return out
-
-
 def _fake_int4_pack(weight, weight_scale, in_features):
     f16 = weight_scale.dtype == torch.float16
     header = form.PackedWeight(form.INT4, weight.shape[0], in_features, INT4_GROUP, scale_is_f16=f16)
@@ -128,52 +88,20 @@ def _fake_int4_pack(weight, weight_scale, in_features):
 
 _define(
     "ternary_pack(Tensor weight, Tensor weight_scale, int out_features, int group_size=0, Tensor? row_offset=None) -> Tensor",
-    _ternary_pack,
     lambda weight, weight_scale, out_features, group_size=0, row_offset=None: weight.new_empty(
         _ternary_header(weight, weight_scale, out_features, group_size, row_offset).layout.total
     ),
 )
 _define(
     "int8_pack(Tensor weight, Tensor weight_scale) -> Tensor",
-    _int8_pack,
     lambda weight, weight_scale: weight.new_empty(
         form.PackedWeight(form.INT8, *weight.shape).layout.total, dtype=torch.uint8
     ),
 )
-_define("int4_pack(Tensor weight, Tensor weight_scale, int in_features) -> Tensor", _int4_pack, _fake_int4_pack)
+_define("int4_pack(Tensor weight, Tensor weight_scale, int in_features) -> Tensor", _fake_int4_pack)
 
 
 # ---- Products -------------------------------------------------------------------------------------------------------
-
-
-def _packed_linear(x, weight, out_features, bias=None, norm_weight=None, norm_eps=1e-6):
-    weight = _contiguous_bytes(weight)
-    bias, norm_weight = _floats(bias), _floats(norm_weight)
-    values = x.contiguous()
-    if values.dtype not in (torch.float32, torch.bfloat16):
-        values = values.float()
-    if values.numel() == 0:
-        return x.new_empty((*x.shape[:-1], out_features))
-    library = _native()
-    if library is None:
-        return reference.linear(values, weight, out_features, bias, norm_weight, norm_eps).to(x.dtype)
-    out = torch.empty((*x.shape[:-1], out_features), dtype=torch.float32)
-    dtype = n.FLOAT32 if values.dtype == torch.float32 else n.BFLOAT16
-    tokens = values.numel() // values.shape[-1]
-    status = library.linear(
-        *_pointer(weight),
-        *_pointer(values),
-        dtype,
-        tokens,
-        *_pointer(norm_weight),
-        norm_eps,
-        *_pointer(bias),
-        *_pointer(out),
-    )
-    if status != 0:
-        _describe(weight, out_features, x.shape[-1], library)  # the error that says more, if it is this one
-        library.check(status, "packed_linear")
-    return out if x.dtype == torch.float32 else out.to(x.dtype)
 
 
 def _fake_linear(x, weight, out_features, bias=None, norm_weight=None, norm_eps=1e-6):
@@ -213,7 +141,6 @@ def _linear_backward(ctx, grad):
 _define(
     "packed_linear(Tensor x, Tensor weight, int out_features, Tensor? bias=None, Tensor? norm_weight=None, "
     "float norm_eps=1e-6) -> Tensor",
-    _packed_linear,
     _fake_linear,
 )
 torch.library.register_autograd(
@@ -221,70 +148,12 @@ torch.library.register_autograd(
 )
 
 
-def _packed_embedding(index, weight, embedding_dim):
-    weight, index = _contiguous_bytes(weight), index.to(torch.int64).contiguous()
-    library = _native()
-    if library is None:
-        return reference.embedding(index, weight, embedding_dim)
-    out = torch.empty((*index.shape, embedding_dim), dtype=torch.float32)
-    if index.numel():
-        status = library.status("embedding", *_pointer(weight), *_pointer(index), *_pointer(out))
-        if status != 0:
-            # The error that says more, if it is this one.
-            reference.check_tokens(index, library.describe(weight.data_ptr(), weight.numel()).rows)
-            library.check(status, "embedding")
-    return out
-
-
-def _quantize_activations(x, norm_weight=None, norm_eps=1e-6):
-    values = x.contiguous()
-    if values.dtype not in (torch.float32, torch.bfloat16):
-        values = values.float()
-    norm_weight = _floats(norm_weight)
-    library = _native()
-    if library is None:
-        return reference.quantize_activations(values, norm_weight, norm_eps)
-    x_q = torch.empty(x.shape, dtype=torch.int8)
-    s = torch.empty(x.shape[:-1], dtype=torch.float32)
-    if x.numel():
-        dtype = n.FLOAT32 if values.dtype == torch.float32 else n.BFLOAT16
-        shape = (s.numel(), x.shape[-1])
-        library.call(
-            "quantize_activations",
-            *_pointer(values),
-            dtype,
-            *shape,
-            *_pointer(norm_weight),
-            norm_eps,
-            *_pointer(x_q),
-            *_pointer(s),
-        )
-    return x_q, s
-
-
-def _packed_matmul_int32(x_q, weight, out_features, groups):
-    weight, x_q = _contiguous_bytes(weight), x_q.contiguous()
-    if x_q.dtype != torch.int8:
-        raise ValueError("x_q must be int8")
-    library = _native()
-    if library is None:
-        return reference.matmul_int32(x_q, weight, out_features, groups)
-    if _describe(weight, out_features, x_q.shape[-1], library).groups != groups:
-        raise ValueError(f"the packed weight has another number of groups than {groups}")
-    acc = torch.empty((*x_q.shape[:-1], out_features, groups), dtype=torch.int32)
-    if x_q.numel():
-        library.call("matmul_int32", *_pointer(weight), *_pointer(x_q), x_q.numel() // x_q.shape[-1], *_pointer(acc))
-    return acc
-
-
 _define(
     "packed_embedding(Tensor index, Tensor weight, int embedding_dim) -> Tensor",
-    _packed_embedding,
     lambda index, weight, embedding_dim: index.new_empty((*index.shape, embedding_dim), dtype=torch.float32),
 )
 _define(
     "quantize_activations(Tensor x, Tensor? norm_weight=None, float norm_eps=1e-6) -> (Tensor, Tensor)",
-    _quantize_activations,
     lambda x, norm_weight=None, norm_eps=1e-6: (
         x.new_empty(x.shape, dtype=torch.int8),
         x.new_empty(x.shape[:-1], dtype=torch.float32),
@@ -292,8 +161,88 @@ _define(
 )
 _define(
     "packed_matmul_int32(Tensor x_q, Tensor weight, int out_features, int groups) -> Tensor",
-    _packed_matmul_int32,
     lambda x_q, weight, out_features, groups: x_q.new_empty(
         (*x_q.shape[:-1], out_features, groups), dtype=torch.int32
+    ),
+)
+
+
+# ---- Products with what a checkpoint stores -------------------------------------------------------------------------
+
+
+def ternary_input_gradient(
+    grad: Tensor, weight: Tensor, weight_scale: Tensor, rows: int, group_size: int | None
+) -> Tensor:
+    """Of `ternary_linear`, straight through the rounding of the activations: `[..., R]` -> `[..., C]`. Unpacks the codes again."""
+    codes = unpack_ternary(weight, rows, grad.dtype)
+    if weight_scale.ndim == 2:
+        scale = expand_weight_scale(weight_scale, codes.shape[1], group_size)
+        return grad @ (codes * scale).to(codes.dtype)
+    return (grad * weight_scale).to(codes.dtype) @ codes
+
+
+def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    return grad.reshape(-1, grad.shape[-1]).sum(dim=0).to(dtype)
+
+
+def _save_ternary(ctx, inputs, output):
+    x, weight, weight_scale, ctx.out_features, bias, ctx.group_size, _, _ = inputs
+    ctx.save_for_backward(weight, weight_scale)
+    ctx.x_dtype, ctx.bias_dtype = x.dtype, None if bias is None else bias.dtype
+
+
+def _ternary_backward(ctx, grad):
+    weight, weight_scale = ctx.saved_tensors
+    needs = (*ctx.needs_input_grad, False)  # (what has a default may be left out of the call)
+    grad_x = grad_bias = None
+    if needs[0]:
+        grad_x = ternary_input_gradient(grad, weight, weight_scale, ctx.out_features, ctx.group_size).to(ctx.x_dtype)
+    if needs[4]:
+        grad_bias = bias_gradient(grad, ctx.bias_dtype)
+    return grad_x, None, None, None, grad_bias, None, None, None
+
+
+_define(
+    "ternary_linear(Tensor x, Tensor weight, Tensor weight_scale, int out_features, Tensor? bias=None, int? group_size=None, "
+    "int? activation_bits=8, ScalarType? dtype=None) -> Tensor",
+    lambda x, weight, weight_scale, out_features, bias=None, group_size=None, activation_bits=8, dtype=None: (
+        x.new_empty((*x.shape[:-1], out_features), dtype=dtype or x.dtype)
+    ),
+)
+torch.library.register_autograd(
+    "hf_bitdistill::ternary_linear", _ternary_backward, setup_context=_save_ternary, lib=_library
+)
+
+
+def _save_table(ctx, inputs, output):
+    x, weight, weight_scale, bias = inputs
+    ctx.save_for_backward(weight, weight_scale)
+    ctx.columns, ctx.x_dtype, ctx.bias_dtype = x.shape[-1], x.dtype, None if bias is None else bias.dtype
+
+
+def _table_backward(ctx, grad):
+    weight, weight_scale = ctx.saved_tensors
+    needs = (*ctx.needs_input_grad, False)
+    grad_x = None
+    if needs[0]:
+        grad_x = grad.new_zeros((*grad.shape[:-1], ctx.columns), dtype=torch.float32)
+        for start in range(0, weight.shape[0], TABLE_ROWS):
+            rows = slice(start, start + TABLE_ROWS)
+            grad_x = grad_x + grad[..., rows].float() @ dequantize_table(weight[rows], weight_scale[rows], ctx.columns)
+        grad_x = grad_x.to(ctx.x_dtype)
+    return grad_x, None, None, bias_gradient(grad, ctx.bias_dtype) if needs[3] else None
+
+
+_define(
+    "table_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None) -> Tensor",
+    lambda x, weight, weight_scale, bias=None: x.new_empty((*x.shape[:-1], weight.shape[0])),
+)
+torch.library.register_autograd(
+    "hf_bitdistill::table_linear", _table_backward, setup_context=_save_table, lib=_library
+)
+_define(
+    "table_embedding(Tensor index, Tensor weight, Tensor weight_scale, int embedding_dim) -> Tensor",
+    lambda index, weight, weight_scale, embedding_dim: index.new_empty(
+        (*index.shape, embedding_dim), dtype=torch.float32
     ),
 )

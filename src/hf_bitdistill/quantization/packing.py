@@ -61,8 +61,13 @@ def unpack_ternary(packed: Tensor, rows: int, dtype: torch.dtype = torch.int8) -
         PackedWeightError: wrong dtype or number of packed rows for `rows`.
     """
     _check_storage(packed, rows, packed.shape[-1])
-    fields = [(packed >> (2 * k)) & 0b11 for k in range(VALUES_PER_BYTE)]
-    return torch.cat(fields)[:rows].to(dtype) - 1
+    stride, columns = packed.shape
+    codes = torch.empty((VALUES_PER_BYTE * stride, columns), dtype=dtype, device=packed.device)
+    for k in range(VALUES_PER_BYTE):
+        # (In bytes for as long as possible: the wide result is written once.)
+        field = (packed >> (2 * k)) & 0b11
+        codes[k * stride : (k + 1) * stride] = field.view(torch.int8) - 1
+    return codes[:rows]
 
 
 def _check_storage(packed: Tensor, rows: int, columns: int) -> None:

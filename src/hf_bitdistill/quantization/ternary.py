@@ -21,6 +21,9 @@ MIN_SCALE = 1e-5
 # overflowing (|accumulator| <= C instead of 128 * C).
 _INT8_UNIT = 2.0**-7
 
+# With more, results of all groups at once would take more memory than starting their products costs time.
+_FEW_TOKENS = 32
+
 # float32 adds integers exactly below 2^24, and |x_q . W_t| <= 128 * C.
 _MAX_EXACT_COLUMNS = 2**24 // 128
 
@@ -181,13 +184,42 @@ def _product(x: Tensor, weight: Tensor, compute_dtype: torch.dtype) -> Tensor:
     return F.linear(x.to(compute_dtype), weight.to(compute_dtype))
 
 
-def _dtypes(x: Tensor) -> tuple[torch.dtype, torch.dtype]:
-    """Of the product and of the result. The result has the dtype that `F.linear` would give it, autocast included."""
+def _group_by_group(
+    values: Tensor, codes: Tensor, weight_scale: Tensor, group_size: int, dtype: torch.dtype
+) -> Tensor:
+    """Sum over groups of products and their scales, in the order of the groups: float32 `[..., R]`."""
+    y = values.new_zeros((*values.shape[:-1], codes.shape[0]), dtype=torch.float32)
+    for group, start in enumerate(range(0, codes.shape[1], group_size)):
+        stop = start + group_size
+        y += _product(values[..., start:stop], codes[:, start:stop], dtype) * weight_scale[:, group]
+    return y
+
+
+def _all_groups(values: Tensor, codes: Tensor, weight_scale: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
+    """[`_group_by_group`] in one product, whose results are all in memory at once: an accelerator takes longer to start a product of few
+    tokens than to compute it."""
+    missing = -codes.shape[1] % group_size
+    values, codes = (
+        F.pad(t.to(dtype), (0, missing)).view(-1, weight_scale.shape[1], group_size) for t in (values, codes)
+    )
+    # [G, tokens, g] @ [G, g, R]
+    sums = values.transpose(0, 1) @ codes.permute(1, 2, 0)
+    return (sums * weight_scale.T[:, None]).sum(dim=0)
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that `F.linear` would give its result, autocast included."""
     device = x.device.type
-    out = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if device == "meta":  # (no autocast there)
+        return x.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def product_dtype(device: torch.device, out_dtype: torch.dtype) -> torch.dtype:
+    """In which integers are multiplied where the result is `out_dtype`."""
     # Half-precision matrix units hold the integers exactly and only round the result, as for any half-precision layer;
     # a CPU gains nothing from that, so there the integer product stays exact.
-    return (out if device != "cpu" and out in (torch.bfloat16, torch.float16) else torch.float32), out
+    return out_dtype if device.type != "cpu" and out_dtype in (torch.bfloat16, torch.float16) else torch.float32
 
 
 def ternary_linear(
@@ -198,6 +230,7 @@ def ternary_linear(
     *,
     group_size: int | None = None,
     activation_bits: int | None = 8,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`y = (x_q . W_t) * gamma * (1 / s) + bias`, the forward pass that every backend must reproduce.
 
@@ -210,9 +243,10 @@ def ternary_linear(
         bias: `[R]` floating point, or `None`.
         group_size: columns per group, when `weight_scale` is `[R, G]`.
         activation_bits: 8, or `None` to leave `x` in floating point.
+        out_dtype: of the result; `None`: that of `x`, or the autocast dtype under autocast.
 
     Returns:
-        `[..., R]` in the dtype of `x` (the autocast dtype under autocast). On a CPU the integer products are exact.
+        `[..., R]` in `out_dtype`. On a CPU the integer products are exact.
         Differentiable in `x` (straight-through).
 
     Raises:
@@ -225,13 +259,13 @@ def ternary_linear(
         x_q, s = quantize_activations(x)
         token_scale = s * _INT8_UNIT
         values = _StraightThrough.apply(x, x_q * _INT8_UNIT, token_scale)
-    dtype, out_dtype = _dtypes(x)
+    out_dtype = out_dtype or result_dtype(x)
+    dtype = product_dtype(x.device, out_dtype)
     with torch.autocast(device_type=x.device.type, enabled=False):
         if weight_scale.ndim == 2:
-            y = x.new_zeros((*x.shape[:-1], codes.shape[0]), dtype=torch.float32)
-            for group, start in enumerate(range(0, columns, group_size)):
-                stop = min(start + group_size, columns)
-                y += _product(values[..., start:stop], codes[:, start:stop], dtype) * weight_scale[:, group]
+            few = x.device.type != "cpu" and math.prod(x.shape[:-1]) <= _FEW_TOKENS
+            y = (_all_groups if few else _group_by_group)(values, codes, weight_scale, group_size, dtype)
+            y = y.view(*x.shape[:-1], codes.shape[0])
         else:
             if columns > _MAX_EXACT_COLUMNS:
                 raise ValueError(

@@ -66,11 +66,12 @@ def _of_config(config: Path) -> str | None:
 
 
 def license_of(base: str | None) -> str | None:
-    """What a base model's own card says of its licence, if it lies beside the model."""
+    """What a model's own card says of its licence, if it lies beside the model."""
     card = Path(base).expanduser() / "README.md" if base else None
     if card is None or not card.is_file():
         return None
     try:
-        return ModelCard.load(card, ignore_metadata_errors=True).data.license
+        named = ModelCard.load(card, ignore_metadata_errors=True).data.license
     except (ValueError, OSError, yaml.YAMLError):
         return None
+    return named if isinstance(named, str) else None

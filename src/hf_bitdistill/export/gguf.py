@@ -7,18 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..cards.base_model import base_model_id
+from ..cards.base_model import base_model_id, license_of
 from ..config import is_classifier
 from ..decoder.students import Student
 from ..gguf_format import Q2_0
 from ..locate import find_model
 from ..weight_files import find_weight_files, folder_of
 from .errors import UnsupportedExportError
-from .gguf_file import check_file, import_gguf, names_by_type, write_file
+from .gguf_file import check_file, names_by_type, write_file
 from .gguf_models import INSTEAD, FileModel, file_model
 from .gguf_tensors import PlannedTensor, TensorPlan
 from .gguf_types import TABLE_TYPES, TERNARY_TYPES
@@ -60,7 +58,6 @@ def export_gguf(
         CheckpointError: a damaged file; names file and tensor.
         ValueError: an unknown option, or `output` does not end in `.gguf`.
         OSError: no such model, or `output` cannot be written.
-        ImportError: the package gguf is missing.
     """
     if type not in TERNARY_TYPES:
         raise ValueError(f"type {type!r} is not supported; choose {', '.join(TERNARY_TYPES)}.")
@@ -91,7 +88,6 @@ def export_file(
 
     Other arguments, result and errors: see [`export_gguf`].
     """
-    import_gguf()
     output = Path(output).expanduser()
     check_file(output)
     model = find_model(os.fspath(model), **hub)
@@ -165,14 +161,6 @@ def _general(model: str, student: Student, name: str | None) -> dict[str, Any]:
     return {
         "name": name or model.rpartition("/")[2],
         "description": "a ternary (1.58-bit) student made with hf-bitdistill",
-        "license": _license(folder / "README.md"),
+        "license": license_of(str(folder)),
         "base_model": base_model_id(folder),
     }
-
-
-def _license(card: Path) -> str | None:
-    try:
-        named = ModelCard.load(card, ignore_metadata_errors=True).data.license
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return named if isinstance(named, str) else None

@@ -22,19 +22,6 @@ if TYPE_CHECKING:
 _METADATA_BYTES = 32 << 20  # a vocabulary of 256 thousand tokens with its merges has 15 MB
 
 
-def import_gguf() -> Any:
-    """The package `gguf`.
-
-    Raises:
-        ImportError: it is not installed; says how to.
-    """
-    try:
-        import gguf
-    except ImportError as error:
-        raise ImportError("an export to GGUF needs the package gguf: pip install gguf") from error
-    return gguf
-
-
 def check_file(path: Path) -> None:
     """Refuse a place where no GGUF file can or should be written.
 
@@ -65,7 +52,8 @@ def write_file(
         CheckpointError: the content of a tensor is damaged; nothing was written.
         UnsupportedExportError: a value does not fit its type; nothing was written.
     """
-    gguf = import_gguf()
+    import gguf
+
     path.parent.mkdir(parents=True, exist_ok=True)
     check_room(path.parent, {"the file": sum(each.size for each in tensors) + _METADATA_BYTES})
     with file_aside(path) as aside:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 
 LONG = os.environ.get("HF_BITDISTILL_LONG_TESTS") == "1"
-MUTANTS = 10_000 if LONG else 300
+MUTANTS = 10_000 if LONG else 150
 SECONDS, BYTES = 20, 1 << 30
 WEIGHTS = ".safetensors"
 

@@ -14,7 +14,7 @@ from hf_bitdistill.importing.gguf_file import GgufFile
 from hf_bitdistill.importing.gguf_types import tensor_formats
 
 
-MUTANTS = 400
+MUTANTS = 200
 HEADER = 24
 
 

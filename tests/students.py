@@ -9,6 +9,15 @@ from hf_bitdistill.decoder import Student
 from hf_bitdistill.decoder.families import FAMILIES
 
 
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
 # model_type -> options that switch on what its defaults leave off.
 VARIANTS = [(name, {}) for name in FAMILIES] + [
     ("mistral", {"sliding_window": 5}),
@@ -27,16 +36,7 @@ VARIANTS = [(name, {}) for name in FAMILIES] + [
     ("qwen3_moe", {"norm_topk_prob": False, "mlp_only_layers": [1], "use_sliding_window": True, "sliding_window": 5}),
     (
         "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 1e4,
-                "factor": 4.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 16,
-            }
-        },
+        {"rope_parameters": LLAMA3_ROPE},
     ),
     (
         "llama",

@@ -41,15 +41,20 @@ def is_classifier(config: PreTrainedConfig) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
-def ternary_method(config: Any) -> str | None:
-    """The quantisation method of a model's config, if it is a ternary one ("bitdistill" or "bitnet")."""
+def quant_method(config: Any) -> str | None:
+    """The quantisation method that a model's config names; `None`: it is in full precision."""
     quantization = getattr(config, "quantization_config", None)
     if quantization is None:
         return None
     get = quantization.get if isinstance(quantization, Mapping) else lambda key: getattr(quantization, key, None)
     method = get("quant_method")
-    method = getattr(method, "value", method)
-    return method if method in ("bitdistill", "bitnet") else None
+    return getattr(method, "value", method)
+
+
+def ternary_method(config: Any) -> str | None:
+    """[`quant_method`], if it is a ternary one ("bitdistill" or transformers' "bitnet")."""
+    method = quant_method(config)
+    return method if method in (QUANT_METHOD, "bitnet") else None
 
 
 class BitNetConfig(QuantizationConfigMixin):

@@ -15,17 +15,9 @@ from architectures import random_tokens
 from hf_bitdistill import pack
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.export import UnsupportedExportError, export_transformers
-from students import assert_close, make_student
+from students import LLAMA3_ROPE, assert_close, make_student
 
 
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 1e4,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
 _OUTPUT, _ALL, _NONE = ({"sub_norm": name} for name in ("output", "all", "none"))
 # What is kept in full precision has no SubLN.
 _MASSIVE = ["layers.0.mlp.down_proj", "layers.1.self_attn.v_proj", "layers.1.self_attn.o_proj"]
@@ -34,7 +26,7 @@ _MASSIVE = ["layers.0.mlp.down_proj", "layers.1.self_attn.v_proj", "layers.1.sel
 STUDENTS = {
     # Epsilons that differ, and are large enough to show.
     "llama": ("llama", {**_OUTPUT, "sub_norm_eps": 1e-3}, {"rms_norm_eps": 0.05}, {}, "BitNetForCausalLM"),
-    "bitlinear": ("llama", _OUTPUT, {"rope_parameters": _LLAMA3}, {"linear_class": "bitlinear"}, "BitNetForCausalLM"),
+    "bitlinear": ("llama", _OUTPUT, {"rope_parameters": LLAMA3_ROPE}, {"linear_class": "bitlinear"}, "BitNetForCausalLM"),
     "biases": ("qwen2", _OUTPUT, {"hidden_act": "gelu"}, {}, "BitNetForCausalLM"),
     "kept": ("mistral", {**_OUTPUT, "modules_to_not_convert": _MASSIVE}, {"sliding_window": None}, {}, "BitNetForCausalLM"),
     "kept_bitlinear": ("llama", {**_OUTPUT, "modules_to_not_convert": _MASSIVE}, {}, {"linear_class": "bitlinear"}, "BitNetForCausalLM"),

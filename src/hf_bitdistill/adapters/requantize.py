@@ -10,7 +10,7 @@ from torch import Tensor
 from ..layers import BitLinear, TernaryLinear
 from ..quantization import (
     check_packed_weight,
-    expand_weight_scale,
+    effective_weight,
     fold_ternary,
     least_squares_start,
     pack_ternary,
@@ -57,7 +57,7 @@ def requantize(layer: BitLinear | TernaryLinear, change: Tensor) -> LayerError:
     codes = normalized.round().clamp_(-1, 1)
     packed = pack_ternary(codes)
     check_packed_weight(packed, layer.out_features, layer.in_features)
-    after = codes * expand_weight_scale(scale, layer.in_features, layer.group_size)
+    after = effective_weight(codes, scale, layer.group_size)
     if isinstance(layer, TernaryLinear):
         layer.weight, layer.weight_scale = packed, scale
     else:

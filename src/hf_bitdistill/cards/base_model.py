@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import CONFIG_NAME
 
 from ..json_files import read_json
@@ -48,11 +48,16 @@ def _of_cache(folder: Path) -> str | None:
     return f"{match[1]}/{match[2]}" if match else None
 
 
-def _of_card(card: Path) -> str | None:
+def card_data(card: Path) -> ModelCardData | None:
+    """The metadata of a card; `None` where there is none, or a damaged one."""
     try:
-        base = ModelCard.load(card, ignore_metadata_errors=True).data.base_model
+        return ModelCard.load(card, ignore_metadata_errors=True).data if card.is_file() else None
     except (OSError, ValueError, yaml.YAMLError):
         return None
+
+
+def _of_card(card: Path) -> str | None:
+    base = getattr(card_data(card), "base_model", None)
     base = base[0] if isinstance(base, list) and base else base
     return base if isinstance(base, str) else None
 
@@ -67,11 +72,6 @@ def _of_config(config: Path) -> str | None:
 
 def license_of(base: str | None) -> str | None:
     """What a model's own card says of its licence, if it lies beside the model."""
-    card = Path(base).expanduser() / "README.md" if base else None
-    if card is None or not card.is_file():
-        return None
-    try:
-        named = ModelCard.load(card, ignore_metadata_errors=True).data.license
-    except (ValueError, OSError, yaml.YAMLError):
-        return None
+    data = card_data(Path(base).expanduser() / "README.md") if base else None
+    named = getattr(data, "license", None)
     return named if isinstance(named, str) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 from ..atomic import write_text
 from ..config import is_classifier, ternary_method
 from ..evaluation.record import Measurement, Record
-from ..report.tables import markdown_table
+from ..report.tables import format_score, markdown_table
 from ..sizes import Sizes
 from .base_model import base_model_id, exact_model_id, hub_model_id, license_of
 
@@ -190,7 +191,10 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
             metric_type=metric,
             metric_name=metric.replace("_", " "),
             metric_value=round(record.scores[metric], 4),
-            metric_args={"stderr": round(record.scores[f"{metric}_stderr"], 4), "n": record.scores.get("n")},
+            metric_args={
+                "n": record.scores.get("n"),
+                **({} if (error := _error(record, metric)) is None else {"stderr": round(error, 4)}),
+            },
         )
         for metric in record.metrics
     ]
@@ -203,15 +207,22 @@ def eval_results(facts: CardFacts) -> list[dict[str, Any]]:
     if dataset is None or record is None or how is None or not record.metrics:
         return []
     metric = record.metrics[0]
+    error = _error(record, metric)
     entry = EvalResultEntry(
         dataset_id=dataset,
         task_id=how.dataset_config or "default",
         value=round(record.scores[metric], 4),
         dataset_revision=how.dataset_revision,
         date=facts.date,
-        notes=f"{metric}, {record.scores.get('n')} rows, standard error {record.scores[f'{metric}_stderr']:.4f}",
+        notes=f"{metric}, {record.scores.get('n')} rows" + ("" if error is None else f", standard error {error:.4f}"),
     )
     return eval_result_entries_to_yaml([entry])
+
+
+def _error(record: Record, metric: str) -> float | None:
+    """The standard error of a score; `None`: one row tells none."""
+    error = record.scores[f"{metric}_stderr"]
+    return error if math.isfinite(error) else None
 
 
 def _hub_dataset(how: Measurement | None) -> str | None:
@@ -236,14 +247,17 @@ def _link(found: str | None, name: str | None) -> str | None:
 
 def _scores(record: Record) -> str | None:
     """A table of what was measured, with standard errors."""
-    how = record.how
-    rows = []
-    for metric in record.metrics:
-        value, error = record.scores[metric], record.scores[f"{metric}_stderr"]
-        share = abs(value) <= 1 and metric not in ("loss", "perplexity")
-        text = f"{100 * value:.1f} ± {100 * error:.1f} %" if share else f"{value:.3f} ± {error:.3f}"
-        split = (how.split if how is not None else None) or ""
-        rows.append([metric.replace("_", " "), text, record.what, split, str(record.scores.get("n", ""))])
+    split, count = (record.how.split if record.how is not None else None) or "", str(record.scores.get("n", ""))
+    rows = [
+        [
+            metric.replace("_", " "),
+            format_score(record.scores[metric], _error(record, metric)),
+            record.what,
+            split,
+            count,
+        ]
+        for metric in record.metrics
+    ]
     return markdown_table(["", "± one standard error", "data", "split", "rows"], rows) if rows else None
 
 

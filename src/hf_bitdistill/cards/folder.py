@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 from transformers import AutoConfig
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import CONFIG_NAME
 
 from ..evaluation.record import read_record
 from ..json_files import read_json
@@ -31,20 +32,18 @@ def folder_facts(folder: Path, title: str, repo: str) -> CardFacts:
     Raises:
         CheckpointError, ValueError: a file is damaged; one line names it.
     """
-    config = AutoConfig.from_pretrained(folder)
-    quantization = config.quantization_config
-    get = quantization.get if isinstance(quantization, dict) else lambda name: getattr(quantization, name, None)
+    quantization = read_json(folder / CONFIG_NAME)["quantization_config"]
     given, tags = _given(folder / CARD)
     state = folder / TRAINER_STATE_NAME
     return CardFacts(
         title=title,
         repo=repo,
-        config=config,
+        config=AutoConfig.from_pretrained(folder),
         base=base_model_id(folder),
         record=read_record(folder),
         scores=last_evaluation(read_json(state).get("log_history") or []) if state.is_file() else None,
-        sizes=bytes_by_kind(folder) if get("quantization_mode") == "offline" else None,
-        kept=get("modules_to_not_convert") or (),
+        sizes=bytes_by_kind(folder) if quantization.get("quantization_mode") == "offline" else None,
+        kept=quantization.get("modules_to_not_convert") or (),
         gguf=sorted(file.name for file in folder.glob("*.gguf")),
         tags=tags,
         metadata=given,

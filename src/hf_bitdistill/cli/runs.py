@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import ModelCard
 from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
@@ -20,6 +18,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..atomic import write_text
 from ..cards import CARD, TAGS
+from ..cards.base_model import card_data
 from ..model_folder import check_output
 
 
@@ -108,20 +107,13 @@ def check_no_training(output: str | Path) -> None:
 def set_card_aside(output: str | Path) -> None:
     """Take a card of ours from the model that is about to be replaced: it is of no other one."""
     card = Path(output) / CARD
-    if card.is_file() and set(TAGS) & set(_tags(card)):
+    if set(TAGS) & set(getattr(card_data(card), "tags", None) or ()):
         print(f"{card} is of the model that was there: it is {set_aside(card).name} now", flush=True)
 
 
 def set_aside(card: Path) -> Path:
     """Rename a card, so that another takes its place. Returns its new path."""
     return card.replace(card.with_name("README.previous.md"))
-
-
-def _tags(card: Path) -> list[str]:
-    try:
-        return list(ModelCard.load(card, ignore_metadata_errors=True).data.tags or [])
-    except (ValueError, UnicodeDecodeError, yaml.YAMLError):
-        return []
 
 
 def check_options(output: str | Path, arguments: Sequence[Any]) -> None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-# Tokens of a block of plain text.
 # Longest and most samples' candidates read: those shown are spread over the lengths.
 _BATCH = 512
 

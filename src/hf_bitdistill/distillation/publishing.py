@@ -213,8 +213,10 @@ class PublishingTrainer(Trainer):
             os.makedirs(self.args.output_dir, exist_ok=True)
             config = self.accelerator.unwrap_model(self.model).config
             name = self.hub_model_id or Path(self.args.output_dir).absolute().name
-            facts = CardFacts(name.split("/")[-1], name, config, push_format=self.args.push_format, tags=tags)
-            facts.base = base_model_id(getattr(config, "_name_or_path", None))
+            base = base_model_id(getattr(config, "_name_or_path", None))
+            facts = CardFacts(
+                name.split("/")[-1], name, config, base=base, push_format=self.args.push_format, tags=tags
+            )
             write_card(Path(self.args.output_dir), facts)
 
 

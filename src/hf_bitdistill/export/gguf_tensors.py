@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..decoder.students import Student
 from ..decoder.tables import finite, place
-from ..gguf_format import BlockFormat, float16_error
+from ..gguf_format import BlockFormat, TensorType, float16_error
 from ..layers import BitLinear, TernaryLinear
 from ..quantization import dequantize_table
 from .errors import UnsupportedExportError
 from .gguf_models import FileModel, FileTensor
-from .gguf_types import BF16, F32, TensorType, block_type, encode, encode_ternary, table_type, ternary_type
+from .gguf_types import BF16, F32, encode, encode_ternary, table_type, ternary_type
 
 
 # Values that are in memory as float32 at a time.
@@ -84,9 +84,8 @@ class TensorPlan:
         return self._ternary_matrix(tensor, module)
 
     def _ternary_matrix(self, tensor: FileTensor, module: BitLinear | TernaryLinear) -> PlannedTensor:
-        form, reason = ternary_type(self._ternary, tensor.shape[1], module.group_size, self._allow_q2_0)
-        kind = block_type(form) if isinstance(form, BlockFormat) else form
-        return self._planned(tensor, kind, reason, lambda: self._ternary_rows(tensor, form))
+        kind, reason = ternary_type(self._ternary, tensor.shape[1], module.group_size, self._allow_q2_0)
+        return self._planned(tensor, kind, reason, lambda: self._ternary_rows(tensor, kind))
 
     def _planned(self, tensor, kind, reason, write) -> PlannedTensor:
         return PlannedTensor(tensor, kind, reason, kind.size(tensor.shape), write)
@@ -118,7 +117,7 @@ class TensorPlan:
             except ValueError as error:
                 raise UnsupportedExportError(f"{place(files, name)}: {error}; give another --table.") from None
 
-    def _ternary_rows(self, tensor: FileTensor, form: BlockFormat | TensorType) -> Iterator[np.ndarray]:
+    def _ternary_rows(self, tensor: FileTensor, kind: TensorType) -> Iterator[np.ndarray]:
         layer = self.student.layer(tensor.source)
         codes, (rows, columns) = layer.unpack(), tensor.shape
         scales = layer.weight_scale.reshape(len(layer.weight_scale), -1).expand(rows, -1)
@@ -127,7 +126,7 @@ class TensorPlan:
         for part in pieces(rows, columns):
             index = order[part]
             try:
-                yield encode_ternary(codes[index].numpy(), scales[index].numpy(), layer.group_size, form)
+                yield encode_ternary(codes[index].numpy(), scales[index].numpy(), layer.group_size, kind)
             except ValueError as error:
                 header = self.student.files.headers[f"{tensor.source}.weight"]
                 raise UnsupportedExportError(f"{header.file}: tensor {header.key!r} {error}.") from None

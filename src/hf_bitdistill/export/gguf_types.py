@@ -10,31 +10,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from ..gguf_format import Q2_0, TQ1_0, TQ2_0, BlockFormat, pack_blocks
+from ..gguf_format import Q2_0, TQ1_0, TQ2_0, BlockFormat, TensorType, float16_scales, pack_blocks
 
 
-@dataclass(frozen=True)
-class TensorType:
-    """A type of ggml: its number in files, and weights and bytes of a block."""
-
-    name: str
-    number: int
-    weights: int = 1
-    bytes: int = 4
-
-    def size(self, shape: tuple[int, ...]) -> int:
-        """Bytes of a tensor."""
-        count = 1
-        for length in shape:
-            count *= length
-        return count // self.weights * self.bytes
-
-
-F32 = TensorType("F32", 0)
+F32 = TensorType("F32", 0, 1, 4)
 F16 = TensorType("F16", 1, 1, 2)
 BF16 = TensorType("BF16", 30, 1, 2)
 Q8_0 = TensorType("Q8_0", 8, 32, 34)
@@ -51,13 +32,9 @@ TERNARY_TYPES: dict[str, tuple[BlockFormat | None, int]] = {
 }
 
 
-def block_type(block: BlockFormat) -> TensorType:
-    return TensorType(block.name, block.number, block.weights, block.bytes)
-
-
 def ternary_type(
     wanted: BlockFormat | None, columns: int, group_size: int | None, allow_q2_0: bool = True
-) -> tuple[BlockFormat | TensorType, str]:
+) -> tuple[TensorType, str]:
     """The type of a ternary matrix, and why it is not the wanted one (or nothing).
 
     Args:
@@ -120,9 +97,7 @@ def encode(values: np.ndarray, kind: TensorType) -> np.ndarray:
     return np.ascontiguousarray(data).view(np.uint8).reshape(-1)
 
 
-def encode_ternary(
-    codes: np.ndarray, scales: np.ndarray, group_size: int | None, kind: BlockFormat | TensorType
-) -> np.ndarray:
+def encode_ternary(codes: np.ndarray, scales: np.ndarray, group_size: int | None, kind: TensorType) -> np.ndarray:
     """Some rows of a ternary matrix as bytes of the file.
 
     Args:
@@ -150,9 +125,7 @@ def _q4_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
     (Rounding the effective weights, as for a table, would make the largest one -8 of its units and lose the one of the other sign.)
     """
-    half = scales.astype("<f2")
-    if not np.isfinite(half).all() or ((half == 0) & (scales != 0)).any():
-        raise ValueError("has a scale that float16 cannot hold")
+    half = float16_scales(scales)
     fields = (codes.astype(np.int8) + 8).astype(np.uint8).reshape(*scales.shape, 2, 16)
     fields = fields[..., 0, :] | fields[..., 1, :] << 4
     return np.concatenate([half[..., None].view(np.uint8), fields], axis=-1).reshape(-1)

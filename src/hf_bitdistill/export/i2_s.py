@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 
 from ..decoder.students import Student
-from ..gguf_format import i2_s
+from ..gguf_format import TensorType, i2_s
 from ..layers import BitLinear, TernaryLinear
 from .errors import UnsupportedExportError
 from .gguf import export_file
 from .gguf_models import FileModel, FileTensor
 from .gguf_tensors import PlannedTensor, TensorPlan, pieces, row_order
-from .gguf_types import F16, TensorType
+from .gguf_types import F16
 from .result import ExportedFile
 
 
-_I2_S = TensorType("I2_S", i2_s.NUMBER)
+_I2_S = TensorType("I2_S", i2_s.NUMBER, 4, 1)  # (and a tail a tensor: see `i2_s.size`)
 _FILE_TYPE = 40
 _ARCHITECTURES = ("bitnet", "llama", "qwen2")
 

@@ -29,6 +29,7 @@ TQ1_0 and TQ2_0 are packed and unpacked by the package `gguf`, Q2_0, which it la
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -37,20 +38,33 @@ _SCALE_BYTES = 2
 
 
 @dataclass(frozen=True)
-class BlockFormat:
-    """A block format; see the table of this module.
+class TensorType:
+    """A type of ggml.
 
     Attributes:
         name: what it is called.
-        number: ggml's number of the type, as it stands in files.
+        number: as it stands in files.
         weights, bytes: of a block.
-        scale_first: whether `d` stands before the codes.
     """
 
     name: str
     number: int
     weights: int
     bytes: int
+
+    def size(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor."""
+        return prod(shape) // self.weights * self.bytes
+
+
+@dataclass(frozen=True)
+class BlockFormat(TensorType):
+    """A type with ternary codes and scales; see the table of this module.
+
+    Attributes:
+        scale_first: whether `d` stands before the codes.
+    """
+
     scale_first: bool
 
 
@@ -85,16 +99,26 @@ def pack_blocks(codes: np.ndarray, scales: np.ndarray, block: BlockFormat) -> np
         raise ValueError("holds a code that is none of -1, 0, 1")
     blocks = columns // block.weights
     scales = np.broadcast_to(np.asarray(scales, np.float32), (rows, blocks))
+    half = float16_scales(scales)
+    scale_bytes = np.ascontiguousarray(half).view(np.uint8).reshape(rows, blocks, _SCALE_BYTES)
+    fields = _pack_fields(codes.reshape(rows, blocks, block.weights), block)
+    parts = (scale_bytes, fields) if block.scale_first else (fields, scale_bytes)
+    return np.concatenate(parts, axis=-1).reshape(rows, blocks * block.bytes)
+
+
+def float16_scales(scales: np.ndarray) -> np.ndarray:
+    """Scales as they stand in blocks.
+
+    Raises:
+        ValueError: one is not finite, negative, too large for float16 or so small that it becomes 0 there.
+    """
     with np.errstate(over="ignore"):
         half = scales.astype("<f2")
     if not np.isfinite(half).all() or (half < 0).any():
         raise ValueError("has a scale that float16 cannot hold, or a negative one")
     if ((half == 0) & (scales != 0)).any():
         raise ValueError("has a scale that is 0 in float16")
-    scale_bytes = np.ascontiguousarray(half).view(np.uint8).reshape(rows, blocks, _SCALE_BYTES)
-    fields = _pack_fields(codes.reshape(rows, blocks, block.weights), block)
-    parts = (scale_bytes, fields) if block.scale_first else (fields, scale_bytes)
-    return np.concatenate(parts, axis=-1).reshape(rows, blocks * block.bytes)
+    return half
 
 
 def unpack_blocks(data: np.ndarray, block: BlockFormat) -> tuple[np.ndarray, np.ndarray]:
@@ -177,8 +201,6 @@ def _unpack_fields(fields: np.ndarray, block: BlockFormat) -> np.ndarray:
 
 
 def _package(block: BlockFormat):
-    try:
-        from gguf import quants
-    except ImportError as error:
-        raise ImportError(f"{block.name} needs the package gguf: pip install gguf") from error
+    from gguf import quants
+
     return getattr(quants, block.name)

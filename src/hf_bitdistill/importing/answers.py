@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..evaluation.batching import evaluating, forward_logits, model_device
+from ..evaluation.batching import evaluating
 from ..layers import TernaryLinear
-from ..verify.reference import answers_of, deviation, prompts, write_reference
+from ..verify.reference import answers_beside, answers_of, deviation, logits_of_model, prompts, write_reference
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,8 @@ def activation_cost(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase |
     given = prompts(model.config.get_text_config().vocab_size, tokenizer)
     with _float_activations(model):
         expected = answers_of(model, given)
-    found = []
     with evaluating(model):
-        for answer in expected:
-            tokens = torch.tensor([answer.prompt], device=model_device(model))
-            logits = forward_logits(model, tokens, torch.ones_like(tokens))[0].cpu()[-len(answer.tokens) :]
-            wanted = torch.gather(logits, 1, torch.tensor(answer.tokens))
-            found.append({"logits": wanted.tolist(), "first": logits.argmax(-1).tolist()})
+        found = answers_beside(logits_of_model(model), expected)
     return ActivationCost(*deviation(expected, found))
 
 

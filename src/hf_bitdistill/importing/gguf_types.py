@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -11,7 +10,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from ..checkpoint import CheckpointError
-from ..gguf_format import Q2_0, Q2_0_128, TQ1_0, TQ2_0, BlockFormat
+from ..gguf_format import Q2_0, Q2_0_128, TQ1_0, TQ2_0, BlockFormat, TensorType
 from .gguf_file import GgufFile, GgufTensor
 
 
@@ -19,16 +18,6 @@ _TERNARY = {TQ1_0.number: TQ1_0, TQ2_0.number: TQ2_0}
 _Q2_0 = (Q2_0, Q2_0_128)
 # Of a fork of llama.cpp (PrismML's): their weights are stored in a rotated basis, which the files declare elsewhere.
 _NAMES = {Q2_0.number: "Q2_0", 36: "I2_S of bitnet.cpp", 142: "PQ2_0 of PrismML", 143: "PTQ1_0 of PrismML"}
-
-
-@dataclass(frozen=True)
-class FloatFormat:
-    """A type that is read as floats: how many weights are how many bytes."""
-
-    name: str
-    number: int
-    weights: int
-    bytes: int
 
 
 def type_name(number: int) -> str:
@@ -40,14 +29,14 @@ def type_name(number: int) -> str:
     return f"{number} ({name})"
 
 
-def tensor_formats(file: GgufFile) -> dict[str, BlockFormat | FloatFormat]:
-    """How each tensor of a file is stored.
+def tensor_formats(file: GgufFile) -> dict[str, TensorType]:
+    """How each tensor of a file is stored: ternary ones in a [`BlockFormat`], others are read as floats.
 
     Raises:
         CheckpointError: a type that is not known here, a shape that its blocks do not fit, fewer bytes than it needs, or a Q2_0 tensor of
             which nothing tells whether its blocks have 64 or 128 weights; names the tensor.
     """
-    formats: dict[str, BlockFormat | FloatFormat] = {}
+    formats: dict[str, TensorType] = {}
     undecided: list[GgufTensor] = []
     for name, tensor in file.tensors.items():
         if tensor.number != Q2_0.number:
@@ -82,10 +71,10 @@ def tensor_formats(file: GgufFile) -> dict[str, BlockFormat | FloatFormat]:
 
 
 def _fits(file: GgufFile, tensor: GgufTensor, block: BlockFormat) -> bool:
-    return tensor.shape[-1] % block.weights == 0 and file.holds(tensor, tensor.weights // block.weights * block.bytes)
+    return tensor.shape[-1] % block.weights == 0 and file.holds(tensor, block.size(tensor.shape))
 
 
-def _format(file: GgufFile, tensor: GgufTensor) -> BlockFormat | FloatFormat:
+def _format(file: GgufFile, tensor: GgufTensor) -> TensorType:
     if tensor.number in _TERNARY:
         return _TERNARY[tensor.number]
     block = _float_format(tensor.number)
@@ -97,7 +86,7 @@ def _format(file: GgufFile, tensor: GgufTensor) -> BlockFormat | FloatFormat:
 
 
 @cache
-def _float_format(number: int) -> FloatFormat | None:
+def _float_format(number: int) -> TensorType | None:
     try:
         kind = GGMLQuantizationType(number)
         weights, size = GGML_QUANT_SIZES[kind]
@@ -105,15 +94,15 @@ def _float_format(number: int) -> FloatFormat | None:
             dequantize(np.zeros((1, size), np.uint8), kind)
     except (ValueError, KeyError, NotImplementedError):
         return None
-    return FloatFormat(kind.name, number, weights, size)
+    return TensorType(kind.name, number, weights, size)
 
 
-def row_bytes(tensor: GgufTensor, block: BlockFormat | FloatFormat) -> int:
+def row_bytes(tensor: GgufTensor, block: TensorType) -> int:
     """Bytes of one row."""
     return tensor.shape[-1] // block.weights * block.bytes
 
 
-def as_floats(data: np.ndarray, block: FloatFormat) -> np.ndarray:
+def as_floats(data: np.ndarray, block: TensorType) -> np.ndarray:
     """Bytes of rows, uint8 `[rows, bytes]`, as float32 `[rows, columns]`."""
     kind: Any = GGMLQuantizationType(block.number)
     data = np.ascontiguousarray(data)

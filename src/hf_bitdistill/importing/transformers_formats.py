@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..checkpoint import CheckpointError
 from ..companions import carry_settings
-from ..config import QUANT_METHOD, is_classifier
+from ..config import QUANT_METHOD, is_classifier, quant_method
 from ..decoder import NotAStudentError, Student
 from ..decoder.tables import place
 from ..layers import BitLinear
@@ -86,10 +86,7 @@ def _size(student: Student) -> int:
 
 
 def _check_kind(model_id: str | Path, config: PreTrainedConfig, latent: bool) -> None:
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None and not isinstance(quantization, dict):
-        quantization = quantization.to_dict()
-    method = (quantization or {}).get("quant_method")
+    method = quant_method(config)
     if method == QUANT_METHOD:
         raise NotAStudentError(f"{model_id} is a student of this library already: bitdistill pack packs it.")
     if latent and method is not None:

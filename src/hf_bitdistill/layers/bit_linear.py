@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from ..config import BitNetConfig
-from ..quantization import expand_weight_scale, fake_quantized_linear, ternarize, ternary_linear
+from ..quantization import effective_weight, fake_quantized_linear, ternarize, ternary_linear
 from .sub_norm import SubLN
 
 
@@ -113,8 +113,7 @@ class BitLinear(nn.Linear):
 
     def dequantize(self) -> Tensor:
         """The effective weight `weight_scale * codes`, float32 `[R, C]`."""
-        codes, weight_scale = self.ternarize()
-        return codes * expand_weight_scale(weight_scale, self.in_features, self.group_size)
+        return effective_weight(*self.ternarize(), self.group_size)
 
     def normed(self, x: Tensor) -> Tensor:
         """What the product reads, `[..., C]`: `x` behind the SubLN."""

@@ -170,7 +170,7 @@ _define(
 # ---- Products with what a checkpoint stores -------------------------------------------------------------------------
 
 
-def ternary_input_gradient(
+def _ternary_input_gradient(
     grad: Tensor, weight: Tensor, weight_scale: Tensor, rows: int, group_size: int | None
 ) -> Tensor:
     """Of `ternary_linear`, straight through the rounding of the activations: `[..., R]` -> `[..., C]`. Unpacks the codes again."""
@@ -181,24 +181,26 @@ def ternary_input_gradient(
     return (grad * weight_scale).to(codes.dtype) @ codes
 
 
-def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
+def _bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
     return grad.reshape(-1, grad.shape[-1]).sum(dim=0).to(dtype)
 
 
-def _save_ternary(ctx, inputs, output):
+def save_ternary(ctx, inputs, output=None) -> None:
+    """Keeps what [`ternary_backward`] needs of the arguments of `ternary_linear`, all of them."""
     x, weight, weight_scale, ctx.out_features, bias, ctx.group_size, _, _ = inputs
     ctx.save_for_backward(weight, weight_scale)
     ctx.x_dtype, ctx.bias_dtype = x.dtype, None if bias is None else bias.dtype
 
 
-def _ternary_backward(ctx, grad):
+def ternary_backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient of `ternary_linear`."""
     weight, weight_scale = ctx.saved_tensors
     needs = (*ctx.needs_input_grad, False)  # (what has a default may be left out of the call)
     grad_x = grad_bias = None
     if needs[0]:
-        grad_x = ternary_input_gradient(grad, weight, weight_scale, ctx.out_features, ctx.group_size).to(ctx.x_dtype)
+        grad_x = _ternary_input_gradient(grad, weight, weight_scale, ctx.out_features, ctx.group_size).to(ctx.x_dtype)
     if needs[4]:
-        grad_bias = bias_gradient(grad, ctx.bias_dtype)
+        grad_bias = _bias_gradient(grad, ctx.bias_dtype)
     return grad_x, None, None, None, grad_bias, None, None, None
 
 
@@ -210,7 +212,7 @@ _define(
     ),
 )
 torch.library.register_autograd(
-    "hf_bitdistill::ternary_linear", _ternary_backward, setup_context=_save_ternary, lib=_library
+    "hf_bitdistill::ternary_linear", ternary_backward, setup_context=save_ternary, lib=_library
 )
 
 
@@ -230,7 +232,7 @@ def _table_backward(ctx, grad):
             rows = slice(start, start + TABLE_ROWS)
             grad_x = grad_x + grad[..., rows].float() @ dequantize_table(weight[rows], weight_scale[rows], ctx.columns)
         grad_x = grad_x.to(ctx.x_dtype)
-    return grad_x, None, None, bias_gradient(grad, ctx.bias_dtype) if needs[3] else None
+    return grad_x, None, None, _bias_gradient(grad, ctx.bias_dtype) if needs[3] else None
 
 
 _define(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..quantization import result_dtype
 from .backends import default
-from .library import _ops, bias_gradient, has_kernel, ternary_input_gradient
+from .library import _ops, has_kernel, save_ternary, ternary_backward
 
 
 # (torch 2.6 cannot tell.)
@@ -23,32 +23,14 @@ class _Ternary(torch.autograd.Function):
     computed; this unpacks them again."""
 
     @staticmethod
-    def forward(
-        ctx,
-        x: Tensor,
-        weight: Tensor,
-        weight_scale: Tensor,
-        rows: int,
-        bias: Tensor | None,
-        group_size: int | None,
-        activation_bits: int | None,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        ctx.save_for_backward(weight, weight_scale)
-        ctx.rows, ctx.group_size, ctx.x_dtype = rows, group_size, x.dtype
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        return default.ternary_linear(x, weight, weight_scale, rows, bias, group_size, activation_bits, dtype)
+    def forward(ctx, *arguments) -> Tensor:
+        """Arguments of `ternary_linear`, all of them."""
+        save_ternary(ctx, arguments)
+        return default.ternary_linear(*arguments)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
-        weight, weight_scale = ctx.saved_tensors
-        grad_x = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = ternary_input_gradient(grad_output, weight, weight_scale, ctx.rows, ctx.group_size)
-            grad_x = grad_x.to(ctx.x_dtype)
-        if ctx.needs_input_grad[4]:
-            grad_bias = bias_gradient(grad_output, ctx.bias_dtype)
-        return grad_x, None, None, None, grad_bias, None, None, None
+        return ternary_backward(ctx, grad_output)
 
 
 def _is_one_call(name: str, x: Tensor) -> bool:

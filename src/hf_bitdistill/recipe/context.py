@@ -14,13 +14,14 @@ from ..data.fingerprint import fingerprint_rows
 from ..distillation import check_same_tokenizer
 from ..environment import describe_environment
 from ..model_folder import STAGES
+from ..report.tables import format_score
 from ..weight_files import size_of_weights
 from . import examples as example_kinds
 from . import rules
 from .measure import Measured
 from .plan import EVALUATE, Plan, fit, make_plan, probe
 from .progress import Progress, duration
-from .result import Row, format_score
+from .result import Row
 from .settings import RecipeSettings, parse_budget
 from .stages import Work, adapted_model, check_source, held_out, is_adapter
 from .store import Stage, StageStore, fingerprint_model

@@ -11,7 +11,7 @@ from ..json_files import read_json
 from ..model_folder import RESULT_FILE
 from ..report.figures import loss_names, loss_units, plot_bars, plot_panels, plot_points
 from ..report.page import image, write_page
-from ..report.tables import html_table
+from ..report.tables import format_score, html_table
 from .progress import duration
 from .store import write_json
 
@@ -259,10 +259,3 @@ class RecipeResult:
         parts += ["<h2>Settings</h2>", html_table(["", ""], settings)]
         parts += ["<h2>Machine</h2>", html_table(["", ""], [[k, str(v)] for k, v in self.machine.items()])]
         write_page(page, self.output.resolve().name, parts)
-
-
-def format_score(value: float, error: float | None) -> str:
-    """Shares in per cent; what is above one (no share) as it is."""
-    scale, unit = (100, " %") if abs(value) <= 1 else (1, "")
-    text = f"{scale * value:.1f}"
-    return f"{text}{unit}" if error is None else f"{text} ± {scale * error:.1f}{unit}"

@@ -1,4 +1,4 @@
-"""Tables as Markdown and as HTML."""
+"""Tables as Markdown and as HTML, and the scores in them."""
 
 from __future__ import annotations
 
@@ -19,3 +19,10 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     return "\n".join(["<table>", line("th", header), *(line("td", row) for row in rows), "</table>"])
+
+
+def format_score(value: float, error: float | None) -> str:
+    """Shares in per cent; what is above one (no share) as it is."""
+    scale, unit = (100, " %") if abs(value) <= 1 else (1, "")
+    text = f"{scale * value:.1f}"
+    return f"{text}{unit}" if error is None else f"{text} ± {scale * error:.1f}{unit}"

@@ -68,15 +68,39 @@ def answers(logits_of: Callable[[list[int]], torch.Tensor], given: Sequence[Sequ
     return found
 
 
+def answers_beside(logits_of: Callable[[list[int]], torch.Tensor], expected: Sequence[Answer]) -> list[dict[str, Any]]:
+    """What a model says where answers are known, as [`deviation`] takes it.
+
+    Args:
+        logits_of: see [`answers`].
+
+    Raises:
+        FloatingPointError: a logit is not finite.
+    """
+    found = []
+    for answer in expected:
+        logits = logits_of(list(answer.prompt))[-len(answer.tokens) :].float()
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError("its logits are not finite")
+        wanted = logits.gather(1, torch.tensor(answer.tokens, device=logits.device))
+        found.append({"logits": wanted.tolist(), "first": logits.argmax(-1).tolist()})
+    return found
+
+
 def answers_of(model: PreTrainedModel, given: Sequence[Sequence[int]]) -> list[Answer]:
     """What a transformers model says of the prompts."""
+    with evaluating(model):
+        return answers(logits_of_model(model), given)
+
+
+def logits_of_model(model: PreTrainedModel) -> Callable[[list[int]], torch.Tensor]:
+    """A function of token ids that returns a transformers model's logits, `[T, V]`, on the CPU."""
 
     def logits_of(ids: list[int]) -> torch.Tensor:
         tokens = torch.tensor([ids], device=model_device(model))
         return forward_logits(model, tokens, torch.ones_like(tokens))[0].cpu()
 
-    with evaluating(model):
-        return answers(logits_of, given)
+    return logits_of
 
 
 def save_packed(

@@ -9,22 +9,13 @@ import json
 import sys
 from typing import Any
 
-import torch
-
 from .loaders import LOADERS, logits_of
-from .reference import read_reference
+from .reference import answers_beside, read_reference
 
 
 def _answers(loader: str, folder: str, reference: str) -> dict[str, Any]:
     model, backend = LOADERS[loader](folder)
-    run, found = logits_of(model), []
-    for answer in read_reference(reference):
-        logits = run(answer.prompt)[-len(answer.tokens) :].float()
-        if not torch.isfinite(logits).all():
-            raise FloatingPointError("its logits are not finite")
-        wanted = [row[tokens].tolist() for row, tokens in zip(logits, map(torch.tensor, answer.tokens), strict=True)]
-        found.append({"logits": wanted, "first": logits.argmax(-1).tolist()})
-    return {"backend": backend, "answers": found}
+    return {"backend": backend, "answers": answers_beside(logits_of(model), read_reference(reference))}
 
 
 def main(folder: str, reference: str) -> None:

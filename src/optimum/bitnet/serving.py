@@ -19,7 +19,7 @@ from transformers.cli.serve import Serve
 from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.utils import BaseGenerateManager, GenerateManager, GenerationState
 
-from hf_bitdistill.config import QUANT_METHOD
+from hf_bitdistill.config import ternary_method
 from hf_bitdistill.decoder.decoder import ContextLengthError
 
 from .modeling_decoder import BitNetModelForCausalLM
@@ -27,7 +27,6 @@ from .modeling_decoder import BitNetModelForCausalLM
 
 logger = logging.getLogger(__name__)
 
-_TERNARY = (QUANT_METHOD, "bitnet")  # (ours and transformers' own)
 # More are accepted and wait: each has a cache of its own.
 _AT_ONCE = 8
 _SECONDS_TO_FINISH = 5
@@ -79,9 +78,7 @@ class NativeModelManager(ModelManager):
 
     def _is_ternary(self, model_id: str, hub: dict[str, str]) -> bool:
         config = AutoConfig.from_pretrained(model_id, trust_remote_code=self.trust_remote_code, **hub)
-        quantization = getattr(config, "quantization_config", None) or {}
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
-        return method in _TERNARY
+        return ternary_method(config) is not None
 
     def _load_processor(self, model_id_and_revision: str, *args: Any, **kwargs: Any):
         processor = super()._load_processor(model_id_and_revision, *args, **kwargs)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
-from ..data.cleaning import usable_rows
+from ..data.cleaning import check_left_out, describe, usable_rows
 from ..data.conversations import Encoded, encode_completions, encode_conversations
 from ..data.corpus import pack_corpus
 from ..data.encoding import DEFAULT_LENGTH
 from ..data.fingerprint import fingerprint_rows
 from ..data.loading import load_task_dataset
 from ..data.sources import load_rows_to_measure
+from ..data.tasks import Task
 from .record import Measurement
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 #: Chooses a part of the rows, and the part of the training rows that stands in where there is no split to measure on.
 ROWS_SEED = 0
@@ -30,6 +34,22 @@ def few(dataset: Dataset, limit: int | None) -> Dataset:
     if not limit or len(dataset) <= limit:
         return dataset
     return dataset.shuffle(seed=ROWS_SEED).select(range(limit))
+
+
+def rows_to_measure(dataset: Dataset, task: Task, source: str, max_left_out: float = 1.0) -> Dataset:
+    """The rows of a task that a model can be measured on, in the task's form. A warning says how many others there are, by kind.
+
+    Args:
+        max_left_out: The largest share of others.
+
+    Raises:
+        ValueError: There are more, or no row is left.
+    """
+    usable, left_out = usable_rows(dataset, task, source)
+    check_left_out(left_out, len(dataset), f"{source}, rows to measure on", max_left_out)
+    if left_out:
+        logger.warning(f"{source}: of {len(dataset):,} rows to measure on, not measured: {describe(left_out)}")
+    return usable
 
 
 def text_blocks(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, size: int, column: str) -> Dataset:
@@ -84,8 +104,7 @@ def _encode(dataset: Dataset, how: Measurement, tokenizer: PreTrainedTokenizerBa
     source = str(how.dataset)
     if how.kind == "task":
         assert how.task is not None
-        usable, _ = usable_rows(dataset, how.task, source)
-        return few(usable, how.limit)
+        return few(rows_to_measure(dataset, how.task, source), how.limit)
     if how.kind == "text":
         size = how.max_length or BLOCK_TO_MEASURE
         return few(text_blocks(dataset, tokenizer, size, how.column or "text"), how.limit)

@@ -24,7 +24,7 @@ from ..data.sources import load_examples
 from ..data.tasks import TASKS, WRITTEN_METRICS
 from ..evaluation import evaluate_task
 from ..evaluation.record import Measurement
-from ..evaluation.rows import ROWS_SEED, encode_answers, few, text_blocks
+from ..evaluation.rows import ROWS_SEED, encode_answers, few, rows_to_measure, text_blocks
 from .measure import Measured, Score, majority_share, measure_answers, measure_classes, unigram_accuracy
 from .settings import RecipeError, RecipeSettings
 
@@ -249,7 +249,7 @@ class _Loader:
         self.read += len(train)
         train, left_out = usable_rows(train, task, source)
         self.left_out.update(left_out)
-        evaluation, _ = usable_rows(evaluation, task, source)
+        evaluation = rows_to_measure(evaluation, task, source, self.settings.max_left_out)
         rest, held_out = self._cut(train)
         limit = self.eval_rows
         if task.metric in WRITTEN_METRICS:

@@ -40,3 +40,16 @@ def test_card_of_a_full_precision_student_claims_nothing_ternary(make_model, mak
     assert card.data.base_model is None and "base_model_relation" not in card.data.to_dict()
     assert "import hf_bitdistill" not in card.text and "ternary" not in card.text
     assert card.data.pipeline_tag == "text-classification"
+
+
+def test_licence_of_a_base_model_in_a_folder(make_model, make_trainer, class_rows, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\ntext\n")
+    student = make_model(0, classes=3)
+    student.config._name_or_path = str(base)
+    trainer = make_trainer(student, make_model(1, classes=3), class_rows)
+    for named, expected in ((None, "apache-2.0"), ("mit", "mit")):
+        trainer.create_model_card(license=named)
+        card = ModelCard.load(tmp_path / "run" / "README.md")
+        assert card.data.license == expected and str(base) not in str(card)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..cards import CardFacts, last_evaluation
-from ..cards.base_model import base_model_id, exact_model_id
+from ..cards.base_model import base_model_id, exact_model_id, license_of
 from ..report.tables import markdown_table
 from .terms import TERMS
 
@@ -48,7 +48,8 @@ def card_facts(
         model_name: title of the card.
         base_model: what the student was made from, a Hub id or a path (of which only the id is told that it leads to).
         tags: besides those of every student.
-        metadata: further fields (language, license, datasets, pipeline_tag); `None` values are left out.
+        metadata: further fields (language, license, datasets, pipeline_tag); `None` values are left out. The licence of a base model
+            whose card lies beside it stands where none is named.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     without = trainer.teacher is None and trainer.teacher_cache is None
@@ -56,6 +57,7 @@ def card_facts(
     settings = [(name, getattr(value, "value", value)) for name, value in settings]
     settings.insert(0, ("optimizer steps", trainer.state.global_step))
     settings += [fact for term in trainer.terms for fact in term.facts()]
+    told = {name: value for name, value in (metadata or {}).items() if value is not None}
     return CardFacts(
         title=model_name,
         repo=trainer.hub_model_id or model_name,
@@ -68,5 +70,5 @@ def card_facts(
         scores=last_evaluation(trainer.state.log_history),
         settings=markdown_table(("setting", "value"), [(name, str(value)) for name, value in settings]),
         tags=tags,
-        metadata=dict(metadata or {}),
+        metadata={"license": license_of(base_model), **told},
     )

@@ -106,6 +106,16 @@ def test_lines(monkeypatch):
             progress.show(done, 20, 0.5)
     # One line a minute: at 60 s six of twenty steps are done.
     assert lines.getvalue() == "  teacher: step 6 of 20, 2 min 20 s left, of the run about 7 min 20 s, loss 0.5\n"
+    lines.truncate(lines.seek(0))
+    with progress.stage("start"):
+        # Goes on after half of it; the first step waits for a way through the first half.
+        for at, done in ((120, 10), (900, 11), (930, 12), (960, 13)):
+            clock[0] = at
+            progress.show(done, 20)
+    assert lines.getvalue().splitlines() == [
+        "  start: goes on after step 10 of 20",
+        "  start: step 13 of 20, 3 min 30 s left, of the run about 8 min 30 s",
+    ]
 
 
 def test_a_built_in_task_is_known_by_its_name(tmp_path, model):

@@ -27,7 +27,10 @@ def test_killed_in_every_window(tmp_path, inputs):
     for last in (6, 10, 99):
         teacher, student = make_student(layers=4, weight_granularity="row")
 
-        def stop(done, total, loss, last=last):
+        told = []
+
+        def stop(done, total, loss, last=last, told=told):
+            told.append(done)
             if done == last:
                 raise Killed
 
@@ -35,6 +38,8 @@ def test_killed_in_every_window(tmp_path, inputs):
             report = warm_start(student, teacher, BATCHES[:6], config, on_step=stop, checkpoint=file)
         except Killed:
             assert file.is_file() and last < 99
+        # Tells at once where it goes on.
+        assert told[0] == {6: 1, 10: 4, 99: 8}[last]
     assert all(torch.equal(value, expected[name]) for name, value in student.state_dict().items())
     assert [w.error_after for w in report.windows] == [w.error_after for w in reference.windows]
     assert report.trained_tokens == reference.trained_tokens

@@ -36,6 +36,9 @@ class Progress:
         self.terminal = self.stream.isatty()
         self.expected: dict[str, float] = {}
         self._title, self._started, self._shown = "", 0.0, 0.0
+        # What the speed of a stage is counted from: steps, and when they were done.
+        self._first: tuple[int, float] | None = None
+        self._resumed = False
 
     def say(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
@@ -48,18 +51,26 @@ class Progress:
     def stage(self, title: str) -> Iterator[None]:
         """A stage that is about to run; `show` then is about it. Its expected time no longer counts as left when it ends."""
         self._title, self._started, self._shown = title, time.perf_counter(), 0.0
+        self._first, self._resumed = None, False
         try:
             yield
         finally:
             self.expected.pop(title, None)
 
     def show(self, done: int, total: int, loss: float | None = None) -> None:
-        """Steps that are done."""
+        """Steps that are done. A stage whose first step is not the first of all goes on where an earlier run stopped."""
         now = time.perf_counter()
-        if now - (self._shown or self._started) < (_TERMINAL if self.terminal else _PLAIN) or not done:
+        if self._first is None and done > 1 and not self._resumed:
+            # How long the next step takes is not asked: it may come after a way through what was done.
+            self._resumed = True
+            return self.done(f"{self._title}: goes on after step {done} of {total}")
+        if self._first is None:
+            self._first = (done, now) if self._resumed else (0, self._started)
+        first, started = self._first
+        if now - (self._shown or started) < (_TERMINAL if self.terminal else _PLAIN) or done <= first:
             return
         self._shown = now
-        left = (now - self._started) / done * (total - done)
+        left = (now - started) / (done - first) * (total - done)
         later = sum(seconds for title, seconds in self.expected.items() if title != self._title)
         text = f"  {self._title}: step {done} of {total}, {duration(left)} left"
         if later:

@@ -207,6 +207,9 @@ class _Run:
         started = time.perf_counter()
         done = 0
         finished = self._continue()
+        if finished and self.on_step is not None:
+            # Before the batches' way through the finished windows, which takes a while.
+            self.on_step(self.steps_done, self._all_steps(), self.report.windows[-1].losses[-1])
         for number, (first, last) in enumerate(self.config.windows(len(self.student_layers))):
             if first > done:
                 # (In a run that goes on, layers before its window are folded already.)

@@ -94,6 +94,11 @@ class BothPasses:
             found = self._tapped(model, student, inputs, targets, terms, progress)
         if found is None:
             found = self._whole(model, student, inputs, targets, terms, progress, logits == "all")
+            if self.refusal is not None and not self._is_told:
+                self._is_told = True
+                logger.warning(
+                    f"The logits of a batch are computed as a whole, which takes more memory: {self.refusal}."
+                )
         return Forwards(
             args=self.args,
             inputs=inputs,
@@ -175,15 +180,12 @@ class BothPasses:
         return [(name, tap) for name, tap in taps.items() if tap is not None]
 
     def _is_refused(self, taps: list[tuple[str, HeadTap]]) -> bool:
-        """Whether logits have to be whole; told once."""
+        """Whether logits have to be whole."""
         if self.refusal is None:
             bad = [f"{tap.refusal} (the {name}, {type(tap.model).__name__})" for name, tap in taps if tap.refusal]
             if not bad:
                 return False
             self.refusal = bad[0]
-        if not self._is_told:
-            self._is_told = True
-            logger.warning(f"The logits of a batch are computed as a whole, which takes more memory: {self.refusal}.")
         return True
 
     def _tapped(self, model, student, inputs, targets, terms, progress) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 # Keys of configs, by what they do to the product.
 _FACTORS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 _DIVISORS = ("logits_scaling",)
-_CAPS = ("final_logit_softcapping", "logits_soft_cap")
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 def _number(config: Any, names: tuple[str, ...]) -> float | None:

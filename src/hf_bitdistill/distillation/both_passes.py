@@ -200,8 +200,7 @@ class BothPasses:
                 raise
             # A forward may not bear logits of one token. Whatever else it is comes up again.
             text = (str(error).splitlines() or [""])[0]
-            self._student_tap.refusal = f"{type(error).__name__}: {text}"
-            found = None
+            self.refusal, found = f"a pass with logits of one token failed ({type(error).__name__}: {text})", None
         self._is_proven = not self._is_refused(taps)
         return found if self._is_proven else None
 

@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 SOURCES := src tests examples scripts benchmarks
 
-.PHONY: demo test bench-kernels bench-decode results style check clean
+.PHONY: demo test bench-kernels bench-decode bench-train results style check clean
 
 # The main job: the whole recipe on a small model, in minutes, on two cores. Writes quickstart/report.html.
 # On a machine with more than twice as much work as cores, threads that spin while they wait take the cores from those that they wait for.
@@ -27,6 +27,10 @@ bench-kernels: $(VENV)/.installed-test
 # Speed of whole models; beside llama.cpp where llama-cpp-python and gguf are installed in $(VENV).
 bench-decode: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/bench_decode.py --output benchmarks/results/decode.json
+
+# Time and memory of training steps, beside full precision and beside a naive distillation.
+bench-train: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/bench_training_step.py --output benchmarks/results/training_step.json
 
 # Tables and plots of the accuracy benchmarks from their JSON; nothing is run.
 results: $(VENV)/.installed

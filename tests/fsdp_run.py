@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from datetime import timedelta
+from types import SimpleNamespace
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,13 +24,17 @@ from transformers import AutoModelForCausalLM
 
 from architectures import random_tokens, tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet
+from hf_bitdistill.distillation.both_passes import BothPasses
+from hf_bitdistill.distillation.terms import Progress
+from hf_bitdistill.distillation.terms.cross_entropy import CrossEntropyTerm
+from hf_bitdistill.distillation.terms.logits import LogitsTerm
 
 
 LAYER = "model.layers.0.mlp.up_proj"
 GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def student(seed: int, shard: bool):
+def student(seed: int, shard: bool, reshard: bool | None = None):
     # Odd numbers of rows, so that the shards of the two processes are of unequal size.
     model = tiny_model("llama", seed, intermediate_size=91, vocab_size=97, tie_word_embeddings=False)
     model = apply_bitnet(model, BitNetConfig(sub_norm="all", weight_granularity="row"))
@@ -41,7 +46,7 @@ def student(seed: int, shard: bool):
         mesh = init_device_mesh("cpu", (2,))
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        fully_shard(model, mesh=mesh, reshard_after_forward=reshard)
     return model.eval()
 
 
@@ -134,6 +139,34 @@ def training_is_the_same(rank, folder):
         assert_same(full, whole.state_dict(), rtol=1e-4, atol=1e-6)
 
 
+def losses_at_the_output_layer_are_the_same(rank, folder):
+    """Taken inside of the sharded forward, whether it keeps the root's weights until the backward pass or not."""
+    options = {"logits_divergence": "forward_kl", "temperature": 2.0, "logits_loss_weight": 3.0, "ce_loss_weight": 0.5}
+    args = SimpleNamespace(**options, jsd_beta=0.5, kl_chunk_size=None, label_smoothing_factor=0.0)
+    terms = [CrossEntropyTerm(args), LogitsTerm(args)]
+    teacher = student(3, shard=False).requires_grad_(False)
+    tokens = random_tokens()
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    states = []
+    for model in (student(0, False), student(0, True), student(0, True, reshard=True)):
+        model.train()
+        is_sharded = hasattr(model, "unshard")
+        passes = BothPasses(args, "causal_lm", teacher, teacher)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            wanted = "none" if is_sharded else "labelled"
+            found = passes(model, model, inputs, tokens, tokens > 0, terms, Progress(), wanted)
+            loss = sum(term.weight(Progress()) * term.sums(found).total for term in terms) / tokens.numel()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert passes.refusal is None and (found.logits is None) is is_sharded
+        states.append(gather(model) if is_sharded else model.state_dict())
+    if rank == 0:
+        assert_same(states[1], states[0], rtol=1e-4, atol=1e-6)
+        assert_same(states[2], states[0], rtol=1e-4, atol=1e-6)
+
+
 CHECKS = {
     check.__name__: check
     for check in (
@@ -143,6 +176,7 @@ CHECKS = {
         process_0_broadcasts_its_state,
         every_process_has_the_state,
         training_is_the_same,
+        losses_at_the_output_layer_are_the_same,
     )
 }
 

@@ -86,6 +86,8 @@ def one_step(**options) -> dict | None:
     if processes > 1:
         KEPT.append(trainer)
     trainer.train()
+    # Not of whole logits.
+    assert trainer._passes.refusal is None
     metrics = trainer.evaluate(rows)
     # The group of processes stays: one that is made anew may wait for the old one's names for ever.
     if trainer.is_world_process_zero():

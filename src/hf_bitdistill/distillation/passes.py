@@ -1,22 +1,23 @@
-"""Forward passes of student and teacher: no more positions, states and models than the terms of the loss read."""
+"""One forward pass of a model: no more positions, states and logits than the terms of the loss read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..data.preprocessing import IGNORE_INDEX, Head
+from .head_tap import HeadTap, Take
 from .teacher import forward_parameters, model_inputs
+from .teacher_scores import TopLogits
 from .terms import LossTerm, Progress
-from .token_losses import TopLogits
 
 
 class TeacherOutputs(NamedTuple):
-    """Of a teacher; what no term wants is empty."""
+    """Of a teacher; what no term wants is empty, and so are logits that were tapped."""
 
     logits: Tensor | TopLogits | None = None
     hidden: tuple[Tensor, ...] = ()
@@ -49,25 +50,32 @@ def run_model(
     inputs: Mapping[str, Any],
     positions: Tensor | None,
     wants_hidden: bool,
+    tap: tuple[HeadTap, Take] | None = None,
 ) -> tuple[Any, Tensor, tuple[Tensor, ...]]:
     """Outputs, the logits of `positions` (`None`: all), and hidden states after every layer, `[B, T, H]` each, if they are wanted.
     These are taken out of the outputs, of which an evaluation collects everything.
+
+    Args:
+        tap: takes the place of the output layer; the logits are those of one token then.
 
     Raises:
         ValueError: they are wanted, and the model returns none.
     """
     kwargs = model_inputs(unwrapped, inputs, positions)
+    if wants_hidden:
+        kwargs.update(output_hidden_states=True, return_dict=True)
+    with nullcontext() if tap is None else tap[0].taking(tap[1]):
+        outputs = model(**kwargs)
     hidden: tuple[Tensor, ...] = ()
     if wants_hidden:
-        outputs = model(**kwargs, output_hidden_states=True, return_dict=True)
         states = outputs.get("hidden_states")
         # The first are the embeddings.
         if states is None or len(states) < 2:
             raise ValueError(f"{type(unwrapped).__name__} returns no hidden states: set hidden_loss_weight=0")
         outputs, hidden = without(outputs, "hidden_states"), states[1:]
-    else:
-        outputs = model(**kwargs)
     logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+    if tap is not None:
+        tap[0].check(logits)
     if positions is not None and "logits_to_keep" not in forward_parameters(unwrapped):
         logits = logits[:, positions]
     return outputs, logits, hidden
@@ -81,6 +89,7 @@ def run_teacher(
     terms: Sequence[LossTerm],
     progress: Progress,
     head: Head,
+    tap: tuple[HeadTap, Take] | None = None,
 ) -> TeacherOutputs:
     """What the terms want of a teacher; it is not called where they want nothing.
 
@@ -92,6 +101,7 @@ def run_teacher(
         terms: of the next step.
         progress: of the training.
         head: of both models.
+        tap: takes the place of its output layer, where its logits are wanted.
     """
     terms = [term for term in terms if term.needs_teacher]
     wants_logits = any(term.reads_teacher_logits for term in terms)
@@ -99,11 +109,15 @@ def run_teacher(
     watches = [watch for watch in (term.watch_teacher() for term in terms) if watch is not None]
     if not (wants_logits or wants_hidden or watches):
         return TeacherOutputs()
-    if not wants_logits and head == "causal_lm":
-        device = next(value for value in inputs.values() if isinstance(value, Tensor)).device
-        positions = torch.zeros(1, dtype=torch.long, device=device)
+    if not wants_logits:
+        tap = None
+        if head == "causal_lm":
+            device = next(value for value in inputs.values() if isinstance(value, Tensor)).device
+            positions = torch.zeros(1, dtype=torch.long, device=device)
     with torch.no_grad(), ExitStack() as stack:
         for watch in watches:
             stack.enter_context(watch)
-        _, logits, hidden = run_model(model, unwrapped, inputs, positions, wants_hidden)
-    return TeacherOutputs(logits, hidden, logits.shape[-1]) if wants_logits else TeacherOutputs(None, hidden)
+        _, logits, hidden = run_model(model, unwrapped, inputs, positions, wants_hidden, tap)
+    if wants_logits and tap is None:
+        return TeacherOutputs(logits, hidden, logits.shape[-1])
+    return TeacherOutputs(None, hidden)

@@ -1,8 +1,9 @@
-"""Cross entropy and divergence from a teacher's next-token distributions, as a pure function of tensors, a chunk of tokens at a time."""
+"""Cross entropy and divergence from a teacher's next-token distributions, as pure functions of tensors, a chunk of tokens at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..data.preprocessing import IGNORE_INDEX
 from .divergences import Divergence, ForwardKL
+from .teacher_scores import TeacherScores, TopLogits, TopTeacher, WholeTeacher
 
 
 # Of a chunk of the token losses. On a CPU its float32 softmaxes, which several operators pass over, should stay in the cache
@@ -33,94 +35,85 @@ class TokenLossSums(NamedTuple):
     count: Tensor
 
 
-def _compute_dtype(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+def compute_dtype(logits_dtype: torch.dtype) -> torch.dtype:
+    """In which softmaxes of logits are taken."""
+    return torch.float64 if logits_dtype == torch.float64 else torch.float32
 
 
-def _default_chunk_size(logits: Tensor) -> int:
-    if logits.device.type != "cpu":
-        return _ACCELERATOR_CHUNK_TOKENS
-    return max(1, _CPU_CHUNK_ELEMENTS // logits.shape[-1])
+def default_chunk_size(device: torch.device, width: int) -> int:
+    """Tokens whose softmaxes over `width` columns exist at the same time."""
+    return _ACCELERATOR_CHUNK_TOKENS if device.type != "cpu" else max(1, _CPU_CHUNK_ELEMENTS // width)
 
 
-class TopLogits(NamedTuple):
-    """A teacher's distributions by their most likely outcomes: what is left of them is one outcome more, the tail.
+@dataclass(frozen=True)
+class TokenLosses:
+    """Which losses a token has, and how: see [`distillation_token_losses`].
 
     Attributes:
-        ids: `[N, k]` int64, different ones in a row.
-        scores: `[N, k]` floating, their logits at the temperature of the loss, up to a constant.
-        tail: `[N]` floating, the logarithm of the sum of `exp(score)` of all others; `None` if there are no others.
+        teacher: `None` for cross entropy alone.
+        vocab_size: leading columns that the divergence reads.
     """
 
-    ids: Tensor
-    scores: Tensor
-    tail: Tensor | None
+    teacher: TeacherScores | None = None
+    divergence: Divergence = field(default_factory=ForwardKL)
+    temperature: float = 1.0
+    vocab_size: int | None = None
+    label_smoothing: float = 0.0
 
+    def log_probs(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Log-probabilities `[n, V]` of the student, of the student and of the teacher (of its outcomes) at the temperature."""
+        log_p = F.log_softmax(logits, dim=-1)
+        if self.teacher is None:
+            return log_p, None, None
+        # The softmax of the cross entropy is the divergence's too.
+        one_softmax = self.temperature == 1 and self.vocab_size == logits.shape[-1]
+        softened = log_p if one_softmax else F.log_softmax(logits[:, : self.vocab_size] / self.temperature, dim=-1)
+        return log_p, softened, F.log_softmax(self.teacher.scores(rows, logits.dtype), dim=-1)
 
-class _WholeTeacher:
-    """The teacher's logits of every column."""
-
-    def __init__(self, temperature: float, width: int):
-        self.temperature, self.width = temperature, width
-
-    def scores(self, tensors: tuple[Tensor, ...], index: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
-        return tensors[0][index, : self.width].to(dtype) / self.temperature
-
-    def total(
-        self, divergence: Divergence, log_p: Tensor, scores: Tensor, tensors: tuple[Tensor, ...], rows: slice
-    ) -> Tensor:
-        return divergence.total(log_p, F.log_softmax(scores, dim=-1))
-
-    def gradient(
-        self,
-        divergence: Divergence,
-        student: Tensor,
-        scores: Tensor,
-        tensors: tuple[Tensor, ...],
-        rows: slice,
-        probabilities: Tensor | None,
-    ) -> Tensor:
-        return divergence.gradient(student, scores, probabilities)
-
-
-class _TopTeacher:
-    """The teacher's most likely outcomes, and the tail as one more: both models' probabilities of it are compared."""
-
-    def scores(self, tensors: tuple[Tensor, ...], index: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
-        _, scores, *tail = tensors
-        return torch.cat([scores[rows], *(value[rows, None] for value in tail)], dim=-1).to(dtype)
-
-    @staticmethod
-    def _outcomes(log_p: Tensor, tensors: tuple[Tensor, ...], rows: slice) -> Tensor:
-        ids = tensors[0][rows]
-        top = log_p.gather(-1, ids)
-        if len(tensors) == 2:
-            return top
-        # (Not 1 minus their sum, of which little would be left.)
-        return torch.cat([top, log_p.scatter(-1, ids, float("-inf")).logsumexp(-1, keepdim=True)], dim=-1)
-
-    def total(
-        self, divergence: Divergence, log_p: Tensor, scores: Tensor, tensors: tuple[Tensor, ...], rows: slice
-    ) -> Tensor:
-        return divergence.total(self._outcomes(log_p, tensors, rows), F.log_softmax(scores, dim=-1))
+    def sums(
+        self, labels: Tensor, rows: slice, log_p: Tensor, softened: Tensor | None, log_t: Tensor | None
+    ) -> tuple[Tensor, Tensor | float]:
+        """Of cross entropy and divergence over these rows, of [`log_probs`]."""
+        nll = -log_p.gather(-1, labels[:, None]).squeeze(-1)
+        if self.label_smoothing:
+            nll = (1 - self.label_smoothing) * nll - self.label_smoothing * log_p.mean(-1)
+        if softened is None:
+            return nll.sum(), 0.0
+        total = self.divergence.total(self.teacher.outcomes(softened, rows), log_t)
+        return nll.sum(), total * self.temperature**2
 
     def gradient(
         self,
-        divergence: Divergence,
-        student: Tensor,
-        scores: Tensor,
-        tensors: tuple[Tensor, ...],
+        labels: Tensor,
         rows: slice,
-        probabilities: Tensor | None,
+        log_p: Tensor,
+        softened: Tensor | None,
+        log_t: Tensor | None,
+        of_cross_entropy: Tensor | float,
+        of_divergence: Tensor | float,
     ) -> Tensor:
-        log_p = F.log_softmax(student, dim=-1)
-        outcomes = self._outcomes(log_p, tensors, rows)
-        gradient = divergence.gradient(outcomes, scores)
-        if len(tensors) == 2:
-            return torch.zeros_like(log_p).scatter_(-1, tensors[0][rows], gradient)
-        # What falls to the tail goes to its tokens by their shares of it.
-        spread = (log_p - outcomes[:, -1:]).exp_().mul_(gradient[:, -1:])
-        return spread.scatter_(-1, tensors[0][rows], gradient[:, :-1])
+        """`[n, V]`: that of the two [`sums`], times their factors, with respect to the logits. `log_p` is overwritten."""
+        spread = None
+        if softened is not None:
+            # d (tau^2 D) / d logits = tau * d D / d (logits / tau)
+            outcomes = self.teacher.outcomes(softened, rows)
+            spread = self.teacher.spread(self.divergence.gradient(outcomes, log_t), softened, outcomes, rows)
+            spread *= self.temperature * of_divergence
+        # d CE / d logits = softmax(s) - target distribution
+        gradient = log_p.exp_()
+        if self.label_smoothing:
+            gradient -= self.label_smoothing / gradient.shape[-1]
+        gradient.scatter_add_(-1, labels[:, None], torch.full_like(gradient[:, :1], self.label_smoothing - 1))
+        gradient *= of_cross_entropy
+        if spread is not None:
+            gradient[:, : self.vocab_size] += spread
+        return gradient
+
+
+def chunks(count: int, size: int) -> Iterator[slice]:
+    """Slices of `size` that cover `count` tokens."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
 
 
 class _ChunkedTokenLosses(torch.autograd.Function):
@@ -133,60 +126,30 @@ class _ChunkedTokenLosses(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, student, positions, labels, settings, *teacher):
-        temperature, chunk_size, vocab_size, label_smoothing, divergence, source = settings
-        dtype = _compute_dtype(student)
+    def forward(ctx, student, positions, labels, losses, chunk_size):
+        dtype = compute_dtype(student.dtype)
         cross_entropy = torch.zeros((), dtype=dtype, device=student.device)
         total = torch.zeros((), dtype=dtype, device=student.device)
-        # The softmax of the cross entropy is the divergence's too.
-        one_softmax = temperature == 1 and vocab_size == student.shape[-1]
-        for index, target, rows in _chunks(positions, labels, chunk_size):
-            logits = student[index].to(dtype)
-            log_p = F.log_softmax(logits, dim=-1)
-            nll = -log_p.gather(-1, target[:, None]).squeeze(-1)
-            if label_smoothing:
-                nll = (1 - label_smoothing) * nll - label_smoothing * log_p.mean(-1)
-            cross_entropy += nll.sum()
-            if source is not None:
-                if not one_softmax:
-                    log_p = F.log_softmax(logits[:, :vocab_size] / temperature, dim=-1)
-                scores = source.scores(teacher, index, rows, dtype)
-                total += source.total(divergence, log_p, scores, teacher, rows)
-        ctx.save_for_backward(student, positions, labels, *teacher)
-        ctx.settings = (*settings, one_softmax)
-        return cross_entropy, total * temperature**2
+        for rows in chunks(len(positions), chunk_size):
+            log_probs = losses.log_probs(student[positions[rows]].to(dtype), rows)
+            sums = losses.sums(labels[rows], rows, *log_probs)
+            cross_entropy += sums[0]
+            total += sums[1]
+        ctx.save_for_backward(student, positions, labels)
+        ctx.losses, ctx.chunk_size = losses, chunk_size
+        return cross_entropy, total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_cross_entropy, grad_divergence):
-        student, positions, labels, *teacher = ctx.saved_tensors
-        temperature, chunk_size, vocab_size, label_smoothing, divergence, source, one_softmax = ctx.settings
-        dtype = _compute_dtype(student)
+        student, positions, labels = ctx.saved_tensors
+        dtype = compute_dtype(student.dtype)
         grad_student = torch.zeros_like(student)
-        for index, target, rows in _chunks(positions, labels, chunk_size):
-            logits = student[index].to(dtype)
-            # d CE / d logits = softmax(s) - target distribution
-            grad = F.softmax(logits, dim=-1)
-            if source is not None:
-                # d (tau^2 D) / d logits = tau * d D / d (logits / tau)
-                scores = source.scores(teacher, index, rows, dtype)
-                own, known = (logits, grad) if one_softmax else (logits[:, :vocab_size] / temperature, None)
-                softened = source.gradient(divergence, own, scores, teacher, rows, known)
-            if label_smoothing:
-                grad -= label_smoothing / logits.shape[-1]
-            grad.scatter_add_(-1, target[:, None], torch.full_like(grad[:, :1], label_smoothing - 1))
-            grad *= grad_cross_entropy
-            if source is not None:
-                grad[:, :vocab_size] += softened.mul_(temperature * grad_divergence)
-            grad_student[index] = grad.to(student.dtype)
-        return grad_student, None, None, None, *(None for _ in teacher)
-
-
-def _chunks(positions: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor, slice]]:
-    """Places in the flattened logits, their labels, and which of the selected tokens they are."""
-    for start in range(0, len(positions), size):
-        rows = slice(start, start + size)
-        yield positions[rows], labels[rows], rows
+        for rows in chunks(len(positions), ctx.chunk_size):
+            log_probs = ctx.losses.log_probs(student[positions[rows]].to(dtype), rows)
+            gradient = ctx.losses.gradient(labels[rows], rows, *log_probs, grad_cross_entropy, grad_divergence)
+            grad_student[positions[rows]] = gradient.to(student.dtype)
+        return grad_student, None, None, None, None
 
 
 def distillation_token_losses(
@@ -232,7 +195,7 @@ def distillation_token_losses(
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     if chunk_size is None:
-        chunk_size = _default_chunk_size(student_logits)
+        chunk_size = default_chunk_size(student_logits.device, student_logits.shape[-1])
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     if student_logits.shape[:-1] != targets.shape:
@@ -240,24 +203,23 @@ def distillation_token_losses(
             f"targets of shape {tuple(targets.shape)} do not fit logits of shape {tuple(student_logits.shape)}"
         )
     width = student_logits.shape[-1]
-    source: _WholeTeacher | _TopTeacher | None = None
-    teacher: tuple[Tensor, ...] = ()
+    source: TeacherScores | None = None
     flat = targets.reshape(-1)
     positions = (flat != IGNORE_INDEX).nonzero().squeeze(-1)
     if isinstance(teacher_logits, TopLogits):
         vocab_size = width if vocab_size is None else vocab_size
-        _check_top(teacher_logits, len(positions), vocab_size, width)
-        source, teacher = _TopTeacher(), tuple(value.detach() for value in teacher_logits if value is not None)
+        check_top(teacher_logits, len(positions), vocab_size, width)
+        source = TopTeacher(teacher_logits)
     elif teacher_logits is not None:
         vocab_size = _shared_width(student_logits, teacher_logits, targets, vocab_size)
-        source = _WholeTeacher(temperature, vocab_size)
-        teacher = (teacher_logits.detach().reshape(-1, teacher_logits.shape[-1]),)
+        whole = teacher_logits.detach().reshape(-1, teacher_logits.shape[-1])
+        source = WholeTeacher(whole, positions, temperature, vocab_size)
     cross_entropy, total = _ChunkedTokenLosses.apply(
         student_logits.reshape(-1, width),
         positions,
         flat[positions],
-        (temperature, chunk_size, vocab_size, label_smoothing, divergence or ForwardKL(), source),
-        *teacher,
+        TokenLosses(source, divergence or ForwardKL(), temperature, vocab_size, label_smoothing),
+        chunk_size,
     )
     return TokenLossSums(cross_entropy, total, torch.tensor(positions.numel(), device=targets.device))
 
@@ -280,7 +242,12 @@ def _shared_width(student: Tensor, teacher: Tensor, targets: Tensor, vocab_size:
     return vocab_size
 
 
-def _check_top(top: TopLogits, count: int, vocab_size: int, width: int) -> None:
+def check_top(top: TopLogits, count: int, vocab_size: int, width: int) -> None:
+    """Refuse a teacher's top logits that are not those of `count` tokens of a student with `width` columns.
+
+    Raises:
+        ValueError: naming the difference.
+    """
     if len(top.ids) != count or top.ids.shape != top.scores.shape:
         raise ValueError(
             f"the teacher's top logits are {tuple(top.scores.shape)} at ids {tuple(top.ids.shape)}, and {count} tokens are selected"

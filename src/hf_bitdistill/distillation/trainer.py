@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.utils import logging
 
 from ..cards import TAGS, TERNARY_TAGS, CardFacts, write_card
-from ..data.batches import DOCUMENTS, PreparedBatch, prepare_batch
+from ..data.batches import PreparedBatch, prepare_batch
 from ..data.checks import CheckedCollator, ModelLimits, check_batch
 from ..data.preprocessing import IGNORE_INDEX, collate
 from ..layers import warn_of_16_bit_weights
+from .both_passes import BothPasses
 from .callbacks import training_callbacks
 from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, check_one_device, needs_teacher
 from .conversations import encode_datasets
@@ -25,7 +25,7 @@ from .finite import not_finite
 from .layout import batch_layouts, check_layout
 from .metrics import ComponentMeans
 from .model_card import card_facts
-from .passes import TeacherOutputs, labelled_positions, run_model, run_teacher, without
+from .passes import labelled_positions, without
 from .reliable import ReliableTrainer
 from .student import check_ternary, load_student_model
 from .targets import batch_targets, taking_part
@@ -36,7 +36,7 @@ from .teacher import (
     prepare_teacher,
 )
 from .teacher_cache import CachedCollator, TeacherCache
-from .terms import TERMS, Forwards, LossTerm, Progress
+from .terms import TERMS, LossTerm, Progress
 from .terms.attention import AttentionTerm
 
 
@@ -158,7 +158,7 @@ class DistillationTrainer(ReliableTrainer):
 
         self._train_means = ComponentMeans()
         self._eval_means = ComponentMeans()
-        self._all_logits = False
+        self._all_logits = self._loss_only = False
         self._warned_unlabelled = False
         self._step_counts: Tensor | None = None
         self._counts: Tensor | None = None
@@ -173,6 +173,14 @@ class DistillationTrainer(ReliableTrainer):
             self._set_teacher_cache(teacher_model)
         elif needs_teacher(args):
             self._set_teacher(teacher_model, teacher_processing_class)
+        self._passes = BothPasses(
+            args,
+            self.head,
+            self.teacher,
+            self._prepared_teacher,
+            self.teacher_cache,
+            "DeepSpeed gathers the weights of whole modules alone" if self.is_deepspeed_enabled else None,
+        )
         models = {"student": student} | ({} if self.teacher is None else {"teacher": self.teacher})
         self._limits = ModelLimits.of(models, self.head)
         self._checked_layouts: set[str] = set()
@@ -333,7 +341,9 @@ class DistillationTrainer(ReliableTrainer):
             self._warn_unlabelled()
 
         progress, terms = self._next_terms()
-        forwards = self._forwards(model, inputs, targets, mask, terms, progress)
+        wanted = "all" if self._all_logits else "labelled" if return_outputs and not self._loss_only else "none"
+        student = self.accelerator.unwrap_model(model)
+        forwards = self._passes(model, student, inputs, targets, mask, terms, progress, wanted)
         labels, tokens = counts.clamp(min=1).float()
         values, loss = {}, None
         for term in terms:
@@ -362,43 +372,6 @@ class DistillationTrainer(ReliableTrainer):
         progress = Progress(self.state.global_step, self.state.max_steps)
         return progress, [term for term in self.terms if term.is_computed(progress)]
 
-    def _forwards(
-        self,
-        model: nn.Module,
-        inputs: PreparedBatch,
-        targets: Tensor,
-        mask: Tensor,
-        terms: list[LossTerm],
-        progress: Progress,
-    ) -> Forwards:
-        """Run both models on a micro-batch, as far as the terms need them."""
-        positions = None if self._all_logits else labelled_positions(targets, self.head)
-        if self.teacher_cache is None:
-            taught = run_teacher(self._prepared_teacher, self.teacher, inputs, positions, terms, progress, self.head)
-        else:
-            top = self.teacher_cache.top_logits(inputs, targets, self.head, self.args.temperature)
-            taught = TeacherOutputs(top, width=self.teacher_cache.info.vocab_size)
-        student = self.accelerator.unwrap_model(model)
-        wants_hidden = any(term.wants_hidden(progress) for term in terms)
-        with ExitStack() as stack:
-            for term in terms:
-                stack.enter_context(term.watch_student(model))
-            outputs, logits, hidden = run_model(model, student, inputs, positions, wants_hidden)
-        return Forwards(
-            args=self.args,
-            inputs=inputs,
-            targets=targets if positions is None else targets[:, positions],
-            mask=mask,
-            documents=inputs.get(DOCUMENTS),
-            student=student,
-            outputs=outputs,
-            logits=logits,
-            hidden=hidden,
-            teacher_logits=taught.logits,
-            teacher_hidden=taught.hidden,
-            teacher_width=taught.width,
-        )
-
     def _causes(self, batch: Mapping[str, Any]) -> list[str]:
         """What of the teacher is not finite on a batch: it is asked again, and only then looked at as a whole."""
         if self.teacher is None or self.is_deepspeed_enabled:  # its engine answers all processes together only
@@ -407,7 +380,7 @@ class DistillationTrainer(ReliableTrainer):
         progress, terms = self._next_terms()
         batch = self._prepare_inputs(batch)
         with self.compute_loss_context_manager():
-            taught = run_teacher(self._prepared_teacher, self.teacher, batch, positions, terms, progress, self.head)
+            taught = self._passes.of_teacher(batch, positions, terms, progress)
         parts = [("teacher logits", taught.logits)] if taught.logits is not None else []
         parts += [part for term in terms if term.needs_teacher for part in term.watched_teacher()]
         parts += [("teacher hidden states", state) for state in taught.hidden]
@@ -423,11 +396,11 @@ class DistillationTrainer(ReliableTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """As in `Trainer`; the logits of all positions are computed only if they are asked for."""
-        self._all_logits = not prediction_loss_only
+        self._all_logits, self._loss_only = not prediction_loss_only, prediction_loss_only
         try:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         finally:
-            self._all_logits = False
+            self._all_logits = self._loss_only = False
 
     def evaluation_loop(
         self,

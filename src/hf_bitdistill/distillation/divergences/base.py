@@ -11,7 +11,7 @@ from torch import Tensor
 class Divergence(ABC):
     """A divergence of two distributions over the same outcomes, with its gradient.
 
-    The gradient is written down, because the chunked losses compute every softmax again in the backward pass instead of keeping it.
+    The gradient is written down, because the chunked losses keep no softmax for autograd.
     """
 
     name: ClassVar[str]
@@ -26,11 +26,9 @@ class Divergence(ABC):
         """
 
     @abstractmethod
-    def gradient(self, scores: Tensor, teacher_scores: Tensor, probabilities: Tensor | None = None) -> Tensor:
-        """The gradient of [`total`] with respect to `scores`, a new tensor.
+    def gradient(self, log_p: Tensor, log_t: Tensor) -> Tensor:
+        """The gradient of [`total`] with respect to scores of which `log_p` is the log-softmax, a new tensor.
 
         Args:
-            scores: `[N, V]` of the student; their softmax is its distribution.
-            teacher_scores: `[N, V]`.
-            probabilities: `softmax(scores)` where it is known; left as it is.
+            log_p, log_t: as in [`total`]; left as they are.
         """

@@ -16,7 +16,5 @@ class ForwardKL(Divergence):
     def total(self, log_p: Tensor, log_t: Tensor) -> Tensor:
         return F.kl_div(log_p, log_t, reduction="sum", log_target=True)
 
-    def gradient(self, scores: Tensor, teacher_scores: Tensor, probabilities: Tensor | None = None) -> Tensor:
-        gradient = F.softmax(scores, dim=-1) if probabilities is None else probabilities.clone()
-        gradient -= F.softmax(teacher_scores, dim=-1)
-        return gradient
+    def gradient(self, log_p: Tensor, log_t: Tensor) -> Tensor:
+        return log_p.exp().sub_(log_t.exp())

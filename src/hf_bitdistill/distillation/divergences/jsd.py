@@ -37,9 +37,8 @@ class GeneralizedJSD(Divergence):
         of_student = F.kl_div(log_m, log_p, reduction="sum", log_target=True)
         return self.beta * of_teacher + (1 - self.beta) * of_student
 
-    def gradient(self, scores: Tensor, teacher_scores: Tensor, probabilities: Tensor | None = None) -> Tensor:
-        log_p = F.log_softmax(scores, dim=-1)
-        ratio = log_p - self._log_mixture(log_p, F.log_softmax(teacher_scores, dim=-1))
-        p = log_p.exp_()
+    def gradient(self, log_p: Tensor, log_t: Tensor) -> Tensor:
+        ratio = log_p - self._log_mixture(log_p, log_t)
+        p = log_p.exp()
         ratio -= (p * ratio).sum(-1, keepdim=True)
         return ratio.mul_(p).mul_(1 - self.beta)

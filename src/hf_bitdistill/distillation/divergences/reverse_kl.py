@@ -16,9 +16,8 @@ class ReverseKL(Divergence):
     def total(self, log_p: Tensor, log_t: Tensor) -> Tensor:
         return F.kl_div(log_t, log_p, reduction="sum", log_target=True)
 
-    def gradient(self, scores: Tensor, teacher_scores: Tensor, probabilities: Tensor | None = None) -> Tensor:
-        log_p = F.log_softmax(scores, dim=-1)
-        ratio = log_p - F.log_softmax(teacher_scores, dim=-1)
-        p = log_p.exp_()
+    def gradient(self, log_p: Tensor, log_t: Tensor) -> Tensor:
+        ratio = log_p - log_t
+        p = log_p.exp()
         ratio -= (p * ratio).sum(-1, keepdim=True)
         return ratio.mul_(p)

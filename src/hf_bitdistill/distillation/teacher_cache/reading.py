@@ -16,7 +16,7 @@ from ...checkpoint import CheckpointError
 from ...data.batches import PreparedBatch
 from ...data.preprocessing import IGNORE_INDEX, Head
 from ..targets import batch_targets
-from ..token_losses import TopLogits
+from ..teacher_scores import TopLogits
 from .files import INFO, CacheInfo, read_info
 from .keys import DIGEST_BYTES, batch_examples, tokenizer_digest
 from .tail import TEMPERATURES, check_temperature, tail_at

@@ -26,6 +26,7 @@ class AttentionTerm(LossTerm):
     label = "attention relations (unweighted)"
     unit = "nats a row of relations"
     order = 20
+    reads_logits = False
     weight_option = "attention_loss_weight"
     needs_teacher = True
     reads_mask = True

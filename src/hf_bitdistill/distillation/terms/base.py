@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from ..divergences import divergence_of
-from ..token_losses import TokenLossSums, TopLogits, distillation_token_losses
+from ..teacher_scores import TopLogits
+from ..token_losses import TokenLossSums
 
 
 if TYPE_CHECKING:
@@ -65,9 +64,10 @@ class Forwards:
         documents: `[B, T]` of a batch that is packed or padded on the left.
         student: unwrapped.
         outputs: of the student's forward.
-        logits: of the student, `[B, T', V]` or `[B, C]`.
+        token_sums: cross entropy and divergence of the logits. They are of the same softmaxes, and give one gradient together.
+        logits: of the student, `[B, T', V]` or `[B, C]`; `None` if no term reads them.
         hidden: of the student, after every layer; empty if no term wants them.
-        teacher_logits: likewise, or of its most likely tokens; `None` if no term wants them.
+        teacher_logits: likewise, or of its most likely tokens.
         teacher_hidden: likewise.
     """
 
@@ -78,27 +78,11 @@ class Forwards:
     documents: Tensor | None
     student: nn.Module
     outputs: Any
-    logits: Tensor
+    token_sums: TokenLossSums
+    logits: Tensor | None = None
     hidden: Sequence[Tensor] = ()
     teacher_logits: Tensor | TopLogits | None = None
-    teacher_hidden: Sequence[Tensor] = field(default=())
-    teacher_width: int | None = None
-
-    @cached_property
-    def token_sums(self) -> TokenLossSums:
-        """Cross entropy and divergence of the logits. They are of the same softmaxes, and give one gradient together."""
-        args = self.args
-        return distillation_token_losses(
-            self.logits,
-            self.teacher_logits,
-            self.targets,
-            divergence=divergence_of(args),
-            temperature=args.temperature,
-            chunk_size=args.kl_chunk_size,
-            # the tokenizers were compared: surplus columns are padding rows of the embedding
-            vocab_size=None if self.teacher_width is None else min(self.logits.shape[-1], self.teacher_width),
-            label_smoothing=args.label_smoothing_factor,
-        )
+    teacher_hidden: Sequence[Tensor] = ()
 
 
 class LossTerm:
@@ -114,6 +98,8 @@ class LossTerm:
         reads_teacher_logits: the teacher's output layer is computed for it.
         can_be_cached: what it reads of the teacher may come from a cache (`DistillationConfig.teacher_cache`).
         reads_mask: it reads which tokens take part.
+        reads_logits: it reads `Forwards.logits` (or those of the teacher), for which they have to exist as a whole.
+        token_sum: the field of [`TokenLossSums`] that it is the value of.
         settings: options that a model card shows.
     """
 
@@ -126,6 +112,8 @@ class LossTerm:
     reads_teacher_logits: ClassVar[bool] = False
     can_be_cached: ClassVar[bool] = False
     reads_mask: ClassVar[bool] = False
+    reads_logits: ClassVar[bool] = True
+    token_sum: ClassVar[str | None] = None
     settings: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, args: DistillationConfig):
@@ -173,7 +161,9 @@ class LossTerm:
 
     def sums(self, forwards: Forwards) -> TermSums | None:
         """Its value on a micro-batch; `None` if there is none."""
-        raise NotImplementedError
+        if self.token_sum is None:
+            raise NotImplementedError
+        return TermSums(getattr(forwards.token_sums, self.token_sum), "labels")
 
     def facts(self) -> list[tuple[str, Any]]:
         """What a model card says besides the settings."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Forwards, LossTerm, Progress, TermSums
+from .base import LossTerm, Progress
 
 
 class CrossEntropyTerm(LossTerm):
@@ -10,8 +10,10 @@ class CrossEntropyTerm(LossTerm):
     label = "cross entropy"
     unit = "nats a token"
     order = 0
+    reads_logits = False
     weight_option = "ce_loss_weight"
     settings = ("ce_loss_weight",)
+    token_sum = "cross_entropy"
 
     @classmethod
     def is_on(cls, args) -> bool:
@@ -20,6 +22,3 @@ class CrossEntropyTerm(LossTerm):
     def is_computed(self, progress: Progress) -> bool:
         # Also with weight 0: it is logged, and costs little beside the logits.
         return True
-
-    def sums(self, forwards: Forwards) -> TermSums:
-        return TermSums(forwards.token_sums.cross_entropy, "labels")

@@ -17,6 +17,7 @@ class HiddenTerm(LossTerm):
     label = "hidden states (unweighted)"
     unit = "squared error / squared size"
     order = 30
+    reads_logits = False
     weight_option = "hidden_loss_weight"
     needs_teacher = True
     reads_mask = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Forwards, LossTerm, TermSums
+from .base import LossTerm
 
 
 class LogitsTerm(LossTerm):
@@ -12,14 +12,13 @@ class LogitsTerm(LossTerm):
     label = "logits (unweighted)"
     unit = "nats a token, times T squared"
     order = 10
+    reads_logits = False
     weight_option = "logits_loss_weight"
     needs_teacher = True
     reads_teacher_logits = True
     can_be_cached = True
     settings = ("temperature", "logits_loss_weight", "logits_divergence")
-
-    def sums(self, forwards: Forwards) -> TermSums:
-        return TermSums(forwards.token_sums.kl, "labels")
+    token_sum = "kl"
 
     def facts(self) -> list[tuple[str, float]]:
         return [("jsd_beta", self.args.jsd_beta)] if self.args.logits_divergence == "jsd" else []

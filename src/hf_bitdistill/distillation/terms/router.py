@@ -13,6 +13,7 @@ class RouterTerm(LossTerm):
     label = "router (unweighted)"
     unit = "load-balancing loss"
     order = 40
+    reads_logits = False
 
     def is_computed(self, progress: Progress) -> bool:
         return True

@@ -4,7 +4,8 @@
 // serve four products. Fewer tokens than a tile has are left to AVX-512.
 #include "kernels/kernels.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_INT8__) && defined(__AVX512BW__)
+#if defined(__AVX512BW__) && \
+    ((defined(__AMX_TILE__) && defined(__AMX_INT8__)) || (defined(__AMXTILE__) && defined(__AMXINT8__)))  // Clang <= 15
 
 #include "kernels/strips.h"
 #include "kernels/x86_512.h"
@@ -43,9 +44,10 @@ class Tiles {
   Tiles& operator=(const Tiles&) = delete;
 };
 
-// Products of S strips and P panels over `count` tiles of columns. The numbers of tiles are parts of the instructions.
+// Products of S strips and P panels over `count` tiles of columns. The numbers of tiles are parts of the instructions. Not
+// inlined: compilers would unroll the loop for every place of the codes on the stack.
 template <int S, int P>
-void multiply_tiles(const int8_t* x, int64_t strip_bytes, const uint8_t* codes, int64_t count, int32_t* sums, bool first) {
+__attribute__((noinline)) void multiply_tiles(const int8_t* x, int64_t strip_bytes, const uint8_t* codes, int64_t count, int32_t* sums, bool first) {
   constexpr int kSums = kTileTokens * kPanelRows;
   if (first) {
     _tile_zero(0);
@@ -96,7 +98,7 @@ struct Amx {
   }
 
   template <class Codes>
-  static void decode(const uint8_t* w, int64_t chunks, uint8_t* codes) {
+  __attribute__((noinline)) static void decode(const uint8_t* w, int64_t chunks, uint8_t* codes) {
     int64_t chunk = 0;
     for (; chunk < chunks; ++chunk, w += Codes::kChunkBytes, codes += kCodeBytes) {
       const Codes source(w);

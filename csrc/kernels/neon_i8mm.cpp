@@ -19,7 +19,7 @@ constexpr int kFewestTokens = 5;
 // Sums of P pairs of tokens and half a panel over the chunks of a span. Codes are [chunk][2][row pair][2][8], activations
 // [chunk][2][token][8].
 template <int P, int kTokens>
-void multiply_half(const int8_t* x, const uint8_t* codes, int64_t chunks, int32_t* sums, bool first) {
+__attribute__((noinline)) void multiply_half(const int8_t* x, const uint8_t* codes, int64_t chunks, int32_t* sums, bool first) {
   int32x4_t acc[P][kRowPairs];
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
@@ -74,7 +74,7 @@ struct I8mm {
 
   // [half][chunk][2][row pair][2][8]
   template <class Codes>
-  static void decode(const uint8_t* w, int64_t chunks, uint8_t* out) {
+  __attribute__((noinline)) static void decode(const uint8_t* w, int64_t chunks, uint8_t* out) {
     for (int64_t chunk = 0; chunk < chunks; ++chunk, w += Codes::kChunkBytes, out += kCodeBytes / 2) {
 #pragma GCC unroll 4
       for (int i = 0; i < kVectors; ++i) {

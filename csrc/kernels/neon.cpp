@@ -14,9 +14,9 @@ constexpr int kTokens = 4;
 // ---- One panel times T tokens ----------------------------------------------------------------------------------------
 
 template <int step, int T>
-inline void multiply_step(int8x16_t codes, const int8x16_t (&x)[T], int32x4_t (&acc)[T][kVectors], int i) {
+inline void multiply_step(int8x16_t codes, const int8x16_t (&x)[T], int32x4_t (&acc)[T]) {
 #pragma GCC unroll 4
-  for (int t = 0; t < T; ++t) acc[t][i] = vdotq_laneq_s32(acc[t][i], codes, x[t], step);
+  for (int t = 0; t < T; ++t) acc[t] = vdotq_laneq_s32(acc[t], codes, x[t], step);
 }
 
 template <class Codes, int T>
@@ -24,12 +24,12 @@ void multiply_panel(const Tile& tile, int panel, const uint8_t* w) {
   Floats total[T] = {};
   const int8_t* activations = tile.x;
   for (int64_t g = 0; g < tile.groups; ++g) {
-    int32x4_t acc[T][kVectors];
+    int32x4_t acc[kVectors][T];
 #pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
       const int32x4_t start = vdupq_n_s32(start_sum(tile, t, g));
 #pragma GCC unroll 4
-      for (int i = 0; i < kVectors; ++i) acc[t][i] = start;
+      for (int i = 0; i < kVectors; ++i) acc[i][t] = start;
     }
     const uint8_t* const end = w + chunks_of_group(tile, g) * Codes::kChunkBytes;
     for (; w != end; w += Codes::kChunkBytes) {
@@ -41,19 +41,21 @@ void multiply_panel(const Tile& tile, int panel, const uint8_t* w) {
       for (int i = 0; i < kVectors; ++i) {
         uint8x16_t v[Codes::kLoads];
         load_codes<Codes>(w, i, v);
+        // One vector after the other: 16 sums, 4 tokens, 4 codes and a mask fit into the 32 registers.
+        if (i > 0) v[0] = after(acc[i - 1], v[0]);
         int8x16_t codes[kChunkSteps];
         Codes::get(v, codes);
-        multiply_step<0, T>(codes[0], x, acc, i);
-        multiply_step<1, T>(codes[1], x, acc, i);
-        multiply_step<2, T>(codes[2], x, acc, i);
-        multiply_step<3, T>(codes[3], x, acc, i);
+        multiply_step<0, T>(codes[0], x, acc[i]);
+        multiply_step<1, T>(codes[1], x, acc[i]);
+        multiply_step<2, T>(codes[2], x, acc[i]);
+        multiply_step<3, T>(codes[3], x, acc[i]);
       }
       activations += T * kChunkCols;
     }
     const Floats scale = load_scales(tile, panel, g);
     for (int t = 0; t < T; ++t) {
       int32_t sums[kPanelRows];
-      for (int i = 0; i < kVectors; ++i) vst1q_s32(sums + 4 * i, acc[t][i]);
+      for (int i = 0; i < kVectors; ++i) vst1q_s32(sums + 4 * i, acc[i][t]);
       finish_group(tile, panel, t, g, load_vector<Ints>(sums), scale, &total[t]);
     }
   }

@@ -38,6 +38,7 @@ __attribute__((noinline)) void multiply_half(const int8_t* x, const uint8_t* cod
       }
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
+        if (i > 0) tokens[p] = after(acc[p], tokens[p]);
 #pragma GCC unroll 4
         for (int r = 0; r < kRowPairs; ++r) acc[p][r] = vmmlaq_s32(acc[p][r], tokens[p], rows[r]);
       }

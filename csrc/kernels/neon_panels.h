@@ -15,6 +15,15 @@ inline void prefetch(const uint8_t* w) {
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(w) + 1024));
 }
 
+// `value`, which the compiler believes to depend on the sums `before`. Compilers load and decode all that they can at the
+// start of a loop, into more registers than there are, and then keep sums on the stack.
+template <class Vector, int N>
+inline Vector after(const int32x4_t (&before)[N], Vector value) {
+  static_assert(N <= 4, "all of them are named");
+  asm("" : "+w"(value) : "w"(before[0]), "w"(before[N > 1 ? 1 : 0]), "w"(before[N > 2 ? 2 : 0]), "w"(before[N > 3 ? 3 : 0]));
+  return value;
+}
+
 // ---- Decoding: what is loaded for vector i of a chunk, and the codes of its four steps --------------------------------
 // Shifts by constants: those by a vector would take registers that the sums need.
 

@@ -203,7 +203,7 @@ void test_extreme_sums(Random& random) {
         const Packed packed = made.pack();
         for (const int activation : {127, -128, 0}) {
           for (const int64_t tokens : {1, 3, 17}) {
-            if (cols > 50000 && tokens > 3) continue;
+            if (tokens > 3 && (cols > 50000 || (cols > 256 && (weight == 0 || activation == 0)))) continue;
             check_sums(made, packed, std::vector<int8_t>(static_cast<size_t>(tokens * cols), static_cast<int8_t>(activation)),
                        tokens);
           }
@@ -213,19 +213,14 @@ void test_extreme_sums(Random& random) {
   }
 }
 
-// The same for many tokens, where matrix instructions add.
-void test_extreme_sums_of_many_tokens(Random& random) {
-  for (const bd_format format : kFormats) {
-    for (const bool high : {false, true}) {
-      Case made = random_case(random, format, 1, BD_MAX_COLS, 0, false);
-      const int largest = format == BD_INT8 ? 127 : format == BD_INT4 ? 7 : 1;
-      const int smallest = format == BD_INT4 ? -8 : -largest;
-      std::fill(made.values.begin(), made.values.end(), static_cast<int8_t>(high ? largest : smallest));
-      const Packed packed = made.pack();
-      constexpr int64_t kTokens = 16;
-      std::vector<int8_t> x(static_cast<size_t>(kTokens * made.cols), high ? int8_t{127} : int8_t{-128});
-      check_sums(made, packed, x, kTokens);
-    }
+// Sums of unsigned codes that pass 2^31 on the way, of so many tokens that matrix instructions add them.
+void test_sums_that_wrap(Random& random) {
+  constexpr int64_t kTokens = 16;
+  Case made = random_case(random, BD_INT8, 1, BD_MAX_COLS, 0, false);
+  for (const int weight : {-127, 127}) {
+    std::fill(made.values.begin(), made.values.end(), static_cast<int8_t>(weight));
+    const std::vector<int8_t> x(static_cast<size_t>(kTokens * made.cols), static_cast<int8_t>(-128));
+    check_sums(made, made.pack(), x, kTokens);
   }
 }
 
@@ -315,7 +310,7 @@ int main(int argc, char** argv) {
   test_every_token_count(random);
   test_blocks_and_spans(random);
   test_extreme_sums(random);
-  test_extreme_sums_of_many_tokens(random);
+  test_sums_that_wrap(random);
   test_not_finite(random);
   test_embedding(random);
   test_random_shapes(random, count, largest);

@@ -1,12 +1,12 @@
 """Instructions of the kernels' inner loops, counted in what the compilers make of them.
 
-    python benchmarks/kernel_instructions.py [--compilers g++ clang++ aarch64-linux-gnu-g++] [--output FILE]
+    python benchmarks/kernel_instructions.py [--output FILE]
 
 Times need the CPU; instructions only need a compiler for it. So this is how the kernels for CPUs that are not at hand are
-measured: every product of many tokens is compiled with the options of the build, and in the loop that does the products are
-counted its instructions, the products themselves, and accesses to the stack (sums or codes that did not fit into the
-registers). Instructions are given for 1,024 multiply-adds. Where codes are decoded to memory once for a block of tokens, that
-loop is counted too and its share added. Compilers that are not installed are left out.
+measured: each is compiled with the options of the build, and in the loop that does the products of most tokens are counted
+its instructions, the products among them, and accesses to the stack (sums or codes that found no register). Instructions are
+given for 1,024 multiply-adds. Where codes are decoded to memory, once for all tokens of a block, that loop is counted too and
+its share added. Compilers that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -15,35 +15,70 @@ import argparse
 import datetime
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-
-from hf_bitdistill.environment import processor_name
+from typing import Any
 
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-Wno-psabi", "-ffp-contract=off"]
-FLAGS += ["-fno-math-errno", f"-I{ROOT / 'csrc'}"]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mprefer-vector-width=512"]
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A compiler, the CMake options that choose it, and the instruction sets that it is for."""
+
+    command: str
+    options: tuple[str, ...]
+    objdump: str
+    isas: tuple[str, ...]
+
+    def missing(self) -> list[str]:
+        """Of the programs that it takes."""
+        return [name for name in (self.command, self.objdump, "cmake") if shutil.which(name) is None]
+
+    def version(self) -> str:
+        result = subprocess.run([self.command, "--version"], check=True, capture_output=True, text=True)
+        return result.stdout.splitlines()[0]
+
+
+_X86, _ARM = ("avx512vnni", "amx"), ("neon", "i8mm")
+COMPILERS = {
+    "g++": Compiler("g++", ("-DCMAKE_CXX_COMPILER=g++",), "objdump", _X86),
+    "clang++": Compiler("clang++", ("-DCMAKE_CXX_COMPILER=clang++",), "objdump", _X86),
+    "aarch64-linux-gnu-g++": Compiler(
+        "aarch64-linux-gnu-g++",
+        (f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'cmake' / 'aarch64-linux-gnu.cmake'}",),
+        "aarch64-linux-gnu-objdump",
+        _ARM,
+    ),
+    "clang++ for aarch64": Compiler(
+        "clang++",
+        ("-DCMAKE_CXX_COMPILER=clang++", "-DCMAKE_CXX_COMPILER_TARGET=aarch64-linux-gnu")
+        + ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"),
+        "aarch64-linux-gnu-objdump",
+        _ARM,
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A source file and what it is compiled and looked at with.
+    """What to look for in the object of one instruction set.
 
     Attributes:
-        options: as in CMakeLists.txt.
-        product: a pattern of the instruction that multiplies.
-        multiply_adds: of one of them.
-        function: a pattern of the functions that do the products of the most tokens; a group in it names the weights.
-        decode: likewise for the loop that decodes a panel, 256 codes a turn, for `block` tokens. Empty: none.
+        source: the file under csrc/kernels.
+        product: the instruction that multiplies.
+        multiply_adds: of one of these.
+        function: a pattern of the function that multiplies the most tokens; its group names the weights.
+        decode: likewise of the one that decodes to memory, for `block` tokens. Empty: none does.
     """
 
     source: str
-    options: tuple[str, ...]
     product: str
     multiply_adds: int
     function: str
@@ -51,141 +86,159 @@ class Kernel:
     block: int = 0
 
 
-X86 = {
-    "avx512vnni": Kernel("avx512_vnni.cpp", (*AVX512,), "vpdpbusd", 64, r"multiply_many<.*?(\w+)Codes, 2, 10>"),
-    "amx": Kernel(
-        "amx.cpp",
-        (*AVX512, "-mamx-tile", "-mamx-int8"),
-        "tdpbsud",
-        16 * 16 * 64,
-        r"multiply_strips<.*?(\w+)Codes>",
-    ),
+KERNELS = {
+    "avx512vnni": Kernel("avx512_vnni.cpp", "vpdpbusd", 64, r"multiply_many<.*?(\w+)Codes, 2, 10>"),
+    "amx": Kernel("amx.cpp", "tdpbsud", 16 * 16 * 64, r"multiply_tiles<2, 2>", r"::decode<.*?(\w+)Codes>", 128),
+    "neon": Kernel("neon.cpp", "sdot", 16, r"multiply_panel<.*?(\w+)Codes, 4>"),
+    "i8mm": Kernel("neon_i8mm.cpp", "smmla", 32, r"multiply_half<4, 8>", r"::decode<.*?(\w+)Codes>", 64),
 }
-ARM = {
-    "neon": Kernel(
-        "neon.cpp", ("-march=armv8.2-a+dotprod",), "sdot", 16, r"multiply_panel<.*?(\w+)Codes, 4>"
-    ),
-    "i8mm": Kernel(
-        "neon_i8mm.cpp",
-        ("-march=armv8.2-a+dotprod+i8mm",),
-        "smmla",
-        32,
-        r"multiply_half<4, 8>()",
-        r"multiply_strips<.*?(\w+)Codes>",
-        64,
-    ),
-}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Address, mnemonic and operands as the disassembler writes them."""
+
+    address: int
+    name: str
+    operands: str
+
+    def stored_bytes(self) -> int:
+        """Of vector registers, to memory."""
+        if re.fullmatch(r"vmov\w+", self.name):
+            return 64 if re.match(r"%zmm\d+,.*\(", self.operands) else 0
+        if re.fullmatch(r"st(p|r|ur)", self.name):
+            return 16 * len(re.findall(r"\bq\d+", self.operands))
+        registers = re.findall(r"\bv\d+\.(\w+)", self.operands) if re.fullmatch(r"st[1-4]", self.name) else []
+        return sum(16 if shape in ("16b", "8h", "4s", "2d") else 8 for shape in registers)
+
+    def uses_stack(self) -> bool:
+        return re.search(r"\[sp\b|\(%rsp|-0x\w+\(%rbp", self.operands) is not None
 
 
 @dataclass(frozen=True)
 class Loop:
-    """An innermost loop: its instructions, as mnemonic and operands."""
+    """An innermost loop."""
 
-    instructions: tuple[tuple[str, str], ...]
+    instructions: tuple[Instruction, ...]
 
-    def count(self, mnemonic: str) -> int:
-        return sum(re.fullmatch(mnemonic, name) is not None for name, _ in self.instructions)
+    def count(self, name: str) -> int:
+        return sum(instruction.name == name for instruction in self.instructions)
+
+    def stored_bytes(self) -> int:
+        return sum(instruction.stored_bytes() for instruction in self.instructions)
 
     def stack_accesses(self) -> int:
-        """Loads and stores of what lives on the stack."""
-        return sum(re.search(r"\[sp|\(%rsp|-0x\w+\(%rbp", operands) is not None for _, operands in self.instructions)
+        return sum(instruction.uses_stack() for instruction in self.instructions)
+
+    def per_1024(self, multiply_adds: int) -> float:
+        """Instructions, where one turn stands for so many multiply-adds."""
+        return len(self.instructions) * 1024 / multiply_adds
 
 
-def compiled(compiler: str, kernel: Kernel, folder: Path) -> Path:
-    """The object file of a kernel."""
-    output = folder / f"{kernel.source}.o"
-    source = ROOT / "csrc" / "kernels" / kernel.source
-    subprocess.run([compiler, *FLAGS, *kernel.options, "-c", str(source), "-o", str(output)], check=True)
-    return output
-
-
-def functions(objdump: str, file: Path) -> dict[str, list[tuple[int, str, str]]]:
-    """Address, mnemonic and operands of the instructions of every function."""
+def functions(objdump: str, file: Path) -> dict[str, list[Instruction]]:
+    """The code of every function of an object file, by its name in C++."""
     command = [objdump, "-d", "-C", "--no-show-raw-insn", str(file)]
-    found: dict[str, list[tuple[int, str, str]]] = {}
-    lines: list[tuple[int, str, str]] = []
+    found: dict[str, list[Instruction]] = {}
+    code: list[Instruction] = []
     for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines():
         if start := re.fullmatch(r"[0-9a-f]+ <(.*)>:", line):
-            lines = found.setdefault(start[1], [])
-        elif instruction := re.match(r"\s*([0-9a-f]+):\s+(?:\{\w+\} )?(\S+)\s*(.*)", line):
-            lines.append((int(instruction[1], 16), instruction[2], instruction[3]))
+            code = found.setdefault(start[1], [])
+        elif parts := re.match(r"\s*([0-9a-f]+):\s+(?:\{\w+\} )?(\S+)\s*(.*)", line):
+            code.append(Instruction(int(parts[1], 16), parts[2], parts[3]))
     return found
 
 
-def innermost_loops(lines: list[tuple[int, str, str]]) -> list[Loop]:
-    """From the target of a jump backwards to the jump, where no other such range lies inside."""
+def innermost_loops(code: list[Instruction]) -> list[Loop]:
+    """From the target of a jump backwards to the jump, where no other such stretch lies inside."""
     jumps = []
-    for address, name, operands in lines:
-        target = re.search(r"(?:^|, )([0-9a-f]+) <", operands)
-        if target and re.match(r"j|b(\.|$)|cbn?z|tbn?z", name) and lines[0][0] <= int(target[1], 16) <= address:
-            jumps.append((int(target[1], 16), address))
+    for instruction in code:
+        target = re.search(r"(?:^|, )([0-9a-f]+) <", instruction.operands)
+        if target and re.match(r"j|b(\.|$)|cbn?z|tbn?z", instruction.name):
+            first = int(target[1], 16)
+            if code[0].address <= first <= instruction.address:
+                jumps.append((first, instruction.address))
     inner = [a for a in jumps if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in jumps)]
-    return [Loop(tuple((name, rest) for at, name, rest in lines if first <= at <= last)) for first, last in inner]
+    return [Loop(tuple(i for i in code if first <= i.address <= last)) for first, last in inner]
 
 
-def product_loop(lines: list[tuple[int, str, str]], product: str) -> Loop | None:
-    """The innermost loop with the most products."""
-    loops = [loop for loop in innermost_loops(lines) if loop.count(product)]
-    return max(loops, key=lambda loop: loop.count(product), default=None)
-
-
-def figures(compiler: str, objdump: str, kernel: Kernel, folder: Path) -> dict[str, dict[str, float]]:
-    """Of every kind of weights: see the module."""
-    code = functions(objdump, compiled(compiler, kernel, folder))
-    result = {}
-    for name, lines in code.items():
+def figures(kernel: Kernel, code: dict[str, list[Instruction]]) -> dict[str, dict[str, float]]:
+    """By kind of weights: see the module. A kernel that decodes to memory has one product loop for all of them."""
+    result: dict[str, dict[str, float]] = {}
+    shared: dict[str, float] = {}
+    for name, body in code.items():
         match = re.search(kernel.function, name)
-        loop = product_loop(lines, kernel.product) if match else None
-        if match is None or loop is None:
+        loops = [loop for loop in innermost_loops(body) if loop.count(kernel.product)] if match else []
+        if match is None or not loops:
             continue
-        done = loop.count(kernel.product) * kernel.multiply_adds
-        counts = {
+        loop = max(loops, key=lambda loop: loop.count(kernel.product))
+        products = loop.count(kernel.product)
+        shared = {
             "instructions": len(loop.instructions),
-            "products": loop.count(kernel.product),
+            "products": products,
             "stack_accesses": loop.stack_accesses(),
-            "instructions_per_1024_multiply_adds": round(len(loop.instructions) * 1024 / done, 2),
+            "instructions_per_1024_multiply_adds": round(loop.per_1024(products * kernel.multiply_adds), 2),
         }
         if not kernel.decode:
-            result[match[1].lower()] = counts
+            result[match[1].lower()] = shared
+    for name, body in code.items() if kernel.decode and shared else ():
+        match = re.search(kernel.decode, name)
+        if match is None:
             continue
-        for other, of_other in code.items():
-            weights = re.search(kernel.decode, other)
-            decoding = max(innermost_loops(of_other), key=lambda x: x.count("zip[12]"), default=None) if weights else None
-            if weights is None or decoding is None:
-                continue
-            share = len(decoding.instructions) * 1024 / (256 * kernel.block)
-            result[weights[1].lower()] = counts | {
-                "decoding_instructions": len(decoding.instructions),
-                "decoding_stack_accesses": decoding.stack_accesses(),
-                "with_decoding_per_1024_multiply_adds": round(len(loop.instructions) * 1024 / done + share, 2),
-            }
+        loop = max(innermost_loops(body), key=Loop.stored_bytes)
+        decoding = loop.per_1024(loop.stored_bytes() * kernel.block)  # a code is a byte
+        result[match[1].lower()] = shared | {
+            "decoding_stack_accesses": loop.stack_accesses(),
+            "decoding_instructions_per_1024_codes": round(decoding * kernel.block, 2),
+            "with_decoding_per_1024_multiply_adds": round(shared["instructions_per_1024_multiply_adds"] + decoding, 2),
+        }
     return result
 
 
-def version(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
+def measure(compiler: Compiler, isas: Iterable[str], folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """By instruction set and kind of weights. An instruction set that the compiler does not know is left out.
+
+    Args:
+        folder: an empty one, for the build.
+    """
+    options = ["-DCMAKE_EXPORT_COMPILE_COMMANDS=ON", *compiler.options]
+    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), *options]
+    subprocess.run(configure, check=True, capture_output=True, text=True)
+    commands = {
+        Path(entry["file"]).name: shlex.split(entry["command"])
+        for entry in json.loads((folder / "compile_commands.json").read_text())
+    }
+    result = {}
+    for isa in isas:
+        kernel, output = KERNELS[isa], folder / f"{isa}.o"
+        command = commands[kernel.source]
+        command[command.index("-o") + 1] = str(output)
+        subprocess.run(command, check=True, cwd=folder, capture_output=True, text=True)
+        if found := figures(kernel, functions(compiler.objdump, output)):
+            result[isa] = found
+    return result
 
 
 def main() -> None:
+    from hf_bitdistill.environment import processor_name
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compilers", nargs="+", default=["g++", "clang++", "aarch64-linux-gnu-g++"])
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    report = {
+    report: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": processor_name(),
         "runs": [],
     }
-    for compiler in args.compilers:
-        if shutil.which(compiler) is None:
+    for name, compiler in COMPILERS.items():
+        if missing := compiler.missing():
+            print(f"{name}: left out, no {', no '.join(missing)}")
             continue
-        arm = "aarch64" in compiler
-        objdump = "aarch64-linux-gnu-objdump" if arm else "objdump"
-        for isa, kernel in (ARM if arm else X86).items():
-            with tempfile.TemporaryDirectory() as folder:
-                weights = figures(compiler, objdump, kernel, Path(folder))
-            report["runs"].append({"isa": isa, "compiler": version(compiler), "weights": weights})
-            print(isa, compiler, json.dumps(weights, indent=1))
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(compiler, compiler.isas, Path(folder))
+        for isa, weights in found.items():
+            report["runs"].append({"isa": isa, "compiler": name, "version": compiler.version(), "weights": weights})
+            for kind, counts in weights.items():
+                print(f"{name}, {isa}, {kind}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
     if args.output:
         args.output.write_text(json.dumps(report, indent=2) + "\n")
 

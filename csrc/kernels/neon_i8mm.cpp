@@ -86,9 +86,8 @@ struct I8mm {
         uint8_t* const half = out + i / 2 * (kSpanBytes / 2) + i % 2 * 32;
 #pragma GCC unroll 2
         for (int k = 0; k < 2; ++k) {
-          const int32x4_t left = vreinterpretq_s32_s8(codes[2 * k]), right = vreinterpretq_s32_s8(codes[2 * k + 1]);
-          vst1q_u8(half + k * 64, vreinterpretq_u8_s32(vzip1q_s32(left, right)));
-          vst1q_u8(half + k * 64 + 16, vreinterpretq_u8_s32(vzip2q_s32(left, right)));
+          const int32x4x2_t steps = {{vreinterpretq_s32_s8(codes[2 * k]), vreinterpretq_s32_s8(codes[2 * k + 1])}};
+          vst2q_s32(reinterpret_cast<int32_t*>(half + k * 64), steps);  // stores zipped: the steps of a row together
         }
       }
     }

@@ -93,7 +93,7 @@ BD_API const char* bd_version(void);
 BD_API const char* bd_strerror(int status);
 
 // Instruction set in use. The first use picks the best that the CPU has, or what HF_BITDISTILL_ISA names
-// (scalar, avx2, avxvnni, avx512vnni, neon). BD_ERROR_ISA if that name is unknown or cannot run here; then every
+// (scalar, avx2, avxvnni, avx512vnni, amx, neon, i8mm). BD_ERROR_ISA if that name is unknown or cannot run here; then every
 // computing function fails the same way, until bd_set_isa succeeds.
 BD_API int bd_get_isa(const char** name);
 BD_API int bd_set_isa(const char* name);

@@ -16,7 +16,8 @@ struct Norm {
 
 class QuantizedActivations {
  public:
-  // x [tokens, cols], contiguous. A status; on failure the content is unspecified. Shapes must have been checked.
+  // x [tokens, cols], contiguous. A status; on failure the content is unspecified. Shapes must have been checked. Done by,
+  // and laid out for, the kernels_for() so many tokens.
   int quantize(const Kernels& kernels, const void* x, bd_dtype dtype, int64_t tokens, int64_t cols, Norm norm);
   // The same from integers, with scale 1.
   int assign(const Kernels& kernels, const int8_t* x_q, int64_t tokens, int64_t cols);
@@ -29,7 +30,7 @@ class QuantizedActivations {
     const int64_t left = tokens_ - first_token(block);
     return static_cast<int>(left < block_tokens_ ? left : block_tokens_);
   }
-  // [chunks][tokens_in(block)][16]
+  // [chunks][tokens_in(block)][16], or the strips of the kernels
   const int8_t* block(int64_t block) const { return values_.as<int8_t>() + first_token(block) * padded_cols_; }
   const float* scale(int64_t token) const { return scales_.as<float>() + token; }                 // s
   const float* inverse_scale(int64_t token) const { return scales_.as<float>() + tokens_ + token; }  // 1 / s
@@ -41,10 +42,12 @@ class QuantizedActivations {
 
  private:
   int prepare(const Kernels& kernels, int64_t tokens, int64_t cols);
+  // Where the first columns of a token are, and how far it is from chunk to chunk of columns.
   int8_t* token_start(int64_t token, int64_t* chunk_stride) const;
   void finish_sums();
 
   int64_t tokens_ = 0, cols_ = 0, padded_cols_ = 0, sum_count_ = 0, block_tokens_ = 1;
+  Strips strips_;
   int64_t cached_group_size_ = 0;
   AlignedBuffer values_, scales_, sums_, token_sums_, group_sums_;
 };

@@ -5,10 +5,7 @@
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512VNNI__)
 
-#include <immintrin.h>
-
-#include "kernels/portable.h"
-#include "kernels/x86_prefetch.h"
+#include "kernels/x86_512.h"
 
 #ifndef BITDISTILL_REGISTER  // an emulation of these instructions has none
 #define BITDISTILL_REGISTER "v"
@@ -20,8 +17,6 @@ namespace {
 constexpr int kTokens = 10;  // times two panels: 20 sums, and 12 registers for weights and codes
 constexpr int kFewTokens = 4;
 
-inline __m512i load(const uint8_t* p) { return _mm512_loadu_si512(p); }
-
 // 4 activations for every row.
 inline __m512i broadcast(const int8_t* x) {
   int32_t bits;
@@ -30,36 +25,6 @@ inline __m512i broadcast(const int8_t* x) {
 }
 
 inline Ints as_ints(__m512i v) { return load_vector<Ints>(&v); }
-
-// ---- Decoding: get(step) of a chunk ----------------------------------------------------------------------------------
-
-struct TernaryCodes {
-  static constexpr int64_t kChunkBytes = kVectorBytes;
-  __m512i v;
-  explicit TernaryCodes(const uint8_t* chunk) : v(load(chunk)) {}
-  __m512i get(int step) const {
-    return _mm512_and_si512(_mm512_srli_epi16(v, static_cast<unsigned>(2 * step)), _mm512_set1_epi8(3));
-  }
-};
-
-struct Int4Codes {
-  static constexpr int64_t kChunkBytes = 2 * kVectorBytes;
-  const uint8_t* w;
-  explicit Int4Codes(const uint8_t* chunk) : w(chunk) {}
-  __m512i get(int step) const {
-    const __m512i v = load(w + step / 2 * kVectorBytes);
-    return _mm512_and_si512(_mm512_srli_epi16(v, static_cast<unsigned>(4 * (step % 2))), _mm512_set1_epi8(15));
-  }
-};
-
-struct Int8Codes {
-  static constexpr int64_t kChunkBytes = 4 * kVectorBytes;
-  const uint8_t* w;
-  explicit Int8Codes(const uint8_t* chunk) : w(chunk) {}
-  __m512i get(int step) const {
-    return _mm512_xor_si512(load(w + step * kVectorBytes), _mm512_set1_epi8(static_cast<char>(0x80)));
-  }
-};
 
 // ---- Many tokens: one or two panels times T tokens -------------------------------------------------------------------
 
@@ -238,19 +203,6 @@ double multiply_add_loop(int64_t iterations) {
   }
   for (__m512i& a : acc) asm volatile("" : : BITDISTILL_REGISTER(a));
   return static_cast<double>(iterations) * 20 * 64;
-}
-
-uint64_t read_loop(const uint8_t* data, int64_t bytes) {
-  __m512i acc[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
-  for (int64_t i = 0; i + 256 <= bytes; i += 256) {
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      prefetch(data + i + j * kVectorBytes);
-      acc[j] = _mm512_add_epi64(acc[j], load(data + i + j * kVectorBytes));
-    }
-  }
-  const __m512i sum = _mm512_add_epi64(_mm512_add_epi64(acc[0], acc[1]), _mm512_add_epi64(acc[2], acc[3]));
-  return static_cast<uint64_t>(_mm512_reduce_add_epi64(sum));
 }
 
 constexpr Kernels kAvx512Vnni = {"avx512vnni", kTokens, 128, quantize_token, multiply, multiply_add_loop, read_loop, avx512_float_kernels};

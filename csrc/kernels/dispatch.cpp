@@ -6,9 +6,16 @@
 
 #include "core/status.h"
 #include "kernels/kernels.h"
+#include "kernels/tile_permission.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -18,9 +25,24 @@ namespace {
 
 #if defined(__x86_64__)
 
+// Palette 1 of AMX as the kernels use it: 8 tiles of 16 rows of 64 bytes.
+bool tiles_fit() {
+  unsigned a, b, c, d;
+  if (__get_cpuid_count(0x1d, 1, &a, &b, &c, &d) == 0) return false;
+  return a >> 16 == 1024 && (b & 0xffff) == 64 && b >> 16 >= 8 && (c & 0xffff) >= 16;
+}
+
+bool ask_for_tiles() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  return tiles_permitted([](int what, unsigned long argument) { return syscall(SYS_arch_prctl, what, argument); });
+#else
+  return false;
+#endif
+}
+
 // What the CPU has and the system saves on a context switch.
 struct Features {
-  bool avx2 = false, avxvnni = false, avx512vnni = false;
+  bool avx2 = false, avxvnni = false, avx512vnni = false, amx = false;
 
   Features() {
     unsigned a, b, c, d;
@@ -36,9 +58,11 @@ struct Features {
     avx2 = ymm && fused && (b & bit_AVX2) != 0;
     avx512vnni = zmm && avx2 && avx512 && (c & bit_AVX512VNNI) != 0;
 #if defined(BITDISTILL_EMULATE_VNNI)
-    avxvnni = avx512vnni = avx2;
+    avxvnni = avx512vnni = amx = avx2;
     return;
 #endif
+    constexpr unsigned kTileData = 3u << 17, kAmx = 3u << 24;  // AMX-TILE and AMX-INT8
+    if (avx512vnni && (xcr0 & kTileData) == kTileData && (d & kAmx) == kAmx) amx = tiles_fit() && ask_for_tiles();
     if (subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) avxvnni = avx2 && (a & (1u << 4)) != 0;
   }
 };
@@ -48,6 +72,7 @@ bool can_run(const char* name) {
   if (std::strcmp(name, "avx2") == 0) return features.avx2;
   if (std::strcmp(name, "avxvnni") == 0) return features.avxvnni;
   if (std::strcmp(name, "avx512vnni") == 0) return features.avx512vnni;
+  if (std::strcmp(name, "amx") == 0) return features.amx;
   return std::strcmp(name, "scalar") == 0;
 }
 
@@ -55,12 +80,15 @@ bool can_run(const char* name) {
 
 bool can_run(const char* name) {
   if (std::strcmp(name, "scalar") == 0) return true;
-  if (std::strcmp(name, "neon") != 0) return false;
+  const bool neon = std::strcmp(name, "neon") == 0, i8mm = std::strcmp(name, "i8mm") == 0;
 #if defined(__linux__)
-  constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP
-  return (getauxval(AT_HWCAP) & kDotProduct) != 0;
+  constexpr unsigned long kDotProduct = 1ul << 20, kMatrix = 1ul << 13;  // HWCAP_ASIMDDP, HWCAP2_I8MM
+  const bool dot_product = (getauxval(AT_HWCAP) & kDotProduct) != 0;
+  return dot_product && (neon || (i8mm && (getauxval(AT_HWCAP2) & kMatrix) != 0));
 #elif defined(__APPLE__)
-  return true;
+  int has = 0;
+  size_t size = sizeof has;
+  return neon || (i8mm && sysctlbyname("hw.optional.arm.FEAT_I8MM", &has, &size, nullptr, 0) == 0 && has != 0);
 #else
   return false;
 #endif
@@ -72,7 +100,7 @@ bool can_run(const char* name) { return std::strcmp(name, "scalar") == 0; }
 
 #endif
 
-constexpr int kMost = 5;
+constexpr int kMost = 7;
 
 struct Choice {
   const Kernels* usable[kMost] = {};
@@ -81,8 +109,8 @@ struct Choice {
   std::atomic<const Kernels*> active{nullptr};
 
   Choice() {
-    for (const Kernels* kernels :
-         {avx512vnni_kernels(), avxvnni_kernels(), avx2_kernels(), neon_kernels(), scalar_kernels()}) {
+    for (const Kernels* kernels : {amx_kernels(), avx512vnni_kernels(), avxvnni_kernels(), avx2_kernels(), i8mm_kernels(),
+                                   neon_kernels(), scalar_kernels()}) {
       if (kernels == nullptr || !can_run(kernels->name)) continue;
       names[count] = kernels->name;
       usable[count++] = kernels;

@@ -19,7 +19,7 @@ struct Tile {
   int64_t group_chunks; // of a group; the last may have fewer
   int64_t groups;
 
-  // Activations [chunks][tokens][16], zero beyond the last column.
+  // Activations, zero beyond the last column: [chunks][tokens][16], or in strips, see Strips.
   const int8_t* x;
   int tokens;
   const int32_t* group_sums;  // [tokens][groups]: sums of x_q
@@ -46,14 +46,26 @@ struct QuantizeTask {
   int64_t cols;
   const float* norm_weight;  // or null
   float norm_eps;
-  float* scratch;            // round_up(cols, 16) floats and 16 more bytes than that
-  int8_t* x_q;               // 16 columns at x_q, the next 16 at x_q + chunk_stride; if that is 16, 16 zeros at the end
+  float* scratch;            // round_up(cols, 16) floats and as many bytes, and kMostChunkCols bytes more
+  // chunk_cols columns at x_q, the next at x_q + chunk_stride, the last filled up with zeros. If both are 16, 16 zeros at
+  // the end.
+  int8_t* x_q;
   int64_t chunk_stride;
+  int chunk_cols;            // 8, or a multiple of 16 up to kMostChunkCols
   int32_t* sums;             // of each 32 columns
   float* scale;              // s
 };
 
 constexpr int kSumCols = 32;
+constexpr int kMostChunkCols = 64;
+
+// How matrix instructions want the activations: the tokens of a batch are cut into strips, the columns of a strip into
+// chunks, [strips][chunks][tokens][cols]. The last strip is filled up with zeros. tokens = 0: blocks as Tile has them.
+struct Strips {
+  int tokens = 0;
+  int cols = kChunkCols;  // 8, or a multiple of 16 up to kMostChunkCols
+  int panels = 1;         // that are best multiplied together
+};
 
 struct Kernels {
   const char* name;
@@ -69,14 +81,27 @@ struct Kernels {
   uint64_t (*read_loop)(const uint8_t* data, int64_t bytes);
 
   const FloatKernels* (*floats)();
+
+  // An instruction set whose strength are many tokens: where they are fewer, the functions above, except `floats`, are
+  // those of another one. Null: none.
+  Strips strips = {};
+  int fewest_tokens = 1;
+  const Kernels* (*for_fewer)() = nullptr;
 };
+
+// What quantises and multiplies a batch of `tokens`.
+inline const Kernels& kernels_for(const Kernels& kernels, int64_t tokens) {
+  return tokens < kernels.fewest_tokens ? *kernels.for_fewer() : kernels;
+}
 
 // Null if this build has no such code. Whether the CPU can run it is another question: see active_kernels.
 const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avxvnni_kernels();
 const Kernels* avx512vnni_kernels();
+const Kernels* amx_kernels();
 const Kernels* neon_kernels();
+const Kernels* i8mm_kernels();
 
 // The chosen ones; BD_ERROR_ISA if HF_BITDISTILL_ISA asks for what is not there.
 int active_kernels(const Kernels** kernels);

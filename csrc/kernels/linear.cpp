@@ -75,7 +75,7 @@ struct Plan {
   int64_t panels;  // of a task; the last may have fewer
   int64_t tasks;
 
-  Plan(int64_t all_panels, int64_t largest_panel, int64_t blocks) {
+  Plan(int64_t all_panels, int64_t largest_panel, int64_t blocks, int64_t panels_at_once) {
     panels = div_up(all_panels, num_threads() * kTasksPerThread);
     if (blocks > 1) {
       const int64_t fitting = kMaxTaskBytes / largest_panel;
@@ -88,17 +88,18 @@ struct Plan {
       if (panels * largest_panel < kMinTaskBytes) panels = div_up(kMinTaskBytes, largest_panel);
     }
     if (panels < 1) panels = 1;
+    panels = round_up(panels, panels_at_once);
     tasks = div_up(all_panels, panels);
   }
 };
 
-Plan plan(const Matrix* const* matrices, int count, int64_t blocks) {
+Plan plan(const Matrix* const* matrices, int count, int64_t blocks, int64_t panels_at_once) {
   int64_t all_panels = 0, largest_panel = 1;
   for (int i = 0; i < count; ++i) {
     all_panels += matrices[i]->panels;
     if (matrices[i]->panel_bytes > largest_panel) largest_panel = matrices[i]->panel_bytes;
   }
-  return Plan(all_panels, largest_panel, blocks);
+  return Plan(all_panels, largest_panel, blocks, panels_at_once);
 }
 
 // body(i, first, count): panels [first, first + count) of matrix i, for all that [first_panel, last_panel) covers.
@@ -114,7 +115,7 @@ void for_panels(const Matrix* const* matrices, int count, int64_t first_panel, i
 }
 
 void run(const Product* products, const Matrix* const* matrices, int count, int64_t blocks) {
-  const Plan division = plan(matrices, count, blocks);
+  const Plan division = plan(matrices, count, blocks, products[0].kernels->strips.panels);
   // Where panels are few for the threads, the tokens are divided as well.
   const int64_t tasks_wanted = num_threads() * kTasksPerThread;
   int64_t token_tasks = num_threads() > 1 && division.tasks < tasks_wanted ? div_up(tasks_wanted, division.tasks) : 1;
@@ -144,7 +145,7 @@ int multiply(const Kernels& kernels, const MultiplyPart* parts, int count, Quant
     }
     const int32_t* group_sums = x.group_sums(parts[i].matrix->group_size);
     if (group_sums == nullptr) return BD_ERROR_OUT_OF_MEMORY;
-    products[i] = {&kernels, parts[i].matrix, &x, &parts[i].output, group_sums};
+    products[i] = {&kernels_for(kernels, x.tokens()), parts[i].matrix, &x, &parts[i].output, group_sums};
     matrices[i] = parts[i].matrix;
   }
   run(products, matrices, count, x.blocks());

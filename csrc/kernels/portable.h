@@ -89,6 +89,16 @@ inline void load_token(const QuantizeTask& task, int64_t padded, float* v) {
   for (int64_t i = 0; i < cols; ++i) v[i] = v[i] * inverse * task.norm_weight[i];
 }
 
+// Columns to where they belong; q is zero up to the end of the last chunk. The compiler knows the sizes of the pieces: a
+// call of memcpy for each would take longer than the quantisation.
+template <int kPiece>
+inline void store_chunks(const QuantizeTask& task, const int8_t* q, int64_t padded) {
+  int8_t* out = task.x_q;
+  for (int64_t i = 0; i < padded; i += task.chunk_cols, out += task.chunk_stride) {
+    for (int64_t j = 0; j < task.chunk_cols; j += kPiece) memcpy(out + j, q + i + j, kPiece);
+  }
+}
+
 inline void quantize_token(const QuantizeTask& task) {
   const int64_t cols = task.cols;
   const int64_t padded = round_up(cols, kLanes);
@@ -102,7 +112,10 @@ inline void quantize_token(const QuantizeTask& task) {
 
   const uint32_t bits = max_magnitude_bits(v, padded);
   if (bits >= kInfinityBits) {
-    for (int64_t i = 0; i < padded; i += kChunkCols) memset(task.x_q + i / kChunkCols * task.chunk_stride, 0, kChunkCols);
+    int8_t* out = task.x_q;
+    for (int64_t i = 0; i < padded; i += task.chunk_cols, out += task.chunk_stride) {
+      memset(out, 0, static_cast<size_t>(task.chunk_cols));
+    }
     memset(task.sums, 0, static_cast<size_t>(div_up(cols, kSumCols)) * sizeof(int32_t));
     *task.scale = __builtin_nanf("");
     return;
@@ -116,19 +129,17 @@ inline void quantize_token(const QuantizeTask& task) {
   // Adding and subtracting 1.5 * 2^23 rounds half to even. The products are at most 127 plus a rounding error, so the clip
   // of the definition never acts. Long plain loops, because compilers narrow and add bytes best in those.
   constexpr float kRound = 12582912.0f;
-  int8_t* q = task.chunk_stride == kChunkCols ? task.x_q : reinterpret_cast<int8_t*>(task.scratch + padded);
+  const bool contiguous = task.chunk_stride == task.chunk_cols;
+  int8_t* q = contiguous ? task.x_q : reinterpret_cast<int8_t*>(task.scratch + padded);
   for (int64_t i = 0; i < padded; ++i) q[i] = static_cast<int8_t>(static_cast<int32_t>((v[i] * s + kRound) - kRound));
-  if (q != task.x_q) memset(q + padded, 0, kLanes);
+  if (!contiguous) memset(q + padded, 0, kMostChunkCols);
   for (int64_t i = 0; i < cols; i += kSumCols) {
     int32_t sum = 0;
     for (int j = 0; j < kSumCols; ++j) sum += q[i + j];
     task.sums[i / kSumCols] = sum;
   }
-  if (q != task.x_q) {
-    for (int64_t i = 0; i < padded; i += kChunkCols) {
-      memcpy(task.x_q + i / kChunkCols * task.chunk_stride, q + i, kChunkCols);
-    }
-  }
+  if (contiguous) return;
+  task.chunk_cols < kChunkCols ? store_chunks<8>(task, q, padded) : store_chunks<kChunkCols>(task, q, padded);
 }
 
 // ---- Codes -----------------------------------------------------------------------------------------------------------

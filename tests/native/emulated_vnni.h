@@ -1,5 +1,5 @@
 // The few AVX-512 VNNI and AVX-VNNI instructions that the kernels use, for CPUs without them: included in front of
-// avx512_vnni.cpp and avx_vnni.cpp by BITDISTILL_EMULATE_VNNI, so that what these files compute is tested everywhere. Slow.
+// avx512_vnni.cpp, amx.cpp and avx_vnni.cpp by BITDISTILL_EMULATE_VNNI, so that what these files compute is tested everywhere. Slow.
 #pragma once
 
 #include <immintrin.h>
@@ -36,6 +36,8 @@ inline Vector load(const void* p) {
   std::memcpy(&result, p, sizeof result);
   return result;
 }
+
+inline void store(void* p, const Vector& v) { std::memcpy(p, &v, sizeof v); }
 
 inline Vector set1_epi8(int value) {
   return lanes<uint8_t>([=](size_t) { return static_cast<uint8_t>(value); });
@@ -104,6 +106,7 @@ inline __m256i dpbusd256(__m256i sum, __m256i u, __m256i s) {
 #define _mm512_set1_epi32 emulated::set1_epi32
 #define _mm512_set1_epi8(value) emulated::set1_epi8(value)
 #define _mm512_setzero_si512 emulated::setzero
+#define _mm512_store_si512 emulated::store
 #define _mm512_srai_epi32 emulated::srai_epi32
 #define _mm512_srli_epi16 emulated::srli_epi16
 #define _mm512_xor_si512 emulated::bit_xor

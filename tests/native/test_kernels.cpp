@@ -159,6 +159,21 @@ void test_every_token_count(Random& random) {
   }
 }
 
+// More tokens than one block of any instruction set has, and more columns than are decoded at once.
+void test_blocks_and_spans(Random& random) {
+  for (const bd_format format : kFormats) {
+    for (const int kind : {0, 1, 3}) {
+      if (kind > (format == BD_TERNARY ? 3 : format == BD_INT4 ? 1 : 0)) continue;
+      for (const int64_t cols : {530, 1040}) {
+        const Case made = random_case(random, format, 19, cols, kind, true);
+        const Packed packed = made.pack();
+        for (const int64_t tokens : {17, 130}) check_sums(made, packed, random_int8(random, tokens * cols), tokens);
+        check_outputs(random, made, packed, random_floats(random, 17 * cols), 17, false, true);
+      }
+    }
+  }
+}
+
 void test_random_shapes(Random& random, int count, int64_t largest) {
   std::uniform_real_distribution<double> exponent(0.0, std::log2(static_cast<double>(largest)));
   for (int i = 0; i < count; ++i) {
@@ -187,14 +202,25 @@ void test_extreme_sums(Random& random) {
         std::fill(made.values.begin(), made.values.end(), static_cast<int8_t>(weight));
         const Packed packed = made.pack();
         for (const int activation : {127, -128, 0}) {
-          for (const int64_t tokens : {1, 3, 13}) {
-            if (cols > 50000 && tokens > 3) continue;
+          for (const int64_t tokens : {1, 3, 17}) {
+            if (tokens > 3 && (cols > 50000 || (cols > 256 && (weight == 0 || activation == 0)))) continue;
             check_sums(made, packed, std::vector<int8_t>(static_cast<size_t>(tokens * cols), static_cast<int8_t>(activation)),
                        tokens);
           }
         }
       }
     }
+  }
+}
+
+// Sums of unsigned codes that pass 2^31 on the way, of so many tokens that matrix instructions add them.
+void test_sums_that_wrap(Random& random) {
+  constexpr int64_t kTokens = 16;
+  Case made = random_case(random, BD_INT8, 1, BD_MAX_COLS, 0, false);
+  for (const int weight : {-127, 127}) {
+    std::fill(made.values.begin(), made.values.end(), static_cast<int8_t>(weight));
+    const std::vector<int8_t> x(static_cast<size_t>(kTokens * made.cols), static_cast<int8_t>(-128));
+    check_sums(made, made.pack(), x, kTokens);
   }
 }
 
@@ -282,7 +308,9 @@ int main(int argc, char** argv) {
   test_rounding();
   test_small_shapes(random);
   test_every_token_count(random);
+  test_blocks_and_spans(random);
   test_extreme_sums(random);
+  test_sums_that_wrap(random);
   test_not_finite(random);
   test_embedding(random);
   test_random_shapes(random, count, largest);

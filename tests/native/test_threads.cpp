@@ -53,7 +53,7 @@ void test_several_callers() {
       const test::Case made = random_case(random, BD_TERNARY, 300, 200, c % 3, true);
       const test::Packed packed = made.pack();
       for (int i = 0; i < 30; ++i) {
-        const int64_t tokens = 1 + i % 13;
+        const int64_t tokens = 1 + i % 20;
         std::vector<int8_t> x(static_cast<size_t>(tokens * made.cols));
         for (int8_t& v : x) v = static_cast<int8_t>(random());
         const std::vector<int32_t> expected = made.accumulate(x, tokens);

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import logging
@@ -55,12 +56,21 @@ class _StoredWeights:
             raise ValueError("a tensor is missing")
         return tensor
 
+    def _floats(self, place: Any) -> Tensor | None:
+        tensor = view(self._data, place)
+        if tensor is not None and tensor.dtype != torch.float32:
+            raise ValueError("a vector is not float32")
+        return tensor
+
     def norm(self, norm: Norm) -> Tensor:
-        return self._tensor(self._index["norms"][norm.tensor])
+        tensor = self._floats(self._index["norms"][norm.tensor])
+        if tensor is None:
+            raise ValueError("a norm is missing")
+        return tensor
 
     def projection(self, projection: Projection) -> LoadedProjection:
         kind, weight, bias, norm, eps = self._index["projections"][projection.module]
-        return LoadedProjection(self._tensor(weight), view(self._data, bias), view(self._data, norm), eps, kind)
+        return LoadedProjection(self._tensor(weight), self._floats(bias), self._floats(norm), eps, kind)
 
     def table(self, name: str) -> Table:
         if name not in self._tables:
@@ -146,8 +156,11 @@ def _is_of(stored: NativeFile, files: Sequence[str]) -> bool:
 
 def _decoder(stored: NativeFile, config: PreTrainedConfig, kv_dtype: Any, num_threads: int | None) -> ReadyDecoder:
     index = stored.index
+    needs_export = index["needs_export"]
+    if not isinstance(needs_export, bool):
+        raise ValueError("its index is damaged")
     spec, quantization = decode_spec(index["spec"]), BitNetConfig.from_dict(index["quantization"])
     data = stored.read()
     decoder = NativeDecoder(spec, _StoredWeights(index, data), kv_dtype, num_threads)
     extras = {name: view(data, place).clone() for name, place in index["extras"].items()}
-    return ReadyDecoder(decoder, offline_config(config, quantization), bool(index["needs_export"]), extras)
+    return ReadyDecoder(decoder, offline_config(config, quantization), needs_export, extras)

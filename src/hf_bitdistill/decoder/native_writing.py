@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from ..atomic import file_aside, lock_folder
 from ..config import is_classifier
+from ..model_folder import NATIVE_FOLDER
 from ..preflight import read_config
 from ..room import check_room, size_text
 from ..weight_files import find_weight_files
@@ -207,6 +208,8 @@ def _write(place: Path, index: Mapping[str, Any], writer: TensorWriter, stamp: S
     try:
         # (A cache must not take the last room on a disk.)
         check_room(place.parent, {"the native file": writer.size, "as much again to be left": writer.size})
+        if place.parent.as_posix().endswith(NATIVE_FOLDER):
+            (place.parent / ".gitignore").write_text("*\n", encoding="utf-8")
         with file_aside(place, durable=False) as aside:
             write(aside, index, writer, stamp)
         remove_unused(place)

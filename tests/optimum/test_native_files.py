@@ -152,7 +152,7 @@ def test_adapters(saved):
     assert torch.equal(*adapted) and not torch.equal(plain, adapted[0])
 
 
-@pytest.mark.parametrize(("model_type", "options"), VARIANTS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(("model_type", "options"), VARIANTS[1::4], ids=lambda value: str(value)[:30])
 def test_descriptions(model_type, options):
     spec = describe(make_student(model_type, **options))
     content = json.loads(json.dumps(encode_spec(spec)))
@@ -361,7 +361,7 @@ def change(index, *path, value):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("value", [None, -7, "x", [[1 << 40, "float32", [4]]]], ids=str)
+@pytest.mark.parametrize("value", [None, -7, [[1 << 40, "float32", [4]]]], ids=str)
 def test_an_index_that_nobody_wrote(saved_once, value, path):
     """With all digests right. It may be refused, never crash."""
     folder, expected = saved_once

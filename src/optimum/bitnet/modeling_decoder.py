@@ -19,7 +19,7 @@ from hf_bitdistill.json_files import read_json
 from hf_bitdistill.preflight import describe_error
 
 from .cache import BitNetCache
-from .candidates import SCHEDULES, Candidates, NumberOfCandidates
+from .candidates import SCHEDULES, Candidates
 from .generation import KEPT_BY_GENERATE, check_options, end_with_context
 from .inputs import Inputs, check_arguments, given_cache
 from .modeling_base import BitNetModel
@@ -158,8 +158,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         if not isinstance(generator, PromptLookupCandidateGenerator):
             return generator
         adapts = generation_config.num_assistant_tokens_schedule in SCHEDULES
-        number = NumberOfCandidates(generation_config.prompt_lookup_num_tokens) if adapts else None
-        return Candidates(generator, self.decoder.spec.max_positions, number)
+        return Candidates(generator, self.decoder.spec.max_positions, adapts, not generation_config.do_sample)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
         cache = model_kwargs.get(CACHE_NAME)

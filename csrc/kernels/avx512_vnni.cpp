@@ -15,7 +15,10 @@ namespace bitdistill {
 namespace {
 
 constexpr int kTokens = 10;  // times two panels: 20 sums, and 12 registers for weights and codes
-constexpr int kFewTokens = 4;
+constexpr int kFewTokens = 9;  // a token and eight candidates for those after it
+
+// Sums that a token has where they are few, so that additions do not wait for each other.
+constexpr int sums_of(int tokens) { return tokens <= 4 ? 4 : 2; }
 
 // 4 activations for every row.
 inline __m512i broadcast(const int8_t* x) {
@@ -69,49 +72,57 @@ void multiply_many(const Tile& tile, int panel) {
   }
 }
 
-// ---- Few tokens: one panel at a time, four sums a token so that additions do not wait for each other -----------------
+// ---- Few tokens: one panel at a time, from memory as fast as that gives it -------------------------------------------
 
 template <class Codes>
 struct FewTokens {
-  template <int T>
-  static inline void chunk(const uint8_t* w, const int8_t* x, __m512i (&acc)[T][4]) {
+  template <int T, int N>
+  static inline void chunk(const uint8_t* w, const int8_t* x, __m512i (&acc)[T][N]) {
 #pragma GCC unroll 4
     for (int i = 0; i < static_cast<int>(Codes::kChunkBytes / kVectorBytes); ++i) prefetch(w + i * kVectorBytes);
     const Codes source(w);
 #pragma GCC unroll 4
     for (int step = 0; step < kChunkSteps; ++step) {
       const __m512i codes = source.get(step);
-#pragma GCC unroll 4
+#pragma GCC unroll 9
       for (int t = 0; t < T; ++t) {
-        acc[t][step] = _mm512_dpbusd_epi32(acc[t][step], codes, broadcast(x + t * kChunkCols + step * kStepCols));
+        __m512i& sum = acc[t][step % N];
+        sum = _mm512_dpbusd_epi32(sum, codes, broadcast(x + t * kChunkCols + step * kStepCols));
       }
     }
   }
   static inline __m512i sum(const __m512i (&acc)[4]) {
     return _mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3]));
   }
+  static inline __m512i sum(const __m512i (&acc)[2]) { return _mm512_add_epi32(acc[0], acc[1]); }
 };
 
 // Ternary codes stay where they are in the byte, so that a mask alone decodes them: sum k is 4^k times what it should be,
-// at most 192 * 128 * (2^17 / 4) columns < 2^31, and an exact shift takes the factor off. The start is put in last.
+// at most 192 * 128 * (2^17 / 4) columns < 2^31, and an exact shift takes the factor off. The start is put in last. Where
+// a token has two sums, the upper half of the byte is brought down to the lower one.
 template <>
 struct FewTokens<TernaryCodes> {
-  template <int T>
-  static inline void chunk(const uint8_t* w, const int8_t* x, __m512i (&acc)[T][4]) {
+  template <int T, int N>
+  static inline void chunk(const uint8_t* w, const int8_t* x, __m512i (&acc)[T][N]) {
     prefetch(w);
-    const __m512i v = load(w);
+    __m512i v = load(w);
 #pragma GCC unroll 4
     for (int step = 0; step < kChunkSteps; ++step) {
-      const __m512i codes = _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(3 << (2 * step))));
-#pragma GCC unroll 4
+      if (N == 2 && step == 2) v = _mm512_srli_epi16(v, 4);
+      const __m512i codes = _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(3 << (2 * (step % N)))));
+#pragma GCC unroll 9
       for (int t = 0; t < T; ++t) {
-        acc[t][step] = _mm512_dpbusd_epi32(acc[t][step], codes, broadcast(x + t * kChunkCols + step * kStepCols));
+        __m512i& sum = acc[t][step % N];
+        sum = _mm512_dpbusd_epi32(sum, codes, broadcast(x + t * kChunkCols + step * kStepCols));
       }
     }
   }
   static inline __m512i sum(const __m512i (&acc)[4]) {
     return _mm512_add_epi32(_mm512_add_epi32(acc[0], _mm512_srai_epi32(acc[1], 2)),
                             _mm512_add_epi32(_mm512_srai_epi32(acc[2], 4), _mm512_srai_epi32(acc[3], 6)));
+  }
+  static inline __m512i sum(const __m512i (&acc)[2]) {
+    return _mm512_add_epi32(acc[0], _mm512_srai_epi32(acc[1], 2));
   }
 };
 
@@ -122,12 +133,15 @@ void multiply_few(const Tile& tile, int panel) {
   const int8_t* x = tile.x;
   for (int64_t g = 0; g < tile.groups; ++g) {
     // Two sets of sums for one or two tokens: an addition takes longer than the chunk it has to itself.
-    constexpr int kSets = T <= 2 ? 2 : 1;
-    __m512i acc[kSets][T][4];
+    constexpr int kSets = T <= 2 ? 2 : 1, kSums = sums_of(T);
+    __m512i acc[kSets][T][kSums];
 #pragma GCC unroll 2
     for (auto& set : acc) {
+#pragma GCC unroll 9
+      for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 4
-      for (int t = 0; t < T; ++t) set[t][0] = set[t][1] = set[t][2] = set[t][3] = _mm512_setzero_si512();
+        for (int i = 0; i < kSums; ++i) set[t][i] = _mm512_setzero_si512();
+      }
     }
     int64_t chunks = chunks_of_group(tile, g);
     for (; chunks >= kSets; chunks -= kSets) {
@@ -147,11 +161,11 @@ void multiply_few(const Tile& tile, int panel) {
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) acc[0][t][i] = _mm512_add_epi32(acc[0][t][i], acc[kSets - 1][t][i]);
+        for (int i = 0; i < kSums; ++i) acc[0][t][i] = _mm512_add_epi32(acc[0][t][i], acc[kSets - 1][t][i]);
       }
     }
     const Floats scale = load_scales(tile, panel, g);
-#pragma GCC unroll 4
+#pragma GCC unroll 9
     for (int t = 0; t < T; ++t) {
       const __m512i sum = _mm512_add_epi32(FewTokens<Codes>::sum(acc[0][t]), _mm512_set1_epi32(start_sum(tile, t, g)));
       finish_group(tile, panel, t, g, as_ints(sum), scale, &total[t]);
@@ -164,11 +178,10 @@ using PanelFunction = void (*)(const Tile&, int);
 
 template <class C>
 constexpr PanelFunction kFew[kFewTokens] = {multiply_few<C, 1>, multiply_few<C, 2>, multiply_few<C, 3>,
-                                            multiply_few<C, 4>};
+                                            multiply_few<C, 4>, multiply_few<C, 5>, multiply_few<C, 6>,
+                                            multiply_few<C, 7>, multiply_few<C, 8>, multiply_few<C, 9>};
 template <class C, int P>
-constexpr PanelFunction kMany[kTokens - kFewTokens] = {multiply_many<C, P, 5>, multiply_many<C, P, 6>,
-                                                       multiply_many<C, P, 7>, multiply_many<C, P, 8>,
-                                                       multiply_many<C, P, 9>, multiply_many<C, P, 10>};
+constexpr PanelFunction kMany[kTokens - kFewTokens] = {multiply_many<C, P, 10>};
 
 template <class C>
 void multiply_format(const Tile& tile) {

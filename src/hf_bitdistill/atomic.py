@@ -90,9 +90,13 @@ def flush(path: str | os.PathLike) -> None:
 
 
 @contextmanager
-def file_aside(path: str | os.PathLike) -> Iterator[Path]:
+def file_aside(path: str | os.PathLike, durable: bool = True) -> Iterator[Path]:
     """A name under which a file is written; at the end of the `with` it replaces `path`, after an exception it is removed. What
-    is no ordinary file (`/dev/stdout`) is written itself."""
+    is no ordinary file (`/dev/stdout`) is written itself.
+
+    Args:
+        durable: wait for the disk. Not where a file that a power failure cut off would be found out and made again.
+    """
     path = Path(path)
     if path.exists() and not path.is_file():
         yield path
@@ -104,9 +108,11 @@ def file_aside(path: str | os.PathLike) -> Iterator[Path]:
         yield aside
         if path.exists():
             shutil.copymode(path, aside)
-        flush(aside)
+        if durable:
+            flush(aside)
         os.replace(aside, path)
-        flush_name(path)
+        if durable:
+            flush_name(path)
     except BaseException:
         _remove(aside)
         raise

@@ -140,6 +140,15 @@ def _options(config: BitNetConfig | dict[str, Any]) -> dict[str, Any]:
     return {name: (sorted(value) if isinstance(value, list) else value) or None for name, value in options.items()}
 
 
+def digest_of_file(file: str | Path) -> str:
+    """Of all bytes of a file, whatever it holds."""
+    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(_PIECE))
+    with open(file, "rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
 def add_digests(files: Iterable[str | Path], config: BitNetConfig | dict[str, Any]) -> None:
     """Write digests into all weight files of a student that was just saved, which nobody reads yet.
 

@@ -33,6 +33,9 @@ from .weight_files import EXPLICIT_NAME, is_staging, is_weight_file, new_staging
 EVALUATION_FILE, WARM_START_REPORT, REFERENCE_FILE = "evaluation.json", "warm_start.json", "verification.json"
 RECORDS = (EVALUATION_FILE, WARM_START_REPORT, REFERENCE_FILE)
 
+#: In a model's folder: what was computed of it for this machine (`decoder/native_key.py`). Uploads of huggingface_hub leave it out.
+NATIVE_FOLDER, NATIVE_SUFFIX = ".cache/huggingface/bitdistill", ".native"
+
 #: In the folder of a run of the recipe: the packed student's folder, that of the stages, what was measured.
 PACKED, STAGES, RESULT_FILE = "packed", "stages", "result.json"
 
@@ -126,6 +129,8 @@ def _publish(staging: Path, folder: Path) -> None:
         # Before there is another model: what is said of the older one must not be read of the new one.
         for name in RECORDS:
             (folder / name).unlink(missing_ok=True)
+        for file in (folder / NATIVE_FOLDER).glob(f"*{NATIVE_SUFFIX}"):
+            file.unlink(missing_ok=True)
     if pointing is not None:
         pointing.replace(folder / CONFIG_NAME)
         flush_name(folder / CONFIG_NAME)

@@ -111,7 +111,10 @@ WORKS = {
     "eos_token_id": [{"eos_token_id": "token"}, {"eos_token_id": ["token", 5], **BEAMS}],
     "decoder_start_token_id": [{"decoder_start_token_id": 5}],
     "num_assistant_tokens": [{"num_assistant_tokens": 2, "assistant_model": "packed"}],
-    "num_assistant_tokens_schedule": [{"num_assistant_tokens_schedule": "constant", "assistant_model": "native"}],
+    "num_assistant_tokens_schedule": [
+        {"num_assistant_tokens_schedule": "constant", "assistant_model": "native"},
+        {"num_assistant_tokens_schedule": "heuristic", "prompt_lookup_num_tokens": 10},
+    ],
     "assistant_confidence_threshold": [{"assistant_confidence_threshold": 0.1, "assistant_model": "native"}],
     "prompt_lookup_num_tokens": [{"prompt_lookup_num_tokens": 3}],
     "max_matching_ngram_size": [{"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 1}],

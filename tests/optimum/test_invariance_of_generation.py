@@ -61,6 +61,8 @@ def check(model, assistants, vocab_size=VOCAB_SIZE):
             equal(together, number, number)
     for number, row in enumerate(rows):
         equal(greedy(model, row[None], prompt_lookup_num_tokens=5), number)
+        adaptive = {"prompt_lookup_num_tokens": 10, "num_assistant_tokens_schedule": "heuristic"}
+        equal(greedy(model, row[None], **adaptive), number)
     for assistant in assistants:
         equal(greedy(model, rows[0][None], assistant_model=assistant), 0)
 

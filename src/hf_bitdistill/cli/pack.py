@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedModel
 
 from ..config import is_classifier
+from ..decoder import make_native_file
 from ..evaluation.record import carry_record
 from ..layers import BitLinear
 from ..locate import find_model
@@ -36,6 +37,11 @@ def run(argv: list[str], prog: str) -> None:
         choices=[16, 8, 4],
         help="what stored embedding and head become when the packed model is loaded on a CPU, where they have more bits",
     )
+    parser.add_argument(
+        "--native",
+        action="store_true",
+        help="write the file that the native decoder loads from at once, too; otherwise the first load writes it, of models of 64 MB and more",
+    )
     add_storage_options(parser)
     options = parser.parse_args(argv)
     path = find_model(options.model)
@@ -47,7 +53,8 @@ def run(argv: list[str], prog: str) -> None:
     # The classes of a classification head are in the student's own config; no task has to be named.
     model = load_model(ModelArguments(path, dtype="auto"), head)
     before = parameter_bytes(model)
-    check_room(options.output_dir, {"the packed model": _packed_bytes(model)})
+    size = _packed_bytes(model)
+    check_room(options.output_dir, {"the packed model": size, "its native file": size if options.native else 0})
     packed = pack(model, inplace=True, dtype=options.dtype, table_bits=options.table_bits)
     if options.head_bits:
         packed.config.quantization_config.head_bits = options.head_bits
@@ -59,6 +66,12 @@ def run(argv: list[str], prog: str) -> None:
     sizes = bytes_by_kind(options.output_dir)
     print(f"{options.output_dir}: {sizes.total / 1e6:.1f} MB packed, {before / 1e6:.1f} MB as an online student\n")
     print(sizes.markdown())
+    if options.native:
+        del model, packed
+        file = make_native_file(options.output_dir)
+        print(
+            f"\n{file}: {file.stat().st_size / 1e6:.1f} MB, from which it loads on this machine; it may be deleted at any time"
+        )
 
 
 def add_storage_options(

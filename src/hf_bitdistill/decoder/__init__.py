@@ -3,6 +3,8 @@
 from .decoder import ContextLengthError, LowRank, NativeCache, NativeDecoder
 from .families import DecoderSpec, UnsupportedModelError, describe
 from .loading import StudentWeights, load_decoder
+from .native_reading import ReadyDecoder, open_native_file
+from .native_writing import NativeSource, load_and_keep, make_native_file
 from .students import NotAStudentError, Student
 from .tables import HEAD_BITS
 
@@ -14,10 +16,15 @@ __all__ = [
     "LowRank",
     "NativeCache",
     "NativeDecoder",
+    "NativeSource",
     "NotAStudentError",
+    "ReadyDecoder",
     "Student",
     "StudentWeights",
     "UnsupportedModelError",
     "describe",
+    "load_and_keep",
     "load_decoder",
+    "make_native_file",
+    "open_native_file",
 ]

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .. import ops
 from ..ops import native as ops_native
-from ..ops.huge_pages import HugePagePool
 from . import native
 from .families import DecoderSpec, Layer, Mixture, Mlp, Norm, Projection, UnsupportedModelError
 from .tables import Table
@@ -58,7 +57,7 @@ class LowRank:
 
 
 class Weights(Protocol):
-    """Gives the parts that a [`DecoderSpec`] names."""
+    """Gives the parts that a [`DecoderSpec`] names, weights where they will stay: in large pages, if they are small."""
 
     def norm(self, norm: Norm) -> Tensor:
         """Its weight, float32, offset added."""
@@ -323,7 +322,6 @@ class _Builder:
         self.borrowed: list[Tensor] = []
         self.idle_bytes = 0.0  # of weights that a token does not read, on average
         self.kept: list[object] = []
-        self._pool = HugePagePool()
 
     def _address(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
@@ -341,7 +339,7 @@ class _Builder:
 
     def _projection(self, projection: Projection) -> native.ProjectionStruct:
         loaded = self.weights.projection(projection)
-        weight = self._pool.take(loaded.weight)
+        weight = loaded.weight
         self.borrowed.append(weight)
         return native.ProjectionStruct(
             native.TableStruct(loaded.kind, weight.data_ptr(), weight.nbytes),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
 
-from .decoder import LoadedProjection, NativeDecoder, check_options, load_library
+from ..ops.huge_pages import HugePagePool
+from .decoder import LoadedProjection, NativeDecoder, Weights, check_options, load_library
 from .families import Norm, Projection, UnsupportedModelError, describe
 from .students import Student
 from .tables import HEAD_BITS, Table, finite, load_table
@@ -23,6 +25,7 @@ class StudentWeights:
     def __init__(self, student: Student, head_bits: int = 16):
         self._student, self._head_bits = student, head_bits
         self._tables: dict[str, Table] = {}
+        self._pool = HugePagePool()
 
     def norm(self, norm: Norm) -> Tensor:
         """Its weight, float32, offset added."""
@@ -45,12 +48,12 @@ class StudentWeights:
         if not projection.ternary:
             table = load_table(files, f"{name}.weight", None)
             bias = self._vector(f"{name}.bias").clone() if f"{name}.bias" in files.headers else None
-            return LoadedProjection(table.data, bias, weight, eps, table.kind)
+            return LoadedProjection(self._pool.take(table.data), bias, weight, eps, table.kind)
         layer = self._student.layer(name)
         if layer.rms_norm is not None:
             weight, eps = self._own(name, "rms_norm.weight", layer.rms_norm.weight), layer.rms_norm.eps
         bias = None if layer.bias is None else self._own(name, "bias", layer.bias)
-        return LoadedProjection(layer.kernel_weight(), bias, weight, eps)
+        return LoadedProjection(self._pool.take(layer.kernel_weight()), bias, weight, eps)
 
     def table(self, name: str) -> Table:
         """Embedding or head, loaded once."""
@@ -65,6 +68,7 @@ def load_decoder(
     head_bits: int = 16,
     kv_dtype: Literal["float16", "float32"] = "float16",
     num_threads: int | None = None,
+    watch: Callable[[Weights], Weights] = lambda weights: weights,
 ) -> NativeDecoder:
     """The native decoder of a checkpoint.
 
@@ -73,6 +77,7 @@ def load_decoder(
         head_bits: how the embedding and the output head are kept, see [`load_table`].
         kv_dtype: how keys and values are kept.
         num_threads: threads of a call; default: those of torch.
+        watch: is given the source of the weights, and gives the one that is asked for them.
 
     Raises:
         UnsupportedModelError: the native decoder cannot compute this model.
@@ -91,7 +96,7 @@ def load_decoder(
         raise UnsupportedModelError(f"an option in its config ({type(error).__name__}: {error})") from error
     load_library()  # before anything is read
     try:
-        return NativeDecoder(spec, StudentWeights(student, head_bits), kv_dtype, num_threads)
+        return NativeDecoder(spec, watch(StudentWeights(student, head_bits)), kv_dtype, num_threads)
     finally:
         student.files.close()
 

@@ -66,6 +66,8 @@ class Student:
         model: the model on the meta device, with [`BitLinear`] or [`TernaryLinear`] layers.
         config: `config` with the quantisation of the offline student.
         needs_export: whether the files are anything but our offline format.
+        is_trainable: whether it is an online student of ours.
+        head: as it was given.
 
     Raises:
         NotAStudentError: not a ternary checkpoint.
@@ -79,7 +81,9 @@ class Student:
             source, self._stock = _read_quantization(config)
         except ValueError as error:
             raise type(error)(f"{Path(files[0]).parent / CONFIG_NAME}: {error}") from None
-        self.needs_export = self._stock is not None or source.quantization_mode == "online"
+        self.head = head
+        self.is_trainable = self._stock is None and source.quantization_mode == "online"
+        self.needs_export = self._stock is not None or self.is_trainable
         full_precision = copy.deepcopy(config)
         del full_precision.quantization_config
         self.model: PreTrainedModel = build_on_meta(HEADS[head], full_precision, files)
@@ -98,10 +102,7 @@ class Student:
         self._settle_ties()
         self._offline = copy.deepcopy(source)
         self._offline.quantization_mode = "offline"
-        self.config = copy.deepcopy(config)
-        self.config.__dict__.pop(EXPLICIT_NAME, None)
-        remove_note(self.config)
-        self.config.quantization_config = self._offline
+        self.config = offline_config(config, self._offline)
 
     def _settle_ties(self) -> None:
         """As transformers does: a tied tensor may be stored under either name, and two different ones are not tied, whatever the
@@ -237,6 +238,24 @@ class Student:
             self.files.close()
         with replace_model(folder) as staging:
             write_offline(staging, tensors, config, max_shard_size)
+
+
+def offline_config(config: PreTrainedConfig, quantization: BitNetConfig) -> PreTrainedConfig:
+    """The config of a checkpoint, as that of its offline student."""
+    config = copy.deepcopy(config)
+    config.__dict__.pop(EXPLICIT_NAME, None)
+    remove_note(config)
+    config.quantization_config = quantization
+    return config
+
+
+def head_bits_of(config: PreTrainedConfig) -> int:
+    """What a checkpoint's embedding and head become in memory where nobody says otherwise.
+
+    Raises:
+        NotAStudentError, ValueError: it is no ternary checkpoint.
+    """
+    return _read_quantization(config)[0].head_bits
 
 
 def _read_quantization(config: PreTrainedConfig) -> tuple[BitNetConfig, BitNetQuantConfig | None]:

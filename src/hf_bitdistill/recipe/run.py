@@ -317,7 +317,7 @@ class _Run(Context):
         result.choices, result.kept = self.choices, self.kept
         result.seconds, result.curves = self.seconds, self.curves
         with folder_aside(place) as aside:
-            shutil.copytree(packed.model, aside, dirs_exist_ok=True)
+            shutil.copytree(packed.model, aside, ignore=shutil.ignore_patterns(".cache"), dirs_exist_ok=True)
             record = record_of(result, self.examples, self.evaluation)
             for student in (aside, final.model):  # (the trainable one, which it was packed from)
                 record.write(student)

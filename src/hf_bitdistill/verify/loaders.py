@@ -19,7 +19,8 @@ def _transformers(folder: str) -> tuple[Any, str]:
 def _native(folder: str) -> tuple[Any, str]:
     from optimum.bitnet import BitNetModelForCausalLM
 
-    model = BitNetModelForCausalLM.from_pretrained(folder)
+    # What is looked at is the checkpoint.
+    model = BitNetModelForCausalLM.from_pretrained(folder, native_file=False)
     return model, "native" if model.model is None else "transformers"
 
 

@@ -5,18 +5,27 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo
 from optimum.modeling_base import OptimizedModel
+from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_bitdistill import pack, push_to_hub, quantize_head
 from hf_bitdistill.config import QUANT_METHOD
-from hf_bitdistill.decoder import NativeDecoder, NotAStudentError, Student, UnsupportedModelError, load_decoder
+from hf_bitdistill.decoder import (
+    NativeDecoder,
+    NativeSource,
+    NotAStudentError,
+    Student,
+    UnsupportedModelError,
+    load_and_keep,
+    open_native_file,
+)
 from hf_bitdistill.decoder.students import HEADS
 from hf_bitdistill.hub_errors import explained
 from hf_bitdistill.locate import find_model
@@ -62,9 +71,21 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
     ):
         super().__init__(model, config, list(preprocessors))
         self.decoder = decoder
-        self._student = student
+        self._opened_student = student
         self._source: Path | None = None
         self._loaded: Loaded | None = None
+
+    @property
+    def _student(self) -> Student | None:
+        """The checkpoint, opened when something asks for more than its decoder.
+
+        Raises:
+            ValueError: it is gone, or was changed since the decoder was loaded.
+        """
+        if self._opened_student is None and self.decoder is not None and self._loaded is not None:
+            self._loaded.check()
+            self._opened_student = Student(self._loaded.config, list(self._loaded.files), self.head)
+        return self._opened_student
 
     @property
     def backend(self) -> str:
@@ -126,6 +147,9 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
             dtype: `"auto"` or float32, in which the native decoder computes; where transformers computes, as there.
             adapter: folder or Hub id of a LoRA adapter to use from the start, see [`load_adapter`].
             trust_remote_code: passed to transformers, where it computes.
+            native_file: load from the file in the kernels' own layout which an earlier load left, where there is one that is this
+                checkpoint's, and leave one for the next load (of 64 MB and more; see docs/performance.md). `False`: neither; so does
+                HF_BITDISTILL_NATIVE_FILES=0 in the environment.
             config, subfolder, revision, cache_dir, force_download, local_files_only, token: as in transformers.
 
         Raises:
@@ -157,7 +181,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         if cls.head != "causal_lm":
             raise ValueError(f"{file}: a GGUF file holds a language model, which {cls.__name__} is not.")
         imported = TemporaryImport(file)
-        model = cls.from_pretrained(imported.folder, **kwargs)
+        model = cls.from_pretrained(imported.folder, native_file=False, **kwargs)
         model._imported, model.config.name_or_path = imported, str(file)
         return model
 
@@ -195,6 +219,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         dtype: str | torch.dtype | None = None,
         torch_dtype: str | torch.dtype | None = None,
         adapter: str | os.PathLike | None = None,
+        native_file: bool = True,
         **hub: Any,
     ) -> BitNetModel:
         check_device_map(cls.__name__, device_map)
@@ -203,12 +228,15 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         if unknown:
             raise TypeError(f"{cls.__name__}.from_pretrained got unknown options: {', '.join(unknown)}.")
         files = find_weight_files(model_id, config, **hub)
-        student = Student(config, files, cls.head)
-        if student.needs_export and not may_export:
+        student, source = None, NativeSource.of(config, files, cls.head) if native_file else None
+        ready = open_native_file(config, files, cls.head, head_bits, kv_dtype, num_threads) if native_file else None
+        if ready is None:
+            student = Student(config, files, cls.head)
+        if (ready or student).needs_export and not may_export:
             raise NotAStudentError(f"{model_id} is not packed yet: load it with export=True, which packs it.")
-        head_bits = head_bits or student.config.quantization_config.head_bits
+        head_bits = head_bits or (ready or student).config.quantization_config.head_bits
         try:
-            decoder = load_decoder(student, head_bits, kv_dtype, num_threads)
+            ready = ready or load_and_keep(student, source, head_bits, kv_dtype, num_threads)
         except UnsupportedModelError as reason:
             logger.warning(
                 f"{model_id}: the native decoder cannot compute this model: {reason}. It runs on packed layers in "
@@ -220,10 +248,16 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
             instance = cls(model.config, model=model)
         else:
             check_dtype(cls.__name__, dtype)
-            instance = cls(student.config, decoder=decoder, student=student)
-            instance._finish_loading()
+            instance = cls(ready.config, decoder=ready.decoder, student=student)
+            instance._finish_loading(ready.extras)
         instance._source = folder_of(files[0])
-        again = {"num_threads": num_threads, "head_bits": head_bits, "kv_dtype": kv_dtype, "export": may_export}
+        again: dict[str, Any] = {
+            "native_file": native_file,
+            "num_threads": num_threads,
+            "head_bits": head_bits,
+            "kv_dtype": kv_dtype,
+            "export": may_export,
+        }
         instance._loaded = Loaded.of(files, config, {**again, "trust_remote_code": trust_remote_code})
         instance._load_generation_config(model_id, hub)
         if adapter is not None:
@@ -259,8 +293,8 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
             )
         return model
 
-    def _finish_loading(self) -> None:
-        """Load what the decoder does not have."""
+    def _finish_loading(self, extras: Mapping[str, Tensor]) -> None:
+        """Take what the decoder does not have, by the names in the checkpoint."""
 
     def _load_generation_config(self, model_id: str, hub: dict[str, Any]) -> None:
         """Only of models that generate."""

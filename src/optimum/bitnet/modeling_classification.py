@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,9 +28,8 @@ class BitNetModelForSequenceClassification(BitNetModel):
     head = "sequence_classification"
     score: Tensor
 
-    def _finish_loading(self) -> None:
-        self.score = self._student.files.read("score.weight").float().clone()
-        self._student.files.close()
+    def _finish_loading(self, extras: Mapping[str, Tensor]) -> None:
+        self.score = extras["score.weight"]
 
     def forward(
         self,

@@ -19,7 +19,7 @@ from hf_bitdistill.json_files import read_json
 from hf_bitdistill.preflight import describe_error
 
 from .cache import BitNetCache
-from .candidates import CandidatesWithinContext
+from .candidates import SCHEDULES, Candidates
 from .generation import KEPT_BY_GENERATE, check_options, end_with_context
 from .inputs import Inputs, check_arguments, given_cache
 from .modeling_base import BitNetModel
@@ -71,6 +71,9 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
     def generate(self, *args, **kwargs):
         """As `generate` of transformers, with all of its options but those that look into the model (`output_hidden_states`,
         other caches, ...). Prompts may be padded on either side. The output ends with the model's positions, with a warning.
+
+        Prompt lookup (`prompt_lookup_num_tokens`) with `num_assistant_tokens_schedule="heuristic"` reads as many candidates as those before
+        make worth while, `prompt_lookup_num_tokens` at most, and none where none was right. Greedy output is the same in any case.
 
         Raises:
             ContextLengthError: a prompt has more tokens than the model has positions.
@@ -150,11 +153,12 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
             generation_config.prefill_chunk_size = None
         return super()._prefill(input_ids, generation_config, *args, **kwargs)
 
-    def _get_candidate_generator(self, *args, **kwargs):
-        generator = super()._get_candidate_generator(*args, **kwargs)
-        if isinstance(generator, PromptLookupCandidateGenerator):
-            return CandidatesWithinContext(generator, self.decoder.spec.max_positions)
-        return generator
+    def _get_candidate_generator(self, generation_config, *args, **kwargs):
+        generator = super()._get_candidate_generator(generation_config, *args, **kwargs)
+        if not isinstance(generator, PromptLookupCandidateGenerator):
+            return generator
+        adapts = generation_config.num_assistant_tokens_schedule in SCHEDULES
+        return Candidates(generator, self.decoder.spec.max_positions, adapts, not generation_config.do_sample)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
         cache = model_kwargs.get(CACHE_NAME)

@@ -1,0 +1,161 @@
+"""What prompt lookup is worth: tokens a second with and without it, on texts of a file, and what reading several tokens costs.
+
+    python benchmarks/bench_speculation.py --model PACKED --texts ARTICLES.jsonl.gz --field document [--template "{}\\nSummary:"]
+        --output benchmarks/results/speculation.json
+
+Every text is continued greedily, `new_tokens` tokens, without prompt lookup, with several fixed numbers of candidates, and with
+`num_assistant_tokens_schedule="heuristic"`, where the number follows what was accepted; ways take turns for each text, and tokens a second are those
+after the first pass. The tokens must be the same in all ways. `tokens_per_read` is how many tokens a pass through the weights gave, `accepted` the share
+of candidates that were right. `verification` is what reading n tokens at once costs, all logits wanted, in times of one token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gzip
+import json
+import os
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig
+from transformers.generation.streamers import BaseStreamer
+
+from hf_bitdistill.environment import describe_environment
+from optimum.bitnet import BitNetModelForCausalLM
+
+
+WAYS = {
+    "none": {},
+    **{f"lookup {count}": {"prompt_lookup_num_tokens": count} for count in (3, 5, 10)},
+    "lookup 10, heuristic": {"prompt_lookup_num_tokens": 10, "num_assistant_tokens_schedule": "heuristic"},
+}
+
+
+class Clock(BaseStreamer):
+    """When `generate` handed over the prompt and the new tokens, and how many at a time."""
+
+    def __init__(self):
+        self.times: list[float] = []
+        self.counts: list[int] = []
+
+    def put(self, value) -> None:
+        self.times.append(time.perf_counter())
+        self.counts.append(value.numel())
+
+    def end(self) -> None:
+        pass
+
+
+class Counter:
+    """Calls of a decoder's `forward` after the first, and tokens that they read."""
+
+    def __init__(self, decoder):
+        self._forward, self.calls, self.tokens, self._is_prompt = decoder.forward, 0, 0, True
+        decoder.forward = self
+
+    def __call__(self, cache, tokens, *args, **kwargs):
+        if not self._is_prompt:
+            self.calls += 1
+            self.tokens += tokens.numel()
+        self._is_prompt = False
+        return self._forward(cache, tokens, *args, **kwargs)
+
+    def start(self) -> None:
+        """Before a prompt."""
+        self.calls, self.tokens, self._is_prompt = 0, 0, True
+
+
+def read_texts(file: Path, field: str, count: int) -> list[str]:
+    opened = gzip.open if file.suffix == ".gz" else open
+    with opened(file, "rt", encoding="utf-8") as lines:
+        return [json.loads(line)[field] for line in islice(lines, count)]
+
+
+def verification(model: BitNetModelForCausalLM, counts: range, rounds: int) -> dict[int, float]:
+    """Least seconds of reading n tokens, behind 64 others."""
+    decoder = model.decoder
+    cache, zeros = decoder.new_cache(1), torch.zeros(64, dtype=torch.int64)
+    tokens = torch.randint(0, decoder.spec.vocab_size, (64,), generator=torch.Generator().manual_seed(0))
+    decoder.forward(cache, tokens, zeros, torch.tensor([63]))
+    best = dict.fromkeys(counts, float("inf"))
+    for _ in range(rounds):
+        for count in counts:
+            start = time.perf_counter()
+            decoder.forward(cache, tokens[:count], zeros[:count], torch.arange(count))
+            best[count] = min(best[count], time.perf_counter() - start)
+            cache.truncate(0, 64)
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--texts", type=Path, required=True, help="JSON lines, gzipped or not")
+    parser.add_argument("--field", default="document")
+    parser.add_argument("--template", default="{}\nSummary:")
+    parser.add_argument("--count", type=int, default=20, help="texts")
+    parser.add_argument("--prompt_tokens", type=int, default=768, help="the text is cut off there")
+    parser.add_argument("--new_tokens", type=int, default=96)
+    parser.add_argument("--head_bits", type=int, default=8, choices=[32, 16, 8, 4])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    model = BitNetModelForCausalLM.from_pretrained(args.model, head_bits=args.head_bits)
+    room = min(args.prompt_tokens, model.decoder.spec.max_positions - args.new_tokens - 16)
+    costs = verification(model, range(1, 10), rounds=60)
+
+    counter, found = Counter(model.decoder), {way: [0.0, 0, 0, 0] for way in WAYS}
+    for text in read_texts(args.texts, args.field, args.count):
+        frame = len(tokenizer(args.template.format("")).input_ids)
+        cut = tokenizer.decode(tokenizer(text).input_ids[: room - frame], skip_special_tokens=True)
+        prompt = tokenizer(args.template.format(cut), return_tensors="pt").input_ids[:, :room]
+        expected = None
+        for way, options in WAYS.items():
+            config = GenerationConfig(
+                max_new_tokens=args.new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0, **options
+            )
+            clock = Clock()
+            counter.start()
+            ids = model.generate(prompt, generation_config=config, streamer=clock)[0, prompt.shape[1] :].tolist()
+            expected = expected or ids
+            if ids != expected:
+                raise SystemExit(f"{way} gives other tokens")
+            for place, value in enumerate(
+                (clock.times[-1] - clock.times[1], sum(clock.counts[2:]), counter.calls, counter.tokens)
+            ):
+                found[way][place] += value
+    rows = []
+    for way, (seconds, tokens, calls, read) in found.items():
+        candidates = read - calls
+        rows.append(
+            {
+                "way": way,
+                "tokens_per_second": round(tokens / seconds, 2),
+                "tokens_per_read": round(tokens / calls, 3),
+                "candidates": candidates,
+                "accepted": round((tokens - calls) / candidates, 3) if candidates else None,
+                "against_none": round(tokens / seconds / (found["none"][1] / found["none"][0]), 3),
+            }
+        )
+        print(json.dumps(rows[-1]), file=sys.stderr)
+    result = {
+        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        "verification": {count: round(seconds / costs[1], 3) for count, seconds in costs.items()},
+        "rows": rows,
+        "load_average": round(os.getloadavg()[0], 1),
+        "machine": describe_environment(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

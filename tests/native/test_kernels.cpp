@@ -203,7 +203,8 @@ void test_extreme_sums(Random& random) {
         const Packed packed = made.pack();
         for (const int activation : {127, -128, 0}) {
           for (const int64_t tokens : {1, 3, 17}) {
-            if (tokens > 3 && (cols > 50000 || (cols > 256 && (weight == 0 || activation == 0)))) continue;
+            // Many tokens take long: the smallest and the largest sum alone.
+            if (tokens > 3 && (cols > 50000 || (cols > 256 && (weight == 0 || activation != -128)))) continue;
             check_sums(made, packed, std::vector<int8_t>(static_cast<size_t>(tokens * cols), static_cast<int8_t>(activation)),
                        tokens);
           }
@@ -217,11 +218,9 @@ void test_extreme_sums(Random& random) {
 void test_sums_that_wrap(Random& random) {
   constexpr int64_t kTokens = 16;
   Case made = random_case(random, BD_INT8, 1, BD_MAX_COLS, 0, false);
-  for (const int weight : {-127, 127}) {
-    std::fill(made.values.begin(), made.values.end(), static_cast<int8_t>(weight));
-    const std::vector<int8_t> x(static_cast<size_t>(kTokens * made.cols), static_cast<int8_t>(-128));
-    check_sums(made, made.pack(), x, kTokens);
-  }
+  std::fill(made.values.begin(), made.values.end(), int8_t{127});
+  const std::vector<int8_t> x(static_cast<size_t>(kTokens * made.cols), int8_t{-128});
+  check_sums(made, made.pack(), x, kTokens);
 }
 
 void test_not_finite(Random& random) {

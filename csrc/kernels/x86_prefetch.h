@@ -14,8 +14,9 @@ namespace {
 constexpr int64_t kFarBytes = 16384;
 constexpr int64_t kNearBytes = 2048;
 
-// May point beyond the weights: a prefetch never faults.
-inline void prefetch(const uint8_t* w) {
+// May point beyond the weights: a prefetch never faults. Always inlined, because GCC sees a function without results or
+// side effects and may leave out the call.
+__attribute__((always_inline)) inline void prefetch(const uint8_t* w) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(w);
   _mm_prefetch(reinterpret_cast<const char*>(address + kFarBytes), _MM_HINT_T1);
   _mm_prefetch(reinterpret_cast<const char*>(address + kNearBytes), _MM_HINT_T0);

@@ -13,7 +13,7 @@ namespace {
 // additions lie within int16 as long as n * 256 * kLargest <= 2^15. Then vpmaddubsw does not saturate either.
 template <int kLargest>
 struct Int16Sums {
-  static constexpr int kTokens = kLargest == 2 ? 5 : 4;  // 8 or 10 sums, codes and products
+  static constexpr int kTokens = 4;
   static constexpr int64_t kMaxSteps = 32768 / (256 * kLargest) / kChunkSteps * kChunkSteps;
   static constexpr int sets(int tokens) { return tokens == 1 ? 2 : 1; }
   static_assert(kMaxSteps > 0 && kMaxSteps * 256 * kLargest <= 32768, "int16 sums must not overflow");
@@ -37,10 +37,9 @@ struct Int8Sums {
 };
 
 // A code 3 occurs only in a packed weight that was damaged in memory: results are then unspecified, but not behaviour.
-using TernarySums = Int16Sums<2>;
-using Implementation = Kernels256<TernarySums, Int16Sums<15>, Int8Sums, 0>;
+using Implementation = Kernels256<Int16Sums<2>, Int16Sums<15>, Int8Sums, 0>;
 
-constexpr Kernels kAvx2 = {"avx2", TernarySums::kTokens, 0, quantize_token, Implementation::multiply,
+constexpr Kernels kAvx2 = {"avx2", Int8Sums::kTokens, 0, quantize_token, Implementation::multiply,
                            Implementation::multiply_add_loop, Implementation::read_loop, avx2_float_kernels};
 
 }  // namespace

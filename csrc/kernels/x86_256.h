@@ -42,6 +42,9 @@ inline __m256i in_order(__m256i sum) {
   return sum;
 }
 
+// A value that the compiler must have in a register, and must not remember.
+inline void used(__m256i& v) { asm volatile("" : "+x"(v)); }
+
 inline __m256i load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline __m256i load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline void store(void* p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
@@ -86,11 +89,11 @@ struct Int4Codes {
   static constexpr bool kPrefetch = true;
   static constexpr int kGroupChunks = kInt4Group / kChunkCols;
   static constexpr int kSetShift = 0;
-  const __m256i v[2][2];
-  explicit Int4Codes(const uint8_t* chunk)
-      : v{{load(chunk), load(chunk + 32)}, {load(chunk + 64), load(chunk + 96)}} {}
+  const uint8_t* const w;
+  explicit Int4Codes(const uint8_t* chunk) : w(chunk) {}
   __m256i get(int step, int half) const {
-    return _mm256_and_si256(_mm256_srli_epi16(v[step / 2][half], 4 * (step % 2)), bytes(15));
+    const __m256i v = load(w + step / 2 * kVectorBytes + half * 32);
+    return _mm256_and_si256(_mm256_srli_epi16(v, 4 * (step % 2)), bytes(15));
   }
 };
 
@@ -296,13 +299,14 @@ struct Kernels256 {
     __m256i acc[kSums];
     unroll<kSums>([&](auto i) BITDISTILL_INLINE { acc[i] = _mm256_setzero_si256(); });
     __m256i codes = bytes(2), values = bytes(0);
+    used(values);
     for (int64_t i = 0; i < iterations; ++i) {
       unroll<kSums>([&](auto i) BITDISTILL_INLINE {
-        asm volatile("" : "+x"(codes), "+x"(values));  // else one product would do for all sums
+        used(codes);  // else one product would do for all sums
         acc[i] = Ternary::add(acc[i], codes, values);
       });
     }
-    unroll<kSums>([&](auto i) BITDISTILL_INLINE { asm volatile("" : : "x"(acc[i])); });
+    unroll<kSums>([&](auto i) BITDISTILL_INLINE { used(acc[i]); });
     return static_cast<double>(iterations) * kSums * 32;
   }
 

@@ -29,6 +29,13 @@ inline __m512i broadcast(const int8_t* x) {
   return _mm512_set1_epi32(bits);
 }
 
+// The sum in its register before anything else: GCC 12 copies and spills sums that it may move.
+inline __m512i add(__m512i sum, __m512i codes, __m512i x) {
+  sum = _mm512_dpbusd_epi32(sum, codes, x);
+  asm("" : "+" BITDISTILL_REGISTER(sum));
+  return sum;
+}
+
 inline Ints as_ints(__m512i v) { return load_vector<Ints>(&v); }
 
 // ---- Decoding: get(step) of a chunk ----------------------------------------------------------------------------------
@@ -86,7 +93,7 @@ void multiply_many(const Tile& tile, int panel) {
         for (int t = 0; t < T; ++t) {
           const __m512i values = broadcast(x + t * kChunkCols + step * kStepCols);
 #pragma GCC unroll 2
-          for (int p = 0; p < P; ++p) acc[p][t] = _mm512_dpbusd_epi32(acc[p][t], codes[p], values);
+          for (int p = 0; p < P; ++p) acc[p][t] = add(acc[p][t], codes[p], values);
         }
       }
       w += Codes::kChunkBytes;
@@ -118,7 +125,7 @@ struct FewTokens {
       const __m512i codes = source.get(step);
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
-        acc[t][step] = _mm512_dpbusd_epi32(acc[t][step], codes, broadcast(x + t * kChunkCols + step * kStepCols));
+        acc[t][step] = add(acc[t][step], codes, broadcast(x + t * kChunkCols + step * kStepCols));
       }
     }
   }
@@ -140,7 +147,7 @@ struct FewTokens<TernaryCodes> {
       const __m512i codes = _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(3 << (2 * step))));
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
-        acc[t][step] = _mm512_dpbusd_epi32(acc[t][step], codes, broadcast(x + t * kChunkCols + step * kStepCols));
+        acc[t][step] = add(acc[t][step], codes, broadcast(x + t * kChunkCols + step * kStepCols));
       }
     }
   }
@@ -234,7 +241,7 @@ double multiply_add_loop(int64_t iterations) {
   for (int64_t i = 0; i < iterations; ++i) {
     asm volatile("" : "+" BITDISTILL_REGISTER(codes), "+" BITDISTILL_REGISTER(values));
 #pragma GCC unroll 20
-    for (__m512i& a : acc) a = _mm512_dpbusd_epi32(a, codes, values);
+    for (int j = 0; j < 20; ++j) acc[j] = add(acc[j], codes, values);
   }
   for (__m512i& a : acc) asm volatile("" : : BITDISTILL_REGISTER(a));
   return static_cast<double>(iterations) * 20 * 64;

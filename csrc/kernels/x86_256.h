@@ -182,8 +182,8 @@ inline void write_outputs(const Tile& tile, int panel, int first_token, int toke
 // 48 tokens at once: as fast with AVX2, 10 % faster with AVX-VNNI. Step s adds to set s % kSets of the accumulators.
 // Groups of as few chunks as those of int4 are written out: a loop over two chunks takes a fifth more time.
 
-// With more tokens the weights come from the cache after the first block.
-constexpr int kMostTokensToPrefetch = 4;
+// With more tokens the arithmetic takes longer than the memory, and a prompt takes its weights from the cache.
+constexpr int kMostTokensToPrefetch = 2;
 
 // With more tokens the totals of a group have no registers beside the sums.
 constexpr int kMostTokensToUnroll = 1;

@@ -117,8 +117,7 @@ template <class Codes>
 struct FewTokens {
   template <int T>
   static inline void chunk(const uint8_t* w, const int8_t* x, __m512i (&acc)[T][4]) {
-#pragma GCC unroll 4
-    for (int i = 0; i < static_cast<int>(Codes::kChunkBytes / kVectorBytes); ++i) prefetch(w + i * kVectorBytes);
+    prefetch_chunk<Codes::kChunkBytes>(w);
     const Codes source(w);
 #pragma GCC unroll 4
     for (int step = 0; step < kChunkSteps; ++step) {

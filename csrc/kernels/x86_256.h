@@ -62,7 +62,6 @@ inline __m256i broadcast(const int8_t* x) {
 
 struct TernaryCodes {
   static constexpr int64_t kChunkBytes = kVectorBytes;
-  static constexpr bool kPrefetch = true;
   static constexpr int kGroupChunks = 0;
   static constexpr int kSetShift = 0;
   const __m256i v[2];
@@ -74,7 +73,6 @@ struct TernaryCodes {
 template <int kSets>
 struct TernaryCodesInPlace {
   static constexpr int64_t kChunkBytes = kVectorBytes;
-  static constexpr bool kPrefetch = true;
   static constexpr int kGroupChunks = 0;
   static constexpr int kSetShift = 2;
   const __m256i v[2];
@@ -86,7 +84,6 @@ struct TernaryCodesInPlace {
 
 struct Int4Codes {
   static constexpr int64_t kChunkBytes = 2 * kVectorBytes;
-  static constexpr bool kPrefetch = true;
   static constexpr int kGroupChunks = kInt4Group / kChunkCols;
   static constexpr int kSetShift = 0;
   const uint8_t* const w;
@@ -100,7 +97,6 @@ struct Int4Codes {
 template <uint8_t flip>
 struct Int8Codes {
   static constexpr int64_t kChunkBytes = 4 * kVectorBytes;
-  static constexpr bool kPrefetch = false;
   static constexpr int kGroupChunks = 0;
   static constexpr int kSetShift = 0;
   const uint8_t* const w;
@@ -207,9 +203,7 @@ void multiply_panel(const Tile& tile, int panel, int first) {
         unroll<T>([&](auto t) BITDISTILL_INLINE { acc[set][t][0] = acc[set][t][1] = _mm256_setzero_si256(); });
       });
       const auto chunk = [&]() BITDISTILL_INLINE {
-        unroll<Codes::kPrefetch && T <= kMostTokensToPrefetch ? Codes::kChunkBytes / kVectorBytes : 0>([&](auto i) BITDISTILL_INLINE {
-          prefetch(w + i * kVectorBytes);
-        });
+        if (T <= kMostTokensToPrefetch) prefetch_chunk<Codes::kChunkBytes>(w);
         const Codes source(w);
         unroll<kChunkSteps>([&](auto step) BITDISTILL_INLINE {
           constexpr int kSet = decltype(step)() % kSets;

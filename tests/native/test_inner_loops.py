@@ -85,8 +85,8 @@ def test_sums_stay_in_registers(kernel_and_loops):
         if form == "Ternary":
             each = len(loop.instructions) / loop.products
             assert each <= arithmetic + MOST_OVERHEAD[tokens], where
-        # Few tokens wait for the memory, more do not. Plain bytes of int8 the CPU fetches better alone.
-        assert bool(loop.named("prefetch")) == (form != "Int8" and tokens <= 2), where
+        # Few tokens wait for the memory, more do not.
+        assert bool(loop.named("prefetch")) == (tokens <= 2), where
     assert seen == {(form, n) for form in ("Ternary", "Int4", "Int8") for n in range(1, most_tokens + 1)}
 
 

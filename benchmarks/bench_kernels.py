@@ -240,7 +240,8 @@ def main() -> None:
                                     }
                                 )
                                 print(f"  gemm {rows}x{cols} {tokens} tokens {kind}: {result['gmac_per_second']:.0f} GMAC/s, "
-                                      f"{result['share_of_multiply_add_peak']:.0%} of the peak, "
+                                      f"{result['share_of_multiply_add_peak']:.0%} of the peak of "
+                                      f"{result['peak_gmac_per_second']:.0f}, "
                                       f"{result['times_faster_than_bfloat16']:.1f} x bfloat16", file=sys.stderr)  # fmt: skip
     text = json.dumps(report, indent=2)
     if args.output:

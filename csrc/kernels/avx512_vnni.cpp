@@ -27,6 +27,13 @@ inline __m512i broadcast(const int8_t* x) {
   return _mm512_set1_epi32(bits);
 }
 
+// The sum in its register before anything else: GCC 12 copies and spills sums that it may move.
+inline __m512i add(__m512i sum, __m512i codes, __m512i x) {
+  sum = _mm512_dpbusd_epi32(sum, codes, x);
+  asm("" : "+" BITDISTILL_REGISTER(sum));
+  return sum;
+}
+
 inline Ints as_ints(__m512i v) { return load_vector<Ints>(&v); }
 
 // ---- Many tokens: one or two panels times T tokens -------------------------------------------------------------------
@@ -54,7 +61,7 @@ void multiply_many(const Tile& tile, int panel) {
         for (int t = 0; t < T; ++t) {
           const __m512i values = broadcast(x + t * kChunkCols + step * kStepCols);
 #pragma GCC unroll 2
-          for (int p = 0; p < P; ++p) acc[p][t] = _mm512_dpbusd_epi32(acc[p][t], codes[p], values);
+          for (int p = 0; p < P; ++p) acc[p][t] = add(acc[p][t], codes[p], values);
         }
       }
       w += Codes::kChunkBytes;
@@ -78,8 +85,7 @@ template <class Codes>
 struct FewTokens {
   template <int T, int N>
   static inline void chunk(const uint8_t* w, const int8_t* x, __m512i (&acc)[T][N]) {
-#pragma GCC unroll 4
-    for (int i = 0; i < static_cast<int>(Codes::kChunkBytes / kVectorBytes); ++i) prefetch(w + i * kVectorBytes);
+    prefetch_chunk<Codes::kChunkBytes>(w);
     const Codes source(w);
 #pragma GCC unroll 4
     for (int step = 0; step < kChunkSteps; ++step) {
@@ -87,7 +93,7 @@ struct FewTokens {
 #pragma GCC unroll 9
       for (int t = 0; t < T; ++t) {
         __m512i& sum = acc[t][step % N];
-        sum = _mm512_dpbusd_epi32(sum, codes, broadcast(x + t * kChunkCols + step * kStepCols));
+        sum = add(sum, codes, broadcast(x + t * kChunkCols + step * kStepCols));
       }
     }
   }
@@ -113,7 +119,7 @@ struct FewTokens<TernaryCodes> {
 #pragma GCC unroll 9
       for (int t = 0; t < T; ++t) {
         __m512i& sum = acc[t][step % N];
-        sum = _mm512_dpbusd_epi32(sum, codes, broadcast(x + t * kChunkCols + step * kStepCols));
+        sum = add(sum, codes, broadcast(x + t * kChunkCols + step * kStepCols));
       }
     }
   }
@@ -212,7 +218,7 @@ double multiply_add_loop(int64_t iterations) {
   for (int64_t i = 0; i < iterations; ++i) {
     asm volatile("" : "+" BITDISTILL_REGISTER(codes), "+" BITDISTILL_REGISTER(values));
 #pragma GCC unroll 20
-    for (__m512i& a : acc) a = _mm512_dpbusd_epi32(a, codes, values);
+    for (int j = 0; j < 20; ++j) acc[j] = add(acc[j], codes, values);
   }
   for (__m512i& a : acc) asm volatile("" : : BITDISTILL_REGISTER(a));
   return static_cast<double>(iterations) * 20 * 64;

@@ -57,6 +57,10 @@ struct Features {
     const unsigned subleaves = a;
     avx2 = ymm && fused && (b & bit_AVX2) != 0;
     avx512vnni = zmm && avx2 && avx512 && (c & bit_AVX512VNNI) != 0;
+#if defined(BITDISTILL_EVEX_VNNI)
+    avxvnni = avx512vnni;
+    return;
+#endif
 #if defined(BITDISTILL_EMULATE_VNNI)
     avxvnni = avx512vnni = amx = avx2;
     return;

@@ -6,11 +6,16 @@
 namespace bitdistill {
 
 PageLayout::PageLayout(const Model& model) : heads(model.kv_heads) {
-  const size_t element = model.kv_dtype == BD_FLOAT16 ? sizeof(uint16_t) : sizeof(float);
+  const bool integers = model.kv_dtype == BD_SCALED_INT8;
+  const size_t element = integers ? sizeof(int8_t) : model.kv_dtype == BD_FLOAT16 ? sizeof(uint16_t) : sizeof(float);
+  const size_t scale = integers ? sizeof(float) : 0;
   const auto bytes = [&](int64_t columns) {
-    return static_cast<size_t>(round_up(kPagePositions * columns * static_cast<int64_t>(element), BD_ALIGNMENT));
+    const size_t position = static_cast<size_t>(columns) * element + scale;
+    return static_cast<size_t>(round_up(kPagePositions * static_cast<int64_t>(position), BD_ALIGNMENT));
   };
-  key_bytes = bytes(model.head_dim);
+  const int64_t key_columns = integers ? round_up(model.head_dim, 4) : model.head_dim;
+  key_bytes = bytes(key_columns);
+  key_block_bytes = static_cast<size_t>(kKeyBlock * key_columns) * element;
   value_bytes = bytes(round_up(model.head_dim, kKeyBlock));
   total = static_cast<size_t>(heads) * model.layers.size() * (key_bytes + value_bytes);
 }

@@ -22,6 +22,7 @@ struct PageLayout {
 
   int64_t heads;
   size_t key_bytes, value_bytes;  // of one layer and head
+  size_t key_block_bytes;         // of 16 positions
   size_t total;
 };
 

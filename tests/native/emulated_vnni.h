@@ -116,4 +116,5 @@ inline __m256i dpbusd256(__m256i sum, __m256i u, __m256i s) {
 #define __AVX512VNNI__ 1
 #define __AVXVNNI__ 1
 #define BITDISTILL_REGISTER "m"
+#define avxvnni_float_kernels avx2_float_kernels
 #define avx512_float_kernels avx2_float_kernels  // these are the same sources with other compiler options

@@ -291,6 +291,16 @@ Vector linear(const std::vector<Weight>& weights, const Vector& x) {
   return all;
 }
 
+// Each head rounded to integers of 8 bits times a scale.
+void round_heads(Vector* x, size_t head_dim) {
+  for (size_t first = 0; first < x->size(); first += head_dim) {
+    double largest = 0;
+    for (size_t i = first; i < first + head_dim; ++i) largest = std::max(largest, std::fabs((*x)[i]));
+    const double scale = largest / 127;
+    for (size_t i = first; i < first + head_dim && scale > 0; ++i) (*x)[i] = std::nearbyint((*x)[i] / scale) * scale;
+  }
+}
+
 double cap(double x, float c) { return c == 0.0f ? x : static_cast<double>(c) * std::tanh(x / static_cast<double>(c)); }
 
 double act(bd_activation kind, double x) {
@@ -374,6 +384,9 @@ std::vector<Vector> define(const TestModel& m, const std::vector<int64_t>& token
           for (double& x : *stored) x = static_cast<double>(round_to_half(static_cast<float>(x)));
         }
       }
+      if (o.kv_dtype == BD_SCALED_INT8) {
+        for (Vector* rounded : {&q, &k, &v}) round_heads(rounded, D);
+      }
       keys[l].push_back(k);
       values[l].push_back(v);
       Vector heads(H * D);
@@ -448,10 +461,10 @@ std::vector<int64_t> random_tokens(Random& random, int64_t count, int64_t vocab)
 }
 
 // A value that lies within rounding of half a step of its quantisation may go either way, and these models, untrained,
-// amplify that. So most logits must agree to float32, and the others must not be of another size. With halves in the cache,
-// where the last bit of a key may go either way, they agree to that bit.
+// amplify that. So most logits must agree to float32, and the others must not be of another size. With halves or 8-bit integers
+// in the cache, where the last bit of a key may go either way, they agree to that bit.
 void check_close(const std::vector<float>& got, const Vector& wanted, const Options& options, const std::string& what) {
-  const double limit = options.kv_dtype == BD_FLOAT16 ? 1e-3 : 1e-4;
+  const double limit = options.kv_dtype == BD_SCALED_INT8 ? 5e-3 : options.kv_dtype == BD_FLOAT16 ? 1e-3 : 1e-4;
   CHECK(got.size() == wanted.size());
   double square = 0;
   std::vector<double> difference;
@@ -496,6 +509,10 @@ std::vector<std::pair<std::string, Options>> variants() {
   add("some in float32", [](Options& o) { o.every_second = BD_TABLE_FLOAT32; o.bias = true; o.inner = 33; });
   add("some in bfloat16", [](Options& o) { o.every_second = BD_TABLE_BFLOAT16; o.all_sub_norms = o.bias = true; o.hidden = 31; });
   add("some in float16", [](Options& o) { o.every_second = BD_TABLE_FLOAT16; o.fused = o.sub_norms = true; });
+  add("8-bit cache", [](Options& o) { o.kv_dtype = BD_SCALED_INT8; o.bias = o.sub_norms = true; o.head_dim = 40; });
+  add("8-bit cache, softcap and window", [](Options& o) {
+    o.kv_dtype = BD_SCALED_INT8; o.post_norms = true; o.attention_softcap = 5; o.window = 7; o.head_dim = 23; o.heads = 6; o.kv_heads = 1;
+  });
   add("mixture", [](Options& o) { o.experts = 5; o.normalise = o.sub_norms = true; });
   add("mixture of many", [](Options& o) {
     o.experts = 40; o.experts_per_token = 3; o.table = BD_TABLE_BFLOAT16; o.every_second = BD_TABLE_FLOAT32; o.bias = true;
@@ -634,9 +651,10 @@ void test_not_a_number() {
 // The values of later tokens take no part, even where they are no numbers.
 void test_not_a_number_behind() {
   Random random(12);
-  for (const int64_t heads : {4, 2}) {
+  for (const int64_t heads : {4, 2, 6}) {
     Options options;
     options.heads = heads;
+    options.kv_dtype = heads == 6 ? BD_SCALED_INT8 : BD_FLOAT32;
     options.window = 2;
     options.packed_head = true;
     TestModel model(random, options);
@@ -666,6 +684,9 @@ void test_rows() {
   add("a key head for each", 3, 3, 40, 70, BD_FLOAT16);
   add("three share a key head", 6, 2, 64, 20, BD_FLOAT32);
   add("five share a key head", 5, 1, 128, 0, BD_FLOAT16);
+  add("a key head of 8 bits for each", 3, 3, 40, 70, BD_SCALED_INT8);
+  add("four share a key head of 8 bits", 4, 1, 24, 20, BD_SCALED_INT8);
+  add("seven share a key head of 8 bits", 7, 1, 128, 0, BD_SCALED_INT8);
   for (const auto& [name, options] : all) {
     const TestModel model(random, options);
     const Decoder decoder(model);
@@ -743,6 +764,7 @@ void test_failures() {
   refuse([](C& c, L&, R&) { c.max_positions = -5; }, BD_ERROR_SHAPE);
   refuse([](C& c, L&, R&) { c.activation = 17; }, BD_ERROR_ARGUMENT);
   refuse([](C& c, L&, R&) { c.kv_dtype = BD_BFLOAT16; }, BD_ERROR_ARGUMENT);
+  refuse([](C& c, L&, R&) { c.kv_dtype = static_cast<bd_dtype>(4); }, BD_ERROR_ARGUMENT);
   refuse([](C& c, L&, R&) { c.attention_scale = NAN; }, BD_ERROR_SCALE);
   refuse([](C& c, L&, R&) { c.logit_softcap = -1; }, BD_ERROR_ARGUMENT);
   refuse([](C& c, L&, R&) { c.embedding.kind = 9; }, BD_ERROR_ARGUMENT);

@@ -132,19 +132,19 @@ inline Operand in_order(Operand x) {
 constexpr int kGroup = 4;  // neighbours that are multiplied together: columns of a key, positions of values
 constexpr int kGroups = kPagePositions / kGroup;
 
-inline float largest_magnitude(const float* x, int64_t n) {
-  const uint32_t bits = max_magnitude_bits(x, n);
-  if (bits >= kInfinityBits) return __builtin_nanf("");
-  float largest;
-  memcpy(&largest, &bits, sizeof largest);
-  return largest;
+// NaN where there was a NaN or an infinity.
+inline float magnitude_of(uint32_t greatest_bits) {
+  if (greatest_bits >= kInfinityBits) return __builtin_nanf("");
+  float greatest;
+  memcpy(&greatest, &greatest_bits, sizeof greatest);
+  return greatest;
 }
 
 // Integers of a vector and their scale. `place(i)` is where number i goes.
 template <typename F>
 inline float quantize_vector(const float* x, int64_t n, F&& place) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds half to even
-  const float largest = largest_magnitude(x, n);
+  const float largest = magnitude_of(max_magnitude_bits(x, n));
   const float factor = largest > 0.0f ? kMostInteger / largest : 0.0f;  // 0 for NaN too
   const bool usable = factor > 0.0f && factor - factor == 0.0f;
   for (int64_t i = 0; i < n; ++i) {
@@ -212,7 +212,7 @@ inline void score_integers(const Int8& cache, int row, const int8_t* keys, const
     for (int v = 0; v < V; ++v) {
       const int64_t i = start + (v * kWidth / kKeyBlock * steps + step) * kKeyBlock * kGroup + v * kWidth % kKeyBlock * kGroup;
       const Fours k = fours_of_key(load_fours(keys + i));
-      if (Ahead && v * kWidth % kKeyBlock == 0) __builtin_prefetch(next + i);
+      if (Ahead && v * kWidth % kKeyBlock == 0) ask_for(next + i);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) sums[v][r] = multiply_key(sums[v][r], k, q + r * steps + step);
     }
@@ -235,14 +235,14 @@ inline float quantize_weights(float* weights, const float* scales, int low, int 
   }
   for (int i = 0; i < low; ++i) weights[i] = 0.0f;  // whatever their scale is
   for (int i = high; i < kPagePositions; ++i) weights[i] = 0.0f;
-  Vector most = {}, difference = {};
+  // The bits of numbers that are not negative order as the numbers do, with infinity and NaN above them.
+  VectorInts most = {};
 #pragma GCC unroll 4
   for (int i = 0; i < kVectors; ++i) {
-    const Vector w = load_vector<Vector>(weights + i * kWidth);
-    most = greater_of(w, most);
-    difference += w - w;
+    const VectorInts bits = load_vector<VectorInts>(weights + i * kWidth) & 0x7fffffff;
+    most = bits > most ? bits : most;
   }
-  const float largest = greatest_of(most) + total_of(difference);  // NaN where a weight is
+  const float largest = magnitude_of(static_cast<uint32_t>(greatest_of(most)));
   const float factor = largest > 0.0f ? kMostWeight / largest : 0.0f;
   const bool usable = factor > 0.0f && factor - factor == 0.0f;
   if (!usable) memset(weights, 0, kPagePositions * sizeof(float));
@@ -280,7 +280,7 @@ inline void mix_integers(const AttendTask& task, int row, const int8_t* values, 
       for (int c = 0; c < C; ++c) {
         const int64_t i = (g * columns + column + c * kWidth) * kGroup;
         v[c] = load_fours(values + i);
-        if (Ahead && digit == 0 && c * kWidth % kLanes == 0) __builtin_prefetch(next + i);
+        if (Ahead && digit == 0 && c * kWidth % kLanes == 0) ask_for(next + i);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {

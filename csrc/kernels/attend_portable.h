@@ -47,13 +47,31 @@ inline Vector all(float value) { return value - Vector{}; }
 inline VectorInts all(int32_t value) { return value + VectorInts{}; }
 inline Vector greater_of(const Vector& a, const Vector& b) { return a > b ? a : b; }
 
+// The greatest lane; of lanes that are no numbers no one is taken, or any.
 inline float greatest_of(const Vector& v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(v);
+#else
   float lanes[kWidth];
   store_vector(lanes, v);
   for (int half = kWidth / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
   }
   return lanes[0];
+#endif
+}
+
+inline int32_t greatest_of(const VectorInts& v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_epi32(load_vector<__m512i>(&v));
+#else
+  int32_t lanes[kWidth];
+  store_vector(lanes, v);
+  for (int half = kWidth / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
+  }
+  return lanes[0];
+#endif
 }
 
 inline float total_of(const Vector& v) {
@@ -63,6 +81,9 @@ inline float total_of(const Vector& v) {
   for (const float lane : lanes) sum += lane;
   return sum;
 }
+
+// Into the second cache: what is one page ahead is more than the first one holds.
+inline void ask_for(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 inline Vector load_as(Float32, const float* p) { return load_vector<Vector>(p); }
 
@@ -197,7 +218,7 @@ inline void score_floats(const AttendTask& task, int row, const typename T::Stor
     for (int v = 0; v < V; ++v) {
       const int64_t i = start + v * kWidth / kKeyBlock * head_dim * kKeyBlock + v * kWidth % kKeyBlock + d * kKeyBlock;
       const Vector k = load_as(T{}, keys + i);
-      if (Ahead && v * kWidth % kKeyBlock == 0) __builtin_prefetch(next + i);
+      if (Ahead && v * kWidth % kKeyBlock == 0) ask_for(next + i);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) sums[v][r] = fused(all(q[r][d]), k, sums[v][r]);
     }
@@ -229,7 +250,7 @@ inline void mix_floats(const AttendTask& task, int row, const typename T::Storag
     for (int c = 0; c < C; ++c) {
       const int64_t i = p * columns + column + c * kWidth;
       v[c] = load_as(T{}, values + i);
-      if (Ahead && c * kWidth % kLanes == 0) __builtin_prefetch(next + i);
+      if (Ahead && c * kWidth % kLanes == 0) ask_for(next + i);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {

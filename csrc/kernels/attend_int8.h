@@ -322,13 +322,17 @@ void attend_page_integers(const AttendTask& task, const Int8& cache, int row, in
   const auto part = [&](int64_t of, int64_t offset) { return reinterpret_cast<const int8_t*>(task.pages[of] + offset); };
   alignas(64) float scores[R][kPagePositions];
   float correction[R], scales[R];
-  constexpr int kVectors = vectors_of<R>(kPagePositions / kWidth);
-  constexpr int kStep = kVectors * kWidth;
   const int8_t* const keys = part(page, task.key_offset);
   const int8_t* const next_keys = part(next_page, task.key_offset);
   if (!sight.whole) memset(scores, 0, sizeof scores);
-  for (int at = sight.first / kStep * kStep; at < sight.last; at += kStep) {
-    score_integers<R, kVectors, Ahead>(cache, row, keys, next_keys, at, scores);
+  for (int at = sight.first / kKeyBlock * kKeyBlock; at < sight.last;) {
+    if (tile_fits<R>(at, sight.last)) {
+      score_integers<R, score_vectors<R>(), Ahead>(cache, row, keys, next_keys, at, scores);
+      at += score_vectors<R>() * kWidth;
+    } else {
+      score_integers<R, kKeyBlock / kWidth, Ahead>(cache, row, keys, next_keys, at, scores);
+      at += kKeyBlock;
+    }
   }
   weigh(task, row, sight, scores, correction);
   const int8_t* const values = part(page, task.value_offset);

@@ -200,6 +200,18 @@ constexpr int vectors_of(int most) {
   return vectors;
 }
 
+template <int R>
+constexpr int score_vectors() {
+  return vectors_of<R>(kPagePositions / kWidth);
+}
+
+// Whether more than half of score_vectors() positions are seen from `at` on; else a block of keys at a time is less work.
+template <int R>
+inline bool tile_fits(int at, int last) {
+  constexpr int kStep = score_vectors<R>() * kWidth;
+  return kStep <= kKeyBlock || (at + kStep <= kPagePositions && last - at > kStep / 2);
+}
+
 // ---- Floats ----------------------------------------------------------------------------------------------------------
 
 // Scores of R queries and V vectors of positions from `at` on. With few rows the cache comes from far away: for every vector
@@ -287,13 +299,17 @@ void attend_page_floats(const AttendTask& task, int row, int64_t page, int64_t n
   const auto part = [&](int64_t of, int64_t offset) { return reinterpret_cast<const Storage*>(task.pages[of] + offset); };
   alignas(64) float scores[R][kPagePositions];
   float correction[R];
-  constexpr int kVectors = vectors_of<R>(kPagePositions / kWidth);
-  constexpr int kStep = kVectors * kWidth;
   const Storage* const keys = part(page, task.key_offset);
   const Storage* const next_keys = part(next_page, task.key_offset);
   if (!sight.whole) memset(scores, 0, sizeof scores);
-  for (int at = sight.first / kStep * kStep; at < sight.last; at += kStep) {
-    score_floats<T, R, kVectors, Ahead>(task, row, keys, next_keys, at, scores);
+  for (int at = sight.first / kKeyBlock * kKeyBlock; at < sight.last;) {
+    if (tile_fits<R>(at, sight.last)) {
+      score_floats<T, R, score_vectors<R>(), Ahead>(task, row, keys, next_keys, at, scores);
+      at += score_vectors<R>() * kWidth;
+    } else {
+      score_floats<T, R, kKeyBlock / kWidth, Ahead>(task, row, keys, next_keys, at, scores);
+      at += kKeyBlock;
+    }
   }
   weigh(task, row, sight, scores, correction);
   mix_columns<T, R, vectors_of<R>(8), Ahead>(task, row, part(page, task.value_offset), part(next_page, task.value_offset),

@@ -93,7 +93,7 @@ struct Weight {
 };
 
 struct Options {
-  int64_t heads = 4, kv_heads = 2, head_dim = 16, hidden = 48, inner = 80, vocab = 67, layers = 2;
+  int64_t heads = 4, kv_heads = 2, head_dim = 16, hidden = 48, inner = 80, vocab = 67, layers = 2, max_positions = 300;
   int qk_norm = 0;  // 1: a head, 2: all heads
   bool pre_norms = true, post_norms = false, sub_norms = false, all_sub_norms = false, bias = false, fused = false;
   bool gate = true, packed_head = false;
@@ -206,7 +206,7 @@ struct TestModel {
     config.hidden_size = o.hidden;
     config.intermediate_size = o.inner;
     config.head_dim = o.head_dim;
-    config.max_positions = 300;
+    config.max_positions = o.max_positions;
     config.heads = static_cast<int32_t>(o.heads);
     config.kv_heads = static_cast<int32_t>(o.kv_heads);
     config.layer_count = static_cast<int32_t>(views.size());
@@ -734,6 +734,36 @@ void test_rows() {
   CHECK_OK(bd_set_num_threads(2));
 }
 
+// Behind the first stretch of positions: one token, whose stretches threads share, is the same as the end of a long text.
+void test_stretches() {
+  Random random(14);
+  for (const bd_dtype kv_dtype : {BD_FLOAT32, BD_FLOAT16, BD_SCALED_INT8}) {
+    Options options;
+    options.kv_dtype = kv_dtype;
+    options.heads = 6, options.head_dim = 40, options.window = 520, options.max_positions = 700, options.sub_norms = true;
+    const TestModel model(random, options);
+    const Decoder decoder(model);
+    const std::vector<int64_t> text = random_tokens(random, 600, options.vocab);
+    const size_t vocab = static_cast<size_t>(options.vocab), tail = 60;
+    for_each_isa([&] {
+      Cache whole(decoder, 1);
+      const std::vector<float> wanted = whole.forward(text, std::vector<int64_t>(text.size(), 0));
+      if (kv_dtype == BD_FLOAT32) check_close(wanted, flat(define(model, text)), options, "a long text");
+      for (const int threads : {1, 3}) {
+        CHECK_OK(bd_set_num_threads(threads));
+        Cache steps(decoder, 1);
+        const std::vector<int64_t> start(text.begin(), text.end() - static_cast<long>(tail));
+        steps.forward(start, std::vector<int64_t>(start.size(), 0));
+        for (size_t t = start.size(); t < text.size(); ++t) {
+          const std::vector<float> row = steps.forward({text[t]}, {0});
+          CHECK(std::memcmp(row.data(), wanted.data() + t * vocab, vocab * sizeof(float)) == 0);
+        }
+      }
+    });
+  }
+  CHECK_OK(bd_set_num_threads(2));
+}
+
 void test_failures() {
   Random random(10);
   Options options;
@@ -898,6 +928,7 @@ int main() {
   test_not_a_number();
   test_not_a_number_behind();
   test_rows();
+  test_stretches();
   test_failures();
   std::puts("decoder: ok");
 }

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from architectures import random_tokens
@@ -37,11 +37,7 @@ def eight_bit_attention(module, query, key, value, *args, **kwargs):
 
 
 AttentionInterface.register("eight_bit_cache", eight_bit_attention)
-AttentionMaskInterface.register("eight_bit_cache", lambda *args, **kwargs: _as_scores(sdpa_mask(*args, **kwargs)))
-
-
-def _as_scores(mask):
-    return mask if mask is None else torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
+AttentionMaskInterface.register("eight_bit_cache", eager_mask)
 
 
 @torch.no_grad()
@@ -68,9 +64,14 @@ def test_eight_bits_are_what_torch_computes_with_rounded_keys_and_values(saved, 
     student.set_attn_implementation("eight_bit_cache")
     decoder = load_decoder(open_student(folder), head_bits=32, kv_dtype="int8")
     got = logits(decoder, tokens[0], [count // 2, 1, count - count // 2 - 1])
-    # An element on the border between two integers may be rounded either way.
-    assert_close(got, student(tokens).logits[0], 3e-3)
-    assert_close(got, exact, 5e-2)
+    wanted = student(tokens).logits[0]
+
+    def distance(expected):
+        return ((got - expected).abs().median() / expected.std()).item()
+
+    # Not nothing: an element on the border between two integers may be rounded either way.
+    assert distance(wanted) < 1e-2 and distance(exact) < 5e-2
+    assert distance(wanted) < distance(exact) / 2
 
 
 @torch.no_grad()
@@ -128,8 +129,9 @@ def test_what_eight_bits_cost_a_trained_model(shared_dir, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(shared_dir / "models" / "stories260K", dtype=torch.float32)
     # All of its weights but one projection's stay as they were trained.
     names = [name for name, module in model.model.named_modules() if isinstance(module, torch.nn.Linear)]
-    student = apply_bitnet(model, BitNetConfig(modules_to_not_convert=sorted(names)[:-1])).eval()
+    student = apply_bitnet(model, BitNetConfig(sub_norm="none", modules_to_not_convert=sorted(names)[:-1])).eval()
     pack(student, table_bits=32).save_pretrained(tmp_path)
+    torch.manual_seed(0)
     tokens = student.generate(torch.tensor([[1]]), do_sample=True, max_new_tokens=400)[0]
     losses = {}
     for kv_dtype in ("float32", "int8"):

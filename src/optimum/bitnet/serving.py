@@ -58,7 +58,7 @@ class NativeModelManager(ModelManager):
         ValueError: `quantization` of a model that is ternary.
     """
 
-    def __init__(self, native: bool, kv_bits: int, **options: Any):
+    def __init__(self, native: bool, kv_bits: int = 16, **options: Any):
         self.native, self.kv_bits = native, kv_bits
         super().__init__(**options)
 

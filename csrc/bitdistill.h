@@ -33,7 +33,7 @@ extern "C" {
 #endif
 
 // Raised when a signature or the layout of a packed weight changes: a caller built for another version must refuse.
-#define BD_ABI_VERSION 6
+#define BD_ABI_VERSION 7
 
 typedef enum bd_status {
   BD_OK = 0,
@@ -53,7 +53,8 @@ typedef enum bd_status {
   BD_ERROR_MODEL = 14,            // the parts of a decoder do not fit together
 } bd_status;
 
-typedef enum bd_dtype { BD_FLOAT32 = 0, BD_BFLOAT16 = 1, BD_FLOAT16 = 2 } bd_dtype;  // inputs: the first two
+// Inputs: the first two. Keys and values: all but BD_BFLOAT16; BD_SCALED_INT8 is 8-bit integers and a float32 scale for every vector.
+typedef enum bd_dtype { BD_FLOAT32 = 0, BD_BFLOAT16 = 1, BD_FLOAT16 = 2, BD_SCALED_INT8 = 3 } bd_dtype;
 
 // Kinds of weights. Every instruction set computes with every kind, from the same packed form.
 typedef enum bd_format {
@@ -263,7 +264,7 @@ typedef struct bd_decoder_config {
   bd_norm final_norm;
   float embedding_scale, attention_scale, attention_softcap, logit_softcap;  // a softcap of 0: none
   int32_t activation;        // bd_activation
-  int32_t kv_dtype;          // BD_FLOAT32 or BD_FLOAT16
+  int32_t kv_dtype;          // BD_FLOAT32, BD_FLOAT16 or BD_SCALED_INT8
 } bd_decoder_config;
 
 typedef struct bd_decoder bd_decoder;  // immutable: any number of threads may use one

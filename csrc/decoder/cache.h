@@ -6,7 +6,6 @@
 #include <mutex>
 #include <vector>
 
-#include "core/aligned_buffer.h"
 #include "decoder/model.h"
 
 namespace bitdistill {
@@ -22,18 +21,29 @@ struct PageLayout {
 
   int64_t heads;
   size_t key_bytes, value_bytes;  // of one layer and head
+  size_t key_block_bytes;         // of 16 positions
   size_t total;
 };
 
-struct Page {
-  AlignedBuffer data;
+// Memory of a page, in the system's large pages if asked for and where it has them; throws std::bad_alloc.
+class Page {
+ public:
+  Page(size_t bytes, bool large);
+  ~Page();
+  Page(const Page&) = delete;
+  Page& operator=(const Page&) = delete;
+
+  uint8_t* data() const { return data_; }
+
+ private:
+  uint8_t* data_;
 };
 
 class Sequence {
  public:
   int64_t length() const { return length_; }
   const uint8_t* const* pages() const { return starts_.data(); }
-  uint8_t* writable_page(int64_t position) const { return pages_[static_cast<size_t>(position / kPagePositions)]->data.as<uint8_t>(); }
+  uint8_t* writable_page(int64_t position) const { return pages_[static_cast<size_t>(position / kPagePositions)]->data(); }
   const Page* page(size_t i) const { return pages_[i].get(); }
   size_t page_count() const { return pages_.size(); }
 

@@ -1,13 +1,13 @@
 #include "decoder/forward.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <new>
 
 #include "core/status.h"
 #include "core/thread_pool.h"
+#include "decoder/attention.h"
 #include "decoder/routing.h"
 #include "kernels/kernels.h"
 #include "kernels/linear.h"
@@ -19,20 +19,11 @@ namespace {
 // to stay near the cores.
 constexpr int64_t kChunkTokens = 512;
 
-// Less work than this (elements; multiply-adds of floats, and of attention) is done by the calling thread alone.
+// Less work than this (elements; multiply-adds of floats) is done by the calling thread alone.
 constexpr int64_t kElementsPerTask = 16384;
-constexpr int64_t kAttendAlone = 65536;
 
 // Rows of a matrix of floats that a task multiplies, at most.
 constexpr int64_t kDenseRowsPerTask = 512;
-
-// Consecutive tokens of one sequence.
-struct Run {
-  int64_t first, count;      // tokens of the chunk
-  Sequence* sequence;
-  int64_t position;          // of its first token
-  int64_t first_task;        // of the attention of a layer
-};
 
 struct Workspace {
   QuantizedActivations activations;
@@ -44,7 +35,6 @@ struct Workspace {
 };
 
 thread_local Workspace t_workspace;
-thread_local AlignedBuffer t_attend_scratch;
 
 float* reserve(AlignedBuffer& buffer, int64_t count) {
   if (!buffer.reserve(static_cast<size_t>(count) * sizeof(float))) throw std::bad_alloc();
@@ -70,7 +60,7 @@ class Chunk {
   Chunk(const Model& model, const Kernels& kernels, const PageLayout& layout, const ForwardTask& task, int64_t first,
         int64_t count, Workspace& workspace)
       : model_(model), kernels_(kernels), floats_(*kernels.floats()), layout_(layout), task_(task), first_(first),
-        tokens_(count), w_(workspace) {}
+        tokens_(count), w_(workspace), attention_(model, floats_, layout, workspace.runs) {}
 
   int run(bd_cache& cache) {
     find_positions(cache);
@@ -98,13 +88,7 @@ class Chunk {
       Run& run = w_.runs.back();
       w_.positions[static_cast<size_t>(t)] = run.position + run.count++;
     }
-    const int64_t group = model_.heads / model_.kv_heads;
-    attend_tasks_ = attend_cost_ = 0;
-    for (Run& run : w_.runs) {
-      run.first_task = attend_tasks_;
-      attend_tasks_ += model_.kv_heads * div_up(run.count * group, kAttendRows);
-      attend_cost_ += model_.heads * run.count * (run.position + run.count) * model_.head_dim;
-    }
+    attention_.plan();
   }
 
   void embed() {
@@ -253,7 +237,7 @@ class Chunk {
   // A key goes into a line for every two of its elements; for a single token none of them is near.
   void prefetch_key_block(uint8_t* page, int64_t layer_index, int64_t position) const {
     if (tokens_ >= kKeyBlock) return;
-    const int64_t bytes = static_cast<int64_t>(layout_.key_bytes) / (kPagePositions / kKeyBlock);
+    const int64_t bytes = static_cast<int64_t>(layout_.key_block_bytes);
     for (int64_t i = 0; i < model_.kv_heads; ++i) {
       const uint8_t* const block = page + layout_.keys(layer_index, i) + position % kPagePositions / kKeyBlock * bytes;
       for (int64_t line = 0; line < bytes; line += BD_ALIGNMENT) __builtin_prefetch(block + line, 1);
@@ -289,62 +273,13 @@ class Chunk {
     }
   }
 
-  bool attend_task(const Layer& layer, int64_t layer_index, const float* qkv, float* out, int64_t index) {
-    size_t i = w_.runs.size() - 1;
-    if (w_.runs.size() > 1) {
-      i = static_cast<size_t>(std::upper_bound(w_.runs.begin(), w_.runs.end(), index,
-                                               [](int64_t value, const Run& r) { return value < r.first_task; }) -
-                              w_.runs.begin()) - 1;
-    }
-    const Run& run = w_.runs[i];
-    const int64_t group = model_.heads / model_.kv_heads;
-    const int64_t tiles = div_up(run.count * group, kAttendRows);
-    const int64_t kv_head = (index - run.first_task) / tiles;
-    const int64_t first_row = (index - run.first_task) % tiles * kAttendRows;
-
-    AttendTask task;
-    task.pages = run.sequence->pages();
-    task.key_offset = static_cast<int64_t>(layout_.keys(layer_index, kv_head));
-    task.value_offset = static_cast<int64_t>(layout_.values(layer_index, kv_head));
-    task.dtype = model_.kv_dtype;
-    task.head_dim = model_.head_dim;
-    task.rows = static_cast<int>(std::min<int64_t>(kAttendRows, run.count * group - first_row));
-    task.scale = model_.attention_scale;
-    task.softcap = model_.attention_softcap;
-    int64_t lowest = INT64_MAX, highest = 0;
-    for (int r = 0; r < task.rows; ++r) {
-      const int64_t token = run.first + (first_row + r) / group;
-      const int64_t head = kv_head * group + (first_row + r) % group;
-      task.q[r] = qkv + token * model_.qkv_size() + head * model_.head_dim;
-      task.out[r] = out + token * model_.q_size() + head * model_.head_dim;
-      task.last[r] = w_.positions[static_cast<size_t>(token)] + 1;
-      task.first[r] = layer.window > 0 ? std::max<int64_t>(0, task.last[r] - layer.window) : 0;
-      lowest = std::min(lowest, task.first[r]);
-      highest = std::max(highest, task.last[r]);
-    }
-    const int64_t scratch = attend_scratch(highest - lowest, model_.head_dim);
-    if (!t_attend_scratch.reserve(static_cast<size_t>(scratch) * sizeof(float))) return false;
-    task.scratch = t_attend_scratch.as<float>();
-    floats_.attend(task);
-    return true;
-  }
-
   int attention(const Layer& layer, int64_t layer_index) {
     float* const qkv = reserve(w_.qkv, tokens_ * model_.qkv_size());
     BD_RETURN_IF_ERROR(project(layer.qkv.data(), layer.qkv.size(), &layer.input_norm, h_, tokens_, model_.hidden_size,
                                qkv, model_.qkv_size()));
     finish_qkv(layer, layer_index, qkv);
     float* const heads = reserve(w_.heads, tokens_ * model_.q_size());
-    std::atomic<bool> failed{false};
-    const auto attend = [&](int64_t task) {
-      if (!attend_task(layer, layer_index, qkv, heads, task)) failed = true;
-    };
-    if (attend_cost_ < kAttendAlone) {
-      for (int64_t task = 0; task < attend_tasks_; ++task) attend(task);
-    } else {
-      parallel_for(attend_tasks_, attend);
-    }
-    if (failed) return BD_ERROR_OUT_OF_MEMORY;
+    BD_RETURN_IF_ERROR(attention_.attend(layer_index, qkv, heads));
     float* const projected = reserve(w_.projected, tokens_ * model_.hidden_size);
     BD_RETURN_IF_ERROR(project(&layer.o, 1, nullptr, heads, tokens_, model_.q_size(), projected, model_.hidden_size));
     add_residual(layer.post_attention_norm, projected);
@@ -463,7 +398,7 @@ class Chunk {
   float* h_ = nullptr;
   float* rotation_ = nullptr;
   std::vector<int64_t> rotation_start_;
-  int64_t attend_tasks_ = 0, attend_cost_ = 0;
+  Attention attention_;
 };
 
 // Gives every sequence its old length back, unless the pass came to its end.

@@ -158,7 +158,9 @@ int build_model(const bd_decoder_config& config, Model* model) {
   }
   if (config.heads % config.kv_heads != 0 || config.heads * config.head_dim > BD_MAX_COLS) return BD_ERROR_SHAPE;
   if (config.activation < BD_SILU || config.activation > BD_RELU_SQUARED) return BD_ERROR_ARGUMENT;
-  if (config.kv_dtype != BD_FLOAT32 && config.kv_dtype != BD_FLOAT16) return BD_ERROR_ARGUMENT;
+  if (config.kv_dtype != BD_FLOAT32 && config.kv_dtype != BD_FLOAT16 && config.kv_dtype != BD_SCALED_INT8) {
+    return BD_ERROR_ARGUMENT;
+  }
   for (const float value :
        {config.embedding_scale, config.attention_scale, config.attention_softcap, config.logit_softcap}) {
     if (!std::isfinite(value)) return BD_ERROR_SCALE;

@@ -5,6 +5,7 @@
 
 namespace {
 constexpr int kRowsAtOnce = 4;
+constexpr int kAccumulators = 8;
 }
 
 #include "kernels/float_portable.h"

@@ -22,7 +22,7 @@ struct Int32Sums {
 using Implementation = Kernels256<Int32Sums, Int32Sums, Int32Sums, 0x80>;
 
 constexpr Kernels kAvxVnni = {"avxvnni", Int32Sums::kTokens, 128, quantize_token, Implementation::multiply,
-                              Implementation::multiply_add_loop, Implementation::read_loop, avx2_float_kernels};
+                              Implementation::multiply_add_loop, Implementation::read_loop, avxvnni_float_kernels};
 
 }  // namespace
 

@@ -6,39 +6,54 @@
 #include <cstdint>
 
 #include "bitdistill.h"
+#include "kernels/matrix.h"
 
 namespace bitdistill {
 
-// Keys and values lie in pages of 64 positions. For one layer and one key-value head a page holds
+// Keys and values lie in pages of 64 positions. For one layer and one key-value head a page of floats holds
 //   keys   [kPagePositions / 16][head_dim][16]   16 positions side by side: a query needs no sum across lanes
 //   values [kPagePositions][round_up(head_dim, 16)]
+// and one of 8-bit integers, where four neighbours are multiplied together,
+//   keys   [kPagePositions / 16][div_up(head_dim, 4)][16][4], float scales [kPagePositions]
+//   values [kPagePositions / 4][round_up(head_dim, 16)][4], float scales [kPagePositions]
 constexpr int kPagePositions = 64;
 constexpr int kKeyBlock = 16;
-constexpr int kAttendRows = 8;  // the most rows of an AttendTask
+
+// A row sees its positions in stretches of this many, aligned, whoever computes them; what it has seen in one is merged into
+// what it has seen before.
+constexpr int64_t kStretchPositions = 512;
+
+constexpr int kAttendRows = 32;  // the most rows of an AttendTask
+
+// What a row has seen: the weighted values, the sum of the weights, and the greatest score.
+inline int64_t attend_greatest(int64_t head_dim) { return round_up(head_dim, kKeyBlock) + kKeyBlock; }
+inline int64_t attend_row_floats(int64_t head_dim) { return attend_greatest(head_dim) + kKeyBlock; }
+
+// Floats of scratch for a task.
+inline int64_t attend_scratch(int64_t head_dim) { return kAttendRows * 2 * div_up(head_dim, 4); }
 
 struct AttendTask {
   const uint8_t* const* pages;    // of the sequence, first position first
   int64_t key_offset;             // bytes from the start of a page to the keys of this layer and head
   int64_t value_offset;
-  bd_dtype dtype;                 // of keys and values: BD_FLOAT32 or BD_FLOAT16
+  bd_dtype dtype;                 // of keys and values: BD_FLOAT32, BD_FLOAT16 or BD_SCALED_INT8
   int64_t head_dim;
+  int64_t from, to;               // positions to look at, within one stretch
   int rows;                       // (token, query head) pairs that share this key-value head
   const float* q[kAttendRows];    // [head_dim]
-  float* out[kAttendRows];        // [head_dim]
   int64_t first[kAttendRows];     // positions [first, last) are visible
   int64_t last[kAttendRows];
   float scale;
   float softcap;                  // 0: none
-  float* scratch;                 // attend_scratch() floats
+  float* rows_seen;               // [rows][attend_row_floats()], written
+  float* scratch;                 // attend_scratch() floats, aligned to BD_ALIGNMENT
 };
-
-// Floats of scratch for a task whose rows together see `positions` positions.
-inline int64_t attend_scratch(int64_t positions, int64_t head_dim) {
-  return kAttendRows * (positions + 2 * kKeyBlock) + (kAttendRows + 1) * (head_dim + kKeyBlock);
-}
 
 struct FloatKernels {
   void (*attend)(const AttendTask& task);
+  // A row that has seen `more` besides, of a later stretch.
+  void (*merge_attended)(const float* more, int64_t head_dim, float* seen);
+  void (*finish_attended)(const float* seen, int64_t head_dim, float* out);  // [head_dim]
 
   // Writes one head's key and value to position `position` of a page (see above); `page_keys` and `page_values` are
   // those of its layer and head.
@@ -70,7 +85,8 @@ struct FloatKernels {
 };
 
 const FloatKernels* scalar_float_kernels();
-const FloatKernels* avx2_float_kernels();    // also for avxvnni
+const FloatKernels* avx2_float_kernels();
+const FloatKernels* avxvnni_float_kernels();
 const FloatKernels* avx512_float_kernels();
 const FloatKernels* neon_float_kernels();
 

@@ -20,7 +20,7 @@ def test_benchmark(tmp_path, capsys):
     pack(make_student()).save_pretrained(tmp_path / "packed")
     tiny_model("llama").save_pretrained(tmp_path / "base")
     result, plot = tmp_path / "result.json", tmp_path / "plot.png"
-    models = [str(tmp_path / "packed"), "--baseline", str(tmp_path / "base")]
+    models = [str(tmp_path / "packed"), "--kv_bits", "8", "--baseline", str(tmp_path / "base")]
     assert main(["benchmark", *models, *SHORT, "--output_file", str(result), "--plot", str(plot)]) == 0
     table = capsys.readouterr().out
     assert "decode tok/s" in table and len(table.strip().splitlines()) == 4

@@ -249,8 +249,8 @@ def test_options_are_checked(saved):
     _, folder = saved()
     with pytest.raises(ValueError, match="head_bits=5"):
         load_decoder(open_student(folder), head_bits=5)
-    with pytest.raises(ValueError, match="kv_dtype='int8'"):
-        load_decoder(open_student(folder), kv_dtype="int8")
+    with pytest.raises(ValueError, match="kv_dtype='int4'"):
+        load_decoder(open_student(folder), kv_dtype="int4")
     with pytest.raises(ValueError, match="num_threads=0"):
         load_decoder(open_student(folder), num_threads=0)
 

@@ -52,7 +52,7 @@ def logits(decoder, tokens, sizes):
 @torch.no_grad()
 def test_prompts_pieces_and_steps(saved, each_isa, number):
     model_type, options = VARIANTS[number]
-    kv_dtype, head_bits = (("float16", 16), ("float32", 8), ("float16", 4), ("float32", 32))[number % 4]
+    kv_dtype, head_bits = (("float16", 16), ("float32", 8), ("int8", 4), ("float32", 32))[number % 4]
     # More than a page of the cache, where that does not change the architecture.
     positions = 64 if "rope_parameters" in options else 100
     _, folder = saved(model_type, **{"max_position_embeddings": positions, **options})

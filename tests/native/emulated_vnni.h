@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "emulated_avx_vnni.h"
+
 namespace emulated {
 
 // Bit patterns of lanes in Intel's order.
@@ -71,25 +73,10 @@ inline long long reduce_add_epi64(const Vector& a) {
   return static_cast<long long>(sum);
 }
 
-// Four unsigned times four signed bytes, added to 32 bits; wraps around, never saturates.
-inline uint32_t dpbusd_lane(uint32_t sum, const uint8_t* u, const uint8_t* s) {
-  for (int k = 0; k < 4; ++k) sum += static_cast<uint32_t>(int32_t{u[k]} * static_cast<int8_t>(s[k]));
-  return sum;
-}
 inline Vector dpbusd(const Vector& sum, const Vector& u, const Vector& s) {
   return lanes<uint32_t>(
       [&](size_t i) { return dpbusd_lane(lane<uint32_t>(sum, i), u.bytes + 4 * i, s.bytes + 4 * i); });
 }
-inline __m256i dpbusd256(__m256i sum, __m256i u, __m256i s) {
-  alignas(32) uint32_t sums[8];
-  alignas(32) uint8_t us[32], ss[32];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(sums), sum);
-  _mm256_store_si256(reinterpret_cast<__m256i*>(us), u);
-  _mm256_store_si256(reinterpret_cast<__m256i*>(ss), s);
-  for (int i = 0; i < 8; ++i) sums[i] = dpbusd_lane(sums[i], us + 4 * i, ss + 4 * i);
-  return _mm256_load_si256(reinterpret_cast<const __m256i*>(sums));
-}
-
 }  // namespace emulated
 
 // Some compilers have macros of these names.
@@ -110,13 +97,11 @@ inline __m256i dpbusd256(__m256i sum, __m256i u, __m256i s) {
 #define _mm512_srai_epi32 emulated::srai_epi32
 #define _mm512_srli_epi16 emulated::srli_epi16
 #define _mm512_xor_si512 emulated::bit_xor
-#define _mm256_dpbusd_avx_epi32 emulated::dpbusd256
 
 // What the two files ask the compiler for.
 #define __AVX512F__ 1
 #define __AVX512BW__ 1
 #define __AVX512VL__ 1
 #define __AVX512VNNI__ 1
-#define __AVXVNNI__ 1
 #define BITDISTILL_REGISTER "m"
 #define avx512_float_kernels avx2_float_kernels  // these are the same sources with other compiler options

@@ -93,7 +93,7 @@ struct Weight {
 };
 
 struct Options {
-  int64_t heads = 4, kv_heads = 2, head_dim = 16, hidden = 48, inner = 80, vocab = 67, layers = 2;
+  int64_t heads = 4, kv_heads = 2, head_dim = 16, hidden = 48, inner = 80, vocab = 67, layers = 2, max_positions = 300;
   int qk_norm = 0;  // 1: a head, 2: all heads
   bool pre_norms = true, post_norms = false, sub_norms = false, all_sub_norms = false, bias = false, fused = false;
   bool gate = true, packed_head = false;
@@ -206,7 +206,7 @@ struct TestModel {
     config.hidden_size = o.hidden;
     config.intermediate_size = o.inner;
     config.head_dim = o.head_dim;
-    config.max_positions = 300;
+    config.max_positions = o.max_positions;
     config.heads = static_cast<int32_t>(o.heads);
     config.kv_heads = static_cast<int32_t>(o.kv_heads);
     config.layer_count = static_cast<int32_t>(views.size());
@@ -289,6 +289,16 @@ Vector linear(const std::vector<Weight>& weights, const Vector& x) {
     for (size_t r = 0; r < y.size(); ++r) all.push_back(y[r] + (w.bias.empty() ? 0.0 : static_cast<double>(w.bias[r])));
   }
   return all;
+}
+
+// Each head rounded to integers of 8 bits times a scale.
+void round_heads(Vector* x, size_t head_dim) {
+  for (size_t first = 0; first < x->size(); first += head_dim) {
+    double largest = 0;
+    for (size_t i = first; i < first + head_dim; ++i) largest = std::max(largest, std::fabs((*x)[i]));
+    const double scale = largest / 127;
+    for (size_t i = first; i < first + head_dim && scale > 0; ++i) (*x)[i] = std::nearbyint((*x)[i] / scale) * scale;
+  }
 }
 
 double cap(double x, float c) { return c == 0.0f ? x : static_cast<double>(c) * std::tanh(x / static_cast<double>(c)); }
@@ -374,6 +384,9 @@ std::vector<Vector> define(const TestModel& m, const std::vector<int64_t>& token
           for (double& x : *stored) x = static_cast<double>(round_to_half(static_cast<float>(x)));
         }
       }
+      if (o.kv_dtype == BD_SCALED_INT8) {
+        for (Vector* rounded : {&q, &k, &v}) round_heads(rounded, D);
+      }
       keys[l].push_back(k);
       values[l].push_back(v);
       Vector heads(H * D);
@@ -448,10 +461,10 @@ std::vector<int64_t> random_tokens(Random& random, int64_t count, int64_t vocab)
 }
 
 // A value that lies within rounding of half a step of its quantisation may go either way, and these models, untrained,
-// amplify that. So most logits must agree to float32, and the others must not be of another size. With halves in the cache,
-// where the last bit of a key may go either way, they agree to that bit.
+// amplify that. So most logits must agree to float32, and the others must not be of another size. With halves or 8-bit integers
+// in the cache, where the last bit of a key may go either way, they agree to that bit.
 void check_close(const std::vector<float>& got, const Vector& wanted, const Options& options, const std::string& what) {
-  const double limit = options.kv_dtype == BD_FLOAT16 ? 1e-3 : 1e-4;
+  const double limit = options.kv_dtype == BD_SCALED_INT8 ? 1e-2 : options.kv_dtype == BD_FLOAT16 ? 1e-3 : 1e-4;
   CHECK(got.size() == wanted.size());
   double square = 0;
   std::vector<double> difference;
@@ -507,6 +520,10 @@ std::vector<std::pair<std::string, Options>> variants() {
   });
   add("adapters of experts", [](Options& o) { o.adapter_rank = 17; o.experts = 5; o.sub_norms = true; o.pre_norms = false; o.post_norms = true; });
   add("mixture without gate", [](Options& o) { o.experts = 3; o.experts_per_token = 1; o.gate = false; o.all_sub_norms = true; });
+  add("8-bit cache", [](Options& o) { o.kv_dtype = BD_SCALED_INT8; o.bias = o.sub_norms = true; o.head_dim = 40; });
+  add("8-bit cache, softcap and window", [](Options& o) {
+    o.kv_dtype = BD_SCALED_INT8; o.post_norms = true; o.attention_softcap = 5; o.window = 7; o.head_dim = 23; o.heads = 6; o.kv_heads = 1;
+  });
   return all;
 }
 
@@ -634,9 +651,10 @@ void test_not_a_number() {
 // The values of later tokens take no part, even where they are no numbers.
 void test_not_a_number_behind() {
   Random random(12);
-  for (const int64_t heads : {4, 2}) {
+  for (const int64_t heads : {4, 2, 6}) {
     Options options;
     options.heads = heads;
+    options.kv_dtype = heads == 6 ? BD_SCALED_INT8 : BD_FLOAT32;
     options.window = 2;
     options.packed_head = true;
     TestModel model(random, options);
@@ -666,6 +684,9 @@ void test_rows() {
   add("a key head for each", 3, 3, 40, 70, BD_FLOAT16);
   add("three share a key head", 6, 2, 64, 20, BD_FLOAT32);
   add("five share a key head", 5, 1, 128, 0, BD_FLOAT16);
+  add("a key head of 8 bits for each", 3, 3, 40, 70, BD_SCALED_INT8);
+  add("four share a key head of 8 bits", 4, 1, 24, 20, BD_SCALED_INT8);
+  add("seven share a key head of 8 bits", 7, 1, 128, 0, BD_SCALED_INT8);
   for (const auto& [name, options] : all) {
     const TestModel model(random, options);
     const Decoder decoder(model);
@@ -713,6 +734,36 @@ void test_rows() {
   CHECK_OK(bd_set_num_threads(2));
 }
 
+// Behind the first stretch of positions: one token, whose stretches threads share, is the same as the end of a long text.
+void test_stretches() {
+  Random random(14);
+  for (const bd_dtype kv_dtype : {BD_FLOAT32, BD_FLOAT16, BD_SCALED_INT8}) {
+    Options options;
+    options.kv_dtype = kv_dtype;
+    options.heads = 6, options.head_dim = 40, options.window = 520, options.max_positions = 700, options.sub_norms = true;
+    const TestModel model(random, options);
+    const Decoder decoder(model);
+    const std::vector<int64_t> text = random_tokens(random, 600, options.vocab);
+    const size_t vocab = static_cast<size_t>(options.vocab), tail = 60;
+    for_each_isa([&] {
+      Cache whole(decoder, 1);
+      const std::vector<float> wanted = whole.forward(text, std::vector<int64_t>(text.size(), 0));
+      if (kv_dtype == BD_FLOAT32) check_close(wanted, flat(define(model, text)), options, "a long text");
+      for (const int threads : {1, 3}) {
+        CHECK_OK(bd_set_num_threads(threads));
+        Cache steps(decoder, 1);
+        const std::vector<int64_t> start(text.begin(), text.end() - static_cast<long>(tail));
+        steps.forward(start, std::vector<int64_t>(start.size(), 0));
+        for (size_t t = start.size(); t < text.size(); ++t) {
+          const std::vector<float> row = steps.forward({text[t]}, {0});
+          CHECK(std::memcmp(row.data(), wanted.data() + t * vocab, vocab * sizeof(float)) == 0);
+        }
+      }
+    });
+  }
+  CHECK_OK(bd_set_num_threads(2));
+}
+
 void test_failures() {
   Random random(10);
   Options options;
@@ -743,6 +794,7 @@ void test_failures() {
   refuse([](C& c, L&, R&) { c.max_positions = -5; }, BD_ERROR_SHAPE);
   refuse([](C& c, L&, R&) { c.activation = 17; }, BD_ERROR_ARGUMENT);
   refuse([](C& c, L&, R&) { c.kv_dtype = BD_BFLOAT16; }, BD_ERROR_ARGUMENT);
+  refuse([](C& c, L&, R&) { c.kv_dtype = static_cast<bd_dtype>(4); }, BD_ERROR_ARGUMENT);
   refuse([](C& c, L&, R&) { c.attention_scale = NAN; }, BD_ERROR_SCALE);
   refuse([](C& c, L&, R&) { c.logit_softcap = -1; }, BD_ERROR_ARGUMENT);
   refuse([](C& c, L&, R&) { c.embedding.kind = 9; }, BD_ERROR_ARGUMENT);
@@ -876,6 +928,7 @@ int main() {
   test_not_a_number();
   test_not_a_number_behind();
   test_rows();
+  test_stretches();
   test_failures();
   std::puts("decoder: ok");
 }

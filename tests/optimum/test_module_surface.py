@@ -45,7 +45,7 @@ def test_to(pair):
         with pytest.raises(ValueError, match=r"computes on the CPU; it cannot move to (cuda|mps).*packed layers"):
             move()
     for convert in (native.half, native.bfloat16, lambda: native.to("cpu", torch.float16)):
-        with pytest.raises(ValueError, match=r"computes in float32, not in torch\.\w+, .* head_bits and kv_dtype"):
+        with pytest.raises(ValueError, match=r"computes in float32, not in torch\.\w+, .* head_bits and kv_bits"):
             convert()
 
 

@@ -247,6 +247,10 @@ def test_options_on_the_fallback(tmp_path):
     pack(make_student("gpt2")).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="kv_dtype='float8' is not supported"):
         BitNetModelForCausalLM.from_pretrained(tmp_path, kv_dtype="float8")
+    with pytest.raises(ValueError, match=r"kv_bits=4 is not supported; choose one of \(32, 16, 8\)"):
+        BitNetModelForCausalLM.from_pretrained(tmp_path, kv_bits=4)
+    with pytest.raises(ValueError, match="kv_bits=8 is int8, kv_dtype='float16' is not"):
+        BitNetModelForCausalLM.from_pretrained(tmp_path, kv_bits=8, kv_dtype="float16")
     with pytest.raises(ValueError, match="num_threads=0"):
         BitNetModelForCausalLM.from_pretrained(tmp_path, num_threads=0)
     model = BitNetModelForCausalLM.from_pretrained(tmp_path, head_bits=8)

@@ -98,3 +98,9 @@ def test_a_server_that_is_built_in_another_way_is_refused(monkeypatch):
     monkeypatch.setattr(serving, "_REPLACED", ("_model_manager", "_another"))
     with pytest.raises(RuntimeError, match=r"without _another, which .* does not know: `bitdistill exec"):
         serving.NativeServe()
+
+
+def test_keys_and_values_of_few_bits(load):
+    assert load(pack(make_student(vocab_size=384)), kv_bits=8).decoder.kv_dtype == "int8"
+    with pytest.raises(ValueError, match="kv_bits=7"):
+        serving.NativeServe(kv_bits=7)

@@ -20,7 +20,7 @@ class System:
         prompt_tokens, new_tokens: length of the prompt and of the continuation.
         repeats: measurements of which the best counts (other processes only ever make one slower).
         threads: CPU threads; `None`: the system's default.
-        head_bits: of the native decoder.
+        head_bits, kv_bits: of the native decoder.
         dtype: of the weights with transformers.
     """
 
@@ -31,6 +31,7 @@ class System:
     repeats: int = 3
     threads: int | None = None
     head_bits: int = 16
+    kv_bits: int = 16
     dtype: str = "auto"
 
 

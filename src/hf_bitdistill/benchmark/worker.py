@@ -49,7 +49,11 @@ class _ModelRunner(Runner):
             from optimum.bitnet import BitNetModelForCausalLM
 
             self.model = BitNetModelForCausalLM.from_pretrained(
-                system.model, export=True, head_bits=system.head_bits, num_threads=system.threads
+                system.model,
+                export=True,
+                head_bits=system.head_bits,
+                kv_bits=system.kv_bits,
+                num_threads=system.threads,
             )
             self.backend = self.model.backend
             if self.model.decoder is not None:

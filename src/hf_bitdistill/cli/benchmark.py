@@ -26,6 +26,7 @@ def run(argv: list[str], prog: str) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="measurements, of which the best counts (default: 3)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--head_bits", type=int, default=16, choices=[32, 16, 8, 4], help="embedding and output head")
+    parser.add_argument("--kv_bits", type=int, default=16, choices=[32, 16, 8], help="keys and values (default: 16)")
     parser.add_argument("--output_file", type=Path, help="also write the result here, as JSON")
     parser.add_argument("--plot", type=Path, help="also draw it, as PNG")
     options = parser.parse_args(argv)
@@ -39,7 +40,9 @@ def run(argv: list[str], prog: str) -> None:
     for file in filter(None, (options.output_file, options.plot)):
         check_writable(file, is_file=True)
     common = {name: getattr(options, name) for name in ("prompt_tokens", "new_tokens", "repeats", "threads")}
-    systems = [System("native", find_model(options.model), head_bits=options.head_bits, **common)]
+    systems = [
+        System("native", find_model(options.model), head_bits=options.head_bits, kv_bits=options.kv_bits, **common)
+    ]
     if options.baseline is not None:
         systems.append(System("transformers", find_model(options.baseline), dtype=options.baseline_dtype, **common))
     if options.gguf is not None:

@@ -13,23 +13,25 @@ from collections.abc import Iterator
 
 from huggingface_hub import is_offline_mode, set_async_client_factory
 
-from .serve import check_installed, find_served, parse_like
+from .serve import check_installed, find_served, kv_bits_parameter, parse_like
 
 
 def run(argv: list[str], prog: str) -> None:
     check_installed(prog)
     from transformers.cli.chat import Chat
 
-    options = parse_like(Chat, argv, prog, __doc__, base_url=None)
+    options = parse_like(Chat, argv, prog, __doc__, [kv_bits_parameter()], base_url=None)
     if options is None:
         return
-    model_id, base_url = options.pop("model_id"), options.pop("base_url")
+    model_id, base_url, kv_bits = (options.pop(name) for name in ("model_id", "base_url", "kv_bits"))
     if base_url is not None and "://" not in base_url:  # the first of the flags
         options["generate_flags"] = [base_url, *(options["generate_flags"] or [])]
         base_url = None
+    if base_url is not None and kv_bits != 16:
+        raise ValueError("--kv-bits is an option of the server: give it to `bitdistill serve`.")
     if is_offline_mode():
         _speak_although_offline()
-    server = contextlib.nullcontext(base_url) if base_url is not None else _own_server(model_id)
+    server = contextlib.nullcontext(base_url) if base_url is not None else _own_server(model_id, kv_bits)
     with server as url, contextlib.suppress(KeyboardInterrupt, EOFError):
         Chat(model_id, url, **options)
 
@@ -42,7 +44,7 @@ def _speak_although_offline() -> None:
 
 
 @contextlib.contextmanager
-def _own_server(model_id: str) -> Iterator[str]:
+def _own_server(model_id: str, kv_bits: int) -> Iterator[str]:
     """Address of a server of this process, on a free port of this machine."""
     find_served(model_id)
     from transformers import AutoTokenizer
@@ -54,7 +56,7 @@ def _own_server(model_id: str) -> Iterator[str]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    serve = NativeServe(model_id, host="127.0.0.1", port=port, log_level="error", non_blocking=True)
+    serve = NativeServe(model_id, kv_bits, host="127.0.0.1", port=port, log_level="error", non_blocking=True)
     for name in ("uvicorn.access", "uvicorn.error"):  # (between the lines of the chat)
         logging.getLogger(name).setLevel(logging.WARNING)
     try:

@@ -1,6 +1,6 @@
 """The native decoder: a whole student in the C++ library, from a checkpoint's files to logits."""
 
-from .decoder import ContextLengthError, LowRank, NativeCache, NativeDecoder
+from .decoder import KV_BITS, ContextLengthError, LowRank, NativeCache, NativeDecoder, kv_dtype_of
 from .families import DecoderSpec, UnsupportedModelError, describe
 from .loading import StudentWeights, load_decoder
 from .native_reading import ReadyDecoder, open_native_file
@@ -11,6 +11,7 @@ from .tables import HEAD_BITS
 
 __all__ = [
     "HEAD_BITS",
+    "KV_BITS",
     "ContextLengthError",
     "DecoderSpec",
     "LowRank",
@@ -23,6 +24,7 @@ __all__ = [
     "StudentWeights",
     "UnsupportedModelError",
     "describe",
+    "kv_dtype_of",
     "load_and_keep",
     "load_decoder",
     "make_native_file",

@@ -22,7 +22,11 @@ from .tables import Table
 CHUNK = 512
 """Tokens a call of the library: between calls Python sees a KeyboardInterrupt."""
 
-_KV_DTYPES = {"float32": native.KV_FLOAT32, "float16": native.KV_FLOAT16}
+KvDtype = Literal["float32", "float16", "int8"]
+_KV_DTYPES = {"float32": native.KV_FLOAT32, "float16": native.KV_FLOAT16, "int8": native.KV_INT8}
+
+KV_BITS: dict[int, KvDtype] = {32: "float32", 16: "float16", 8: "int8"}
+"""How keys and values are kept, by their bits. With 8, every head of every position has a scale of its own."""
 
 
 class ContextLengthError(ValueError):
@@ -98,6 +102,17 @@ class NativeCache:
         self._handle.reorder(source)
 
 
+def kv_dtype_of(kv_bits: int) -> KvDtype:
+    """How keys and values of so many bits are kept.
+
+    Raises:
+        ValueError: `kv_bits` is not one of [`KV_BITS`].
+    """
+    if kv_bits not in KV_BITS:
+        raise ValueError(f"kv_bits={kv_bits!r} is not supported; choose one of {tuple(KV_BITS)}.")
+    return KV_BITS[kv_bits]
+
+
 def check_options(kv_dtype: str, num_threads: int | None) -> None:
     """Refuse options of [`NativeDecoder`] that have no meaning.
 
@@ -116,7 +131,7 @@ class NativeDecoder:
     Args:
         spec: what it consists of.
         weights: where its parts come from; asked once for each.
-        kv_dtype: how keys and values are kept.
+        kv_dtype: how keys and values are kept; int8: a scale a head and position.
         num_threads: threads of a call; default: those of torch.
 
     Raises:
@@ -128,7 +143,7 @@ class NativeDecoder:
         self,
         spec: DecoderSpec,
         weights: Weights,
-        kv_dtype: Literal["float16", "float32"] = "float16",
+        kv_dtype: KvDtype = "float16",
         num_threads: int | None = None,
     ):
         check_options(kv_dtype, num_threads)

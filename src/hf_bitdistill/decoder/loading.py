@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 from torch import Tensor
 
 from ..ops.huge_pages import HugePagePool
-from .decoder import LoadedProjection, NativeDecoder, Weights, check_options, load_library
+from .decoder import KvDtype, LoadedProjection, NativeDecoder, Weights, check_options, load_library
 from .families import Norm, Projection, UnsupportedModelError, describe
 from .students import Student
 from .tables import HEAD_BITS, Table, finite, load_table
@@ -66,7 +65,7 @@ class StudentWeights:
 def load_decoder(
     student: Student,
     head_bits: int = 16,
-    kv_dtype: Literal["float16", "float32"] = "float16",
+    kv_dtype: KvDtype = "float16",
     num_threads: int | None = None,
     watch: Callable[[Weights], Weights] = lambda weights: weights,
 ) -> NativeDecoder:
@@ -75,7 +74,7 @@ def load_decoder(
     Args:
         student: the checkpoint.
         head_bits: how the embedding and the output head are kept, see [`load_table`].
-        kv_dtype: how keys and values are kept.
+        kv_dtype: how keys and values are kept; int8: a scale a head and position.
         num_threads: threads of a call; default: those of torch.
         watch: is given the source of the weights, and gives the one that is asked for them.
 

@@ -18,7 +18,7 @@ from ..ops.native import (
 
 
 OUTPUT_LOGITS, OUTPUT_HIDDEN = 0, 1
-KV_FLOAT32, KV_FLOAT16 = 0, 2
+KV_FLOAT32, KV_FLOAT16, KV_INT8 = 0, 2, 3
 
 
 class NormStruct(ctypes.Structure):
@@ -247,6 +247,7 @@ class CacheHandle:
 __all__ = [
     "KV_FLOAT16",
     "KV_FLOAT32",
+    "KV_INT8",
     "OUTPUT_HIDDEN",
     "OUTPUT_LOGITS",
     "TABLE_BFLOAT16",

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -19,7 +19,7 @@ from ..model_folder import NATIVE_FOLDER
 from ..preflight import read_config
 from ..room import check_room, size_text
 from ..weight_files import find_weight_files
-from .decoder import LoadedProjection, Weights
+from .decoder import KvDtype, LoadedProjection, Weights
 from .families import Norm, Projection
 from .loading import load_decoder
 from .native_format import TensorWriter, write
@@ -82,7 +82,7 @@ def load_and_keep(
     student: Student,
     source: NativeSource | None,
     head_bits: int,
-    kv_dtype: Literal["float16", "float32"] = "float16",
+    kv_dtype: KvDtype = "float16",
     num_threads: int | None = None,
 ) -> ReadyDecoder:
     """As [`load_decoder`], and a native file is written for the next start, where that is worth it and there is a place.
@@ -132,7 +132,7 @@ def make_native_file(folder: str | Path, head_bits: int | None = None) -> Path:
 
 
 def _load(
-    student: Student, head_bits: int, kv_dtype: Literal["float16", "float32"], num_threads: int | None
+    student: Student, head_bits: int, kv_dtype: KvDtype, num_threads: int | None
 ) -> tuple[ReadyDecoder, RecordedWeights]:
     seen: list[RecordedWeights] = []
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 ALIGNMENT = 64
 MAX_THREADS = 256
 """`BD_MAX_THREADS`: more are refused. Nothing here gains by as many."""

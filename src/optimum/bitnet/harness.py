@@ -28,7 +28,7 @@ class BitNetLM(HFLM):
         pretrained: folder or Hub id of a packed student, or a loaded [`BitNetModelForCausalLM`].
         device: the native decoder computes on the CPU, whatever lm_eval names by default.
         peft: folder or Hub id of a LoRA adapter.
-        kwargs: those of `hf`, and those of `from_pretrained` (`export`, `num_threads`, `head_bits`, `kv_dtype`).
+        kwargs: those of `hf`, and those of `from_pretrained` (`export`, `num_threads`, `head_bits`, `kv_bits`).
 
     Raises:
         ValueError: an argument of `hf` that has no meaning here.

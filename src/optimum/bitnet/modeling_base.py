@@ -23,6 +23,7 @@ from hf_bitdistill.decoder import (
     NotAStudentError,
     Student,
     UnsupportedModelError,
+    kv_dtype_of,
     load_and_keep,
     open_native_file,
 )
@@ -44,6 +45,13 @@ from .reloading import Loaded, Reloading, check_device_map, check_dtype
 logger = logging.getLogger(__name__)
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+def _kv_dtype(kv_bits: int | None, kv_dtype: str | None) -> str:
+    named = None if kv_bits is None else kv_dtype_of(kv_bits)
+    if named is not None and kv_dtype not in (None, named):
+        raise ValueError(f"kv_bits={kv_bits} is {named}, kv_dtype={kv_dtype!r} is not: give one of them.")
+    return named or kv_dtype or "float16"
 
 
 class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
@@ -142,7 +150,9 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
             head_bits: 32, 16, 8 or 4: how the embedding and the output head are kept in memory; default: what the checkpoint's
                 config says, which is 16 unless it was packed for fewer. 16 is the checkpoint's own 16-bit dtype; of a float32
                 checkpoint, the 16-bit dtype that changes it least.
-            kv_dtype: `"float16"` (default) or `"float32"`: how keys and values are kept.
+            kv_bits: 32, 16 (default) or 8: how keys and values are kept in memory. 8 bits, with a scale for each head and position, take half
+                of the memory of 16, and long contexts half of the time.
+            kv_dtype: the same by name: `"float32"`, `"float16"` or `"int8"`.
             device_map: `"cpu"` or `"auto"`, both the CPU.
             dtype: `"auto"` or float32, in which the native decoder computes; where transformers computes, as there.
             adapter: folder or Hub id of a LoRA adapter to use from the start, see [`load_adapter`].
@@ -213,7 +223,8 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         may_export: bool = False,
         num_threads: int | None = None,
         head_bits: int | None = None,
-        kv_dtype: str = "float16",
+        kv_bits: int | None = None,
+        kv_dtype: str | None = None,
         trust_remote_code: bool = False,
         device_map: Any = None,
         dtype: str | torch.dtype | None = None,
@@ -228,6 +239,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         if unknown:
             raise TypeError(f"{cls.__name__}.from_pretrained got unknown options: {', '.join(unknown)}.")
         files = find_weight_files(model_id, config, **hub)
+        kv_dtype = _kv_dtype(kv_bits, kv_dtype)
         student, source = None, NativeSource.of(config, files, cls.head) if native_file else None
         ready = open_native_file(config, files, cls.head, head_bits, kv_dtype, num_threads) if native_file else None
         if ready is None:
@@ -240,7 +252,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         except UnsupportedModelError as reason:
             logger.warning(
                 f"{model_id}: the native decoder cannot compute this model: {reason}. It runs on packed layers in "
-                "transformers instead, which is slower, in the checkpoint's dtype and on torch's threads, whatever kv_dtype and "
+                "transformers instead, which is slower, in the checkpoint's dtype and on torch's threads, whatever kv_bits and "
                 "num_threads say."
             )
             options = {"trust_remote_code": trust_remote_code} | ({} if dtype is None else {"dtype": dtype})

@@ -80,7 +80,7 @@ class ModuleSurface:
             return self
         if self.model is None:
             raise ValueError(
-                f"{name} computes in float32, not in {dtype}, whatever the checkpoint's dtype: head_bits and kv_dtype of from_pretrained say how "
+                f"{name} computes in float32, not in {dtype}, whatever the checkpoint's dtype: head_bits and kv_bits of from_pretrained say how "
                 "tables and cache are kept in memory."
             )
         self.model.to(dtype)

@@ -174,6 +174,6 @@ def check_dtype(name: str, dtype: str | torch.dtype | None) -> None:
     """
     if dtype not in (None, "auto", "float32", torch.float32):
         raise ValueError(
-            f"dtype={dtype!r}: {name} computes in float32, whatever the checkpoint's dtype: leave it out. head_bits and kv_dtype say how tables and "
+            f"dtype={dtype!r}: {name} computes in float32, whatever the checkpoint's dtype: leave it out. head_bits and kv_bits say how tables and "
             "cache are kept in memory."
         )

@@ -20,7 +20,7 @@ from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.utils import BaseGenerateManager, GenerateManager, GenerationState
 
 from hf_bitdistill.config import ternary_method
-from hf_bitdistill.decoder.decoder import ContextLengthError
+from hf_bitdistill.decoder import ContextLengthError, kv_dtype_of
 
 from .modeling_decoder import BitNetModelForCausalLM
 
@@ -51,14 +51,15 @@ class NativeModelManager(ModelManager):
 
     Args:
         native: whether it may; else packed layers in transformers compute.
+        kv_bits: of the native decoder, as in `from_pretrained`.
         options: those of `ModelManager`.
 
     Raises:
         ValueError: `quantization` of a model that is ternary.
     """
 
-    def __init__(self, native: bool, **options: Any):
-        self.native = native
+    def __init__(self, native: bool, kv_bits: int = 16, **options: Any):
+        self.native, self.kv_bits = native, kv_bits
         super().__init__(**options)
 
     def _load_model(self, model_id_and_revision: str, *args: Any, **kwargs: Any) -> PreTrainedModel:
@@ -74,7 +75,7 @@ class NativeModelManager(ModelManager):
         if not self.native:
             return super()._load_model(model_id_and_revision, *args, **kwargs)
         options = {"dtype": self.dtype, "trust_remote_code": self.trust_remote_code}
-        return ServedModel.from_pretrained(model_id, export=True, **options, **hub)
+        return ServedModel.from_pretrained(model_id, export=True, kv_bits=self.kv_bits, **options, **hub)
 
     def _is_ternary(self, model_id: str, hub: dict[str, str]) -> bool:
         config = AutoConfig.from_pretrained(model_id, trust_remote_code=self.trust_remote_code, **hub)
@@ -135,20 +136,23 @@ class NativeServe(Serve):
 
     Args:
         force_model: folder or Hub id of the model to serve, loaded before the server listens; `None`: each request names one.
+        kv_bits: 32, 16 or 8, as in `from_pretrained`.
         options: those of `transformers.cli.serve.Serve`.
 
     Raises:
+        ValueError: `kv_bits` has no meaning.
         RuntimeError: the installed transformers builds its server in another way.
     """
 
-    def __init__(self, force_model: str | None = None, **options: Any):
+    def __init__(self, force_model: str | None = None, kv_bits: int = 16, **options: Any):
+        kv_dtype_of(kv_bits)
         unknown = set(_REPLACED) - set(Serve.__init__.__code__.co_names)
         if unknown:
             raise RuntimeError(
                 f"transformers {transformers_version} builds its server without {', '.join(sorted(unknown))}, which this version of hf-bitdistill "
                 "does not know: `bitdistill exec -- transformers serve` works, on packed layers."
             )
-        self._force_model, self._options = force_model, options
+        self._force_model, self._kv_bits, self._options = force_model, kv_bits, options
         super().__init__(None, **options)
 
     # `Serve` makes these and hands them on in one go. What it makes gives way to ours here.
@@ -161,7 +165,8 @@ class NativeServe(Serve):
     def _model_manager(self, stock: ModelManager) -> None:
         known = inspect.signature(ModelManager.__init__).parameters
         options = {name: value for name, value in self._options.items() if name in known}
-        self._models = NativeModelManager(_may_be_native(self._options), **options, force_model=self._force_model)
+        native = _may_be_native(self._options)
+        self._models = NativeModelManager(native, self._kv_bits, **options, force_model=self._force_model)
 
     @property
     def _generation_state(self) -> GenerationState:

@@ -1,0 +1,23 @@
+// Float kernels with AVX-VNNI, which multiplies the integers of a cache: a 16-lane vector is two registers of 16.
+#include "kernels/float_kernels.h"
+
+#if defined(__AVXVNNI__) && defined(__FMA__) && defined(__F16C__)
+
+namespace {
+constexpr int kRowsAtOnce = 4;
+constexpr int kAccumulators = 8;
+}
+
+#include "kernels/float_portable.h"
+
+namespace bitdistill {
+const FloatKernels* avxvnni_float_kernels() { return &kFloatKernels; }
+}  // namespace bitdistill
+
+#else
+
+namespace bitdistill {
+const FloatKernels* avxvnni_float_kernels() { return nullptr; }
+}  // namespace bitdistill
+
+#endif

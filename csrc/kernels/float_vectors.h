@@ -1,0 +1,194 @@
+// What the float kernels are made of: 16-lane vectors (portable.h) of floats, loaded from what tables and caches hold, and
+// functions of them.
+#pragma once
+
+#include "kernels/float_kernels.h"
+#include "kernels/portable.h"
+
+#if defined(__AVX512F__) || defined(__F16C__) || defined(__FMA__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace bitdistill {
+namespace {
+
+// ---- Loading and storing ---------------------------------------------------------------------------------------------
+
+typedef uint16_t Halves __attribute__((vector_size(16 * sizeof(uint16_t))));
+
+struct Float32 {
+  static constexpr bool kIntegers = false;
+  typedef float Storage;
+  static inline Floats load(const float* p) { return load_vector<Floats>(p); }
+  static inline void store(float* p, const Floats& v) { store_vector(p, v); }
+  static inline float one(const float* p) { return *p; }
+};
+
+struct BFloat16 {
+  typedef uint16_t Storage;
+  static inline Floats load(const uint16_t* p) {
+    const Bits bits = __builtin_convertvector(load_vector<Halves>(p), Bits) << 16;
+    return load_vector<Floats>(&bits);
+  }
+  static inline float one(const uint16_t* p) {
+    const uint32_t bits = static_cast<uint32_t>(*p) << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+};
+
+struct Float16 {
+  static constexpr bool kIntegers = false;
+  typedef uint16_t Storage;
+  static inline Floats load(const uint16_t* p) {
+#if defined(__AVX512F__)
+    const __m512 v = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return load_vector<Floats>(&v);
+#elif defined(__F16C__)
+    const __m256 v[2] = {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+                         _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+    return load_vector<Floats>(&v);
+#else
+    // A half, shifted to the fraction and exponent of a float, is its value times 2^-112. Keys and values are finite.
+    const Bits halves = __builtin_convertvector(load_vector<Halves>(p), Bits);
+    const Bits shifted = (halves & 0x7fffu) << 13;
+    const Floats magnitude = load_vector<Floats>(&shifted) * 0x1p112f;
+    const Bits bits = load_vector<Bits>(&magnitude) | (halves & 0x8000u) << 16;
+    return load_vector<Floats>(&bits);
+#endif
+  }
+  static inline float one(const uint16_t* p) { return half_to_float(*p); }
+  static inline void store(uint16_t* p, const Floats& v) {
+#if defined(__AVX512F__)
+    const __m512 floats = load_vector<__m512>(&v);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(floats, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+    __m256 floats[2];
+    memcpy(floats, &v, sizeof floats);
+    for (int i = 0; i < 2; ++i) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8 * i), _mm256_cvtps_ph(floats[i], _MM_FROUND_TO_NEAREST_INT));
+    }
+#else
+    for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(v[i]);
+#endif
+  }
+  // Half to even, as the instructions do it.
+  static inline uint16_t float_to_half(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    const uint32_t sign = (bits >> 16) & 0x8000u;
+    const uint32_t magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to 65536 or more
+    if (magnitude < 0x38800000u) {  // below 2^-14: a subnormal, counted in steps of 2^-24
+      float absolute;
+      memcpy(&absolute, &magnitude, sizeof absolute);
+      const float rounded = absolute + 0.5f;  // the last bit of floats in [0.5, 1) is 2^-24
+      uint32_t steps;
+      memcpy(&steps, &rounded, sizeof steps);
+      return static_cast<uint16_t>(sign | (steps - 0x3f000000u));
+    }
+    const uint32_t even = (magnitude >> 13) & 1u;
+    return static_cast<uint16_t>(sign | ((magnitude + 0xfffu + even - 0x38000000u) >> 13));
+  }
+};
+
+// ---- Functions -------------------------------------------------------------------------------------------------------
+
+// Minus zero, because x + 0 is an operation (-0 + 0 is 0) and x - 0 is none.
+inline Floats spread(float value) { return value - Floats{}; }
+
+// a * b + c, rounded once where the instruction set can, else twice.
+inline Floats fused(const Floats& a, const Floats& b, const Floats& c) {
+#if defined(__AVX512F__)
+  const __m512 v = _mm512_fmadd_ps(load_vector<__m512>(&a), load_vector<__m512>(&b), load_vector<__m512>(&c));
+  return load_vector<Floats>(&v);
+#elif defined(__FMA__)
+  __m256 x[2], y[2], z[2];
+  memcpy(x, &a, sizeof x);
+  memcpy(y, &b, sizeof y);
+  memcpy(z, &c, sizeof z);
+  for (int i = 0; i < 2; ++i) z[i] = _mm256_fmadd_ps(x[i], y[i], z[i]);
+  return load_vector<Floats>(z);
+#elif defined(__ARM_NEON)
+  float32x4_t x[4], y[4], z[4];
+  memcpy(x, &a, sizeof x);
+  memcpy(y, &b, sizeof y);
+  memcpy(z, &c, sizeof z);
+  for (int i = 0; i < 4; ++i) z[i] = vfmaq_f32(z[i], x[i], y[i]);
+  return load_vector<Floats>(z);
+#else
+  return a * b + c;
+#endif
+}
+
+inline float fused(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_NEON)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Floats select(const Ints& mask, const Floats& yes, const Floats& no) {
+  const Ints bits = (mask & load_vector<Ints>(&yes)) | (~mask & load_vector<Ints>(&no));
+  return load_vector<Floats>(&bits);
+}
+
+inline float sum_of(const Floats& v) {
+  float sum = 0.0f;
+  for (int i = 0; i < kLanes; ++i) sum += v[i];
+  return sum;
+}
+
+// e^x to within 2 ulp: 2^n * p(r), x = n ln 2 + r, |r| <= ln 2 / 2. 0 below -87.3, infinity above 88.7.
+inline Floats exponential(Floats x) {
+  const Ints small = x < spread(-87.3f), large = x > spread(88.7f);
+  x = select(small, spread(0.0f), select(large, spread(0.0f), x));
+  const Floats n = fused(x, spread(1.44269504f), spread(12582912.0f)) - 12582912.0f;
+  const Floats r = fused(n, spread(2.12194440e-4f), fused(n, spread(-0.693359375f), x));
+  Floats p = fused(r, spread(1.0f / 5040.0f), spread(1.0f / 720.0f));
+  p = fused(p, r, spread(1.0f / 120.0f));
+  p = fused(p, r, spread(1.0f / 24.0f));
+  p = fused(p, r, spread(1.0f / 6.0f));
+  p = fused(p, r, spread(0.5f));
+  p = fused(p, r, spread(1.0f));
+  p = fused(p, r, spread(1.0f));
+  const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
+  const Floats y = p * load_vector<Floats>(&power);
+  return select(small, spread(0.0f), select(large, spread(__builtin_inff()), y));
+}
+
+inline Floats hyperbolic_tangent(const Floats& x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f); }
+
+// x / (1 + e^-x)
+inline Floats silu(const Floats& x) { return x / (1.0f + exponential(-x)); }
+
+// Runs body(i, n) over [0, n) in vectors; the last one goes through a buffer.
+template <typename F>
+inline void in_vectors(int64_t n, F&& body) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) body(i, kLanes);
+  if (i < n) body(i, static_cast<int>(n - i));
+}
+
+inline Floats load_some(const float* p, int n) {
+  if (n == kLanes) return load_vector<Floats>(p);
+  Floats v = {};
+  memcpy(&v, p, static_cast<size_t>(n) * sizeof(float));
+  return v;
+}
+
+inline void store_some(float* p, const Floats& v, int n) { memcpy(p, &v, static_cast<size_t>(n) * sizeof(float)); }
+
+inline void softcap(float cap, int64_t n, float* x) {
+  in_vectors(n, [&](int64_t i, int lanes) {
+    store_some(x + i, cap * hyperbolic_tangent(load_some(x + i, lanes) / cap), lanes);
+  });
+}
+
+}  // namespace
+}  // namespace bitdistill

@@ -181,7 +181,8 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         if cls.head != "causal_lm":
             raise ValueError(f"{file}: a GGUF file holds a language model, which {cls.__name__} is not.")
         imported = TemporaryImport(file)
-        model = cls.from_pretrained(imported.folder, native_file=False, **kwargs)
+        # (Its folder goes with it, and so would a native file.)
+        model = cls.from_pretrained(imported.folder, **{**kwargs, "native_file": False})
         model._imported, model.config.name_or_path = imported, str(file)
         return model
 

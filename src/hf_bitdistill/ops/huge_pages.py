@@ -68,9 +68,9 @@ class HugePagePool:
         self._arena: HugePageArena | None = None
 
     def take(self, t: Tensor) -> Tensor:
-        """A copy of `t`, or `t` itself if it is large enough for pages of its own."""
+        """A copy of `t`, which shares its pages with others unless it is large enough for pages of its own."""
         if t.nbytes >= _OWN:
-            return t
+            return HugePageArena(t.nbytes).take(t)
         if self._arena is None or self._arena.rest().numel() < aligned(t.nbytes):
             self._arena = HugePageArena(_BLOCK)
         return self._arena.take(t)

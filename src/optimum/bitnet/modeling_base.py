@@ -148,7 +148,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
             adapter: folder or Hub id of a LoRA adapter to use from the start, see [`load_adapter`].
             trust_remote_code: passed to transformers, where it computes.
             native_file: load from the file in the kernels' own layout which an earlier load left, where there is one that is this
-                checkpoint's, and leave one for the next load (of 64 MB and more; see docs/performance.md). `False`: neither; so does
+                checkpoint's, and leave one for the next load (of 64 MB and more). `False`: neither; so does
                 HF_BITDISTILL_NATIVE_FILES=0 in the environment.
             config, subfolder, revision, cache_dir, force_download, local_files_only, token: as in transformers.
 

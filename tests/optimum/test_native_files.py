@@ -275,10 +275,15 @@ def test_it_can_be_switched_off(saved, monkeypatch):
 
 
 def test_small_checkpoints_have_none(saved, monkeypatch):
-    monkeypatch.undo()
+    monkeypatch.setattr(native_writing, "_WORTH_BYTES", 64 << 20)
     _, folder = saved()
     load(folder)
     assert native_files(folder) == []
+    # Unless one was asked for: that is kept up to date.
+    file = native_writing.make_native_file(folder)
+    assert is_ready(load(folder))
+    os.truncate(file, 100)
+    assert not is_ready(load(folder)) and is_ready(load(folder))
 
 
 # ---- Damage ----

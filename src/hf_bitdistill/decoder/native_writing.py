@@ -93,7 +93,7 @@ def load_and_keep(
     ready, spec_weights = _load(student, head_bits, kv_dtype, num_threads)
     if source is None or student.is_trainable or not is_enabled():
         return ready
-    if sum(state[0] for state in source.states.values()) < _WORTH_BYTES:
+    if not _is_worth_it(source, head_bits):
         return ready
     try:
         place = _write_native_file(source, head_bits, ready, spec_weights)
@@ -105,6 +105,13 @@ def load_and_keep(
             f"{place} ({size}) was written, from which the model loads faster from now on. It may be deleted at any time."
         )
     return ready
+
+
+def _is_worth_it(source: NativeSource, head_bits: int) -> bool:
+    """Whether a model is large, or had a file that was asked for and is of no use any more."""
+    if sum(state[0] for state in source.states.values()) >= _WORTH_BYTES:
+        return True
+    return any(place.exists() for place in places(source.files, make_key(source.config, source.head, head_bits)))
 
 
 def make_native_file(folder: str | Path, head_bits: int | None = None) -> Path:

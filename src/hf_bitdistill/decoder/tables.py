@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointError
 from ..ops import TablePacker
+from ..ops.huge_pages import zeros
 from ..quantization import check_table, dequantize_table, least_lossy_dtype, quantize_table
 from . import native
 from .files import TensorFiles
@@ -71,7 +72,7 @@ def load_table(files: TensorFiles, name: str, bits: int | None, stored: StoredFo
         data = packer.packed()
     elif bits is None or bits in HEAD_BITS:
         target = _float_dtype(files, name, dtype, bits)
-        data = torch.empty((rows, columns), dtype=target)
+        data = zeros(rows * columns * target.itemsize).view(target).view(rows, columns)
         for start, piece in files.rows(name):
             data[start : start + len(piece)] = finite(piece, files, name)
     else:

@@ -17,6 +17,7 @@ from .native import ALIGNMENT
 
 _HUGE_PAGE = 2 << 20
 _BLOCK = 32 << 20
+_OWN = _BLOCK // 2  # bytes from which a matrix is given pages of its own
 
 
 def aligned(size: int) -> int:
@@ -55,6 +56,11 @@ class HugePageArena:
         return self._free
 
 
+def zeros(size: int) -> Tensor:
+    """uint8 zeros, in large pages where there are enough of them to fill some. Most systems give these only to who asks."""
+    return torch.zeros(size, dtype=torch.uint8) if size < _OWN else HugePageArena(size).rest()[:size]
+
+
 class HugePagePool:
     """Arenas, made as they are needed."""
 
@@ -62,9 +68,9 @@ class HugePagePool:
         self._arena: HugePageArena | None = None
 
     def take(self, t: Tensor) -> Tensor:
-        """A copy of `t`, or `t` itself if it is large enough to have large pages of its own."""
-        if t.nbytes >= _BLOCK // 2:
-            return t
+        """A copy of `t`, which shares its pages with others unless it is large enough for pages of its own."""
+        if t.nbytes >= _OWN:
+            return HugePageArena(t.nbytes).take(t)
         if self._arena is None or self._arena.rest().numel() < aligned(t.nbytes):
             self._arena = HugePageArena(_BLOCK)
         return self._arena.take(t)

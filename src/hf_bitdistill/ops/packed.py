@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .huge_pages import zeros
 from .native import ABI_VERSION, INT4, INT8, TERNARY
 from .native import ALIGNMENT as _ALIGNMENT
 
@@ -86,7 +87,7 @@ def read_header(packed: Tensor) -> PackedWeight:
 
 def empty(header: PackedWeight) -> Tensor:
     """A packed weight whose scales and codes are zero."""
-    out = torch.zeros(header.layout.total, dtype=torch.uint8)
+    out = zeros(header.layout.total)
     fields = _HEADER.pack(
         _MAGIC, ABI_VERSION, header.format, header.rows, header.cols, header.group_size,
         header.tensor_scale, header.scale_is_f16, header.has_row_offset, 0, 0, 0,

@@ -158,7 +158,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
             adapter: folder or Hub id of a LoRA adapter to use from the start, see [`load_adapter`].
             trust_remote_code: passed to transformers, where it computes.
             native_file: load from the file in the kernels' own layout which an earlier load left, where there is one that is this
-                checkpoint's, and leave one for the next load (of 64 MB and more; see docs/performance.md). `False`: neither; so does
+                checkpoint's, and leave one for the next load (of 64 MB and more). `False`: neither; so does
                 HF_BITDISTILL_NATIVE_FILES=0 in the environment.
             config, subfolder, revision, cache_dir, force_download, local_files_only, token: as in transformers.
 
@@ -191,7 +191,8 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         if cls.head != "causal_lm":
             raise ValueError(f"{file}: a GGUF file holds a language model, which {cls.__name__} is not.")
         imported = TemporaryImport(file)
-        model = cls.from_pretrained(imported.folder, native_file=False, **kwargs)
+        # (Its folder goes with it, and so would a native file.)
+        model = cls.from_pretrained(imported.folder, **{**kwargs, "native_file": False})
         model._imported, model.config.name_or_path = imported, str(file)
         return model
 

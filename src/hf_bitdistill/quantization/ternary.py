@@ -166,10 +166,11 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Forward: the given quantised tensor. Backward: the gradient of `value * factor`, as if nothing were rounded."""
+    """Forward: the given quantised tensor. Backward: the gradient of `value * factor`, as if nothing were rounded; without a factor,
+    of `value`."""
 
     @staticmethod
-    def forward(ctx, value: Tensor, quantized: Tensor, factor: Tensor) -> Tensor:
+    def forward(ctx, value: Tensor, quantized: Tensor, factor: Tensor | None) -> Tensor:
         ctx.save_for_backward(factor)
         ctx.value_dtype = value.dtype
         return quantized
@@ -177,7 +178,8 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         (factor,) = ctx.saved_tensors
-        return (grad_output * factor).to(ctx.value_dtype), None, None
+        gradient = grad_output if factor is None else grad_output * factor
+        return gradient.to(ctx.value_dtype), None, None
 
 
 def _product(x: Tensor, weight: Tensor, compute_dtype: torch.dtype) -> Tensor:
@@ -213,6 +215,11 @@ def result_dtype(x: Tensor) -> torch.dtype:
     if device == "meta":  # (no autocast there)
         return x.dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _operand_dtype(operand: Tensor) -> torch.dtype:
+    """In which `F.linear` multiplies an operand, autocast included (which leaves float64 alone)."""
+    return operand.dtype if operand.dtype == torch.float64 else result_dtype(operand)
 
 
 def product_dtype(device: torch.device, out_dtype: torch.dtype) -> torch.dtype:
@@ -301,6 +308,10 @@ def integer_accumulators(x: Tensor, codes: Tensor, group_size: int | None = None
     return torch.stack(groups, dim=-1).to(torch.int32)
 
 
+def _with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+    return y if bias is None else y + bias.to(y.dtype)
+
+
 def fake_quantized_linear(
     x: Tensor,
     weight: Tensor,
@@ -360,18 +371,29 @@ def fake_quantized_linear(
             # Adds nothing but the gradient.
             learned = expand_weight_scale(weight_scale, columns, group_size)
             weight = weight + (codes * (learned - learned.detach())).to(weight.dtype)
-    else:
-        weight = _StraightThrough.apply(weight, codes.to(weight.dtype), 1.0 / divisor)
+    # Of the whole weight there is one scale, which the gradient of the result would be multiplied by and that of the weight divided:
+    # that of the input alone is.
+    one_scale = scale_result and weight_scale.numel() == 1 and x_q is not None and not scale_gradient
+    if scale_result:
+        # (In the dtype of the product at once: a copy that autocast would make costs a pass more each way.)
+        codes = codes.to(_operand_dtype(weight))
+        weight = _StraightThrough.apply(weight, codes, None if one_scale else 1.0 / divisor)
     token_scale = None
     if x_q is not None:
         token_scale = s * _INT8_UNIT
-        x = _StraightThrough.apply(x, (x_q * _INT8_UNIT).to(x.dtype), token_scale)
+        values = x_q.mul_(_INT8_UNIT).to(_operand_dtype(x))
+        x = _StraightThrough.apply(x, values, token_scale * weight_scale if one_scale else token_scale)
     y = F.linear(x, weight)
     dtype = y.dtype
     # In the order of ternary_linear: a last-bit difference here can move an int8 rounding in the next layer.
+    if one_scale:
+        reciprocal = token_scale.reciprocal()
+        # In place if it can be (nobody reads the sums again): new memory costs as much as the pass.
+        sums = y.detach()
+        scaled = sums.mul_(weight_scale) if dtype == weight_scale.dtype else sums * weight_scale
+        return _with_bias(_StraightThrough.apply(y, scaled.mul_(reciprocal).to(dtype), reciprocal), bias)
     if scale_result:
         y = y * weight_scale
     if token_scale is not None:
         y = y * token_scale.reciprocal()
-    y = y.to(dtype)
-    return y if bias is None else y + bias.to(dtype)
+    return _with_bias(y.to(dtype), bias)

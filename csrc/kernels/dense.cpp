@@ -57,62 +57,71 @@ void unpack_panel(const uint8_t* in, int64_t chunks, uint8_t* out) {
 
 // ---- Whether it is fast ----------------------------------------------------------------------------------------------
 
-// As wide as a projection. A stream of 4 MB at two bits for one token, which no second-level cache holds and most others do:
-// what is not slower there gains more from memory. For several tokens, where arithmetic is the limit, a small part of it.
-constexpr int64_t kRows = 6400, kFewRows = 640, kCols = 2560;
-constexpr int kTokens = 10, kRounds = 16;
+constexpr int64_t kCols = 2560;  // as wide as a projection
+// Several tokens: arithmetic is the limit, and rows that a second-level cache holds are enough. One token: memory is, so rows
+// of 64 MB at two bits, on all threads.
+constexpr int64_t kFewRows = 640, kManyRows = 104'000;
+constexpr int kTokens = 10, kRounds = 16, kRoundsOfMany = 4;
 constexpr double kMostSlower = 1.03;
 
-double seconds(const Kernels& kernels, const Matrix& matrix, QuantizedActivations& x, const Output& output) {
-  const auto start = std::chrono::steady_clock::now();
-  multiply_here(kernels, matrix, x, output);
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-bool measure(const Kernels& kernels) {
+// Both forms of a matrix, of zeros: that makes no difference to the time.
+struct Forms {
   Matrix matrices[2];
-  Layout layout;
-  AlignedBuffer panels[2], scales, sums;
-  for (int form = 0; form < 2; ++form) {
-    if (describe_matrix(form == 0 ? BD_TERNARY : BD_TERNARY_DENSE, kRows, kCols, 0, 1, false, false, &matrices[form],
-                        &layout) != BD_OK ||
-        !panels[form].reserve(static_cast<size_t>(matrices[form].panels * matrices[form].panel_bytes))) {
+  AlignedBuffer panels, scales, sums;
+
+  bool reserve(int64_t rows) {
+    Layout layout;
+    if (describe_matrix(BD_TERNARY, rows, kCols, 0, 1, false, false, &matrices[0], &layout) != BD_OK ||
+        describe_in_form(matrices[0], BD_TERNARY_DENSE, &matrices[1], &layout) != BD_OK) {
       return false;
     }
-    matrices[form].panel_data = panels[form].as<uint8_t>();
+    const size_t bytes = static_cast<size_t>(matrices[0].panels * matrices[0].panel_bytes);
+    if (!panels.reserve(bytes) || !scales.reserve(kPanelRows * sizeof(float)) ||
+        !sums.reserve(static_cast<size_t>(kTokens * rows) * sizeof(int32_t))) {
+      return false;
+    }
+    std::memset(panels.as<uint8_t>(), 0, bytes);
+    std::memset(scales.as<uint8_t>(), 0, kPanelRows * sizeof(float));
+    for (Matrix& matrix : matrices) {
+      matrix.panel_data = panels.as<uint8_t>();
+      matrix.scales = scales.as<float>();
+    }
+    return true;
   }
-  if (!scales.reserve(kPanelRows * sizeof(float)) || !sums.reserve(kTokens * kRows * sizeof(int32_t))) return false;
-  for (int i = 0; i < kPanelRows; ++i) scales.as<float>()[i] = 1.0f;
-  for (Matrix& matrix : matrices) matrix.scales = scales.as<float>();
-  std::vector<int8_t> x(static_cast<size_t>(kTokens * kCols));
-  uint32_t state = 1;
-  const auto random = [&state] { return (state = state * 1664525u + 1013904223u) >> 24; };
-  for (int8_t& value : x) value = static_cast<int8_t>(random());
-  for (int64_t i = 0; i < matrices[0].panels * matrices[0].panel_bytes; ++i) {
-    const uint32_t byte = random();
-    panels[0].as<uint8_t>()[i] = static_cast<uint8_t>(byte & ~(byte >> 1 & 0x55u));
-  }
-  pack_dense(matrices[0], matrices[1], panels[1].as<uint8_t>());
 
-  Output output;
-  output.acc = sums.as<int32_t>();
-  for (const int tokens : {1, 4, kernels.token_block < kTokens ? kernels.token_block : kTokens}) {
+  // Whether the dense form is not slower for so many tokens.
+  template <typename F>
+  bool compare(const Kernels& kernels, int64_t tokens, int rounds, F multiply_by) {
+    std::vector<int8_t> x(static_cast<size_t>(tokens * kCols));
+    for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<int8_t>(i * 37);
     QuantizedActivations activations;
     if (activations.assign(kernels, x.data(), tokens, kCols) != BD_OK) return false;
-    for (Matrix& matrix : matrices) {
-      matrix.rows = tokens == 1 ? kRows : kFewRows;
-      matrix.panels = matrix.rows / kPanelRows;
-    }
+    Output output;
+    output.acc = sums.as<int32_t>();
     double best[2] = {1e9, 1e9};
-    for (int round = 0; round < kRounds; ++round) {
+    for (int round = 0; round < rounds; ++round) {
       for (int form = 0; form < 2; ++form) {
-        const double time = seconds(kernels, matrices[form], activations, output);
+        const auto start = std::chrono::steady_clock::now();
+        if (multiply_by(kernels, matrices[form], activations, output) != BD_OK) return false;
+        const double time = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         if (time < best[form]) best[form] = time;
       }
     }
-    if (best[1] > kMostSlower * best[0]) return false;
+    return best[1] <= kMostSlower * best[0];
   }
-  return true;
+};
+
+bool measure(const Kernels& kernels) {
+  Forms few;
+  if (!few.reserve(kFewRows)) return false;
+  for (const int tokens : {4, kernels.token_block < kTokens ? kernels.token_block : kTokens}) {
+    if (!few.compare(kernels, tokens, kRounds, multiply_here)) return false;
+  }
+  Forms many;
+  return many.reserve(kManyRows) &&
+         many.compare(kernels, 1, kRoundsOfMany, [](const Kernels& k, const Matrix& m, QuantizedActivations& x, const Output& o) {
+           return multiply(k, m, x, o);
+         });
 }
 
 }  // namespace

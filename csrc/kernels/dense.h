@@ -6,7 +6,8 @@
 // The code is made for a lookup of 64 bytes by six bits. A byte has digit e (of the fifth chunk) in its two high bits and a
 // place of a table in the six low ones, which tells the other digits of 64 of the 81 combinations there are. For the other
 // 17 the high bits are 3, and the low ones tell e too. Their places are chosen so that d0 and d1 are those of the first
-// table all the same: a second lookup, masked, mends d2, d3 and e. Measured against two bits (benchmarks/dense_layout.cpp).
+// table all the same: a second lookup, masked, mends d2, d3 and e. Measured against two bits:
+// benchmarks/bench_dense.py.
 #pragma once
 
 #include "kernels/kernels.h"
@@ -87,8 +88,8 @@ MultiplyFunction dense_multiply(const Kernels& kernels);
 MultiplyFunction avx512vbmi_dense_multiply();
 bool can_run_avx512vbmi();
 
-// Whether the dense form is at most 3 % slower than two bits here with weights in the cache, where its size gains little: for
-// one token, for a few, and for a full tile. Measured once a process, in milliseconds.
+// Whether the dense form is at most 3 % slower than two bits here: for a few tokens and for a full tile with weights in the
+// cache, where its size gains nothing, and for one token with weights in memory. Measured once a process, in milliseconds.
 bool dense_is_fast(const Kernels& kernels);
 
 }  // namespace bitdistill

@@ -23,6 +23,7 @@ from bench_kernels import copies, last_level_cache_bytes
 from hf_bitdistill import ops
 from hf_bitdistill.environment import describe_environment
 from hf_bitdistill.ops import native
+from hf_bitdistill.ops.dense import unpack_stored
 from hf_bitdistill.quantization import check_packed_weight, pack_dense, pack_ternary, unpack_dense
 
 
@@ -87,14 +88,15 @@ def compare(library, weights: dict[str, list[torch.Tensor]], rows: int, cols: in
 
 
 def loading(rows: int, cols: int, rounds: int) -> dict:
-    """What a loader does with the weight of a file of either form, in plain torch, on one thread."""
+    """What a loader does with the weight of a file of either form, on one thread."""
     stored = pack_ternary(torch.randint(-1, 2, (rows, cols), dtype=torch.int8))
     dense = pack_dense(stored, rows)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     times = least_times(
         {
-            "unpack_1.6_bits": lambda: unpack_dense(dense, rows, cols),
+            "unpack_1.6_bits": lambda: unpack_stored(dense, rows, cols),
+            "unpack_1.6_bits_in_torch": lambda: unpack_dense(dense, rows, cols),
             "pack_1.6_bits": lambda: pack_dense(stored, rows),
             "check_2_bits": lambda: check_packed_weight(stored, rows, cols),
         },

@@ -11,6 +11,7 @@
 #include "core/status.h"
 #include "core/thread_pool.h"
 #include "kernels/dense.h"
+#include "kernels/dense_storage.h"
 #include "kernels/linear.h"
 #include "kernels/pack.h"
 
@@ -158,6 +159,19 @@ int bd_ternary_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, in
   if (status == BD_OK && has_row_offset) status = pack_row_offset(matrix, row_offset, parts);
   if (status == BD_OK) status = pack_ternary(matrix, weight, parts);
   return finish_packing(status, packed);
+}
+
+int bd_ternary_from_dense(const uint8_t* dense, size_t dense_bytes, int64_t rows, int64_t cols, uint8_t* weight,
+                          size_t weight_bytes) {
+  if (dense == nullptr || weight == nullptr) return BD_ERROR_NULL_POINTER;
+  // (Wider than the kernels take: files may hold it.)
+  if (rows < 1 || rows > BD_MAX_ROWS || cols < 1 || cols > BD_MAX_ROWS) return BD_ERROR_SHAPE;
+  if (dense_bytes != static_cast<size_t>(stored_dense_bytes(rows, cols)) ||
+      weight_bytes != static_cast<size_t>(div_up(rows, 4) * cols)) {
+    return BD_ERROR_BUFFER_SIZE;
+  }
+  unpack_stored_dense(dense, rows, cols, weight);
+  return BD_OK;
 }
 
 int bd_ternary_dense_is_fast(int* fast) {

@@ -220,3 +220,15 @@ def test_the_command(tmp_path, capsys, tiny_tokenizer):
     assert AutoConfig.from_pretrained(tmp_path / "packed").quantization_config["weight_bits"] == 1.6
     assert main(["pack", str(tmp_path / "packed"), str(tmp_path / "twice")]) == 1
     assert "packed already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("model_type", "options", "sizes"), STUDENTS[:3])
+def test_five_weights_in_a_byte_in_memory_compute_the_same(model_type, options, sizes, tmp_path, monkeypatch):
+    pack(make_student(model_type, options=options, hidden_size=160, **sizes)).save_pretrained(tmp_path)
+    results = {}
+    for said in "01":
+        monkeypatch.setenv("HF_BITDISTILL_DENSE", said)
+        for loader in (AutoModelForCausalLM, BitNetModelForCausalLM):
+            results[said, loader] = logits(loader.from_pretrained(tmp_path))
+    for loader in (AutoModelForCausalLM, BitNetModelForCausalLM):
+        assert torch.equal(results["0", loader], results["1", loader])

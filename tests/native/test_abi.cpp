@@ -171,6 +171,19 @@ void test_dense(test::Random& random) {
   CHECK(bytes == 0);
   const Packed int8 = random_case(random, BD_INT8, kRows, 200, 1, false).pack();
   CHECK_STATUS(bd_ternary_dense_size(int8.data(), int8.size(), &bytes), BD_ERROR_ARGUMENT);
+  // As files hold it: weights 2, 1, 0, 2, 1, 0, 2 (plus one) in the digits (2, 0, 1, 2, -) and (1, 2, 0, -, -).
+  const uint8_t stored[] = {187, 143};
+  uint8_t weight[3] = {};
+  CHECK_OK(bd_ternary_from_dense(stored, 2, 7, 1, weight, 2));
+  CHECK(weight[0] == 146 && weight[1] == 9 && weight[2] == 0);
+  const uint8_t none[] = {1, 143};
+  CHECK_OK(bd_ternary_from_dense(none, 2, 7, 1, weight, 2));
+  CHECK((weight[0] & 3) == 3);
+  CHECK_STATUS(bd_ternary_from_dense(stored, 1, 7, 1, weight, 2), BD_ERROR_BUFFER_SIZE);
+  CHECK_STATUS(bd_ternary_from_dense(stored, 2, 7, 1, weight, 3), BD_ERROR_BUFFER_SIZE);
+  CHECK_STATUS(bd_ternary_from_dense(stored, 2, 0, 1, weight, 2), BD_ERROR_SHAPE);
+  CHECK_STATUS(bd_ternary_from_dense(stored, 2, 7, INT64_MAX, weight, 2), BD_ERROR_SHAPE);
+  CHECK_STATUS(bd_ternary_from_dense(nullptr, 2, 7, 1, weight, 2), BD_ERROR_NULL_POINTER);
   int fast = -1;
   CHECK_OK(bd_ternary_dense_is_fast(&fast));
   CHECK(fast == 0 || fast == 1);

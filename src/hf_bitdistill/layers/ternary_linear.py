@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..config import BitNetConfig
 from ..ops import MAX_COLUMNS, packed_linear, stored_ternary_linear, ternary_pack
+from ..ops.dense import unpack_stored
 from ..ops.stored import is_exporting
 from ..quantization import (
     PackedWeightError,
@@ -18,7 +19,6 @@ from ..quantization import (
     pack_ternary,
     packed_rows,
     result_dtype,
-    unpack_dense,
     unpack_ternary,
     weight_scale_shape,
 )
@@ -129,7 +129,7 @@ class TernaryLinear(KernelWeight, nn.Linear):
 
     def from_checkpoint(self, weight: Tensor) -> Tensor:
         """Inverse of [`to_checkpoint`]; a weight in the form that it has in memory passes. What stands for no weight becomes code 3."""
-        return weight if weight.ndim == 2 else unpack_dense(weight, self.out_features, self.in_features)
+        return weight if weight.ndim == 2 else unpack_stored(weight, self.out_features, self.in_features)
 
     def unpack(self, dtype: torch.dtype = torch.int8) -> Tensor:
         """The ternary codes, `[R, C]` in {-1, 0, 1}."""

@@ -35,6 +35,7 @@ _SIGNATURES = {
     "bd_ternary_packed_size": [c_int64, c_int64, c_int64, c_size_t, c_int, POINTER(c_size_t)],
     "bd_ternary_pack": [c_void_p, c_size_t, c_int64, c_int64, c_void_p, c_size_t, c_int64]
     + [c_void_p, c_size_t, c_void_p, c_size_t],
+    "bd_ternary_from_dense": [c_void_p, c_size_t, c_int64, c_int64, c_void_p, c_size_t],
     "bd_ternary_dense_is_fast": [POINTER(c_int)],
     "bd_ternary_dense_size": [c_void_p, c_size_t, POINTER(c_size_t)],
     "bd_ternary_dense_pack": [c_void_p, c_size_t, c_void_p, c_size_t],

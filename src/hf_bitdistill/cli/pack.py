@@ -88,18 +88,13 @@ def add_storage_options(
         choices=list(TABLE_BITS),
         help="of embedding and head on disk: floats of 16 bits (default) or 32, or integers of 8 or 4 bits",
     )
-    add_weight_bits(parser, 2, "2, four in a byte")
-
-
-def add_weight_bits(parser: argparse.ArgumentParser, default: float | None, default_text: str) -> None:
-    """`--weight_bits`, as [`pack`] has it."""
     parser.add_argument(
         "--weight_bits",
         type=_weight_bits,
-        default=default,
+        default=2,
         choices=list(WEIGHT_BITS),
-        help="of a ternary weight on disk: 1.6 stores five in a byte, ten times smaller than in 16 bits; the same model, a little slower to "
-        f"load. Default: {default_text}",
+        help="of a ternary weight on disk: 2 (default), four in a byte, or 1.6, five in a byte: ten times smaller than in 16 bits, the same "
+        "model when it is loaded",
     )
 
 

@@ -10,6 +10,8 @@
 #include "bitdistill.h"
 #include "core/status.h"
 #include "core/thread_pool.h"
+#include "kernels/dense.h"
+#include "kernels/dense_storage.h"
 #include "kernels/linear.h"
 #include "kernels/pack.h"
 
@@ -157,6 +159,54 @@ int bd_ternary_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, in
   if (status == BD_OK && has_row_offset) status = pack_row_offset(matrix, row_offset, parts);
   if (status == BD_OK) status = pack_ternary(matrix, weight, parts);
   return finish_packing(status, packed);
+}
+
+int bd_ternary_from_dense(const uint8_t* dense, size_t dense_bytes, int64_t rows, int64_t cols, uint8_t* weight,
+                          size_t weight_bytes) {
+  if (dense == nullptr || weight == nullptr) return BD_ERROR_NULL_POINTER;
+  // (Wider than the kernels take: files may hold it.)
+  if (rows < 1 || rows > BD_MAX_ROWS || cols < 1 || cols > BD_MAX_ROWS) return BD_ERROR_SHAPE;
+  if (dense_bytes != static_cast<size_t>(stored_dense_bytes(rows, cols)) ||
+      weight_bytes != static_cast<size_t>(div_up(rows, 4) * cols)) {
+    return BD_ERROR_BUFFER_SIZE;
+  }
+  unpack_stored_dense(dense, rows, cols, weight);
+  return BD_OK;
+}
+
+int bd_ternary_dense_is_fast(int* fast) {
+  if (fast == nullptr) return BD_ERROR_NULL_POINTER;
+  const Kernels* kernels;
+  BD_RETURN_IF_ERROR(active_kernels(&kernels));
+  *fast = dense_is_fast(*kernels) ? 1 : 0;
+  return BD_OK;
+}
+
+int bd_ternary_dense_size(const void* packed, size_t packed_bytes, size_t* bytes) {
+  if (bytes == nullptr) return BD_ERROR_NULL_POINTER;
+  Matrix matrix, dense;
+  Layout layout;
+  BD_RETURN_IF_ERROR(open_matrix(packed, packed_bytes, &matrix));
+  if (matrix.format != BD_TERNARY) return BD_ERROR_ARGUMENT;
+  *bytes = 0;
+  if (matrix.group_size != 0 || matrix.chunks() < kDenseChunks) return BD_OK;
+  BD_RETURN_IF_ERROR(describe_in_form(matrix, BD_TERNARY_DENSE, &dense, &layout));
+  *bytes = layout.total;
+  return BD_OK;
+}
+
+int bd_ternary_dense_pack(const void* packed, size_t packed_bytes, void* dense_packed, size_t dense_bytes) {
+  Matrix matrix, dense;
+  Layout layout;
+  BD_RETURN_IF_ERROR(open_matrix(packed, packed_bytes, &matrix));
+  if (matrix.format != BD_TERNARY || matrix.group_size != 0) return BD_ERROR_ARGUMENT;
+  BD_RETURN_IF_ERROR(describe_in_form(matrix, BD_TERNARY_DENSE, &dense, &layout));
+  PackedParts parts;
+  BD_RETURN_IF_ERROR(start_packing(dense, layout, matrix.row_offset != nullptr, dense_packed, dense_bytes, &parts));
+  // Scales and offsets have the same places in both forms.
+  std::memcpy(static_cast<uint8_t*>(dense_packed) + layout.scales, matrix.scales, layout.panel_data - layout.scales);
+  pack_dense(matrix, dense, parts.panel_data);
+  return BD_OK;
 }
 
 int bd_int8_packed_size(int64_t rows, int64_t cols, size_t* bytes) {

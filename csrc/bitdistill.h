@@ -61,6 +61,7 @@ typedef enum bd_format {
   BD_TERNARY = 0,  // {-1, 0, 1}, 2 bits; one scale for all, a row, or a group of 64 or 128 columns
   BD_INT8 = 1,     // [-127, 127]; one scale a row
   BD_INT4 = 2,     // [-8, 7]; one scale a group of 32 columns
+  BD_TERNARY_DENSE = 3,  // {-1, 0, 1}, 1.6 bits; one scale for all or a row
 } bd_format;
 
 // What the rows of a bd_table are.
@@ -123,6 +124,20 @@ BD_API int bd_ternary_packed_size(int64_t rows, int64_t cols, int64_t group_size
 BD_API int bd_ternary_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, int64_t cols,
                            const float* weight_scale, size_t scale_count, int64_t group_size, const float* row_offset,
                            size_t offset_count, void* packed, size_t packed_bytes);
+
+// `dense`: uint8 [ceil(rows * cols / 5)], five weights in a byte, as files may hold them. With n = ceil(rows * cols / 5), byte i has
+// weights i, i + n, .. i + 4n of the rows one after another, each plus one, as the digits of a number v < 243 in base 3, the first
+// the most significant: ceil(v * 256 / 243). `weight`: as bd_ternary_pack reads it; code 3 where a byte is no such number.
+BD_API int bd_ternary_from_dense(const uint8_t* dense, size_t dense_bytes, int64_t rows, int64_t cols, uint8_t* weight,
+                                 size_t weight_bytes);
+
+// A packed ternary weight (BD_TERNARY) with five weights in a byte: a fifth smaller, equal in every result. Only AVX-512 VBMI
+// computes with it as fast as with two bits, other instruction sets slowly. bd_ternary_dense_is_fast: 1 if it is at most 3 %
+// slower here for one token, for a few and for many, and 0 otherwise; measured once a process. bd_ternary_dense_size: 0 bytes if this
+// weight gains nothing (fewer than 80 columns, or scales of groups).
+BD_API int bd_ternary_dense_is_fast(int* fast);
+BD_API int bd_ternary_dense_size(const void* packed, size_t packed_bytes, size_t* bytes);
+BD_API int bd_ternary_dense_pack(const void* packed, size_t packed_bytes, void* dense, size_t dense_bytes);
 
 // `weight`: int8 [rows, cols] in [-127, 127]. `weight_scale`: rows floats.
 BD_API int bd_int8_packed_size(int64_t rows, int64_t cols, size_t* bytes);

@@ -5,6 +5,7 @@
 #include <initializer_list>
 
 #include "core/status.h"
+#include "kernels/dense.h"
 #include "kernels/kernels.h"
 #include "kernels/tile_permission.h"
 
@@ -42,7 +43,7 @@ bool ask_for_tiles() {
 
 // What the CPU has and the system saves on a context switch.
 struct Features {
-  bool avx2 = false, avxvnni = false, avx512vnni = false, amx = false;
+  bool avx2 = false, avxvnni = false, avx512vnni = false, avx512vbmi = false, amx = false;
 
   Features() {
     unsigned a, b, c, d;
@@ -57,6 +58,7 @@ struct Features {
     const unsigned subleaves = a;
     avx2 = ymm && fused && (b & bit_AVX2) != 0;
     avx512vnni = zmm && avx2 && avx512 && (c & bit_AVX512VNNI) != 0;
+    avx512vbmi = avx512vnni && (c & bit_AVX512VBMI) != 0;
 #if defined(BITDISTILL_EVEX_VNNI)
     avxvnni = avx512vnni;
     return;
@@ -71,8 +73,13 @@ struct Features {
   }
 };
 
-bool can_run(const char* name) {
+const Features& features_of_cpu() {
   static const Features features;
+  return features;
+}
+
+bool can_run(const char* name) {
+  const Features& features = features_of_cpu();
   if (std::strcmp(name, "avx2") == 0) return features.avx2;
   if (std::strcmp(name, "avxvnni") == 0) return features.avxvnni;
   if (std::strcmp(name, "avx512vnni") == 0) return features.avx512vnni;
@@ -148,6 +155,14 @@ int set_active_kernels(const char* name) {
   if (kernels == nullptr) return BD_ERROR_ISA;
   choice().active = kernels;
   return BD_OK;
+}
+
+bool can_run_avx512vbmi() {
+#if defined(__x86_64__)
+  return features_of_cpu().avx512vbmi;
+#else
+  return false;
+#endif
 }
 
 const char* const* supported_kernels() { return choice().names; }

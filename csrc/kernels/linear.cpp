@@ -2,6 +2,7 @@
 
 #include "core/status.h"
 #include "core/thread_pool.h"
+#include "kernels/dense.h"
 #include "kernels/portable.h"
 
 namespace bitdistill {
@@ -27,6 +28,7 @@ struct Product {
   const QuantizedActivations* x;
   const Output* output;
   const int32_t* group_sums;
+  MultiplyFunction function;
 
   // Panels [panel, panel + panels) times the tokens of a block.
   Tile tile(int64_t panel, int64_t panels, int64_t block) const {
@@ -66,7 +68,7 @@ struct Product {
   }
 
   void run(int64_t first, int64_t count, int64_t start_block, int64_t stop_block) const {
-    for (int64_t block = start_block; block < stop_block; ++block) kernels->multiply(tile(first, count, block));
+    for (int64_t block = start_block; block < stop_block; ++block) function(tile(first, count, block));
   }
 };
 
@@ -92,6 +94,13 @@ struct Plan {
     tasks = div_up(all_panels, panels);
   }
 };
+
+// Null group sums: out of memory. A matrix in the dense form needs a dense_multiply.
+Product product(const Kernels& all, const Matrix& matrix, QuantizedActivations& x, const Output& output) {
+  const Kernels& kernels = kernels_for(all, x.tokens());
+  const bool dense = matrix.format == BD_TERNARY_DENSE;
+  return {&kernels, &matrix, &x, &output, x.group_sums(matrix.group_size), dense ? dense_multiply(kernels) : kernels.multiply};
+}
 
 Plan plan(const Matrix* const* matrices, int count, int64_t blocks, int64_t panels_at_once) {
   int64_t all_panels = 0, largest_panel = 1;
@@ -131,10 +140,28 @@ void run(const Product* products, const Matrix* const* matrices, int count, int6
   });
 }
 
+// A matrix in the dense form with two bits, in scratch memory of the calling thread, for kernels that do not know the form.
+struct Widened {
+  Matrix matrix;
+  AlignedBuffer panels;
+
+  int assign(const Matrix& dense) {
+    Layout layout;
+    BD_RETURN_IF_ERROR(describe_in_form(dense, BD_TERNARY, &matrix, &layout));
+    if (!panels.reserve(static_cast<size_t>(matrix.panels * matrix.panel_bytes))) return BD_ERROR_OUT_OF_MEMORY;
+    unpack_dense(dense, matrix, panels.as<uint8_t>());
+    matrix.scales = dense.scales;
+    matrix.row_offset = dense.row_offset;
+    matrix.panel_data = panels.as<uint8_t>();
+    return BD_OK;
+  }
+};
+
 }  // namespace
 
 int multiply(const Kernels& kernels, const MultiplyPart* parts, int count, QuantizedActivations& x) {
   if (count < 1 || count > kMaxParts) return BD_ERROR_ARGUMENT;
+  thread_local Widened widened[kMaxParts];
   Product products[kMaxParts];
   const Matrix* matrices[kMaxParts];
   for (int i = 0; i < count; ++i) {
@@ -143,10 +170,13 @@ int multiply(const Kernels& kernels, const MultiplyPart* parts, int count, Quant
       BD_RETURN_IF_ERROR(multiply(kernels, parts, i, x));
       return multiply(kernels, parts + i, count - i, x);
     }
-    const int32_t* group_sums = x.group_sums(parts[i].matrix->group_size);
-    if (group_sums == nullptr) return BD_ERROR_OUT_OF_MEMORY;
-    products[i] = {&kernels_for(kernels, x.tokens()), parts[i].matrix, &x, &parts[i].output, group_sums};
     matrices[i] = parts[i].matrix;
+    if (matrices[i]->format == BD_TERNARY_DENSE && dense_multiply(kernels_for(kernels, x.tokens())) == nullptr) {
+      BD_RETURN_IF_ERROR(widened[i].assign(*matrices[i]));
+      matrices[i] = &widened[i].matrix;
+    }
+    products[i] = product(kernels, *matrices[i], x, parts[i].output);
+    if (products[i].group_sums == nullptr) return BD_ERROR_OUT_OF_MEMORY;
   }
   run(products, matrices, count, x.blocks());
   return BD_OK;
@@ -155,6 +185,13 @@ int multiply(const Kernels& kernels, const MultiplyPart* parts, int count, Quant
 int multiply(const Kernels& kernels, const Matrix& matrix, QuantizedActivations& x, const Output& output) {
   const MultiplyPart part = {&matrix, output};
   return multiply(kernels, &part, 1, x);
+}
+
+int multiply_here(const Kernels& kernels, const Matrix& matrix, QuantizedActivations& x, const Output& output) {
+  const Product whole = product(kernels, matrix, x, output);
+  if (whole.group_sums == nullptr) return BD_ERROR_OUT_OF_MEMORY;
+  whole.run(0, matrix.panels, 0, x.blocks());
+  return BD_OK;
 }
 
 void dequantize_row(const Matrix& matrix, int64_t row, float* out) {
@@ -169,7 +206,9 @@ void dequantize_row(const Matrix& matrix, int64_t row, float* out) {
     const float scale = matrix.scale_is_f16 ? half_to_float(static_cast<const uint16_t*>(matrix.scales)[at])
                                             : static_cast<const float*>(matrix.scales)[at];
     const int byte = lane * kStepCols + static_cast<int>(col % kStepCols);
-    const int value = code_of(data, matrix.format, col / kStepCols, byte) - zero_point;
+    const int code = matrix.format == BD_TERNARY_DENSE ? dense_code_of(data, matrix.chunks(), col / kStepCols, byte)
+                                                       : code_of(data, matrix.format, col / kStepCols, byte);
+    const int value = code - zero_point;
     out[col] = static_cast<float>(value) * scale + offset;
   }
 }

@@ -26,6 +26,9 @@ struct MultiplyPart {
 // Several matrices of equal cols times the same x, as one job of the threads.
 int multiply(const Kernels& kernels, const MultiplyPart* parts, int count, QuantizedActivations& x);
 
+// The same on the calling thread alone: for measurements.
+int multiply_here(const Kernels& kernels, const Matrix& matrix, QuantizedActivations& x, const Output& output);
+
 // out [cols]: row `row` of the dequantised matrix.
 void dequantize_row(const Matrix& matrix, int64_t row, float* out);
 

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "core/status.h"
+#include "kernels/dense.h"
 
 namespace bitdistill {
 namespace {
@@ -29,6 +30,7 @@ int64_t panel_bytes_of(bd_format format, int64_t cols) {
     case BD_TERNARY: return chunks * kVectorBytes;
     case BD_INT8: return chunks * kChunkSteps * kVectorBytes;
     case BD_INT4: return chunks * kChunkSteps / 2 * kVectorBytes;
+    case BD_TERNARY_DENSE: return dense_panel_bytes(chunks);
   }
   return 0;
 }
@@ -45,11 +47,11 @@ bool group_size_fits(bd_format format, int64_t group_size) {
 
 int describe_matrix(int format, int64_t rows, int64_t cols, int64_t group_size, size_t scale_count, bool has_row_offset,
                     bool scale_is_f16, Matrix* matrix, Layout* layout) {
-  if (format < BD_TERNARY || format > BD_INT4) return BD_ERROR_ARGUMENT;
+  if (format < BD_TERNARY || format > BD_TERNARY_DENSE) return BD_ERROR_ARGUMENT;
   if (rows < 1 || rows > BD_MAX_ROWS || cols < 1 || cols > BD_MAX_COLS) return BD_ERROR_SHAPE;
   const bd_format kind = static_cast<bd_format>(format);
   if (!group_size_fits(kind, group_size) || (scale_is_f16 && kind != BD_INT4)) return BD_ERROR_ARGUMENT;
-  const bool ternary = kind == BD_TERNARY;
+  const bool ternary = kind == BD_TERNARY || kind == BD_TERNARY_DENSE;
   if (has_row_offset && !ternary) return BD_ERROR_ARGUMENT;
 
   Matrix m{};

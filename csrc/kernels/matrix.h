@@ -9,8 +9,7 @@
 //   INT8     64 bytes hold 1 step; the value itself.
 //   INT4     64 bytes hold 2 steps, the first in the low nibbles; value + 8.
 //
-// Five weights in a byte (base 3, 1.6 bits) was measured against 2 bits: what it saves in bytes it spends on decoding,
-// and only the 8-bit dot product of AVX-512 gets even. So there is one ternary form.
+//   TERNARY_DENSE  256 bytes hold 20 steps (80 columns): dense.h. Only AVX-512 VBMI decodes it as fast as it reads.
 //
 // A packed weight is one buffer: header | scales | row offsets | panels, each part aligned to 64 bytes. Scales are
 // [panels, groups, 16] floats (or halves), or 16 equal floats for a tensor scale; row offsets are [panels, 16] floats.

@@ -149,7 +149,8 @@ inline int code_of(const uint8_t* panel, bd_format format, int64_t step, int byt
   switch (format) {
     case BD_TERNARY: return (panel[step / 4 * kVectorBytes + byte] >> (2 * (step % 4))) & 3;
     case BD_INT4: return (panel[step / 2 * kVectorBytes + byte] >> (4 * (step % 2))) & 15;
-    case BD_INT8: break;
+    case BD_INT8:
+    case BD_TERNARY_DENSE: break;  // (see dense_code_of)
   }
   return static_cast<int8_t>(panel[step * kVectorBytes + byte]);
 }

@@ -93,9 +93,12 @@ def read_headers(model: PreTrainedModel, files: Iterable[str]) -> dict[str, Tens
 def _expected_shape(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> tuple[tuple[int, ...], ...]:
     """Shapes that tensor `name` of the student may have on disk."""
     shape = tuple(tensor.shape)
-    if isinstance(_owner(model, name), BitLinear) and name.endswith(".weight"):
+    owner = _owner(model, name)
+    if isinstance(owner, BitLinear) and name.endswith(".weight"):
         # Plain where a state dict was written to a file by other means than save_pretrained.
         return tuple(to_checkpoint(tensor).shape), shape
+    if isinstance(owner, TernaryLinear) and name.endswith(".weight"):
+        return owner.stored_shape, shape
     return (shape,)
 
 

@@ -26,6 +26,7 @@ _CHOICES = {
     "activation_bits": (8, None),
     "head_bits": (16, 8, 4),
     "table_bits": (16, 8, 4),
+    "weight_bits": (2, 1.6),
     "source_dtype": (None, "float32", "bfloat16", "float16"),
     "surgery_version": (2, 1),
 }
@@ -91,6 +92,9 @@ class BitNetConfig(QuantizationConfigMixin):
         table_bits (`int`): how the files of an *offline* checkpoint hold the embedding table and the output head: 16 in floats, 8 or 4 in
             integers with scales beside them. [`pack`] sets it. Versions of this library that know 16 only refuse such a checkpoint, because
             they do not know the option.
+        weight_bits (`float`): how the files of an *offline* checkpoint hold a ternary weight: 2, four in a byte, as it is in memory; or 1.6, five
+            in a byte, ten times smaller than 16 bits, which are unpacked while loading. [`pack`] sets it. As of `table_bits`, older versions
+            refuse 1.6.
         source_dtype (`str`, *optional*): dtype of the full-precision checkpoint that the student was made of, recorded when it is made. It is
             what [`pack`] stores norms and biases in by default.
         surgery_version (`int`): by which rules projections are found. 2, or 1 for students of earlier versions of this library (whose
@@ -115,6 +119,7 @@ class BitNetConfig(QuantizationConfigMixin):
         projections: dict[str, str | None] | None = None,
         head_bits: int = 16,
         table_bits: int = 16,
+        weight_bits: float = 2,
         source_dtype: str | None = None,
         surgery_version: int = 2,
         **kwargs: Any,
@@ -131,6 +136,7 @@ class BitNetConfig(QuantizationConfigMixin):
         self.projections = projections
         self.head_bits = head_bits
         self.table_bits = table_bits
+        self.weight_bits = weight_bits
         self.source_dtype = source_dtype
         self.surgery_version = surgery_version
         kwargs.pop("quant_method", None)
@@ -179,6 +185,8 @@ class BitNetConfig(QuantizationConfigMixin):
         values = super().to_dict()
         if self.table_bits == 16:
             del values["table_bits"]
+        if self.weight_bits == 2:
+            del values["weight_bits"]
         if self.source_dtype is None:
             del values["source_dtype"]
         return values

@@ -4,6 +4,8 @@ Where hf_bitdistill was not imported, transformers skips the quantisation method
 ordinary shape `[R, C]` would then load as if the student were a full-precision model. In an online checkpoint it is
 `[R, 1, C]`, which makes that load fail. Only files have that shape: state dicts in memory are plain, because FSDP copies
 between them and the parameters.
+
+The weight of a packed layer is of another form in the files of a checkpoint with `weight_bits=1.6`, too.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from .layers import BitLinear, Experts
+from .config import BitNetConfig
+from .layers import BitLinear, Experts, TernaryLinear
 from .layers.bit_linear import from_checkpoint, to_checkpoint
 
 
@@ -64,6 +67,39 @@ class SaveLatentWeight(_MapWeights):
         return LoadLatentWeight()
 
 
+class LoadDenseWeight(_MapWeights):
+    """The weight of a packed layer from five weights a byte to the form that it has in memory; other weights pass."""
+
+    def map(self, value: Tensor, owner: nn.Module | None) -> Tensor:
+        return owner.from_checkpoint(value) if _is_packed_weight(value, owner) else value
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return SaveDenseWeight()
+
+
+class SaveDenseWeight(_MapWeights):
+    """Inverse of [`LoadDenseWeight`]."""
+
+    def map(self, value: Tensor, owner: nn.Module | None) -> Tensor:
+        return owner.to_checkpoint(value) if _is_packed_weight(value, owner) else value
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return LoadDenseWeight()
+
+
+def _is_packed_weight(value: Tensor, owner: nn.Module | None) -> bool:
+    return isinstance(owner, TernaryLinear) and value.dtype == torch.uint8  # (not its scale or its bias)
+
+
+def loading_operation(config: BitNetConfig) -> ConversionOps | None:
+    """What the weights of a student's own checkpoint go through while they are loaded."""
+    if config.quantization_mode == "online":
+        return LoadLatentWeight()
+    return None if config.weight_bits == 2 else LoadDenseWeight()
+
+
 class TransposeConv1D(_MapWeights):
     """A `Conv1D` weight `[C, R]` of a full-precision checkpoint to the `[R, C]` of a [`BitLinear`]."""
 
@@ -102,17 +138,20 @@ def _own_conversions(model: PreTrainedModel) -> list[WeightTransform]:
     return [
         entry
         for entry in conversions
-        if not any(isinstance(op, LoadLatentWeight) for op in getattr(entry, "operations", ()))
+        if not any(isinstance(op, (LoadLatentWeight, LoadDenseWeight)) for op in getattr(entry, "operations", ()))
     ]
 
 
 def convert_when_saved(model: PreTrainedModel) -> None:
-    """Make `save_pretrained` write the online shape, whatever state dict it is given (FSDP, DeepSpeed).
+    """Make `save_pretrained` write the shapes that a student's files have, whatever state dict it is given (FSDP, DeepSpeed).
 
     Names are those in memory wherever they can be loaded again, because `Trainer` resumes from a checkpoint's file without any
     conversion: what has another name there would be lost.
     """
+    operation = loading_operation(model.config.quantization_config)
+    if operation is None:
+        return
     conversions = [] if has_separate_experts(model) else _own_conversions(model)
     if _are_final_names(model, conversions):
         conversions = []
-    model._weight_conversions = [*conversions, WeightConverter(["weight"], "weight", [LoadLatentWeight()])]
+    model._weight_conversions = [*conversions, WeightConverter(["weight"], "weight", [operation])]

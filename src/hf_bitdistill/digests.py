@@ -38,6 +38,7 @@ _OPTIONS = (
     "modules_without_sub_norm",
     "projections",
     "table_bits",
+    "weight_bits",
     "surgery_version",
 )
 # Of a float: bytes, and the bits of plus infinity. What is above these, sign aside, is infinite or no number.
@@ -133,8 +134,9 @@ def _options(config: BitNetConfig | dict[str, Any]) -> dict[str, Any]:
     values = dict(config if isinstance(config, dict) else config.to_dict())
     if values.get("weight_granularity") != "group":
         values.pop("group_size", None)
-    if values.get("table_bits") == 16:  # (what it is without being written)
-        del values["table_bits"]
+    for name, default in (("table_bits", 16), ("weight_bits", 2)):
+        if values.get(name) == default:  # (what it is without being written)
+            del values[name]
     options = {name: values.get(name) for name in _OPTIONS}
     # The order of a list says nothing, and empty means `None`.
     return {name: (sorted(value) if isinstance(value, list) else value) or None for name, value in options.items()}

@@ -30,7 +30,7 @@ from .checkpoint import (
 )
 from .config import QUANT_METHOD, BitNetConfig
 from .config_note import remove_note
-from .conversions import LoadLatentWeight, TransposeConv1D, convert_when_saved, has_separate_experts
+from .conversions import TransposeConv1D, convert_when_saved, has_separate_experts, loading_operation
 from .digests import check_digests
 from .heads import (
     expect_stored_tables,
@@ -189,9 +189,8 @@ class BitDistillQuantizer(HfQuantizer):
 
     def get_weight_conversions(self) -> list[WeightConverter]:
         """For every tensor that the architecture's own converters leave."""
-        if not (self.online and self.pre_quantized):
-            return []
-        return [WeightConverter(["weight"], "weight", [LoadLatentWeight()])]
+        operation = loading_operation(self.quantization_config) if self.pre_quantized else None
+        return [] if operation is None else [WeightConverter(["weight"], "weight", [operation])]
 
     def update_parallel_plan(self, model: PreTrainedModel, plan: dict[str, str]) -> None:
         """No plan is extended: tensor parallelism is refused."""
@@ -208,6 +207,7 @@ class BitDistillQuantizer(HfQuantizer):
                 self._finish_tables(model, self._table_dtype)
             model.requires_grad_(False)
             self._quantize_head(model)
+            convert_when_saved(model)
             save_safely(model)
             return model
         if self._convert_after_loading:

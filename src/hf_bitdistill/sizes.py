@@ -12,6 +12,8 @@ from transformers.utils import CONFIG_NAME
 
 from .checkpoint import tensors_of
 from .json_files import read_json
+from .quantization.dense import WEIGHTS_PER_BYTE
+from .quantization.packing import VALUES_PER_BYTE
 from .report.tables import markdown_table
 from .weight_files import EXPLICIT_NAME, local_weight_files
 
@@ -22,7 +24,6 @@ KINDS = ("ternary codes", "ternary scales", "tables", "norms", "other")
 _SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _SCALE, _SUB_NORM = "_scale", ".rms_norm.weight"
 _NORM = re.compile(r"(^|[._])(\w*norm\w*|ln_?\w*)\.(weight|bias)$")
-_CODES_A_BYTE = 4
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,24 @@ class Sizes:
         kinds: one of [`KINDS`] -> bytes.
         headers: bytes of the files that are no tensor: names, shapes, digests.
         original: bytes of the full-precision model in bfloat16. (Of a ternary layer whose rows are no multiple of 4, up to 3 rows too many
-            are counted: headers do not say.)
+            are counted, of one with five weights in a byte up to 4 weights: headers do not say.)
+        ternary: bytes of the ternary weights in bfloat16, as part of these.
     """
 
     kinds: dict[str, int]
     headers: int
     original: int
+    ternary: int = 0
 
     @property
     def ternary_share(self) -> float:
         """Of the full-precision model's weights, those that became ternary."""
-        return 2 * _CODES_A_BYTE * self.kinds["ternary codes"] / self.original if self.original else 0.0
+        return self.ternary / self.original if self.original else 0.0
+
+    @property
+    def weight_bits(self) -> float:
+        """Of a ternary weight, without scales; 0 where there is none."""
+        return round(16 * self.kinds["ternary codes"] / self.ternary, 1) if self.ternary else 0.0
 
     @property
     def total(self) -> int:
@@ -67,8 +75,8 @@ class Sizes:
         )
         ternary = self.kinds["ternary codes"] + self.kinds["ternary scales"]
         if ternary:
-            original = 2 * _CODES_A_BYTE * self.kinds["ternary codes"]
-            rows.append(("its ternary weights alone", _mb(original), f"{original / ternary:.2f} times as large"))
+            ratio = f"{self.ternary / ternary:.2f} times as large"
+            rows.append(("its ternary weights alone", _mb(self.ternary), ratio))
         return markdown_table(("weights", "MB", "share"), rows)
 
 
@@ -95,7 +103,7 @@ def bytes_by_kind(folder: str | Path) -> Sizes:
     vocabularies = {
         part["vocab_size"] for part in (config, *config.values()) if isinstance(part, dict) and "vocab_size" in part
     }
-    kinds, original = dict.fromkeys(KINDS, 0), 0
+    kinds, original, ternary = dict.fromkeys(KINDS, 0), 0, 0
     for name, (dtype, shape) in tensors.items():
         numbers = prod(shape)
         kind = _kind(name, tensors, vocabularies)
@@ -103,9 +111,10 @@ def bytes_by_kind(folder: str | Path) -> Sizes:
         if name.endswith((_SCALE, _SUB_NORM)):
             continue  # not in the original
         if dtype == "U8":
-            numbers *= _CODES_A_BYTE if kind == "ternary codes" else 2
+            numbers *= 2 if kind != "ternary codes" else VALUES_PER_BYTE if len(shape) == 2 else WEIGHTS_PER_BYTE
         original += 2 * numbers
-    return Sizes(kinds, sum(file.stat().st_size for file in files) - sum(kinds.values()), original)
+        ternary += 2 * numbers if kind == "ternary codes" else 0
+    return Sizes(kinds, sum(file.stat().st_size for file in files) - sum(kinds.values()), original, ternary)
 
 
 def _kind(name: str, tensors: dict[str, tuple[str, tuple[int, ...]]], vocabularies: set[int]) -> str:

@@ -164,9 +164,9 @@ def apply_bitnet(model: PreTrainedModel, config: BitNetConfig | None = None) -> 
     config.source_dtype = dtype_of_source(model)
     convert_modules(model, config)
     _give_own_config(model)
+    model.config.quantization_config = config
     convert_when_saved(model)
     save_safely(model)
-    model.config.quantization_config = config
     return model
 
 

@@ -142,9 +142,10 @@ def test_save_and_load(with_lora, tmp_path):
     assert torch.equal(torch.load(tmp_path / "logits"), logits(adapted))
 
 
-def test_transformers_loads_an_adapter_with_its_base(with_lora, tmp_path):
+@pytest.mark.parametrize("weight_bits", [2, 1.6])
+def test_transformers_loads_an_adapter_with_its_base(with_lora, tmp_path, weight_bits):
     """As `pipeline` does, of the adapter's folder alone."""
-    packed_student().save_pretrained(tmp_path / "packed")
+    pack(make_student(), table_bits=32, weight_bits=weight_bits).save_pretrained(tmp_path / "packed")
     adapted = with_lora(AutoModelForCausalLM.from_pretrained(tmp_path / "packed"))
     adapted.save_pretrained(tmp_path / "adapter")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")

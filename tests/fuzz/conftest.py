@@ -25,5 +25,5 @@ def bases(tmp_path_factory, _tiny_backend) -> dict[str, Path]:
     tokenizer.save_pretrained(root / "shards")
     pack(make_student("qwen3_moe"), table_bits=8).save_pretrained(root / "mixture")
     make_student("qwen2").save_pretrained(root / "online")
-    pack(make_student("gpt2"), table_bits=4).save_pretrained(root / "gpt2")
+    pack(make_student("gpt2"), table_bits=4, weight_bits=1.6).save_pretrained(root / "gpt2")
     return {folder.name: folder for folder in sorted(root.iterdir())}

@@ -79,6 +79,7 @@ _QUANTIZATION = [
     "projections",
     "head_bits",
     "table_bits",
+    "weight_bits",
     "source_dtype",
     "quant_method",
     "bits",

@@ -116,8 +116,11 @@ def test_stored_tables(tmp_path):
     for bits, tolerance in ((16, 1e-3), (8, 0.02), (4, 0.2)):
         folder = tmp_path / str(bits)
         if bits < 16:
-            import_gguf(tmp_path / "model.gguf", folder, None, table_bits=bits, dtype="bfloat16", answers=False)
-        assert close(load(folder)(some_tokens()).logits, source.logits(some_tokens(), None)) < tolerance
+            stored = {"table_bits": bits, "weight_bits": 2 if bits == 8 else 1.6, "dtype": "bfloat16"}
+            import_gguf(tmp_path / "model.gguf", folder, None, answers=False, **stored)
+        model = load(folder)
+        assert model.config.quantization_config.weight_bits == (1.6 if bits == 4 else 2)
+        assert close(model(some_tokens()).logits, source.logits(some_tokens(), None)) < tolerance
 
 
 @pytest.mark.parametrize("arch", ["qwen2", "llama"])

@@ -94,7 +94,7 @@ void fuzz_pack(Input input) {
 // A packed weight that was damaged in memory, or bytes that never were one.
 void fuzz_header(Input input) {
   test::Random random(input.take<uint8_t>());
-  const bd_format format = static_cast<bd_format>(input.take<uint8_t>() % 3);
+  const bd_format format = static_cast<bd_format>(input.take<uint8_t>() % 4);
   const int64_t rows = 1 + input.take<uint8_t>() % 40, cols = 1 + input.take<uint8_t>() % 200;
   const test::Packed packed = test::random_case(random, format, rows, cols, input.take<uint8_t>() % 4, rows % 2 != 0).pack();
   uint8_t* bytes = static_cast<uint8_t*>(packed.data());

@@ -98,7 +98,21 @@ struct Case {
     CHECK_OK(bd_ternary_pack(storage.data(), storage.size(), rows, cols, scale.data(), scale.size(), group_size,
                              row_offset.empty() ? nullptr : row_offset.data(), row_offset.size(), packed.data(),
                              bytes));
+    if (format == BD_TERNARY_DENSE) return densify(packed);
     return packed;
+  }
+
+  static Packed densify(const Packed& packed) {
+    size_t bytes = 0;
+    CHECK_OK(bd_ternary_dense_size(packed.data(), packed.size(), &bytes));
+    if (bytes == 0) {  // nothing gained: small ones have the form all the same
+      bytes = packed.size();
+    } else {
+      CHECK(bytes < packed.size());
+    }
+    Packed dense(bytes);
+    CHECK_OK(bd_ternary_dense_pack(packed.data(), packed.size(), dense.data(), bytes));
+    return dense;
   }
 
   // [tokens, rows, groups]
@@ -128,7 +142,8 @@ inline Case random_case(Random& random, bd_format format, int64_t rows, int64_t 
   const int high = format == BD_INT8 ? 127 : format == BD_INT4 ? 7 : 1;
   made.values.resize(static_cast<size_t>(rows * cols));
   for (int8_t& v : made.values) v = static_cast<int8_t>(low + static_cast<int>(random() % static_cast<unsigned>(high - low + 1)));
-  const bool tensor = scale_kind == 0 && format == BD_TERNARY;
+  const bool ternary = format == BD_TERNARY || format == BD_TERNARY_DENSE;
+  const bool tensor = scale_kind == 0 && ternary;
   made.scale.resize(tensor ? 1 : static_cast<size_t>(rows * made.groups));
   std::uniform_real_distribution<float> positive(0.01f, 2.0f);
   for (float& s : made.scale) s = positive(random);
@@ -141,7 +156,7 @@ inline Case random_case(Random& random, bd_format format, int64_t rows, int64_t 
       made.half_scale.push_back(static_cast<uint16_t>((negative ? 0x8000 : 0) | (exponent + 15) << 10));
     }
   }
-  if (offset && format == BD_TERNARY) {
+  if (offset && ternary) {
     made.row_offset.resize(static_cast<size_t>(rows));
     for (float& o : made.row_offset) o = positive(random) - 1.0f;
   }

@@ -141,6 +141,55 @@ void test_pack(test::Random& random) {
                BD_ERROR_SCALE);
 }
 
+void test_dense(test::Random& random) {
+  const Packed two_bits = random_case(random, BD_TERNARY, kRows, 200, 1, true).pack();
+  size_t bytes = 0;
+  CHECK_OK(bd_ternary_dense_size(two_bits.data(), two_bits.size(), &bytes));
+  // 13 chunks of 16 columns in 8 + 3 vectors instead of 13.
+  CHECK(two_bits.size() - bytes == size_t{(kRows + 15) / 16} * 2 * 64);
+  const Packed dense(bytes);
+  const auto pack = [&](const Packed& from, void* to, size_t size) {
+    return bd_ternary_dense_pack(from.data(), from.size(), to, size);
+  };
+  CHECK_OK(pack(two_bits, dense.data(), bytes));
+  bd_weight_info info;
+  CHECK_OK(bd_weight_describe(dense.data(), bytes, &info));
+  CHECK(info.format == BD_TERNARY_DENSE && info.rows == kRows && info.cols == 200 && info.has_row_offset == 1);
+  CHECK_STATUS(bd_ternary_dense_size(two_bits.data(), two_bits.size(), nullptr), BD_ERROR_NULL_POINTER);
+  CHECK_STATUS(bd_ternary_dense_size(dense.data(), bytes, &bytes), BD_ERROR_ARGUMENT);  // it is one already
+  CHECK_STATUS(pack(dense, dense.data(), bytes), BD_ERROR_ARGUMENT);
+  CHECK_STATUS(pack(two_bits, nullptr, bytes), BD_ERROR_NULL_POINTER);
+  CHECK_STATUS(pack(two_bits, dense.data(), bytes - 64), BD_ERROR_BUFFER_SIZE);
+  CHECK_STATUS(pack(two_bits, static_cast<uint8_t*>(dense.data()) + 1, bytes), BD_ERROR_ALIGNMENT);
+  // Scales of groups, another format, few columns: nothing to gain, or nothing to do.
+  const Packed groups = random_case(random, BD_TERNARY, kRows, 200, 2, true).pack();
+  CHECK_OK(bd_ternary_dense_size(groups.data(), groups.size(), &bytes));
+  CHECK(bytes == 0);
+  CHECK_STATUS(pack(groups, dense.data(), dense.size()), BD_ERROR_ARGUMENT);
+  const Packed narrow = random_case(random, BD_TERNARY, kRows, 64, 1, true).pack();
+  CHECK_OK(bd_ternary_dense_size(narrow.data(), narrow.size(), &bytes));
+  CHECK(bytes == 0);
+  const Packed int8 = random_case(random, BD_INT8, kRows, 200, 1, false).pack();
+  CHECK_STATUS(bd_ternary_dense_size(int8.data(), int8.size(), &bytes), BD_ERROR_ARGUMENT);
+  // As files hold it: weights 2, 1, 0, 2, 1, 0, 2 (plus one) in the digits (2, 0, 1, 2, -) and (1, 2, 0, -, -).
+  const uint8_t stored[] = {187, 143};
+  uint8_t weight[3] = {};
+  CHECK_OK(bd_ternary_from_dense(stored, 2, 7, 1, weight, 2));
+  CHECK(weight[0] == 146 && weight[1] == 9 && weight[2] == 0);
+  const uint8_t none[] = {1, 143};
+  CHECK_OK(bd_ternary_from_dense(none, 2, 7, 1, weight, 2));
+  CHECK((weight[0] & 3) == 3);
+  CHECK_STATUS(bd_ternary_from_dense(stored, 1, 7, 1, weight, 2), BD_ERROR_BUFFER_SIZE);
+  CHECK_STATUS(bd_ternary_from_dense(stored, 2, 7, 1, weight, 3), BD_ERROR_BUFFER_SIZE);
+  CHECK_STATUS(bd_ternary_from_dense(stored, 2, 0, 1, weight, 2), BD_ERROR_SHAPE);
+  CHECK_STATUS(bd_ternary_from_dense(stored, 2, 7, INT64_MAX, weight, 2), BD_ERROR_SHAPE);
+  CHECK_STATUS(bd_ternary_from_dense(nullptr, 2, 7, 1, weight, 2), BD_ERROR_NULL_POINTER);
+  int fast = -1;
+  CHECK_OK(bd_ternary_dense_is_fast(&fast));
+  CHECK(fast == 0 || fast == 1);
+  CHECK_STATUS(bd_ternary_dense_is_fast(nullptr), BD_ERROR_NULL_POINTER);
+}
+
 struct LinearCall {
   const void* packed;
   size_t packed_bytes;
@@ -218,6 +267,7 @@ int main() {
   test_sizes();
   test_table_pack();
   test_pack(random);
+  test_dense(random);
   test_linear(random);
   std::printf("abi: ok\n");
   return 0;

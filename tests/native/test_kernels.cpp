@@ -12,7 +12,7 @@ using test::Random;
 using test::random_case;
 using test::uniform;
 
-constexpr bd_format kFormats[] = {BD_TERNARY, BD_INT8, BD_INT4};
+constexpr bd_format kFormats[] = {BD_TERNARY, BD_INT8, BD_INT4, BD_TERNARY_DENSE};
 
 template <typename F>
 void for_each_isa(F body) {
@@ -177,7 +177,7 @@ void test_blocks_and_spans(Random& random) {
 void test_random_shapes(Random& random, int count, int64_t largest) {
   std::uniform_real_distribution<double> exponent(0.0, std::log2(static_cast<double>(largest)));
   for (int i = 0; i < count; ++i) {
-    const bd_format format = kFormats[random() % 3];
+    const bd_format format = kFormats[random() % 4];
     const int64_t rows = static_cast<int64_t>(std::exp2(exponent(random)));
     int64_t cols = static_cast<int64_t>(std::exp2(exponent(random)));
     if (i % 8 == 0) cols = largest - i / 8 % 3;

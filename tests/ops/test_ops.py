@@ -1,4 +1,6 @@
 import math
+import os
+from unittest import mock
 
 import pytest
 import torch
@@ -36,13 +38,16 @@ def make(kind, rows, cols, generator, offset=False):
         return values, scale.float(), 32, ops.int4_pack(codes[:, ::2] | codes[:, 1::2] << 4, scale, cols), None
     values = torch.randint(-1, 2, (rows, cols), generator=generator, dtype=torch.int8)
     row_offset = torch.randn(rows, generator=generator) * 0.1 if offset else None
-    group = {"tensor": 0, "row": 0, "group64": 64, "group128": 128}[kind]
-    scale = scales(1, 1) if kind == "tensor" else scales(rows, math.ceil(cols / group) if group else 1)
+    group = {"tensor": 0, "row": 0, "group64": 64, "group128": 128, "dense": 0, "dense-row": 0}[kind]
+    scale = scales(1, 1) if kind in ("tensor", "dense") else scales(rows, math.ceil(cols / group) if group else 1)
     flat = scale if group else scale.view(-1)
-    return values, scale, group or cols, ops.ternary_pack(storage(values), flat, rows, group, row_offset), row_offset
+    # (Whatever is faster here.)
+    with mock.patch.dict(os.environ, HF_BITDISTILL_DENSE="1" if kind.startswith("dense") else "0"):
+        packed = ops.ternary_pack(storage(values), flat, rows, group, row_offset)
+    return values, scale, group or cols, packed, row_offset
 
 
-KINDS = ["tensor", "row", "group64", "group128", "int8", "int4", "int4-f16"]
+KINDS = ["tensor", "row", "group64", "group128", "int8", "int4", "int4-f16", "dense", "dense-row"]
 SHAPES = [(1, 1), (3, 5), (17, 33), (576, 1536), (100, 4095), (64, 128), (1000, 576)]
 
 
@@ -105,7 +110,7 @@ def test_native_equals_torch_bit_for_bit(library, monkeypatch, kind):
             assert torch.equal(y.nan_to_num(), results["torch"].nan_to_num()), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS[:-2])  # (dense ones are made by the native library only)
 def test_packed_form_is_the_same(library, monkeypatch, kind):
     packed = {}
     for name in ("native", "torch"):
@@ -114,6 +119,24 @@ def test_packed_form_is_the_same(library, monkeypatch, kind):
                 patch.setattr(ops.native, "library", lambda: None)
             packed[name] = make(kind, 45, 150, torch.Generator().manual_seed(3), offset=True)[3]
     assert torch.equal(packed["native"], packed["torch"])
+
+
+@pytest.mark.usefixtures("library")
+def test_a_dense_weight_is_a_fifth_smaller():
+    sizes = {kind: make(kind, 64, 4000, torch.Generator().manual_seed(3))[3].numel() for kind in ("tensor", "row")}
+    dense = {
+        kind: make(kind, 64, 4000, torch.Generator().manual_seed(3))[3].numel() for kind in ("dense", "dense-row")
+    }
+    assert sizes["tensor"] - dense["dense"] == sizes["row"] - dense["dense-row"] == 64 * 4000 // 20
+    # Nothing is gained where a group of columns shares a scale, or columns are few.
+    for group, columns in ((128, 256), (0, 64)):
+        values = torch.randint(-1, 2, (16, columns), generator=torch.Generator().manual_seed(4), dtype=torch.int8)
+        scale = torch.ones(16, columns // group) if group else torch.ones(16)
+        packed = {}
+        for said in "01":
+            with mock.patch.dict(os.environ, HF_BITDISTILL_DENSE=said):
+                packed[said] = ops.ternary_pack(storage(values), scale, 16, group)
+        assert torch.equal(packed["0"], packed["1"])
 
 
 def test_activations_match_torch_division(backend):

@@ -37,7 +37,7 @@ def result(tmp_path, **settings):
 
 def card(tmp_path, made, base, how, monkeypatch):
     class NoSizes:
-        ternary_share, kinds = 0.79, {"ternary codes": 1}
+        ternary_share, weight_bits, kinds = 0.79, 2.0, {"ternary codes": 1}
 
         def markdown(self):
             return "| sizes |"

@@ -120,6 +120,7 @@ def build_card(facts: CardFacts) -> ModelCard:
         "base": _link(base_model_id(facts.base), facts.base),
         "teacher": _link(exact_model_id(facts.teacher), facts.teacher),
         "distilled_by": f"{facts.distilled_by} after {_PAPER}" if facts.distilled_by else None,
+        "weight_bits": f"{facts.sizes.weight_bits:g}" if facts.sizes is not None else None,
         "share": f"{facts.sizes.ternary_share:.0%}" if facts.sizes and facts.sizes.kinds["ternary codes"] else None,
         "data": facts.data,
         "prompt": task.prompt if task is not None else None,

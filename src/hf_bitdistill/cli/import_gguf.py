@@ -48,6 +48,7 @@ def run(argv: list[str], prog: str) -> None:
         activation_bits=None if options.float_activations else 8,
         dtype=options.dtype,
         table_bits=options.table_bits,
+        weight_bits=options.weight_bits,
         max_shard_size=options.max_shard_size,
         tokenizer=load_tokenizer(options.tokenizer) if options.tokenizer else None,
     )

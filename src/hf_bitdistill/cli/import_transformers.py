@@ -38,7 +38,7 @@ def run(argv: list[str], prog: str) -> None:
     check_writable(options.output_dir)
     from ..importing import import_transformers
 
-    stored = {"dtype": options.dtype, "table_bits": options.table_bits, "max_shard_size": options.max_shard_size}
+    stored = {name: getattr(options, name) for name in ("dtype", "table_bits", "weight_bits", "max_shard_size")}
     import_transformers(path, options.output_dir, options.latent, **stored, **hub)
     set_card_aside(options.output_dir)
     print(f"{options.output_dir}: a packed student\n\n{bytes_by_kind(options.output_dir).markdown()}")

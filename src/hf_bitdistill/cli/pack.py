@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedModel
@@ -13,7 +14,7 @@ from ..evaluation.record import carry_record
 from ..layers import BitLinear
 from ..locate import find_model
 from ..model_folder import replace_model
-from ..packing import TABLE_BITS, pack
+from ..packing import TABLE_BITS, WEIGHT_BITS, pack
 from ..room import check_room, check_writable, parameter_bytes
 from ..sizes import bytes_by_kind
 from ..verify import save_packed
@@ -53,9 +54,11 @@ def run(argv: list[str], prog: str) -> None:
     # The classes of a classification head are in the student's own config; no task has to be named.
     model = load_model(ModelArguments(path, dtype="auto"), head)
     before = parameter_bytes(model)
-    size = _packed_bytes(model)
+    size = _packed_bytes(model, options.weight_bits)
     check_room(options.output_dir, {"the packed model": size, "its native file": size if options.native else 0})
-    packed = pack(model, inplace=True, dtype=options.dtype, table_bits=options.table_bits)
+    packed = pack(
+        model, inplace=True, dtype=options.dtype, table_bits=options.table_bits, weight_bits=options.weight_bits
+    )
     if options.head_bits:
         packed.config.quantization_config.head_bits = options.head_bits
     set_card_aside(options.output_dir)
@@ -79,7 +82,7 @@ def add_storage_options(
     default: str | None = None,
     default_text: str = "that of the full-precision model, bfloat16 where it is not known",
 ) -> None:
-    """`--dtype` and `--table_bits`, as [`pack`] has them.
+    """`--dtype`, `--table_bits` and `--weight_bits`, as [`pack`] has them.
 
     Args:
         default: of `--dtype`.
@@ -98,17 +101,29 @@ def add_storage_options(
         choices=list(TABLE_BITS),
         help="of embedding and head on disk: floats of 16 bits (default) or 32, or integers of 8 or 4 bits",
     )
+    parser.add_argument(
+        "--weight_bits",
+        type=_weight_bits,
+        default=2,
+        choices=list(WEIGHT_BITS),
+        help="of a ternary weight on disk: 2 (default), four in a byte, or 1.6, five in a byte: ten times smaller than in 16 bits, the same "
+        "model when it is loaded",
+    )
+
+
+def _weight_bits(text: str) -> float:
+    return next((bits for bits in WEIGHT_BITS if float(text) == bits), float(text))
 
 
 def _head_of(path: str) -> str:
     return "sequence_classification" if is_classifier(AutoConfig.from_pretrained(path)) else "causal_lm"
 
 
-def _packed_bytes(model: PreTrainedModel) -> int:
-    """About the size of the student when it is packed: a quarter of a byte for each latent weight."""
+def _packed_bytes(model: PreTrainedModel, weight_bits: float) -> int:
+    """About the size of the student when it is packed."""
     latent = [module.weight for module in model.modules() if isinstance(module, BitLinear)]
     return (
         parameter_bytes(model)
         - sum(w.numel() * w.element_size() for w in latent)
-        + sum(w.numel() for w in latent) // 4
+        + math.ceil(sum(w.numel() for w in latent) * weight_bits / 8)
     )

@@ -2,7 +2,7 @@
 
 | format | weights | scale |
 |---|---|---|
-| bitdistill offline | packed | multiplies |
+| bitdistill offline | packed, four or five in a byte | multiplies |
 | bitdistill online | latent, packed while loading | absmean |
 | transformers `bitnet`, `bitlinear` | packed | divides |
 | transformers `bitnet`, `autobitlinear` offline (microsoft/bitnet-b1.58-2B-4T) | packed | multiplies, the bias too |
@@ -37,7 +37,7 @@ from ..heads import expect_stored_tables
 from ..layers import BitLinear, TernaryLinear
 from ..model_folder import check_output, replace_model
 from ..offline_files import write_offline
-from ..packing import float32_names, packed_dtype
+from ..packing import check_weight_bits, float32_names, packed_dtype
 from ..preflight import build_on_meta
 from ..quantization import PackedWeightError, exact_dtype
 from ..source_dtype import dtype_in_files
@@ -143,7 +143,8 @@ class Student:
             scale = 1.0 / scale
         elif self._stock is not None and "bias" in tensors:
             tensors["bias"] = (tensors["bias"].float() * scale).to(tensors["bias"].dtype)
-        layer.load_state_dict({**tensors, "weight_scale": scale}, assign=True)
+        weight = layer.from_checkpoint(tensors["weight"])
+        layer.load_state_dict({**tensors, "weight": weight, "weight_scale": scale}, assign=True)
         check_packed_layer(name, layer, self.files.headers)
         return layer
 
@@ -156,7 +157,7 @@ class Student:
     def offline_tensors(
         self, dtype: torch.dtype | None = None, table_bits: int | None = None
     ) -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors of the offline checkpoint of this student.
+        """Names and tensors of the offline checkpoint of this student, ternary weights with 2 bits each.
 
         Args:
             dtype, table_bits: see [`hf_bitdistill.pack`]; `None`: as they are stored.
@@ -204,12 +205,13 @@ class Student:
         max_shard_size: str = "50GB",
         dtype: str | torch.dtype | None = None,
         table_bits: int | None = None,
+        weight_bits: float | None = None,
     ) -> None:
         """Write the offline checkpoint of this student: weights and `config.json`, in place of a model that is in `folder`.
 
         Args:
-            dtype, table_bits: see [`hf_bitdistill.pack`]. By default a packed checkpoint is written as it is stored, and any other as `pack`
-                does by default.
+            dtype, table_bits, weight_bits: see [`hf_bitdistill.pack`]. By default a packed checkpoint is written as it is stored, and any
+                other as `pack` does by default.
 
         Raises:
             ValueError: `folder` is the one it is read from, or lies inside or around it; or an option is not supported.
@@ -219,7 +221,10 @@ class Student:
             check_output(folder, model=source)
         offline, config, target = copy.deepcopy(self._offline), copy.deepcopy(self.config), None
         if self.needs_export:
-            table_bits = table_bits or 16
+            table_bits, weight_bits = table_bits or 16, weight_bits or 2
+        if weight_bits is not None:
+            check_weight_bits(weight_bits)
+            offline.weight_bits = weight_bits
         if self.needs_export or dtype is not None or table_bits == 32:
             target = packed_dtype(dtype, table_bits or 16, offline)
         if table_bits is not None:
@@ -237,7 +242,7 @@ class Student:
         finally:
             self.files.close()
         with replace_model(folder) as staging:
-            write_offline(staging, tensors, config, max_shard_size)
+            write_offline(staging, tensors, config, max_shard_size, self.model)
 
 
 def offline_config(config: PreTrainedConfig, quantization: BitNetConfig) -> PreTrainedConfig:

@@ -15,7 +15,7 @@ from ..config import BitNetConfig
 from ..layers import TernaryLinear
 from ..model_folder import replace_model
 from ..offline_files import write_offline
-from ..packing import float32_names, packed_dtype
+from ..packing import check_weight_bits, float32_names, packed_dtype
 from ..quantization import exact_dtype, least_lossy_dtype, quantize_table
 from ..room import check_room
 from ..surgery import convert_modules
@@ -50,6 +50,7 @@ def import_gguf(
     activation_bits: int | None = 8,
     dtype: str | torch.dtype | None = None,
     table_bits: int = 16,
+    weight_bits: float = 2,
     max_shard_size: str = "50GB",
     tokenizer: PreTrainedTokenizerBase | None = None,
     answers: bool = True,
@@ -64,6 +65,7 @@ def import_gguf(
             expect, which torch computes, slowly.
         dtype, table_bits: of norms, biases and layers in full precision, and of embedding and output head; see [`hf_bitdistill.pack`].
             Default: float32, and the 16-bit dtype that changes the tables least.
+        weight_bits: of a ternary weight in the files that are written, 2 or 1.6.
         tokenizer: in place of the file's.
         answers: whether to load the student afterwards and keep what it answers beside it, for `bitdistill verify`.
 
@@ -89,6 +91,7 @@ def import_gguf(
         activation_bits=activation_bits,
         modules_to_not_convert=sorted(kept) or None,
     )
+    check_weight_bits(weight_bits)
     target = packed_dtype(dtype or "float32", table_bits, options)
     model = _meta_model(config, options)
     _check_complete(model, tensors)
@@ -101,11 +104,11 @@ def import_gguf(
 
     packed = _packed_tensors(model, tensors, options)
     packed.update(_float_tensors(model, tensors, target, table_bits, packed))
-    options.table_bits = min(table_bits, 16)
+    options.table_bits, options.weight_bits = min(table_bits, 16), weight_bits
     config.dtype, config.quantization_config = target, options
     cost = None
     with replace_model(output) as folder:
-        write_offline(folder, packed, config, max_shard_size)
+        write_offline(folder, packed, config, max_shard_size, model)
         del packed
         generation_config_of(source, config).save_pretrained(folder)
         if own is not None:

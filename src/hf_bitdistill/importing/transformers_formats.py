@@ -35,6 +35,7 @@ def import_transformers(
     latent: bool = False,
     dtype: str | None = None,
     table_bits: int = 16,
+    weight_bits: float = 2,
     max_shard_size: str = "50GB",
     answers: bool = True,
     **hub: Any,
@@ -48,6 +49,7 @@ def import_transformers(
         latent: the checkpoint says nothing of a quantisation, and its linear layers hold the latent weights of a BitNet, which are made ternary
             by their mean magnitude (Falcon-E's revision "prequantized").
         dtype, table_bits: of what is not ternary, see [`hf_bitdistill.pack`].
+        weight_bits: of a ternary weight in the files that are written, 2 or 1.6.
         answers: whether to load the student afterwards and keep what it answers beside it, for `bitdistill verify`.
         hub: options of `from_pretrained` of transformers (`revision`, `token`, ...).
 
@@ -70,7 +72,7 @@ def import_transformers(
         _check_latent(student)
     check_room(output, {"the imported model": _size(student)})
     with replace_model(output) as folder:
-        student.save(folder, max_shard_size, dtype, table_bits)
+        student.save(folder, max_shard_size, dtype, table_bits, weight_bits)
         tokenizer = carry_settings(model_id, folder, **hub)
     if answers:
         keep_answers(output, tokenizer)

@@ -7,12 +7,15 @@ from torch import Tensor, nn
 
 from ..config import BitNetConfig
 from ..ops import MAX_COLUMNS, packed_linear, stored_ternary_linear, ternary_pack
+from ..ops.dense import unpack_stored
 from ..ops.stored import is_exporting
 from ..quantization import (
     PackedWeightError,
     check_packed_weight,
     check_weight_scale,
+    dense_bytes,
     effective_weight,
+    pack_dense,
     pack_ternary,
     packed_rows,
     result_dtype,
@@ -31,12 +34,13 @@ class TernaryLinear(KernelWeight, nn.Linear):
 
     Args:
         in_features, out_features, bias, device: as `nn.Linear`.
-        config: supplies granularity, activation bits and the SubLN's epsilon.
+        config: supplies granularity, activation bits, the SubLN's epsilon, and the bits of a weight in files.
         sub_norm: put a [`SubLN`] (`rms_norm`) in front.
         dtype: of the bias and of the SubLN's weight.
 
     Attributes:
         weight: uint8 `[ceil(R / 4), C]`, layout of [`hf_bitdistill.quantization.packing`].
+        weight_bits: 2 or 1.6, of a weight in the files of a checkpoint; in memory it has 2.
         weight_scale: float32 `[1]`, `[R]` or `[R, G]`, multiplying; stays float32 under `.to(dtype)`.
         bias: `[R]` or `None`.
         rms_norm: the [`SubLN`] or `None`.
@@ -62,6 +66,7 @@ class TernaryLinear(KernelWeight, nn.Linear):
         self.weight_granularity = config.weight_granularity
         self.group_size = config.scale_group_size
         self.activation_bits = config.activation_bits
+        self.weight_bits = config.weight_bits
         packed_shape = (packed_rows(out_features), in_features)
         scale_shape = weight_scale_shape(out_features, in_features, self.weight_granularity, self.group_size)
         self.register_buffer("weight", torch.zeros(packed_shape, dtype=torch.uint8, device=device))
@@ -110,6 +115,21 @@ class TernaryLinear(KernelWeight, nn.Linear):
                 run()
             except PackedWeightError as error:
                 raise PackedWeightError(f"{name} {error}") from None
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Of the weight in a checkpoint's files."""
+        if self.weight_bits == 2:
+            return (packed_rows(self.out_features), self.in_features)
+        return (dense_bytes(self.out_features, self.in_features),)
+
+    def to_checkpoint(self, weight: Tensor) -> Tensor:
+        """A weight of this layer, as in memory, in the form that it has in files."""
+        return weight if self.weight_bits == 2 else pack_dense(weight, self.out_features)
+
+    def from_checkpoint(self, weight: Tensor) -> Tensor:
+        """Inverse of [`to_checkpoint`]; a weight in the form that it has in memory passes. What stands for no weight becomes code 3."""
+        return weight if weight.ndim == 2 else unpack_stored(weight, self.out_features, self.in_features)
 
     def unpack(self, dtype: torch.dtype = torch.int8) -> Tensor:
         """The ternary codes, `[R, C]` in {-1, 0, 1}."""

@@ -1,10 +1,12 @@
 """The packed form of a weight, as plain torch code: one self-describing uint8 tensor (layout: `csrc/kernels/matrix.h`).
 
-What the native library packs, this reads, and the other way round, byte for byte.
+What the native library packs, this reads, and the other way round, byte for byte. The form of five ternary weights in a byte (layout:
+`csrc/kernels/dense.h`) is only read.
 """
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,15 +15,16 @@ import torch
 from torch import Tensor
 
 from .huge_pages import zeros
-from .native import ABI_VERSION, INT4, INT8, TERNARY
+from .native import ABI_VERSION, INT4, INT8, TERNARY, TERNARY_DENSE
 from .native import ALIGNMENT as _ALIGNMENT
 
 
 _MAGIC = 0x6C6C697473646962
 _HEADER = struct.Struct("<QIiqqqiii3i")
 _PANEL, _STEP, _CHUNK = 16, 4, 16
-_BITS = {TERNARY: 2, INT8: 8, INT4: 4}
-_ZERO_POINT = {TERNARY: 1, INT8: 0, INT4: 8}
+_BITS = {TERNARY: 2, INT8: 8, INT4: 4, TERNARY_DENSE: 2}  # (of a dense one once it is widened)
+_ZERO_POINT = {TERNARY: 1, INT8: 0, INT4: 8, TERNARY_DENSE: 1}
+_DENSE_CHUNKS, _DENSE_VECTORS = 5, 4  # so many chunks in so many vectors
 
 
 def _up(a: int, b: int) -> int:
@@ -63,8 +66,11 @@ class PackedWeight:
         scales = _PANEL if self.tensor_scale else panels * self.groups * _PANEL
         row_offset = _ALIGNMENT + _up(scales * (2 if self.scale_is_f16 else 4), _ALIGNMENT)
         data = row_offset + (panels * _PANEL * 4 if self.has_row_offset else 0)
+        chunks = _up(self.cols, _CHUNK) // _CHUNK
+        if self.format == TERNARY_DENSE:
+            chunks -= chunks // _DENSE_CHUNKS
         return _Layout(
-            _ALIGNMENT, row_offset, data, data + panels * _PANEL * _up(self.cols, _CHUNK) * _BITS[self.format] // 8
+            _ALIGNMENT, row_offset, data, data + panels * _PANEL * chunks * _CHUNK * _BITS[self.format] // 8
         )
 
 
@@ -158,9 +164,38 @@ def unpack_rows(packed: Tensor, header: PackedWeight, start: int, stop: int) -> 
     data = packed[header.layout.panels :].view(panels, -1, _PANEL, _STEP)[
         start // _PANEL : _up(stop, _PANEL) // _PANEL
     ]
+    if header.format == TERNARY_DENSE:
+        data = _widened(data, _up(header.cols, _CHUNK) // _CHUNK)
     fields = torch.stack([(data >> (bits * field)) & (2**bits - 1) for field in range(8 // bits)], dim=2)
     values = fields.permute(0, 3, 1, 2, 4).reshape(data.shape[0] * _PANEL, -1)[: stop - start, : header.cols]
     return values.contiguous().view(torch.int8) - _ZERO_POINT[header.format]
+
+
+def _widened(data: Tensor, chunks: int) -> Tensor:
+    """Dense panels `[panels, vectors, 16, 4]` with two bits a weight, `[panels, chunks, 16, 4]`."""
+    steps, fifth = _dense_code()
+    groups, shape = chunks // _DENSE_CHUNKS, data.shape[2:]
+    coded = data[:, : groups * _DENSE_VECTORS].reshape(data.shape[0], groups, _DENSE_VECTORS, *shape).long()
+    last = sum(fifth[coded[:, :, j]] << (2 * j) for j in range(_DENSE_VECTORS))
+    whole = torch.cat([steps[coded], last[:, :, None]], dim=2) if groups else steps[coded]
+    return torch.cat([whole.reshape(data.shape[0], -1, *shape), data[:, groups * _DENSE_VECTORS :]], dim=1)
+
+
+@functools.cache
+def _dense_code() -> tuple[Tensor, Tensor]:
+    """Of each byte the first four digits as a byte of two bits each, and the fifth digit."""
+    steps, fifth = torch.zeros((2, 256), dtype=torch.uint8)
+    place = 0
+    for pair in range(9):
+        # 64 of 81 combinations have a place in the low six bits; the other 17, three for each value of the fifth digit.
+        found = 9 - min(2, 17 - 2 * pair)
+        for rest in range(9):
+            for digit in range(3):
+                byte = digit << 6 | place + rest if rest < found else 3 << 6 | place + 3 * (rest - found) + digit
+                steps[byte] = pair % 3 | pair // 3 << 2 | rest % 3 << 4 | rest // 3 << 6
+                fifth[byte] = digit
+        place += found
+    return steps, fifth
 
 
 def scales_and_offsets(packed: Tensor, header: PackedWeight) -> tuple[Tensor, Tensor | None]:

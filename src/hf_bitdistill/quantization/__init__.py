@@ -1,5 +1,6 @@
 """Pure functions: quantisation, integer arithmetic, packing. No modules, no files."""
 
+from .dense import dense_bytes, pack_dense, unpack_dense
 from .folding import fold_ternary, least_squares_start
 from .packing import (
     PackedWeightError,
@@ -46,6 +47,7 @@ __all__ = [
     "check_packed_weight",
     "check_table",
     "check_weight_scale",
+    "dense_bytes",
     "dequantize_table",
     "effective_weight",
     "exact_dtype",
@@ -56,6 +58,7 @@ __all__ = [
     "least_lossy_dtype",
     "least_squares_start",
     "num_groups",
+    "pack_dense",
     "pack_ternary",
     "packed_rows",
     "product_dtype",
@@ -68,6 +71,7 @@ __all__ = [
     "table_shapes",
     "ternarize",
     "ternary_linear",
+    "unpack_dense",
     "unpack_ternary",
     "weight_scale_shape",
 ]

@@ -60,7 +60,7 @@ def unpack_ternary(packed: Tensor, rows: int, dtype: torch.dtype = torch.int8) -
     Raises:
         PackedWeightError: wrong dtype or number of packed rows for `rows`.
     """
-    _check_storage(packed, rows, packed.shape[-1])
+    check_storage(packed, rows, packed.shape[-1])
     stride, columns = packed.shape
     codes = torch.empty((VALUES_PER_BYTE * stride, columns), dtype=dtype, device=packed.device)
     for k in range(VALUES_PER_BYTE):
@@ -70,7 +70,12 @@ def unpack_ternary(packed: Tensor, rows: int, dtype: torch.dtype = torch.int8) -
     return codes[:rows]
 
 
-def _check_storage(packed: Tensor, rows: int, columns: int) -> None:
+def check_storage(packed: Tensor, rows: int, columns: int) -> None:
+    """Refuse another dtype or shape than that of `rows` x `columns` packed ternary weights.
+
+    Raises:
+        PackedWeightError: naming what was found.
+    """
     expected = (packed_rows(rows), columns)
     if packed.dtype != torch.uint8 or tuple(packed.shape) != expected:
         raise PackedWeightError(
@@ -85,7 +90,7 @@ def check_packed_weight(packed: Tensor, rows: int, columns: int) -> None:
     Raises:
         PackedWeightError: wrong dtype or shape, code 3 in a field, or all weights equal.
     """
-    _check_storage(packed, rows, columns)
+    check_storage(packed, rows, columns)
     if _has_code_three(packed):
         row, column = (_threes(packed) != 0).nonzero()[0].tolist()
         raise PackedWeightError(f"holds the invalid code 3 (first in byte [{row}, {column}])")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from safetensors import safe_open
 
 from ..checkpoint import CheckpointError, tensors_of
-from ..quantization import PackedWeightError, check_weight_scale, unpack_ternary
+from ..quantization import PackedWeightError, check_weight_scale, unpack_dense, unpack_ternary
+from ..quantization.dense import WEIGHTS_PER_BYTE
 
 
 SCALE = "_scale"
@@ -20,7 +21,8 @@ class LayerFacts:
 
     Attributes:
         name: of its weight.
-        rows, columns: of the matrix; where there is one scale for all of it, rows are rounded up to a multiple of four.
+        rows, columns: of the matrix; where there is one scale for all of it, rows are rounded up to a multiple of four, and of one with five
+            weights in a byte nothing is known but their number, which is that of the columns of one row then (rounded up to a multiple of five).
         zeros: share of codes that are 0.
         smallest_scale, largest_scale: of its weight scales.
     """
@@ -53,13 +55,18 @@ def packed_layers(files: Iterable[str]) -> Iterator[LayerFacts]:
         with safe_open(kinds[name + SCALE][0], framework="pt") as reader:
             scale = reader.get_tensor(name + SCALE)
         by_row = scale.shape[0] > 1 or scale.ndim == 2
-        rows = scale.shape[0] if by_row else 4 * packed.shape[0]
+        dense = packed.ndim == 1
+        rows = scale.shape[0] if by_row else 1 if dense else 4 * packed.shape[0]
+        columns = packed.numel() * WEIGHTS_PER_BYTE // rows if dense else packed.shape[1]
         try:
             check_weight_scale(scale, tuple(scale.shape))
         except PackedWeightError as error:
             raise CheckpointError(f"{kinds[name + SCALE][0]}: tensor {name + SCALE!r} {error}.") from None
-        codes = unpack_ternary(packed, rows)
+        try:
+            codes = unpack_ternary(unpack_dense(packed, rows, columns) if dense else packed, rows)
+        except PackedWeightError as error:
+            raise CheckpointError(f"{file}: tensor {name!r} {error}.") from None
         if codes.max() > 1 or codes.min() < -1:
             raise CheckpointError(f"{file}: tensor {name!r} holds a code that is not -1, 0 or 1.")
         zeros = (codes == 0).sum().item() / codes.numel()
-        yield LayerFacts(name, rows, packed.shape[1], zeros, scale.min().item(), scale.max().item())
+        yield LayerFacts(name, rows, columns, zeros, scale.min().item(), scale.max().item())

@@ -56,6 +56,7 @@ def export(
     max_shard_size: str = "50GB",
     dtype: str | None = None,
     table_bits: int | None = None,
+    weight_bits: float | None = None,
     **hub: Any,
 ) -> None:
     """Write a packed checkpoint, with tokenizer and generation settings.
@@ -64,7 +65,7 @@ def export(
         model_id: folder or Hub id of an online student, a packed one, or a BitNet model in a format of transformers.
         output: folder to write.
         task: `"text-generation"`, `"text-classification"`, or `"auto"`: what the checkpoint is.
-        dtype, table_bits: how what is not ternary is stored, see [`hf_bitdistill.pack`]. By default a packed checkpoint is written as it is
+        dtype, table_bits, weight_bits: how weights are stored, see [`hf_bitdistill.pack`]. By default a packed checkpoint is written as it is
             stored, and any other as `pack` does by default.
         hub: options of `from_pretrained` of transformers (`revision`, `token`, ...).
 
@@ -87,7 +88,7 @@ def export(
         )
     student = Student(config, find_weight_files(model_id, config, **hub), TASKS[task])
     with replace_model(output) as folder:
-        student.save(folder, max_shard_size, dtype, table_bits)
+        student.save(folder, max_shard_size, dtype, table_bits, weight_bits)
         tokenizer = carry_settings(model_id, folder, **hub)
         carry_record(model_id, folder)
     keep_answers(output, tokenizer)

@@ -325,7 +325,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
 
         Args:
             max_shard_size: largest file, e.g. `"5GB"`.
-            dtype, table_bits: how what is not ternary is stored, see [`hf_bitdistill.pack`]; default: as it is stored, and as `pack` does by
+            dtype, table_bits, weight_bits: how weights are stored, see [`hf_bitdistill.pack`]; default: as it is stored, and as `pack` does by
                 default where the export packed it. Of a model that transformers computes: as it is in memory, nothing else.
             repo_id, private, token, commit_message, revision, ...: of [`push_to_hub`], with `push_to_hub=True`; `repo_id` is the
                 folder's name by default.
@@ -339,7 +339,9 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         folder = Path(save_directory)
         check_output(folder, model=self._source)
         max_shard_size = kwargs.pop("max_shard_size", "50GB")
-        stored = {name: kwargs.pop(name) for name in ("dtype", "table_bits") if kwargs.get(name) is not None}
+        stored = {
+            name: kwargs.pop(name) for name in ("dtype", "table_bits", "weight_bits") if kwargs.get(name) is not None
+        }
         if stored and self.model is not None:
             raise ValueError(
                 f"{', '.join(stored)}: only what the native decoder loaded can be stored in another way; use hf_bitdistill.pack."

@@ -57,6 +57,16 @@ def ternary_pack(weight, weight_scale, out_features, group_size=0, row_offset=No
     library.call(
         "ternary_pack", *_pointer(weight), *shape, *_pointer(scale), group_size, *_pointer(offset), *_pointer(out)
     )
+    return _dense(out, library) if library.packs_densely else out
+
+
+def _dense(packed: Tensor, library: n.NativeLibrary) -> Tensor:
+    """A packed ternary weight with five weights in a byte, if that makes it smaller."""
+    size = library.size("ternary_dense_size", *_pointer(packed))
+    if size == 0:
+        return packed
+    out = torch.empty(size, dtype=torch.uint8)
+    library.call("ternary_dense_pack", *_pointer(packed), *_pointer(out))
     return out
 
 

@@ -97,6 +97,13 @@ class BitNetExportCommand(BaseOptimumCLICommand):
             choices=[32, 16, 8, 4],
             help="Of embedding and head on disk: floats of 32 or 16 bits, integers of 8 or 4. Default: 16; of a packed one, as they are.",
         )
+        parser.add_argument(
+            "--weight_bits",
+            type=float,
+            default=None,
+            choices=[2, 1.6],
+            help="Of a ternary weight on disk: 1.6 stores five in a byte. Default: 2; of a packed one, as it is.",
+        )
         parser.add_argument("output", type=Path, help="Folder to write.")
 
     def run(self) -> None:
@@ -108,7 +115,7 @@ class BitNetExportCommand(BaseOptimumCLICommand):
 
         def run() -> None:
             args = self.args
-            stored = {"dtype": args.dtype, "table_bits": args.table_bits}
+            stored = {"dtype": args.dtype, "table_bits": args.table_bits, "weight_bits": args.weight_bits}
             export(args.model, args.output, args.task, args.max_shard_size, **stored, **hub)
             print(f"{args.output}: packed\n\n{bytes_by_kind(args.output).markdown()}")
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "bitdistill.h"
+#include "kernels/split_kernels.h"
 
 namespace bitdistill {
 
@@ -67,6 +68,8 @@ struct FloatKernels {
   void (*expand)(const float* x, int64_t rank, const float* weight, int64_t rows, float* out);
 
   uint16_t (*to_half)(float value);  // half to even
+
+  SplitKernels split;
 };
 
 const FloatKernels* scalar_float_kernels();

@@ -275,6 +275,7 @@ int bd_split_pack(const void* packed, size_t packed_bytes, const float* norm_wei
   for (size_t i = 0; i < norm_count; ++i) {
     if (!std::isfinite(norm_weight[i])) return BD_ERROR_SCALE;
   }
+  if (split != nullptr) advise_large_pages(split, split_bytes);
   return without_exceptions([&] { return pack_split(matrix, norm_weight, split, split_bytes); });
 }
 

@@ -12,12 +12,13 @@ from ..ops.native import (
     TABLE_FLOAT16,
     TABLE_FLOAT32,
     TABLE_PACKED,
+    TABLE_SPLIT,
     NativeLibrary,
     NativeLibraryError,
 )
 
 
-OUTPUT_LOGITS, OUTPUT_HIDDEN = 0, 1
+OUTPUT_LOGITS, OUTPUT_HIDDEN, OUTPUT_GREATEST = 0, 1, 2
 KV_FLOAT32, KV_FLOAT16 = 0, 2
 
 
@@ -247,12 +248,14 @@ class CacheHandle:
 __all__ = [
     "KV_FLOAT16",
     "KV_FLOAT32",
+    "OUTPUT_GREATEST",
     "OUTPUT_HIDDEN",
     "OUTPUT_LOGITS",
     "TABLE_BFLOAT16",
     "TABLE_FLOAT16",
     "TABLE_FLOAT32",
     "TABLE_PACKED",
+    "TABLE_SPLIT",
     "AdapterStruct",
     "CacheHandle",
     "ConfigStruct",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..checkpoint import CheckpointError
-from ..ops import TablePacker
+from ..ops import TablePacker, packed_bits, split_table
 from ..quantization import check_table, dequantize_table, least_lossy_dtype, quantize_table
 from . import native
 from .files import TensorFiles
@@ -25,7 +25,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Table:
-    """`data` is `[rows, columns]` floats, or the packed form (1-dimensional uint8) of kind `TABLE_PACKED`.
+    """`data` is `[rows, columns]` floats, or the packed form (1-dimensional uint8) of kind `TABLE_PACKED` or `TABLE_SPLIT`.
 
     `dtype` is that of the checkpoint's floats.
     """
@@ -35,6 +35,17 @@ class Table:
     rows: int
     columns: int
     dtype: torch.dtype
+
+
+def split_head(table: Table, norm_weight: Tensor) -> Table:
+    """An output head as the decoder keeps it: one of 8 bits in two parts, see [`hf_bitdistill.ops.split_table`].
+
+    Args:
+        norm_weight: of the norm in front of it, float32 `[columns]`.
+    """
+    if table.kind != native.TABLE_PACKED or packed_bits(table.data) != 8:
+        return table
+    return replace(table, kind=native.TABLE_SPLIT, data=split_table(table.data, norm_weight))
 
 
 @dataclass(frozen=True)

@@ -110,9 +110,7 @@ class Inputs:
         last = self.width - 1 - self.real.flip(1).to(torch.int8).argmax(dim=1)
         return torch.where(self.real.any(dim=1), last, self.width - 1)
 
-    def run(
-        self, decoder: NativeDecoder, columns: Tensor, hidden: bool = False, greatest: bool = False
-    ) -> Tensor:
+    def run(self, decoder: NativeDecoder, columns: Tensor, hidden: bool = False, greatest: bool = False) -> Tensor:
         """Append the tokens to the cache.
 
         Args:

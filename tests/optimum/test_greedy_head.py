@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack
+from hf_bitdistill.decoder import tables
 from hf_bitdistill.decoder.decoder import load_library
 from optimum.bitnet import BitNetModelForCausalLM
 
@@ -14,6 +15,11 @@ from optimum.bitnet import BitNetModelForCausalLM
 pytestmark = pytest.mark.usefixtures("native_decoder")
 
 ALL = {"output_logits": True, "return_dict_in_generate": True}
+
+
+@pytest.fixture(autouse=True)
+def small_heads_are_split_too(monkeypatch):
+    monkeypatch.setattr(tables, "SPLIT_FROM", 0)
 
 
 @pytest.fixture
@@ -63,6 +69,12 @@ def test_tokens_are_those_of_the_whole_head(native, seen, rows, tied):
             seen.clear()
     finally:
         library.set_isa(library.supported_isas[0])
+
+
+def test_small_heads_stay_whole(native, seen, monkeypatch):
+    monkeypatch.setattr(tables, "SPLIT_FROM", 1 << 20)
+    native().generate(prompts(1), max_new_tokens=3, do_sample=False)
+    assert all(only and torch.isfinite(logits).all() for only, logits in seen)
 
 
 @torch.no_grad()

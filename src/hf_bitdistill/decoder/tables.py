@@ -16,6 +16,9 @@ from .files import TensorFiles
 
 HEAD_BITS = (32, 16, 8, 4)
 
+SPLIT_FROM = 2 << 20
+"""Bytes of an output head from which on it is worth reading less of it: what stays in a cache is read soon enough."""
+
 _KINDS = {
     torch.float32: native.TABLE_FLOAT32,
     torch.bfloat16: native.TABLE_BFLOAT16,
@@ -38,12 +41,12 @@ class Table:
 
 
 def split_head(table: Table, norm_weight: Tensor) -> Table:
-    """An output head as the decoder keeps it: one of 8 bits in two parts, see [`hf_bitdistill.ops.split_table`].
+    """An output head as the decoder keeps it: one of 8 bits in two parts, see [`hf_bitdistill.ops.split_table`], unless it is small.
 
     Args:
         norm_weight: of the norm in front of it, float32 `[columns]`.
     """
-    if table.kind != native.TABLE_PACKED or packed_bits(table.data) != 8:
+    if table.kind != native.TABLE_PACKED or table.data.numel() < SPLIT_FROM or packed_bits(table.data) != 8:
         return table
     return replace(table, kind=native.TABLE_SPLIT, data=split_table(table.data, norm_weight))
 

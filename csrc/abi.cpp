@@ -14,6 +14,7 @@
 #include "kernels/dense_storage.h"
 #include "kernels/linear.h"
 #include "kernels/pack.h"
+#include "kernels/split.h"
 
 using namespace bitdistill;
 
@@ -21,6 +22,17 @@ namespace {
 
 // Reused by the calls of a thread.
 thread_local QuantizedActivations t_activations;
+thread_local AlignedBuffer t_ordered;
+
+// The only exceptions here are those of memory that is not there.
+template <typename F>
+int without_exceptions(F&& body) {
+  try {
+    return body();
+  } catch (...) {
+    return BD_ERROR_OUT_OF_MEMORY;
+  }
+}
 
 bool is_dtype(int dtype) { return dtype == BD_FLOAT32 || dtype == BD_BFLOAT16; }
 
@@ -301,6 +313,22 @@ int bd_table_pack_rows(int format, const void* table, size_t table_bytes, int ki
                         packed);
 }
 
+int bd_split_size(int64_t rows, int64_t cols, size_t* bytes) {
+  return bytes == nullptr ? BD_ERROR_NULL_POINTER : split_size(rows, cols, bytes);
+}
+
+int bd_split_pack(const void* packed, size_t packed_bytes, const float* norm_weight, size_t norm_count, void* split,
+                  size_t split_bytes) {
+  Matrix matrix;
+  BD_RETURN_IF_ERROR(open_matrix(packed, packed_bytes, &matrix));
+  if (norm_count != (norm_weight == nullptr ? 0 : static_cast<size_t>(matrix.cols))) return BD_ERROR_BUFFER_SIZE;
+  for (size_t i = 0; i < norm_count; ++i) {
+    if (!std::isfinite(norm_weight[i])) return BD_ERROR_SCALE;
+  }
+  if (split != nullptr) advise_large_pages(split, split_bytes);
+  return without_exceptions([&] { return pack_split(matrix, norm_weight, split, split_bytes); });
+}
+
 int bd_weight_describe(const void* packed, size_t packed_bytes, bd_weight_info* info) {
   if (info == nullptr) return BD_ERROR_NULL_POINTER;
   Matrix matrix;
@@ -328,6 +356,25 @@ int bd_linear(const void* packed, size_t packed_bytes, const void* x, size_t x_c
   output.out = out;
   output.out_stride = matrix.rows;
   return multiply(*kernels, matrix, t_activations, output);
+}
+
+int bd_split_linear(const void* packed, size_t packed_bytes, const float* x, size_t x_count, int64_t tokens, int greatest,
+                    float* out, size_t out_count) {
+  return without_exceptions([&]() -> int {
+    Split split;
+    const Kernels* kernels;
+    BD_RETURN_IF_ERROR(open_split(packed, packed_bytes, &split));
+    BD_RETURN_IF_ERROR(check_input(x, x_count, BD_FLOAT32, tokens, split.cols, nullptr, 0, 0.0f));
+    if (out == nullptr) return BD_ERROR_NULL_POINTER;
+    if (out_count != static_cast<size_t>(tokens * split.rows)) return BD_ERROR_BUFFER_SIZE;
+    BD_RETURN_IF_ERROR(active_kernels(&kernels));
+    if (!t_ordered.reserve(x_count * sizeof(float))) return BD_ERROR_OUT_OF_MEMORY;
+    float* const ordered = t_ordered.as<float>();
+    for (int64_t t = 0; t < tokens; ++t) order_columns(split, x + t * split.cols, ordered + t * split.cols);
+    BD_RETURN_IF_ERROR(t_activations.quantize(*kernels, ordered, BD_FLOAT32, tokens, split.cols, Norm{}));
+    multiply_split(*kernels, split, t_activations, greatest != 0, out, split.rows);
+    return BD_OK;
+  });
 }
 
 int bd_embedding(const void* packed, size_t packed_bytes, const int64_t* index, size_t index_count, float* out,

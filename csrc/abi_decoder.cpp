@@ -31,12 +31,12 @@ int without_exceptions(F&& body) {
 
 int check_forward(const Model& model, const bd_cache& cache, const int64_t* tokens, const int64_t* sequences,
                   size_t token_count, const int64_t* output_index, size_t output_count, size_t out_count, int output) {
-  if (output != BD_OUTPUT_LOGITS && output != BD_OUTPUT_HIDDEN) return BD_ERROR_ARGUMENT;
-  if (output == BD_OUTPUT_LOGITS && !model.head.exists() && output_count > 0) return BD_ERROR_MODEL;
+  if (output < BD_OUTPUT_LOGITS || output > BD_OUTPUT_GREATEST) return BD_ERROR_ARGUMENT;
+  if (output != BD_OUTPUT_HIDDEN && !model.head.exists() && output_count > 0) return BD_ERROR_MODEL;
   if (token_count < 1 || token_count > static_cast<size_t>(BD_MAX_TOKENS) || output_count > token_count) {
     return BD_ERROR_SHAPE;
   }
-  const int64_t width = output == BD_OUTPUT_LOGITS ? model.vocab_size : model.hidden_size;
+  const int64_t width = output == BD_OUTPUT_HIDDEN ? model.hidden_size : model.vocab_size;
   if (out_count != output_count * static_cast<size_t>(width)) return BD_ERROR_BUFFER_SIZE;
   const int64_t sequence_count = static_cast<int64_t>(cache.sequences.size());
   for (size_t i = 0; i < token_count; ++i) {

@@ -70,6 +70,7 @@ typedef enum bd_table_kind {
   BD_TABLE_FLOAT32 = 1,
   BD_TABLE_BFLOAT16 = 2,
   BD_TABLE_FLOAT16 = 3,
+  BD_TABLE_SPLIT = 4,  // an embedding or output head packed by bd_split_pack
 } bd_table_kind;
 
 #define BD_ALIGNMENT 64
@@ -160,6 +161,13 @@ BD_API int bd_int4_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows
 BD_API int bd_table_pack_rows(int format, const void* table, size_t table_bytes, int kind, int64_t rows, int64_t cols,
                               int64_t first_row, int64_t row_count, void* packed, size_t packed_bytes);
 
+// An int8 weight in two parts of about 4 bits, of which an arg max of its outputs reads only the first for most rows. It has 5 bytes a
+// row and 4 a column more. `packed`: of bd_int8_pack or bd_table_pack_rows, no scale negative. `norm_weight`: of the norm in
+// front, cols floats, or NULL with count 0; it helps to choose the columns that the first part holds whole.
+BD_API int bd_split_size(int64_t rows, int64_t cols, size_t* bytes);
+BD_API int bd_split_pack(const void* packed, size_t packed_bytes, const float* norm_weight, size_t norm_count, void* split,
+                         size_t split_bytes);
+
 // Reads and checks the header of a packed weight.
 BD_API int bd_weight_describe(const void* packed, size_t packed_bytes, bd_weight_info* info);
 
@@ -169,6 +177,11 @@ BD_API int bd_weight_describe(const void* packed, size_t packed_bytes, bd_weight
 BD_API int bd_linear(const void* packed, size_t packed_bytes, const void* x, size_t x_count, int x_dtype, int64_t tokens,
                      const float* norm_weight, size_t norm_count, float norm_eps, const float* bias, size_t bias_count,
                      float* out, size_t out_count);
+
+// bd_linear of the int8 weight that a split one was made from, bit for bit, x in float32. With `greatest`, outputs that are certainly
+// less than the greatest one of their token may be -inf instead.
+BD_API int bd_split_linear(const void* split, size_t split_bytes, const float* x, size_t x_count, int64_t tokens, int greatest,
+                           float* out, size_t out_count);
 
 // Rows of the dequantised weight (embedding lookup): out [index_count, cols].
 BD_API int bd_embedding(const void* packed, size_t packed_bytes, const int64_t* index, size_t index_count, float* out,
@@ -204,7 +217,11 @@ BD_API int bd_matmul_int32(const void* packed, size_t packed_bytes, const int8_t
 // float32. One with an adapter adds (a . norm(x)) . b, in float32 and of the same normed input. Everything else is float32; keys and values are kept as kv_dtype.
 typedef enum bd_activation { BD_SILU = 0, BD_GELU = 1, BD_GELU_TANH = 2, BD_RELU = 3, BD_RELU_SQUARED = 4 } bd_activation;
 
-typedef enum bd_output { BD_OUTPUT_LOGITS = 0, BD_OUTPUT_HIDDEN = 1 } bd_output;  // hidden: final_norm(h)
+typedef enum bd_output {
+  BD_OUTPUT_LOGITS = 0,
+  BD_OUTPUT_HIDDEN = 1,    // final_norm(h)
+  BD_OUTPUT_GREATEST = 2,  // logits; those that are certainly less than the greatest one of their token may be -inf
+} bd_output;
 
 typedef struct bd_norm {
   const float* weight;  // null: no norm

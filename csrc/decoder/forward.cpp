@@ -27,7 +27,7 @@ constexpr int64_t kDenseRowsPerTask = 512;
 
 struct Workspace {
   QuantizedActivations activations;
-  AlignedBuffer hidden, normed, sub_normed, qkv, heads, gate_up, inner, projected, rotation, gathered, expert_output, router;
+  AlignedBuffer hidden, normed, sub_normed, qkv, heads, gate_up, inner, projected, rotation, gathered, expert_output, router, ordered;
   AlignedBuffer adapter_input, adapter_inner;
   std::vector<int64_t> positions;
   Routing routing;
@@ -105,6 +105,7 @@ class Chunk {
 
   void read_row(const Table& table, int64_t row, float* out) const {
     if (table.packed()) return dequantize_row(table.matrix, row, out);
+    if (table.is_split()) return dequantize_row(table.split, row, out);
     floats_.widen(table.kind, table.float_row(row), table.cols, out);
   }
 
@@ -373,7 +374,14 @@ class Chunk {
     }
     float* const out = task_.out + first * width;
     const Table& head = model_.head;
-    if (head.packed()) {
+    if (head.is_split()) {
+      float* const ordered = reserve(w_.ordered, count * n);
+      for (int64_t t = 0; t < count; ++t) order_columns(head.split, rows + t * n, ordered + t * n);
+      BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, ordered, BD_FLOAT32, count, n, Norm{}));
+      // A cap may make outputs equal that were not, and then the first of them is the greatest.
+      const bool greatest = task_.output == BD_OUTPUT_GREATEST && model_.logit_softcap == 0.0f;
+      multiply_split(kernels_, head.split, w_.activations, greatest, out, width);
+    } else if (head.packed()) {
       BD_RETURN_IF_ERROR(w_.activations.quantize(kernels_, rows, BD_FLOAT32, count, n, Norm{}));
       Output output;
       output.out = out;

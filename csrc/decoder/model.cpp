@@ -88,6 +88,14 @@ int open_projections(const bd_projection* projections, int count, int64_t cols, 
 
 // An embedding or output head.
 int open_vocabulary(const bd_table& table, const Model& model, Table* out) {
+  if (table.kind == BD_TABLE_SPLIT) {
+    BD_RETURN_IF_ERROR(open_split(table.data, table.bytes, &out->split));
+    out->kind = BD_TABLE_SPLIT;
+    out->data = static_cast<const uint8_t*>(table.data);
+    out->rows = out->split.rows;
+    out->cols = out->split.cols;
+    return out->rows == model.vocab_size && out->cols == model.hidden_size ? BD_OK : BD_ERROR_MODEL;
+  }
   BD_RETURN_IF_ERROR(open_table(table, model.hidden_size, out));
   if (out->rows == model.vocab_size) return BD_OK;
   return out->packed() ? BD_ERROR_MODEL : BD_ERROR_BUFFER_SIZE;

@@ -7,6 +7,7 @@
 #include "bitdistill.h"
 #include "kernels/activations.h"
 #include "kernels/matrix.h"
+#include "kernels/split.h"
 
 namespace bitdistill {
 
@@ -18,15 +19,17 @@ struct NormWeights {
   Norm as_norm() const { return {exists() ? weight.data() : nullptr, eps}; }
 };
 
-// A matrix: packed, or floats, row by row.
+// A matrix: packed, or floats, row by row; an embedding or head also split.
 struct Table {
   bd_table_kind kind = BD_TABLE_PACKED;
   const uint8_t* data = nullptr;
   int64_t rows = 0, cols = 0;
   Matrix matrix{};  // if packed
+  Split split{};
 
   bool exists() const { return data != nullptr; }
   bool packed() const { return kind == BD_TABLE_PACKED; }
+  bool is_split() const { return kind == BD_TABLE_SPLIT; }
   const uint8_t* float_row(int64_t row) const {
     return data + static_cast<size_t>(row * cols) * (kind == BD_TABLE_FLOAT32 ? sizeof(float) : sizeof(uint16_t));
   }

@@ -7,6 +7,7 @@
 
 #include "bitdistill.h"
 #include "kernels/matrix.h"
+#include "kernels/split_kernels.h"
 
 namespace bitdistill {
 
@@ -82,6 +83,8 @@ struct FloatKernels {
   void (*expand)(const float* x, int64_t rank, const float* weight, int64_t rows, float* out);
 
   uint16_t (*to_half)(float value);  // half to even
+
+  SplitKernels split;
 };
 
 const FloatKernels* scalar_float_kernels();

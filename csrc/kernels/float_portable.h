@@ -8,6 +8,7 @@
 
 #include "kernels/attend_portable.h"
 #include "kernels/float_vectors.h"
+#include "kernels/split_portable.h"
 
 namespace bitdistill {
 namespace {
@@ -123,7 +124,8 @@ void dense(bd_table_kind kind, const void* weight, int64_t rows, int64_t cols, c
     case BD_TABLE_FLOAT32: return dense_as<Float32>(static_cast<const float*>(weight), rows, cols, x, tokens, out, out_stride);
     case BD_TABLE_BFLOAT16: return dense_as<BFloat16>(static_cast<const uint16_t*>(weight), rows, cols, x, tokens, out, out_stride);
     case BD_TABLE_FLOAT16: return dense_as<Float16>(static_cast<const uint16_t*>(weight), rows, cols, x, tokens, out, out_stride);
-    case BD_TABLE_PACKED: break;  // the integer kernels' work
+    case BD_TABLE_PACKED:
+    case BD_TABLE_SPLIT: break;  // the integer kernels' work
   }
 }
 
@@ -137,7 +139,8 @@ void widen(bd_table_kind kind, const void* row, int64_t cols, float* out) {
     case BD_TABLE_FLOAT32: return widen_as<Float32>(static_cast<const float*>(row), cols, out);
     case BD_TABLE_BFLOAT16: return widen_as<BFloat16>(static_cast<const uint16_t*>(row), cols, out);
     case BD_TABLE_FLOAT16: return widen_as<Float16>(static_cast<const uint16_t*>(row), cols, out);
-    case BD_TABLE_PACKED: break;
+    case BD_TABLE_PACKED:
+    case BD_TABLE_SPLIT: break;
   }
 }
 
@@ -167,8 +170,9 @@ void expand(const float* x, int64_t rank, const float* weight, int64_t rows, flo
   }
 }
 
-constexpr FloatKernels kFloatKernels = {attend, merge_attended, finish_attended, store_key_value, rms_norm, rotate, activate,
-                                        add,    softcap,        dense,           widen,           expand,   Float16::float_to_half};
+constexpr FloatKernels kFloatKernels = {attend,   merge_attended, finish_attended, store_key_value, rms_norm,
+                                        rotate,   activate,       add,             softcap,         dense,
+                                        widen,    expand,         Float16::float_to_half, kSplitKernels};
 
 }  // namespace
 }  // namespace bitdistill

@@ -10,7 +10,7 @@ from ..ops.huge_pages import HugePagePool
 from .decoder import KvDtype, LoadedProjection, NativeDecoder, Weights, check_options, load_library
 from .families import Norm, Projection, UnsupportedModelError, describe
 from .students import Student
-from .tables import HEAD_BITS, Table, finite, load_table
+from .tables import HEAD_BITS, Table, finite, load_table, split_head
 
 
 class StudentWeights:
@@ -19,10 +19,11 @@ class StudentWeights:
     Args:
         student: the checkpoint.
         head_bits: see [`load_table`].
+        head: name of the output head, if there is one, and the norm in front of it: see [`split_head`].
     """
 
-    def __init__(self, student: Student, head_bits: int = 16):
-        self._student, self._head_bits = student, head_bits
+    def __init__(self, student: Student, head_bits: int = 16, head: tuple[str, Norm] | None = None):
+        self._student, self._head_bits, self._head = student, head_bits, head
         self._tables: dict[str, Table] = {}
         self._pool = HugePagePool()
 
@@ -58,7 +59,10 @@ class StudentWeights:
         """Embedding or head, loaded once."""
         if name not in self._tables:
             stored = self._student.stored_form(name)
-            self._tables[name] = load_table(self._student.files, name, self._head_bits, stored)
+            table = load_table(self._student.files, name, self._head_bits, stored)
+            if self._head is not None and self._head[0] == name:
+                table = split_head(table, self.norm(self._head[1]))
+            self._tables[name] = table
         return self._tables[name]
 
 
@@ -95,7 +99,8 @@ def load_decoder(
         raise UnsupportedModelError(f"an option in its config ({type(error).__name__}: {error})") from error
     load_library()  # before anything is read
     try:
-        return NativeDecoder(spec, watch(StudentWeights(student, head_bits)), kv_dtype, num_threads)
+        head = None if spec.head is None else (spec.head, spec.final_norm)
+        return NativeDecoder(spec, watch(StudentWeights(student, head_bits, head)), kv_dtype, num_threads)
     finally:
         student.files.close()
 

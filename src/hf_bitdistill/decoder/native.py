@@ -12,12 +12,13 @@ from ..ops.native import (
     TABLE_FLOAT16,
     TABLE_FLOAT32,
     TABLE_PACKED,
+    TABLE_SPLIT,
     NativeLibrary,
     NativeLibraryError,
 )
 
 
-OUTPUT_LOGITS, OUTPUT_HIDDEN = 0, 1
+OUTPUT_LOGITS, OUTPUT_HIDDEN, OUTPUT_GREATEST = 0, 1, 2
 KV_FLOAT32, KV_FLOAT16, KV_INT8 = 0, 2, 3
 
 
@@ -248,12 +249,14 @@ __all__ = [
     "KV_FLOAT16",
     "KV_FLOAT32",
     "KV_INT8",
+    "OUTPUT_GREATEST",
     "OUTPUT_HIDDEN",
     "OUTPUT_LOGITS",
     "TABLE_BFLOAT16",
     "TABLE_FLOAT16",
     "TABLE_FLOAT32",
     "TABLE_PACKED",
+    "TABLE_SPLIT",
     "AdapterStruct",
     "CacheHandle",
     "ConfigStruct",

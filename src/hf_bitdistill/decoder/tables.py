@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..checkpoint import CheckpointError
-from ..ops import TablePacker
+from ..ops import TablePacker, packed_bits, split_table
 from ..ops.huge_pages import zeros
 from ..quantization import check_table, dequantize_table, least_lossy_dtype, quantize_table
 from . import native
@@ -16,6 +16,9 @@ from .files import TensorFiles
 
 
 HEAD_BITS = (32, 16, 8, 4)
+
+SPLIT_FROM = 2 << 20
+"""Bytes of an output head from which on it is worth reading less of it: what stays in a cache is read soon enough."""
 
 _KINDS = {
     torch.float32: native.TABLE_FLOAT32,
@@ -26,7 +29,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Table:
-    """`data` is `[rows, columns]` floats, or the packed form (1-dimensional uint8) of kind `TABLE_PACKED`.
+    """`data` is `[rows, columns]` floats, or the packed form (1-dimensional uint8) of kind `TABLE_PACKED` or `TABLE_SPLIT`.
 
     `dtype` is that of the checkpoint's floats.
     """
@@ -36,6 +39,17 @@ class Table:
     rows: int
     columns: int
     dtype: torch.dtype
+
+
+def split_head(table: Table, norm_weight: Tensor) -> Table:
+    """An output head as the decoder keeps it: one of 8 bits in two parts, see [`hf_bitdistill.ops.split_table`], unless it is small.
+
+    Args:
+        norm_weight: of the norm in front of it, float32 `[columns]`.
+    """
+    if table.kind != native.TABLE_PACKED or table.data.numel() < SPLIT_FROM or packed_bits(table.data) != 8:
+        return table
+    return replace(table, kind=native.TABLE_SPLIT, data=split_table(table.data, norm_weight))
 
 
 @dataclass(frozen=True)

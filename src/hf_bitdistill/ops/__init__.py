@@ -9,7 +9,7 @@ from . import native as _native
 from .library import MAX_COLUMNS, _ops, num_threads, set_num_threads
 from .native import NativeLibraryError, UnsupportedISAError
 from .stored import stored_table_embedding, stored_table_linear, stored_ternary_linear
-from .tables import TablePacker, pack_codes, pack_table
+from .tables import TablePacker, pack_codes, pack_table, packed_bits, split_table
 
 
 ternary_pack = _ops.ternary_pack
@@ -54,11 +54,13 @@ __all__ = [
     "num_threads",
     "pack_codes",
     "pack_table",
+    "packed_bits",
     "packed_embedding",
     "packed_linear",
     "packed_matmul_int32",
     "quantize_activations",
     "set_num_threads",
+    "split_table",
     "status",
     "stored_table_embedding",
     "stored_table_linear",

@@ -20,7 +20,7 @@ MAX_THREADS = 256
 
 FLOAT32, BFLOAT16 = 0, 1
 TERNARY, INT8, INT4, TERNARY_DENSE = 0, 1, 2, 3
-TABLE_PACKED, TABLE_FLOAT32, TABLE_BFLOAT16, TABLE_FLOAT16 = 0, 1, 2, 3
+TABLE_PACKED, TABLE_FLOAT32, TABLE_BFLOAT16, TABLE_FLOAT16, TABLE_SPLIT = 0, 1, 2, 3, 4
 ERROR_ARGUMENT, ERROR_SCALE = 5, 7
 _ERROR_ISA, _ERROR_OUT_OF_MEMORY = 10, 11
 
@@ -51,6 +51,9 @@ _SIGNATURES = {
     + [c_void_p, c_size_t, c_void_p, c_size_t],
     "bd_matmul_int32": [c_void_p, c_size_t, c_void_p, c_size_t, c_int64, c_void_p, c_size_t],
     "bd_table_pack_rows": [c_int, c_void_p, c_size_t, c_int] + [c_int64] * 4 + [c_void_p, c_size_t],
+    "bd_split_size": [c_int64, c_int64, POINTER(c_size_t)],
+    "bd_split_pack": [c_void_p, c_size_t] * 3,
+    "bd_split_linear": [c_void_p, c_size_t, c_void_p, c_size_t, c_int64, c_int, c_void_p, c_size_t],
     "bd_measure_read_bandwidth": [c_void_p, c_size_t, c_int, POINTER(c_double)],
     "bd_measure_multiply_add": [c_int, POINTER(c_double)],
 }

@@ -6,7 +6,7 @@ import copy
 import logging
 
 from torch import Tensor
-from transformers import GenerationConfig, MaxLengthCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, MaxLengthCriteria, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 
 
@@ -51,6 +51,12 @@ def check_options(config: GenerationConfig) -> None:
             "is_assistant=True, which transformers sets for a model that drafts for another one, needs output_scores=True "
             "and return_dict_in_generate=True."
         )
+
+
+def only_the_greatest_counts(processors: LogitsProcessorList, config: GenerationConfig) -> bool:
+    """Whether nothing looks at the logits but an argmax: greedy decoding, no processor, nothing returned but tokens."""
+    returned = config.return_dict_in_generate and (config.output_scores or config.output_logits)
+    return not (config.do_sample or returned or processors)
 
 
 def end_with_context(

@@ -110,18 +110,19 @@ class Inputs:
         last = self.width - 1 - self.real.flip(1).to(torch.int8).argmax(dim=1)
         return torch.where(self.real.any(dim=1), last, self.width - 1)
 
-    def run(self, decoder: NativeDecoder, columns: Tensor, hidden: bool = False) -> Tensor:
+    def run(self, decoder: NativeDecoder, columns: Tensor, hidden: bool = False, greatest: bool = False) -> Tensor:
         """Append the tokens to the cache.
 
         Args:
             columns: from [`columns`].
             hidden: hidden states instead of logits.
+            greatest: logits that are certainly less than the greatest may be -inf.
 
         Returns:
             float32 `[B, n, vocab_size or hidden_size]`, zeros at padding.
         """
         if self.width == 1 and self.all_real and columns.tolist() == [0]:  # a step of decoding: it is short
-            values = decoder.forward(self.native, self.tokens, self.sequences, self.sequences, hidden)
+            values = decoder.forward(self.native, self.tokens, self.sequences, self.sequences, hidden, greatest)
             self.cache.append(self.real)
             return values[:, None]
         columns = columns.expand(self.rows, -1)
@@ -131,7 +132,7 @@ class Inputs:
         ordered, inverse = index, None
         if index.numel() > 1 and not bool((index[1:] > index[:-1]).all()):
             ordered, inverse = torch.unique(index, return_inverse=True)
-        values = decoder.forward(self.native, self.tokens, self.sequences, ordered, hidden)
+        values = decoder.forward(self.native, self.tokens, self.sequences, ordered, hidden, greatest)
         self.cache.append(self.real)
         if inverse is not None:
             values = values[inverse]

@@ -20,7 +20,7 @@ from hf_bitdistill.preflight import describe_error
 
 from .cache import BitNetCache
 from .candidates import SCHEDULES, Candidates
-from .generation import KEPT_BY_GENERATE, check_options, end_with_context
+from .generation import KEPT_BY_GENERATE, check_options, end_with_context, only_the_greatest_counts
 from .inputs import Inputs, check_arguments, given_cache
 from .modeling_base import BitNetModel
 from .sampling import draw_in_processors
@@ -126,6 +126,8 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
     def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
         """Greedy decoding and sampling."""
         logits_processor, generation_config = draw_in_processors(logits_processor, generation_config)
+        if only_the_greatest_counts(logits_processor, generation_config):
+            kwargs["only_greatest"] = True
         criteria, config = self._end_with_context(input_ids, stopping_criteria, generation_config, kwargs)
         return super()._sample(input_ids, logits_processor, criteria, config, **kwargs)
 
@@ -177,6 +179,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
         cache: BitNetCache | None = None,
+        only_greatest: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """Logits of new tokens.
@@ -190,6 +193,8 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
             logits_to_keep: 0: logits of all T columns; n: of the last n; 1 means each row's last real token, wherever
                 padding is; or columns, int64 `[n]`.
             cache: of a previous call; it is extended in place.
+            only_greatest: logits that are certainly less than the greatest one of their column may be -inf, which takes less time with
+                an 8-bit head. Greedy decoding asks for it.
             position_ids: accepted if they are what the mask says: consecutive numbers of real tokens from 0.
 
         Returns:
@@ -203,6 +208,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
             ValueError: inputs that contradict each other, or that the native decoder cannot honour.
         """
         cache = given_cache(cache, past_key_values)
+        only_greatest = only_greatest and labels is None
         if self.model is not None:
             return self.model(
                 input_ids=input_ids,
@@ -221,7 +227,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         cache = cache if cache is not None else BitNetCache(self.decoder)
         inputs = Inputs(input_ids, attention_mask, cache)
         inputs.check_positions(position_ids)
-        logits = inputs.run(self.decoder, inputs.columns(logits_to_keep))
+        logits = inputs.run(self.decoder, inputs.columns(logits_to_keep), greatest=only_greatest)
         loss = None
         if labels is not None:
             if logits.shape[1] != labels.shape[1]:

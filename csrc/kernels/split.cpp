@@ -1,0 +1,521 @@
+#include "kernels/split.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <numeric>
+#include <vector>
+
+#include "core/status.h"
+#include "core/thread_pool.h"
+#include "kernels/kernels.h"
+
+namespace bitdistill {
+namespace {
+
+constexpr uint64_t kMagic = 0x74696c7073646962;  // "bidsplit"
+
+struct Header {
+  uint64_t magic;
+  uint32_t version;
+  uint32_t reserved;
+  int64_t rows, cols, kept;
+  int64_t unused[3];
+};
+static_assert(sizeof(Header) == BD_ALIGNMENT, "the parts after the header stay aligned");
+
+// One column in eight is kept: what that costs is what an int4 matrix spends on its scales.
+int64_t kept_columns(int64_t cols) { return cols / 8 / kChunkCols * kChunkCols; }
+
+struct Places {
+  size_t order, scales, norms, steps, kept, high, low, total;
+};
+
+bool describe(int64_t rows, int64_t cols, Split* split, Places* places) {
+  if (rows < 1 || rows > BD_MAX_ROWS || cols < 1 || cols > BD_MAX_COLS) return false;
+  *split = {};
+  split->rows = rows;
+  split->cols = cols;
+  split->kept = kept_columns(cols);
+  split->rest = cols - split->kept;
+  split->panels = div_up(rows, kPanelRows);
+  const size_t padded = static_cast<size_t>(split->panels * kPanelRows);
+  const auto behind = [](size_t at, size_t bytes) { return at + (bytes + BD_ALIGNMENT - 1) / BD_ALIGNMENT * BD_ALIGNMENT; };
+  places->order = sizeof(Header);
+  places->scales = behind(places->order, static_cast<size_t>(cols) * sizeof(int32_t));
+  places->norms = behind(places->scales, padded * sizeof(float));
+  places->steps = behind(places->norms, padded * sizeof(float));
+  places->kept = behind(places->steps, padded);
+  places->high = places->kept + static_cast<size_t>(split->panels * split->kept_bytes());
+  places->low = places->high + static_cast<size_t>(split->panels * split->nibble_bytes());
+  places->total = places->low + static_cast<size_t>(split->panels * split->nibble_bytes());
+  return true;
+}
+
+void point_into(const uint8_t* base, const Places& places, Split* split) {
+  split->order = reinterpret_cast<const int32_t*>(base + places.order);
+  split->scales = reinterpret_cast<const float*>(base + places.scales);
+  split->norms = reinterpret_cast<const float*>(base + places.norms);
+  split->steps = base + places.steps;
+  split->kept_panels = base + places.kept;
+  split->high_panels = base + places.high;
+  split->low_panels = base + places.low;
+}
+
+int code_at(const Matrix& m, int64_t row, int64_t col) {
+  const uint8_t* const panel = m.panel_data + row / kPanelRows * m.panel_bytes;
+  return static_cast<int8_t>(panel[col / kStepCols * kVectorBytes + row % kPanelRows * kStepCols + col % kStepCols]);
+}
+
+// The columns, those to keep first: in turn the one of the largest weights and the one of the largest activations, as far as the norm
+// in front of the table tells. Both halves in the table's order, which is kind to caches.
+std::vector<int32_t> choose_order(const Matrix& m, int64_t kept, const float* weight_of_column) {
+  const size_t cols = static_cast<size_t>(m.cols);
+  std::vector<double> squares(cols);
+  // Many rows are as good as all.
+  const int64_t stride = std::max<int64_t>(1, m.rows / 4096);
+  for (int64_t row = 0; row < m.rows; row += stride) {
+    for (int64_t col = 0; col < m.cols; ++col) {
+      const double code = code_at(m, row, col);
+      squares[static_cast<size_t>(col)] += code * code;
+    }
+  }
+  const auto ranked = [&](auto&& key) {
+    std::vector<int32_t> columns(cols);
+    std::iota(columns.begin(), columns.end(), 0);
+    std::stable_sort(columns.begin(), columns.end(), [&](int32_t a, int32_t b) { return key(a) > key(b); });
+    return columns;
+  };
+  const std::vector<int32_t> by_weights = ranked([&](int32_t c) { return squares[static_cast<size_t>(c)]; });
+  const std::vector<int32_t> by_norm =
+      weight_of_column == nullptr ? by_weights : ranked([&](int32_t c) { return std::fabs(weight_of_column[c]); });
+  std::vector<bool> is_kept(cols);
+  int64_t count = 0;
+  for (size_t i = 0; count < kept; ++i) {
+    for (const int32_t col : {by_weights[i], by_norm[i]}) {
+      if (count == kept || is_kept[static_cast<size_t>(col)]) continue;
+      is_kept[static_cast<size_t>(col)] = true;
+      ++count;
+    }
+  }
+  std::vector<int32_t> order;
+  for (const bool wanted : {true, false}) {
+    for (size_t i = 0; i < cols; ++i) {
+      if (is_kept[i] == wanted) order.push_back(static_cast<int32_t>(i));
+    }
+  }
+  return order;
+}
+
+uint8_t with_nibble(uint8_t byte, bool upper, int value) {
+  return upper ? static_cast<uint8_t>((byte & 15) | value << 4) : static_cast<uint8_t>((byte & 240) | value);
+}
+
+// Where the nibble of column `col` of a panel's lane is.
+int64_t nibble_byte(int64_t col, int64_t lane) {
+  return col / (2 * kStepCols) * kVectorBytes + lane * kStepCols + col % kStepCols;
+}
+bool nibble_is_upper(int64_t col) { return col / kStepCols % 2 == 1; }
+
+struct RowParts {
+  float norm;
+  uint8_t step;
+};
+
+RowParts pack_row(const Split& split, const int8_t* codes, int64_t lane, uint8_t* kept, uint8_t* high, uint8_t* low) {
+  for (int64_t i = 0; i < split.kept; ++i) {
+    kept[i / kStepCols * kVectorBytes + lane * kStepCols + i % kStepCols] = static_cast<uint8_t>(codes[i]);
+  }
+  int least = 0, most = 0;
+  const int8_t* const rest = codes + split.kept;
+  for (int64_t i = 0; i < split.rest; ++i) {
+    least = std::min<int>(least, rest[i]);
+    most = std::max<int>(most, rest[i]);
+  }
+  const int step = std::max({1, (7 - least) / 8, (most + 8) / 8});  // -8 step <= least, most <= 8 step - 1
+  int64_t squares = 0;  // of 2 l - (step - 1)
+  for (int64_t i = 0; i < split.rest; ++i) {
+    const int shifted = rest[i] + 8 * step, h = shifted / step, l = shifted % step;
+    const int64_t byte = nibble_byte(i, lane);
+    high[byte] = with_nibble(high[byte], nibble_is_upper(i), h);
+    low[byte] = with_nibble(low[byte], nibble_is_upper(i), l);
+    squares += static_cast<int64_t>(2 * l - step + 1) * (2 * l - step + 1);
+  }
+  const float norm = static_cast<float>(0.5 * std::sqrt(static_cast<double>(squares)));
+  return {std::nextafter(norm, std::numeric_limits<float>::infinity()), static_cast<uint8_t>(step)};
+}
+
+int value_at(const Split& split, int64_t row, int64_t place) {
+  const int64_t panel = row / kPanelRows, lane = row % kPanelRows;
+  if (place < split.kept) {
+    const uint8_t* const kept = split.kept_panels + panel * split.kept_bytes();
+    return static_cast<int8_t>(kept[place / kStepCols * kVectorBytes + lane * kStepCols + place % kStepCols]);
+  }
+  const int64_t col = place - split.kept, at = panel * split.nibble_bytes() + nibble_byte(col, lane);
+  const int shift = nibble_is_upper(col) ? 4 : 0;
+  const int h = (split.high_panels[at] >> shift) & 15, l = (split.low_panels[at] >> shift) & 15;
+  return static_cast<int8_t>(split.steps[row] * (h - 8) + l);
+}
+
+// ---- Products --------------------------------------------------------------------------------------------------------
+
+constexpr int kFewTokens = 4;    // with more, and all outputs wanted, the two parts are joined first
+constexpr int kMostTokens = 16;  // of an arg max by parts
+constexpr int64_t kBuffer = 4096;  // sums of some panels and all tokens
+constexpr int kPausedCalls = 31;
+constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kMinTaskBytes = 16 * 1024;
+constexpr int64_t kJoinedBytes = 256 * 1024;  // stays in the second-level cache
+
+thread_local AlignedBuffer t_sums, t_bounds, t_joined;
+
+template <typename T>
+T* reserve(AlignedBuffer& buffer, int64_t count) {
+  if (!buffer.reserve(static_cast<size_t>(count) * sizeof(T))) throw std::bad_alloc();
+  return buffer.as<T>();
+}
+
+// body(first, stop) for stretches of panels, of which each takes `bytes` of weights.
+template <typename F>
+void for_panels(int64_t panels, int64_t bytes, int64_t multiple, F&& body) {
+  int64_t share = div_up(panels, num_threads() * kTasksPerThread);
+  share = std::max(share, div_up(kMinTaskBytes, std::max<int64_t>(1, bytes)));
+  share = round_up(share, multiple);
+  parallel_for(div_up(panels, share), [&](int64_t task) {
+    body(task * share, std::min(panels, (task + 1) * share));
+  });
+}
+
+// The two parts one after another, for at most kMostTokens in one block.
+class InParts {
+ public:
+  InParts(const Kernels& kernels, const Split& split, const QuantizedActivations& x)
+      : kernels_(kernels), ops_(kernels.floats()->split), split_(split), x_(x), tokens_(static_cast<int>(x.tokens())),
+        panels_at_once_(kBuffer / kPanelRows / tokens_), rows_at_once_(panels_at_once_ * kPanelRows) {
+    std::vector<int8_t> values(static_cast<size_t>(split.cols));
+    for (int t = 0; t < tokens_; ++t) {
+      x.copy_token(t, values.data());
+      int64_t squares = 0;
+      kept_sums_[t] = rest_sums_[t] = 0;
+      for (int64_t i = 0; i < split.kept; ++i) kept_sums_[t] += values[static_cast<size_t>(i)];
+      for (int64_t i = split.kept; i < split.cols; ++i) {
+        const int32_t value = values[static_cast<size_t>(i)];
+        rest_sums_[t] += value;
+        squares += value * value;
+      }
+      norms_[t] = std::nextafter(static_cast<float>(std::sqrt(static_cast<double>(squares))), std::numeric_limits<float>::infinity());
+    }
+  }
+
+  void all(float* out, int64_t stride) const {
+    for_panels(split_.panels, split_.kept_bytes() + 2 * split_.nibble_bytes(), 1, [&](int64_t first, int64_t stop) {
+      int32_t sums[kBuffer];
+      for (; first < stop; first += panels_at_once_) {
+        const int64_t count = std::min(panels_at_once_, stop - first);
+        add_first_part(first, count, sums, rows_at_once_);
+        add_low(first, count, sums, rows_at_once_, out, stride);
+      }
+    });
+  }
+
+  // Returns the panels of which the second part was read.
+  int64_t greatest(float* out, int64_t stride) const {
+    const int64_t padded = split_.panels * kPanelRows;
+    int32_t* const sums = reserve<int32_t>(t_sums, tokens_ * padded);
+    float* const bounds = reserve<float>(t_bounds, tokens_ * padded);
+    std::atomic<int64_t> best[kMostTokens];
+    for (auto& row : best) row = 0;
+    for_panels(split_.panels, split_.kept_bytes() + split_.nibble_bytes(), 1, [&](int64_t start, int64_t stop) {
+      int64_t best_here[kMostTokens];
+      for (int64_t first = start; first < stop; first += panels_at_once_) {
+        const int64_t count = std::min(panels_at_once_, stop - first), row = first * kPanelRows;
+        add_first_part(first, count, sums + row, padded);
+        for (int t = 0; t < tokens_; ++t) {
+          const int64_t found = row + ops_.bound(task(t, first, count, sums + row, padded), bounds + t * padded + row);
+          if (first == start || bounds[t * padded + found] > bounds[t * padded + best_here[t]]) best_here[t] = found;
+        }
+      }
+      // Which of them wins decides how much is left out, not what the greatest is.
+      for (int t = 0; t < tokens_; ++t) {
+        int64_t other = best[t];
+        while (bounds[t * padded + best_here[t]] > bounds[t * padded + other] && !best[t].compare_exchange_weak(other, best_here[t])) {
+        }
+      }
+    });
+    float least[kMostTokens];  // an output that is reached
+    for (int t = 0; t < tokens_; ++t) {
+      float values[kBuffer];
+      const int64_t panel = best[t] / kPanelRows;
+      finish_panels(panel, 1, sums + panel * kPanelRows, padded, values);
+      least[t] = -std::numeric_limits<float>::infinity();
+      const float* const of_token = values + t * rows_at_once_;
+      for (int64_t i = 0; i < std::min<int64_t>(kPanelRows, split_.rows - panel * kPanelRows); ++i) {
+        if (of_token[i] > least[t]) least[t] = of_token[i];
+      }
+    }
+    std::atomic<int64_t> read{0};
+    const auto needed = [&](int64_t panel) {
+      bool any = false;
+      for (int t = 0; t < tokens_; ++t) {
+        const float* const of_panel = bounds + t * padded + panel * kPanelRows;
+        for (int64_t i = 0; i < kPanelRows; ++i) any |= !(of_panel[i] < least[t]);  // of NaN too
+      }
+      return any;
+    };
+    for_panels(split_.panels, kPanelRows * static_cast<int64_t>(sizeof(float)) * tokens_, 1, [&](int64_t first, int64_t stop) {
+      while (first < stop) {
+        int64_t end = first;
+        while (end < stop && !needed(end)) ++end;
+        const int64_t row = first * kPanelRows, last = std::min(split_.rows, end * kPanelRows);
+        for (int t = 0; t < tokens_; ++t) std::fill(out + t * stride + row, out + t * stride + last, -std::numeric_limits<float>::infinity());
+        for (first = end; end < stop && end - first < panels_at_once_ && needed(end);) ++end;
+        if (first < end) add_low(first, end - first, sums + first * kPanelRows, padded, out, stride);
+        read += end - first;
+        first = end;
+      }
+    });
+    return read;
+  }
+
+ private:
+  SplitSums task(int token, int64_t panel, int64_t count, int32_t* sums, int64_t stride) const {
+    const int64_t row = panel * kPanelRows;
+    return {count, sums + token * stride, nullptr, split_.steps + row, split_.scales + row, split_.norms + row,
+            static_cast<float>(rest_sums_[token]), norms_[token], *x_.inverse_scale(token)};
+  }
+
+  // acc [tokens][stride] = panels [panel, panel + count) at `weights` times `chunks` of x from `first_chunk` on.
+  void multiply(bd_format format, int32_t zero_point, const uint8_t* weights, int64_t bytes, int64_t panel, int64_t count,
+                int64_t first_chunk, int64_t chunks, const int32_t* x_sums, int32_t* acc, int64_t stride) const {
+    Tile tile{};
+    tile.weights = weights + panel * bytes;
+    tile.panel_bytes = bytes;
+    tile.panels = static_cast<int>(count);
+    tile.format = format;
+    tile.zero_point = zero_point;
+    tile.chunks = tile.group_chunks = chunks;
+    tile.groups = 1;
+    tile.x = x_.block(0) + first_chunk * tokens_ * kChunkCols;
+    tile.tokens = tokens_;
+    tile.group_sums = tile.token_sums = x_sums;
+    tile.act_scale = x_.inverse_scale(0);
+    tile.scales = split_.scales + panel * kPanelRows;
+    tile.scale_panel_stride = tile.scale_group_stride = kPanelRows;
+    tile.rows = static_cast<int>(count * kPanelRows);
+    tile.acc = acc;
+    tile.acc_stride = stride;
+    kernels_.multiply(tile);
+  }
+
+  int64_t rest_chunks() const { return div_up(split_.rest, kChunkCols); }
+
+  // sums [tokens][stride]: all but those of l. At most panels_at_once_ panels.
+  void add_first_part(int64_t panel, int64_t count, int32_t* sums, int64_t stride) const {
+    int32_t high[kBuffer];
+    const int64_t kept_chunks = split_.kept / kChunkCols;
+    if (kept_chunks > 0) {
+      multiply(BD_INT8, kernels_.int8_zero_point, split_.kept_panels, split_.kept_bytes(), panel, count, 0, kept_chunks,
+               kept_sums_, sums, stride);
+    } else {
+      for (int t = 0; t < tokens_; ++t) std::fill_n(sums + t * stride, count * kPanelRows, 0);
+    }
+    multiply(BD_INT4, 8, split_.high_panels, split_.nibble_bytes(), panel, count, kept_chunks, rest_chunks(), rest_sums_, high,
+             rows_at_once_);
+    for (int t = 0; t < tokens_; ++t) {
+      SplitSums part = task(t, panel, count, sums, stride);
+      part.high = high + t * rows_at_once_;
+      ops_.add_high(part);
+    }
+  }
+
+  // values [tokens][rows_at_once_]: the outputs.
+  void finish_panels(int64_t panel, int64_t count, int32_t* sums, int64_t stride, float* values) const {
+    int32_t low[kBuffer];
+    multiply(BD_INT4, 0, split_.low_panels, split_.nibble_bytes(), panel, count, split_.kept / kChunkCols, rest_chunks(),
+             rest_sums_, low, rows_at_once_);
+    for (int t = 0; t < tokens_; ++t) {
+      ops_.finish(task(t, panel, count, sums, stride), low + t * rows_at_once_, values + t * rows_at_once_);
+    }
+  }
+
+  void add_low(int64_t panel, int64_t count, int32_t* sums, int64_t sums_stride, float* out, int64_t stride) const {
+    float values[kBuffer];
+    finish_panels(panel, count, sums, sums_stride, values);
+    const int64_t row = panel * kPanelRows, rows = std::min(count * kPanelRows, split_.rows - row);
+    for (int t = 0; t < tokens_; ++t) {
+      std::memcpy(out + t * stride + row, values + t * rows_at_once_, static_cast<size_t>(rows) * sizeof(float));
+    }
+  }
+
+  const Kernels& kernels_;
+  const SplitKernels& ops_;
+  const Split& split_;
+  const QuantizedActivations& x_;
+  const int tokens_;
+  const int64_t panels_at_once_, rows_at_once_;
+  int32_t kept_sums_[kMostTokens], rest_sums_[kMostTokens];
+  float norms_[kMostTokens];
+};
+
+// The parts joined to an int8 matrix, some panels at a time, times all tokens.
+void multiply_joined(const Kernels& kernels, const Split& split, const QuantizedActivations& x, float* out, int64_t stride) {
+  const int64_t rest_chunks = div_up(split.rest, kChunkCols), chunks = split.kept / kChunkCols + rest_chunks;
+  const int64_t panel_bytes = chunks * kChunkSteps * kVectorBytes;
+  const int64_t at_once = std::clamp<int64_t>(kJoinedBytes / panel_bytes / 2 * 2, 1, 16);
+  std::atomic<bool> failed{false};
+  for_panels(split.panels, panel_bytes, at_once, [&](int64_t first, int64_t stop) {
+    if (!t_joined.reserve(static_cast<size_t>(at_once * panel_bytes))) {
+      failed = true;
+      return;
+    }
+    uint8_t* const joined = t_joined.as<uint8_t>();
+    for (; first < stop; first += at_once) {
+      const int64_t count = std::min(at_once, stop - first), row = first * kPanelRows;
+      for (int64_t p = 0; p < count; ++p) {
+        uint8_t* const panel = joined + p * panel_bytes;
+        std::memcpy(panel, split.kept_panels + (first + p) * split.kept_bytes(), static_cast<size_t>(split.kept_bytes()));
+        const int64_t at = (first + p) * split.nibble_bytes();
+        kernels.floats()->split.join(split.high_panels + at, split.low_panels + at, split.steps + row + p * kPanelRows,
+                                     rest_chunks, panel + split.kept_bytes());
+      }
+      for (int64_t block = 0; block < x.blocks(); ++block) {
+        const int64_t token = x.first_token(block);
+        Tile tile{};
+        tile.weights = joined;
+        tile.panel_bytes = panel_bytes;
+        tile.panels = static_cast<int>(count);
+        tile.format = BD_INT8;
+        tile.zero_point = kernels.int8_zero_point;
+        tile.chunks = tile.group_chunks = chunks;
+        tile.groups = 1;
+        tile.x = x.block(block);
+        tile.tokens = x.tokens_in(block);
+        tile.group_sums = tile.token_sums = x.token_sums(token);
+        tile.act_scale = x.inverse_scale(token);
+        tile.scales = split.scales + row;
+        tile.scale_panel_stride = tile.scale_group_stride = kPanelRows;
+        tile.rows = static_cast<int>(std::min(count * kPanelRows, split.rows - row));
+        tile.out = out + token * stride + row;
+        tile.out_stride = stride;
+        kernels.multiply(tile);
+      }
+    }
+  });
+  if (failed) throw std::bad_alloc();
+}
+
+}  // namespace
+
+int split_size(int64_t rows, int64_t cols, size_t* bytes) {
+  Split split;
+  Places places;
+  if (!describe(rows, cols, &split, &places)) return BD_ERROR_SHAPE;
+  *bytes = places.total;
+  return BD_OK;
+}
+
+int pack_split(const Matrix& int8, const float* weight_of_column, void* packed, size_t packed_bytes) {
+  if (packed == nullptr) return BD_ERROR_NULL_POINTER;
+  if (reinterpret_cast<uintptr_t>(packed) % BD_ALIGNMENT != 0) return BD_ERROR_ALIGNMENT;
+  if (int8.format != BD_INT8) return BD_ERROR_ARGUMENT;
+  Split split;
+  Places places;
+  if (!describe(int8.rows, int8.cols, &split, &places)) return BD_ERROR_SHAPE;
+  if (packed_bytes != places.total) return BD_ERROR_BUFFER_SIZE;
+  const float* const scales = static_cast<const float*>(int8.scales);
+  for (int64_t row = 0; row < int8.rows; ++row) {
+    if (!(scales[row] >= 0.0f && std::isfinite(scales[row]))) return BD_ERROR_SCALE;
+  }
+  const std::vector<int32_t> order = choose_order(int8, split.kept, weight_of_column);
+  uint8_t* const base = static_cast<uint8_t*>(packed);
+  std::memset(base, 0, places.kept);
+  point_into(base, places, &split);
+  std::memcpy(base + places.order, order.data(), order.size() * sizeof(int32_t));
+  std::memcpy(base + places.scales, scales, static_cast<size_t>(int8.rows) * sizeof(float));
+  std::atomic<bool> failed{false};
+  parallel_for(split.panels, [&](int64_t panel) {
+    if (!t_joined.reserve(static_cast<size_t>(split.cols))) {
+      failed = true;
+      return;
+    }
+    int8_t* const codes = t_joined.as<int8_t>();
+    uint8_t* const kept = base + places.kept + panel * split.kept_bytes();
+    uint8_t* const high = base + places.high + panel * split.nibble_bytes();
+    uint8_t* const low = base + places.low + panel * split.nibble_bytes();
+    std::memset(high, 0, static_cast<size_t>(split.nibble_bytes()));
+    std::memset(low, 0, static_cast<size_t>(split.nibble_bytes()));
+    for (int64_t lane = 0; lane < kPanelRows; ++lane) {
+      const int64_t row = panel * kPanelRows + lane;
+      for (int64_t i = 0; i < split.cols; ++i) {
+        codes[i] = row < split.rows ? static_cast<int8_t>(code_at(int8, row, order[static_cast<size_t>(i)])) : int8_t{0};
+      }
+      const RowParts parts = pack_row(split, codes, lane, kept, high, low);
+      reinterpret_cast<float*>(base + places.norms)[row] = parts.norm;
+      base[places.steps + static_cast<size_t>(row)] = parts.step;
+    }
+  });
+  if (failed) throw std::bad_alloc();
+  Header header{};
+  header.magic = kMagic;
+  header.version = BD_ABI_VERSION;
+  header.rows = split.rows;
+  header.cols = split.cols;
+  header.kept = split.kept;
+  std::memcpy(packed, &header, sizeof header);
+  return BD_OK;
+}
+
+int open_split(const void* packed, size_t packed_bytes, Split* split) {
+  if (packed == nullptr) return BD_ERROR_NULL_POINTER;
+  if (reinterpret_cast<uintptr_t>(packed) % BD_ALIGNMENT != 0) return BD_ERROR_ALIGNMENT;
+  if (packed_bytes < sizeof(Header)) return BD_ERROR_BUFFER_SIZE;
+  Header header;
+  std::memcpy(&header, packed, sizeof header);
+  Places places;
+  if (header.magic != kMagic || header.version != BD_ABI_VERSION || !describe(header.rows, header.cols, split, &places) ||
+      header.kept != split->kept) {
+    return BD_ERROR_HEADER;
+  }
+  if (places.total != packed_bytes) return BD_ERROR_BUFFER_SIZE;
+  point_into(static_cast<const uint8_t*>(packed), places, split);
+  std::vector<bool> seen(static_cast<size_t>(split->cols));
+  for (int64_t i = 0; i < split->cols; ++i) {
+    const int32_t col = split->order[i];
+    if (col < 0 || col >= split->cols || seen[static_cast<size_t>(col)]) return BD_ERROR_INDEX;
+    seen[static_cast<size_t>(col)] = true;
+  }
+  return BD_OK;
+}
+
+void dequantize_row(const Split& split, int64_t row, float* out) {
+  for (int64_t i = 0; i < split.cols; ++i) {
+    out[split.order[i]] = static_cast<float>(value_at(split, row, i)) * split.scales[row] + 0.0f;
+  }
+}
+
+void order_columns(const Split& split, const float* from, float* to) {
+  for (int64_t i = 0; i < split.cols; ++i) to[i] = from[split.order[i]];
+}
+
+void multiply_split(const Kernels& kernels, const Split& split, QuantizedActivations& x, bool greatest, float* out,
+                    int64_t stride) {
+  // Where the first part decides little, both are read at once for a while: so is a table of random numbers.
+  struct Pause {
+    const void* table;
+    int calls;
+  };
+  static thread_local Pause pause = {nullptr, 0};
+  if (greatest && pause.table == split.high_panels && pause.calls > 0) {
+    --pause.calls;
+    greatest = false;
+  }
+  if (x.tokens() > (greatest ? kMostTokens : kFewTokens) || x.blocks() != 1) return multiply_joined(kernels, split, x, out, stride);
+  const InParts parts(kernels, split, x);
+  if (!greatest) return parts.all(out, stride);
+  if (parts.greatest(out, stride) > split.panels / 2) pause = {split.high_panels, kPausedCalls};
+}
+
+}  // namespace bitdistill

@@ -1,0 +1,127 @@
+"""Greedy decoding with an 8-bit head, which reads half of it for most rows, chooses the tokens that the whole head gives."""
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hf_bitdistill import BitNetConfig, apply_bitnet, pack
+from hf_bitdistill.decoder import tables
+from hf_bitdistill.decoder.decoder import load_library
+from optimum.bitnet import BitNetModelForCausalLM
+
+
+pytestmark = pytest.mark.usefixtures("native_decoder")
+
+ALL = {"output_logits": True, "return_dict_in_generate": True}
+
+
+@pytest.fixture(autouse=True)
+def small_heads_are_split_too(monkeypatch):
+    monkeypatch.setattr(tables, "SPLIT_FROM", 0)
+
+
+@pytest.fixture
+def native(pair, tmp_path):
+    def make(**overrides):
+        sizes = {"hidden_size": 128, "vocab_size": 1500, "max_position_embeddings": 96, **overrides}
+        pair(sizes.pop("model_type", "llama"), **sizes)
+        return BitNetModelForCausalLM.from_pretrained(next(tmp_path.iterdir()), head_bits=8)
+
+    return make
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Whether each pass asked for the greatest alone, and its logits."""
+    passes = []
+    forward = BitNetModelForCausalLM.forward
+
+    def spy(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        passes.append((kwargs.get("only_greatest", False), output.logits))
+        return output
+
+    monkeypatch.setattr(BitNetModelForCausalLM, "forward", spy)
+    return passes
+
+
+def prompts(rows, length=6, vocab=1500):
+    return torch.randint(3, vocab, (rows, length), generator=torch.Generator().manual_seed(rows))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("tied", [True, False])
+def test_tokens_are_those_of_the_whole_head(native, seen, rows, tied):
+    model = native(tie_word_embeddings=tied)
+    library = load_library()
+    try:
+        for isa in library.supported_isas:
+            library.set_isa(isa)
+            found = model.generate(prompts(rows), max_new_tokens=6, do_sample=False)
+            assert all(only for only, _ in seen)
+            seen.clear()
+            expected = model.generate(prompts(rows), max_new_tokens=6, do_sample=False, **ALL)
+            assert torch.equal(found, expected.sequences)
+            assert not any(only for only, _ in seen)
+            assert all(torch.isfinite(logits).all() for logits in expected.logits)
+            seen.clear()
+    finally:
+        library.set_isa(library.supported_isas[0])
+
+
+def test_small_heads_stay_whole(native, seen, monkeypatch):
+    monkeypatch.setattr(tables, "SPLIT_FROM", 1 << 20)
+    native().generate(prompts(1), max_new_tokens=3, do_sample=False)
+    assert all(only and torch.isfinite(logits).all() for only, logits in seen)
+
+
+@torch.no_grad()
+def test_what_is_given_is_what_it_is(native):
+    model = native()
+    tokens = prompts(1, 40)
+    whole, part = model(tokens).logits, model(tokens, logits_to_keep=1, only_greatest=True).logits
+    kept = part != -math.inf
+    assert torch.equal(part[kept], whole[:, -1:][kept])
+    assert torch.equal(part.argmax(-1), whole[:, -1:].argmax(-1))
+    labels = tokens.clone()
+    assert torch.equal(model(tokens, labels=labels, only_greatest=True).loss, model(tokens, labels=labels).loss)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": True, "top_k": 5},
+        {"do_sample": True, "top_p": 0.5, "top_k": 0},
+        {"repetition_penalty": 1.3},
+        {"no_repeat_ngram_size": 2},
+        {"suppress_tokens": [5]},
+        {"num_beams": 2},
+        {"output_scores": True, "return_dict_in_generate": True},
+        {"prompt_lookup_num_tokens": 2},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_whatever_looks_at_logits_sees_all(native, seen, options):
+    native().generate(prompts(1), max_new_tokens=5, **{"do_sample": False, **options})
+    assert seen
+    assert all(not only and torch.isfinite(logits).all() for only, logits in seen)
+
+
+def test_a_cap_may_make_logits_equal(native, seen):
+    model = native(model_type="gemma2", final_logit_softcapping=1e-3)
+    found = model.generate(prompts(2), max_new_tokens=8, do_sample=False)
+    assert all(torch.isfinite(logits).all() for _, logits in seen)
+    assert torch.equal(found, model.generate(prompts(2), max_new_tokens=8, do_sample=False, **ALL).sequences)
+
+
+def test_a_trained_model(shared_dir, tmp_path, seen):
+    student = apply_bitnet(AutoModelForCausalLM.from_pretrained(shared_dir / "models" / "stories260K"), BitNetConfig())
+    pack(student).save_pretrained(tmp_path)
+    model = BitNetModelForCausalLM.from_pretrained(tmp_path, head_bits=8)
+    tokens = prompts(4, 4, student.config.vocab_size)
+    options = {"max_new_tokens": 200, "do_sample": False, "eos_token_id": None}
+    found = model.generate(tokens, **options)
+    assert any((logits == -math.inf).any() for _, logits in seen)
+    assert torch.equal(found, model.generate(tokens, **options, **ALL).sequences)

@@ -76,6 +76,7 @@ class Kernel:
         multiply_adds: of one of these.
         function: a pattern of the function that multiplies the most tokens; its group names the weights.
         decode: likewise of the one that decodes to memory, for `block` tokens. Empty: none does.
+        load: the instruction that loads what is multiplied, where it costs as much as a product. Empty: not counted.
     """
 
     source: str
@@ -84,11 +85,14 @@ class Kernel:
     function: str
     decode: str = ""
     block: int = 0
+    load: str = ""
 
 
 KERNELS = {
     "avx512vnni": Kernel("avx512_vnni.cpp", "vpdpbusd", 64, r"multiply_many<.*?(\w+)Codes, 2, 10>"),
-    "amx": Kernel("amx.cpp", "tdpbsud", 16 * 16 * 64, r"multiply_tiles<2, 2>", r"::decode<.*?(\w+)Codes>", 128),
+    "amx": Kernel(
+        "amx.cpp", "tdpbsud", 16 * 16 * 64, r"multiply_tiles<2, 2>", r"::decode<.*?(\w+)Codes>", 128, "tileloadd"
+    ),
     "neon": Kernel("neon.cpp", "sdot", 16, r"multiply_panel<.*?(\w+)Codes, 4>"),
     "i8mm": Kernel("neon_i8mm.cpp", "smmla", 32, r"multiply_half<4, 8>", r"::decode<.*?(\w+)Codes>", 64),
 }
@@ -178,6 +182,8 @@ def figures(kernel: Kernel, code: dict[str, list[Instruction]]) -> dict[str, dic
             "stack_accesses": loop.stack_accesses(),
             "instructions_per_1024_multiply_adds": round(loop.per_1024(products * kernel.multiply_adds), 2),
         }
+        if kernel.load:
+            shared["loads"] = loop.count(kernel.load)
         if not kernel.decode:
             result[match[1].lower()] = shared
     for name, body in code.items() if kernel.decode and shared else ():

@@ -50,4 +50,4 @@ def test_amx(tmp_path):
         pytest.skip("this compiler does not know AMX")
     check(found["amx"], 1)
     for counts in found["amx"].values():
-        assert counts["instructions"] <= 4 * counts["products"]
+        assert counts["loads"] == counts["products"] and counts["instructions"] <= 4 * counts["products"]

@@ -189,6 +189,14 @@ def test_autocast():
     assert_equal(both_ways(tiny_model("llama"), tiny_model("llama", seed=1), half=True), 2e-2)
 
 
+def test_a_compiled_output_layer():
+    """As accelerate's regional compilation leaves it."""
+    student = tiny_model("llama")
+    student.lm_head = torch.compile(student.lm_head, backend="eager")
+    assert_equal(both_ways(student, tiny_model("llama", seed=1)), 2e-6)
+    torch._dynamo.reset()
+
+
 class Louder(LlamaForCausalLM):
     """Its forward does what no key of its config says."""
 

@@ -36,9 +36,9 @@ class HeadTap:
     def __init__(self, model: nn.Module, is_derived: bool):
         self.model = model
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.head: nn.Module | None = (
-            inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
-        )
+        # What the model calls, and the layer itself, which may be compiled for itself.
+        self._called = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+        self.head: nn.Module | None = getattr(self._called, "_orig_mod", self._called)
         self.tail = LogitsTail.claimed(inner.config.get_text_config())
         self.refusal: str | None = None
         self._is_checked = False
@@ -60,9 +60,9 @@ class HeadTap:
         """
         self._take, self._products = take, None
         handles = [
-            self.head.register_forward_pre_hook(self._before, with_kwargs=True),
+            self._called.register_forward_pre_hook(self._before, with_kwargs=True),
             # Before those of wrappers, which may give the weight back.
-            self.head.register_forward_hook(self._after, prepend=True),
+            self._called.register_forward_hook(self._after, prepend=True),
         ]
         try:
             yield
@@ -81,7 +81,7 @@ class HeadTap:
             self.refusal = "its output layer is called more than once"
         elif len(args) != 1 or kwargs or not isinstance(states, Tensor) or states.ndim != 3 or not states.numel():
             self.refusal = "its output layer is not called with the hidden states alone"
-        elif any(hasattr(parameter, "to_local") for parameter in head.parameters(recurse=False)):
+        elif any(hasattr(parameter, "to_local") for parameter in self.head.parameters(recurse=False)):
             self.refusal = "its output layer is split over devices"
         if self.refusal is not None:
             return None
@@ -98,7 +98,7 @@ class HeadTap:
             # Gradients are scaled by the loss, which is not known before the backward pass.
             self.refusal = "float16 loses small gradients that are not scaled"
             return None
-        tie = self._take(states, head, self._products)
+        tie = self._take(states, self.head, self._products)
         return None if tie is None else self._products + tie
 
     def check(self, logits: Any) -> None:

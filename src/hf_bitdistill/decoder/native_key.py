@@ -28,8 +28,9 @@ from huggingface_hub import constants
 from transformers import PreTrainedConfig
 
 from ..digests import digest_of_file
+from ..environment import processor_name
 from ..model_folder import NATIVE_FOLDER, NATIVE_SUFFIX
-from ..ops.native import ABI_VERSION
+from ..ops import native
 from ..weight_files import EXPLICIT_NAME, is_staging
 from .native_format import NativeFile
 
@@ -69,7 +70,7 @@ def make_key(config: PreTrainedConfig, head: str, head_bits: int) -> dict[str, A
         "config": xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode()),
         "head": head,
         "head_bits": head_bits,
-        "layout": [ABI_VERSION, sys.byteorder],
+        "layout": [native.ABI_VERSION, sys.byteorder, *_kernels()],
         "versions": [
             __version__,
             transformers.__version__,
@@ -77,6 +78,12 @@ def make_key(config: PreTrainedConfig, head: str, head_bits: int) -> dict[str, A
             torch.backends.cpu.get_cpu_capability(),
         ],
     }
+
+
+def _kernels() -> list[str | None]:
+    """What the form of weights in memory depends on: it is measured, which takes longer than a start should (`packs_densely`)."""
+    library, _ = native.load()
+    return [library.isa if library else None, processor_name(), os.environ.get(native.DENSE_SWITCH)]
 
 
 def states_of(files: Sequence[str]) -> States:

@@ -18,6 +18,9 @@ ALIGNMENT = 64
 MAX_THREADS = 256
 """`BD_MAX_THREADS`: more are refused. Nothing here gains by as many."""
 
+#: "0" or "1": whether ternary weights get the dense form, whatever a measurement says.
+DENSE_SWITCH = "HF_BITDISTILL_DENSE"
+
 FLOAT32, BFLOAT16 = 0, 1
 TERNARY, INT8, INT4, TERNARY_DENSE = 0, 1, 2, 3
 TABLE_PACKED, TABLE_FLOAT32, TABLE_BFLOAT16, TABLE_FLOAT16, TABLE_SPLIT = 0, 1, 2, 3, 4
@@ -225,7 +228,7 @@ class NativeLibrary:
     def packs_densely(self) -> bool:
         """Whether ternary weights get the form of five in a byte, with the instruction set in use: where a measurement of a few
         milliseconds, once a process, finds it no slower. `HF_BITDISTILL_DENSE=0` or `1` says it without."""
-        said = os.environ.get("HF_BITDISTILL_DENSE")
+        said = os.environ.get(DENSE_SWITCH)
         if said in ("0", "1"):
             return said == "1"
         fast = c_int()

@@ -47,7 +47,8 @@ class Tiles {
 // Products of S strips and P panels over `count` tiles of columns. The numbers of tiles are parts of the instructions. Not
 // inlined: compilers would unroll the loop for every place of the codes on the stack.
 template <int S, int P>
-__attribute__((noinline)) void multiply_tiles(const int8_t* x, int64_t strip_bytes, const uint8_t* codes, int64_t count, int32_t* sums, bool first) {
+__attribute__((noinline)) void multiply_tiles(const int8_t* x, int64_t strip_bytes, const uint8_t* codes, int64_t count,
+                                              int32_t* sums, bool first) {
   constexpr int kSums = kTileTokens * kPanelRows;
   if (first) {
     _tile_zero(0);

@@ -74,7 +74,7 @@ struct Kernels {
 
   void (*quantize)(const QuantizeTask&);
   // Decodes weights in registers, once for all tokens of the tile. Unpacking them to memory first was measured too: for
-  // many tokens it gains nothing, and for few it loses.
+  // many tokens it gains nothing, and for few it loses. Only matrix instructions want it: see strips.h.
   void (*multiply)(const Tile& tile);
   // For benchmarks. The multiply-adds done by `iterations` of the inner instructions of `multiply`; a sum of bytes.
   double (*multiply_add_loop)(int64_t iterations);

@@ -94,9 +94,13 @@ inline Vector load_as(Float16, const uint16_t* p) {
 #elif defined(__aarch64__)
   return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 #else
-  Vector v;
-  for (int i = 0; i < kWidth; ++i) v[i] = half_to_float(p[i]);
-  return v;
+  // As Float16::load.
+  typedef uint16_t Narrow __attribute__((vector_size(kWidth * sizeof(uint16_t))));
+  const VectorBits halves = __builtin_convertvector(load_vector<Narrow>(p), VectorBits);
+  const VectorBits shifted = (halves & 0x7fffu) << 13;
+  const Vector magnitude = load_vector<Vector>(&shifted) * 0x1p112f;
+  const VectorBits bits = load_vector<VectorBits>(&magnitude) | (halves & 0x8000u) << 16;
+  return load_vector<Vector>(&bits);
 #endif
 }
 

@@ -1,5 +1,5 @@
-// Attention over keys and values of 8 bits: one pass as over floats (attend_portable.h, which includes this file), with sums of
-// integers. They are exact, hence the same in any order and on every instruction set.
+// Attention over keys and values of 8 bits: as over floats (attend_floats.h), with sums of integers.
+// They are exact, hence the same in any order and on every instruction set.
 //
 //   key, value  k = scale * integers of [-127, 127], scale = the greatest magnitude / 127, of a head and position
 //   query       the same
@@ -8,7 +8,7 @@
 // A vector that holds a NaN or an infinity has integers 0 and the scale NaN.
 #pragma once
 
-#include "kernels/float_vectors.h"
+#include "kernels/attend_tiles.h"
 
 namespace bitdistill {
 namespace {

@@ -1,0 +1,219 @@
+// What attention (attend_portable.h) does alike for every kind of cache. It is written on vectors as wide as a register,
+// because compilers keep an array of those, and of no wider ones, in registers.
+//
+// Which rows and positions are computed together never shows in a row: a score is one sum over the columns in their order, a
+// column of the output one over the positions of a page in theirs, and what a row does not see has weight 0.
+//
+// The including file defines kRowsAtOnce, the most rows of a tile, and kAccumulators, the registers that its sums may take.
+#pragma once
+
+#include "kernels/float_vectors.h"
+
+namespace bitdistill {
+namespace {
+
+// ---- Vectors as wide as a register -----------------------------------------------------------------------------------
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+typedef Floats Vector;
+typedef Ints VectorInts;
+typedef Bits VectorBits;
+#else
+#if defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+typedef float Vector __attribute__((vector_size(kWidth * sizeof(float))));
+typedef int32_t VectorInts __attribute__((vector_size(kWidth * sizeof(int32_t))));
+typedef uint32_t VectorBits __attribute__((vector_size(kWidth * sizeof(uint32_t))));
+
+inline Vector fused(const Vector& a, const Vector& b, const Vector& c) {
+#if defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__ARM_NEON)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+#endif
+
+static_assert(kKeyBlock % kWidth == 0 && kRowsAtOnce % 2 == 0, "tiles are made of whole vectors and pairs of rows");
+
+inline Vector all(float value) { return value - Vector{}; }
+inline VectorInts all(int32_t value) { return value + VectorInts{}; }
+inline Vector greater_of(const Vector& a, const Vector& b) { return a > b ? a : b; }
+
+// The greatest lane; of lanes that are no numbers no one is taken, or any.
+inline float greatest_of(const Vector& v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(v);
+#else
+  float lanes[kWidth];
+  store_vector(lanes, v);
+  for (int half = kWidth / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
+  }
+  return lanes[0];
+#endif
+}
+
+inline int32_t greatest_of(const VectorInts& v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_epi32(load_vector<__m512i>(&v));
+#else
+  int32_t lanes[kWidth];
+  store_vector(lanes, v);
+  for (int half = kWidth / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
+  }
+  return lanes[0];
+#endif
+}
+
+inline float total_of(const Vector& v) {
+  float lanes[kWidth];
+  store_vector(lanes, v);
+  float sum = 0.0f;
+  for (const float lane : lanes) sum += lane;
+  return sum;
+}
+
+// Into the second cache: what is one page ahead is more than the first one holds.
+inline void ask_for(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+inline Vector load_as(Float32, const float* p) { return load_vector<Vector>(p); }
+
+inline Vector load_as(Float16, const uint16_t* p) {
+#if defined(__AVX512F__)
+  return Float16::load(p);
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__aarch64__)
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+#else
+  // As Float16::load.
+  typedef uint16_t Narrow __attribute__((vector_size(kWidth * sizeof(uint16_t))));
+  const VectorBits halves = __builtin_convertvector(load_vector<Narrow>(p), VectorBits);
+  const VectorBits shifted = (halves & 0x7fffu) << 13;
+  const Vector magnitude = load_vector<Vector>(&shifted) * 0x1p112f;
+  const VectorBits bits = load_vector<VectorBits>(&magnitude) | (halves & 0x8000u) << 16;
+  return load_vector<Vector>(&bits);
+#endif
+}
+
+// e^x of numbers that are not above 0, see `exponential`.
+inline Vector decay(const Vector& x) {
+  const Vector shifted = fused(x, all(1.44269504f), all(12582912.0f));
+  const Vector n = shifted - 12582912.0f;
+  const Vector r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), x));
+  Vector p = fused(r, all(1.0f / 5040.0f), all(1.0f / 720.0f));
+  p = fused(p, r, all(1.0f / 120.0f));
+  p = fused(p, r, all(1.0f / 24.0f));
+  p = fused(p, r, all(1.0f / 6.0f));
+  p = fused(p, r, all(0.5f));
+  p = fused(p, r, all(1.0f));
+  p = fused(p, r, all(1.0f));
+  const VectorBits power = (load_vector<VectorBits>(&shifted) + 127) << 23;  // the last bits of `shifted` are n
+  const Vector y = p * load_vector<Vector>(&power);
+  return x < -87.3f ? all(0.0f) : y;
+}
+
+// ---- What a row has seen ---------------------------------------------------------------------------------------------
+// attend_row_floats() floats: the weighted values, their weights' sum lane by lane, and the greatest score.
+
+inline float* row_of(const AttendTask& task, int row) { return task.rows_seen + row * attend_row_floats(task.head_dim); }
+inline int64_t padded_columns(const AttendTask& task) { return round_up(task.head_dim, kLanes); }
+
+inline void forget(const AttendTask& task, int row) {
+  float* const seen = row_of(task, row);
+  memset(seen, 0, static_cast<size_t>(attend_row_floats(task.head_dim)) * sizeof(float));
+  seen[attend_greatest(task.head_dim)] = -__builtin_inff();
+}
+
+// The positions of one page that the rows of a tile see.
+template <int R>
+struct Sight {
+  Sight(const AttendTask& task, int row, int64_t page) {
+    first = kPagePositions, last = 0, whole = true;
+    for (int r = 0; r < R; ++r) {
+      low[r] = within(task.first[row + r] - page * kPagePositions);
+      high[r] = within(task.last[row + r] - page * kPagePositions);
+      if (low[r] < first) first = low[r];
+      if (high[r] > last) last = high[r];
+      whole &= low[r] == 0 && high[r] == kPagePositions;
+    }
+  }
+  static int within(int64_t i) { return static_cast<int>(i < 0 ? 0 : i > kPagePositions ? kPagePositions : i); }
+
+  int low[R], high[R];
+  int first, last;  // of all rows
+  bool whole;       // all rows see all
+};
+
+// Scores become weights, relative to the greatest score so far; what was seen before is to be multiplied by `correction`.
+template <int R>
+inline void weigh(const AttendTask& task, int row, const Sight<R>& sight, float (&scores)[R][kPagePositions],
+                  float (&correction)[R]) {
+  constexpr int kVectors = kPagePositions / kWidth;
+  const int64_t columns = padded_columns(task);
+  const float hidden = -__builtin_inff();
+  float base[R], change[kLanes] = {};
+  for (int r = 0; r < R; ++r) {
+    float* const s = scores[r];
+    if (task.softcap != 0.0f) softcap(task.softcap, kPagePositions, s);
+    if (!sight.whole) {
+      for (int i = 0; i < sight.low[r]; ++i) s[i] = hidden;
+      for (int i = sight.high[r]; i < kPagePositions; ++i) s[i] = hidden;
+    }
+    Vector most = load_vector<Vector>(s);
+    for (int i = 1; i < kVectors; ++i) most = greater_of(load_vector<Vector>(s + i * kWidth), most);
+    float* const greatest = row_of(task, row + r) + attend_greatest(task.head_dim);
+    const float before = *greatest, here = greatest_of(most);
+    const float now = here > before ? here : before;
+    *greatest = now;
+    base[r] = now == hidden ? 0.0f : now;
+    change[r] = before - base[r];
+  }
+  for (int r = 0; r < R; r += kWidth) {
+    float factors[kWidth];
+    store_vector(factors, decay(load_vector<Vector>(change + r)));
+    for (int i = 0; i < kWidth && r + i < R; ++i) correction[r + i] = factors[i];
+  }
+  for (int r = 0; r < R; ++r) {
+    Vector sum = {};
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) {
+      const Vector e = decay(load_vector<Vector>(scores[r] + i * kWidth) - base[r]);
+      store_vector(scores[r] + i * kWidth, e);
+      sum += e;
+    }
+    float* const sums = row_of(task, row + r) + columns;
+    store_vector(sums, fused(load_vector<Vector>(sums), all(correction[r]), sum));
+  }
+}
+
+// Numbers of vectors that a tile of R rows computes at once.
+template <int R>
+constexpr int vectors_of(int most) {
+  int vectors = most;
+  while (vectors > 1 && R * vectors > kAccumulators) vectors /= 2;
+  return vectors;
+}
+
+template <int R>
+constexpr int score_vectors() {
+  return vectors_of<R>(kPagePositions / kWidth);
+}
+
+// Whether more than half of score_vectors() positions are seen from `at` on; else a block of keys at a time is less work.
+template <int R>
+inline bool tile_fits(int at, int last) {
+  constexpr int kStep = score_vectors<R>() * kWidth;
+  return kStep <= kKeyBlock || (at + kStep <= kPagePositions && last - at > kStep / 2);
+}
+
+}  // namespace
+}  // namespace bitdistill

@@ -93,7 +93,8 @@ class DistillationConfig(TrainingArguments):
         kl_chunk_size (`int`, *optional*):
             Tokens whose float32 softmaxes over the vocabulary exist at the same time: they take about
             `6 * kl_chunk_size * vocabulary * 4` bytes. Default: 256 on an accelerator (0.9 GB for a vocabulary of 150,000);
-            on a CPU few enough for its cache.
+            on a CPU few enough for its cache. A causal LM's logits themselves exist for somewhat more tokens (128 MiB a model on a CPU,
+            1024 tokens on an accelerator), and never as a whole.
         quantization_warmup_steps (`int`, defaults to 0):
             Over so many steps the student's layers go from full precision to ternary (share
             `min(1, (step + 1) / quantization_warmup_steps)`). 0: ternary from the first step. Evaluation is always

@@ -148,19 +148,18 @@ inline void add_group(const Tile& tile, int panel, int token, int64_t group, __m
   total->half[1] = _mm256_add_ps(total->half[1], _mm256_mul_ps(_mm256_cvtepi32_ps(high), scale.half[1]));
 }
 
-// finish_output of some tokens
-inline void write_outputs(const Tile& tile, int panel, int first_token, int tokens, const Row16* total) {
+// finish_output of all tokens
+inline void write_outputs(const Tile& tile, int panel, const Row16* total) {
   if (tile.acc != nullptr) return;
   const int first = panel * kPanelRows;
   const int rows = tile.rows - first < kPanelRows ? tile.rows - first : kPanelRows;
   alignas(32) float last[kPanelRows] = {};
   if (tile.bias != nullptr) memcpy(last, tile.bias + first, static_cast<size_t>(rows) * sizeof(float));
   const Row16 bias = load_row(last);
-  for (int i = 0; i < tokens; ++i) {
-    const int t = first_token + i;
+  for (int t = 0; t < tile.tokens; ++t) {
     float* const out = tile.out + t * tile.out_stride + first;
     for (int half = 0; half < 2; ++half) {
-      __m256 y = total[i].half[half];
+      __m256 y = total[t].half[half];
       if (tile.row_offset != nullptr) {
         const __m256 offset = _mm256_loadu_ps(tile.row_offset + first + 8 * half);
         y = _mm256_add_ps(y, _mm256_mul_ps(offset, _mm256_set1_ps(static_cast<float>(tile.token_sums[t]))));
@@ -185,18 +184,17 @@ constexpr int kMostTokensToPrefetch = 2;
 constexpr int kMostTokensToUnroll = 1;
 
 template <class Arithmetic, class Codes, int T, int kSets>
-void multiply_panel(const Tile& tile, int panel, int first) {
+void multiply_panel(const Tile& tile, int panel) {
   static_assert(kChunkSteps % kSets == 0, "a set has equally many steps of each chunk");
   constexpr int64_t kMost = Arithmetic::kMaxSteps * kSets / kChunkSteps >> (Codes::kSetShift * (kSets - 1));
   static_assert(kMost > 0, "the accumulators must take one chunk");
   Row16 total[T];
   unroll<T>([&](auto t) BITDISTILL_INLINE { total[t].half[0] = total[t].half[1] = _mm256_setzero_ps(); });
   const uint8_t* w = tile.weights + panel * tile.panel_bytes;
-  const int8_t* x = tile.x + first * kChunkCols;
-  const int64_t stride = int64_t{tile.tokens} * kChunkCols;
+  const int8_t* x = tile.x;
   for (int64_t g = 0; g < tile.groups; ++g) {
     __m256i sums[T][2];
-    unroll<T>([&](auto t) BITDISTILL_INLINE { sums[t][0] = sums[t][1] = _mm256_set1_epi32(start_sum(tile, first + t, g)); });
+    unroll<T>([&](auto t) BITDISTILL_INLINE { sums[t][0] = sums[t][1] = _mm256_set1_epi32(start_sum(tile, t, g)); });
     for (int64_t left = chunks_of_group(tile, g); left > 0; left -= kMost) {
       __m256i acc[kSets][T][2];
       unroll<kSets>([&](auto set) BITDISTILL_INLINE {
@@ -215,7 +213,7 @@ void multiply_panel(const Tile& tile, int panel, int first) {
           });
         });
         w += Codes::kChunkBytes;
-        x += stride;
+        x += T * kChunkCols;
       };
       if (T <= kMostTokensToUnroll && Codes::kGroupChunks > 0 && left == Codes::kGroupChunks) {
         unroll<Codes::kGroupChunks>([&](auto) BITDISTILL_INLINE { chunk(); });
@@ -232,14 +230,14 @@ void multiply_panel(const Tile& tile, int panel, int first) {
       });
     }
     const Row16 scale = load_scale_row(tile, panel, g);
-    unroll<T>([&](auto t) BITDISTILL_INLINE { add_group(tile, panel, first + t, g, sums[t][0], sums[t][1], scale, &total[t]); });
+    unroll<T>([&](auto t) BITDISTILL_INLINE { add_group(tile, panel, t, g, sums[t][0], sums[t][1], scale, &total[t]); });
   }
-  write_outputs(tile, panel, first, T, total);
+  write_outputs(tile, panel, total);
 }
 
 // ---- All of them -----------------------------------------------------------------------------------------------------
 
-using PanelFunction = void (*)(const Tile&, int, int);
+using PanelFunction = void (*)(const Tile&, int);
 
 template <class Codes, int kSets>
 struct CodesInSets {
@@ -260,20 +258,15 @@ PanelFunction panel_function(int tokens) {
   if constexpr (T > 1) {
     if (tokens < T) return panel_function<Arithmetic, Codes, T - 1>(tokens);
   }
-  constexpr int kSets = Arithmetic::sets(T);
+  // The sums of short groups are independent chains already.
+  constexpr int kSets = Codes::kGroupChunks > 0 ? 1 : Arithmetic::sets(T);
   return multiply_panel<Arithmetic, typename CodesInSets<Codes, kSets>::Type, T, kSets>;
 }
 
 template <class Arithmetic, class Codes>
 void multiply_format(const Tile& tile) {
-  // Parts of nearly equal size.
-  const int parts = (tile.tokens + Arithmetic::kTokens - 1) / Arithmetic::kTokens;
-  for (int part = 0, first = 0; part < parts; ++part) {
-    const int tokens = (tile.tokens - first) / (parts - part);
-    const PanelFunction function = panel_function<Arithmetic, Codes, Arithmetic::kTokens>(tokens);
-    for (int p = 0; p < tile.panels; ++p) function(tile, p, first);
-    first += tokens;
-  }
+  const PanelFunction function = panel_function<Arithmetic, Codes, Arithmetic::kTokens>(tile.tokens);
+  for (int p = 0; p < tile.panels; ++p) function(tile, p);
 }
 
 // One Arithmetic a format.

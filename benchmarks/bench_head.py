@@ -1,6 +1,6 @@
 """An 8-bit output head in two parts against the whole one: the same greedy tokens, what is read, and the time a token takes.
 
-    python benchmarks/bench_head.py quickstart/packed --texts corpus.txt --output benchmarks/results/head_quickstart.json
+    python benchmarks/bench_head.py PACKED --texts corpus.txt --output benchmarks/results/head.json
 
 Prompts are stretches of the texts. Each is continued greedily by parts; then one pass over the whole text, with all logits, says which token the
 8-bit head chooses at every place (a row of logits does not depend on how the text is cut): `different_tokens` counts the disagreements. `rows_read`

@@ -166,6 +166,7 @@ constexpr int kFewTokens = 4;    // with more, and all outputs wanted, the two p
 constexpr int kMostTokens = 16;  // of an arg max by parts
 constexpr int64_t kBuffer = 4096;  // sums of some panels and all tokens
 constexpr int kPausedCalls = 31;
+constexpr double kWorthless = 0.85;  // beyond, reading the parts one after the other costs more than it saves
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kMinTaskBytes = 16 * 1024;
 constexpr int64_t kJoinedBytes = 256 * 1024;  // stays in the second-level cache
@@ -502,20 +503,24 @@ void order_columns(const Split& split, const float* from, float* to) {
 
 void multiply_split(const Kernels& kernels, const Split& split, QuantizedActivations& x, bool greatest, float* out,
                     int64_t stride) {
-  // Where the first part decides little, both are read at once for a while: so is a table of random numbers.
-  struct Pause {
+  // Where the first part decides next to nothing for many calls, as with a table of random numbers, both are read at once for a while.
+  struct Recent {
     const void* table;
-    int calls;
+    double share;  // of the panels whose second part was read, a moving average
+    int paused;
   };
-  static thread_local Pause pause = {nullptr, 0};
-  if (greatest && pause.table == split.high_panels && pause.calls > 0) {
-    --pause.calls;
+  static thread_local Recent recent = {nullptr, 0.0, 0};
+  if (recent.table != split.high_panels) recent = {split.high_panels, 0.0, 0};
+  if (greatest && recent.paused > 0) {
+    --recent.paused;
     greatest = false;
   }
   if (x.tokens() > (greatest ? kMostTokens : kFewTokens) || x.blocks() != 1) return multiply_joined(kernels, split, x, out, stride);
   const InParts parts(kernels, split, x);
   if (!greatest) return parts.all(out, stride);
-  if (parts.greatest(out, stride) > split.panels / 2) pause = {split.high_panels, kPausedCalls};
+  const double share = static_cast<double>(parts.greatest(out, stride)) / static_cast<double>(split.panels);
+  recent.share += (share - recent.share) / 8;
+  if (recent.share > kWorthless) recent.paused = kPausedCalls;
 }
 
 }  // namespace bitdistill

@@ -35,6 +35,7 @@ bench-train: $(VENV)/.installed-test
 # Tables and plots of the accuracy benchmarks from their JSON; nothing is run.
 results: $(VENV)/.installed
 	$(BIN)/python benchmarks/accuracy/render.py benchmarks/results/accuracy
+	$(BIN)/python benchmarks/decode/render.py benchmarks/results/decode.json
 
 style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -501,7 +501,7 @@ void order_columns(const Split& split, const float* from, float* to) {
   for (int64_t i = 0; i < split.cols; ++i) to[i] = from[split.order[i]];
 }
 
-void multiply_split(const Kernels& kernels, const Split& split, QuantizedActivations& x, bool greatest, float* out,
+void multiply_split(const Kernels& all, const Split& split, QuantizedActivations& x, bool greatest, float* out,
                     int64_t stride) {
   // Where the first part decides next to nothing for many calls, as with a table of random numbers, both are read at once for a while.
   struct Recent {
@@ -515,7 +515,10 @@ void multiply_split(const Kernels& kernels, const Split& split, QuantizedActivat
     --recent.paused;
     greatest = false;
   }
-  if (x.tokens() > (greatest ? kMostTokens : kFewTokens) || x.blocks() != 1) return multiply_joined(kernels, split, x, out, stride);
+  const Kernels& kernels = kernels_for(all, x.tokens());
+  // (Strips of activations cannot be cut into the columns of the parts.)
+  const bool in_parts = x.tokens() <= (greatest ? kMostTokens : kFewTokens) && x.blocks() == 1 && kernels.strips.tokens == 0;
+  if (!in_parts) return multiply_joined(kernels, split, x, out, stride);
   const InParts parts(kernels, split, x);
   if (!greatest) return parts.all(out, stride);
   const double share = static_cast<double>(parts.greatest(out, stride)) / static_cast<double>(split.panels);

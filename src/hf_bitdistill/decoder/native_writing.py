@@ -73,9 +73,12 @@ class NativeSource:
     head: str
 
     @classmethod
-    def of(cls, config: PreTrainedConfig, files: Sequence[str], head: str) -> NativeSource:
-        """Of files that are about to be read."""
-        return cls(copy.deepcopy(config), list(files), states_of(files), head)
+    def of(cls, config: PreTrainedConfig, files: Sequence[str], head: str) -> NativeSource | None:
+        """Of files that are about to be read; `None` where one is not there, which reading it tells better."""
+        try:
+            return cls(copy.deepcopy(config), list(files), states_of(files), head)
+        except OSError:
+            return None
 
 
 def load_and_keep(

@@ -182,6 +182,33 @@ class _StraightThrough(torch.autograd.Function):
         return gradient.to(ctx.value_dtype), None, None
 
 
+class _ScaledSums(torch.autograd.Function):
+    """Forward: `sums * weight_scale * reciprocal`. Backward: the gradient times `reciprocal` alone."""
+
+    @staticmethod
+    def forward(ctx, sums: Tensor, weight_scale: Tensor, reciprocal: Tensor) -> Tensor:
+        ctx.save_for_backward(reciprocal)
+        if sums.dtype != weight_scale.dtype:
+            return (sums * weight_scale).mul_(reciprocal).to(sums.dtype)
+        # In place: nobody reads the sums again, and new memory costs as much as the pass.
+        ctx.mark_dirty(sums)
+        return sums.mul_(weight_scale).mul_(reciprocal)
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        (reciprocal,) = ctx.saved_tensors
+        return (grad_output * reciprocal).to(grad_output.dtype), None, None
+
+
+def _scale_sums(sums: Tensor, weight_scale: Tensor, reciprocal: Tensor) -> Tensor:
+    """[`_ScaledSums`]; a compiler, which needs no hint about memory, is given a form that it understands."""
+    if not torch.compiler.is_compiling():
+        return _ScaledSums.apply(sums, weight_scale, reciprocal)
+    scaled = (sums.detach() * weight_scale * reciprocal).to(sums.dtype)
+    # (What a function returns as it was given is a view, which a model could not change in place.)
+    return _StraightThrough.apply(sums, scaled, reciprocal).clone()
+
+
 def _product(x: Tensor, weight: Tensor, compute_dtype: torch.dtype) -> Tensor:
     return F.linear(x.to(compute_dtype), weight.to(compute_dtype))
 
@@ -387,11 +414,7 @@ def fake_quantized_linear(
     dtype = y.dtype
     # In the order of ternary_linear: a last-bit difference here can move an int8 rounding in the next layer.
     if one_scale:
-        reciprocal = token_scale.reciprocal()
-        # In place if it can be (nobody reads the sums again): new memory costs as much as the pass.
-        sums = y.detach()
-        scaled = sums.mul_(weight_scale) if dtype == weight_scale.dtype else sums * weight_scale
-        return _with_bias(_StraightThrough.apply(y, scaled.mul_(reciprocal).to(dtype), reciprocal), bias)
+        return _with_bias(_scale_sums(y, weight_scale, token_scale.reciprocal()), bias)
     if scale_result:
         y = y * weight_scale
     if token_scale is not None:

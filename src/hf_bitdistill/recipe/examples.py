@@ -190,6 +190,8 @@ class _Loader:
         self.held_out_rows, self.eval_rows = held_out_rows, eval_rows
         self.left_out: Counter[str] = Counter()
         self.read = 0
+        # The largest share of rows to measure on that cannot be used.
+        self.max_left_out = settings.max_left_out
         self.notes: list[str] = []
 
     def load(self) -> Examples:
@@ -209,6 +211,7 @@ class _Loader:
             seed=ROWS_SEED,
         )
         if loaded.held_out_from_train:
+            self.max_left_out = 1.0  # by chance there are more among few rows; those to train on are judged
             self.notes.append(
                 f"no split to evaluate on: {len(loaded.validation)} training rows were taken away for it"
             )
@@ -249,7 +252,7 @@ class _Loader:
         self.read += len(train)
         train, left_out = usable_rows(train, task, source)
         self.left_out.update(left_out)
-        evaluation = rows_to_measure(evaluation, task, source, self.settings.max_left_out)
+        evaluation = rows_to_measure(evaluation, task, source, self.max_left_out)
         rest, held_out = self._cut(train)
         limit = self.eval_rows
         if task.metric in WRITTEN_METRICS:

@@ -32,10 +32,10 @@ bench-decode: $(VENV)/.installed-test
 bench-train: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/bench_training_step.py --output benchmarks/results/training_step.json
 
-# Tables and plots of the accuracy benchmarks from their JSON; nothing is run.
+# Tables and plots from the JSON of benchmarks; nothing is run.
 results: $(VENV)/.installed
 	$(BIN)/python benchmarks/accuracy/render.py benchmarks/results/accuracy
-	$(BIN)/python benchmarks/decode/render.py benchmarks/results/decode.json
+	$(BIN)/python benchmarks/decode/render.py benchmarks/results/decode_isas.json
 
 style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
 
 
@@ -169,7 +170,12 @@ def main() -> None:
     for row in rows:
         print(json.dumps(row))
     about = {name: getattr(args, name) for name in ("shape", "depth", "head_bits", "new_tokens", "rounds")}
-    about |= {"isa": os.environ.get("HF_BITDISTILL_ISA", "default"), "cpu": processor_name()}
+    about |= {
+        "date": date.today().isoformat(),
+        "threads": args.threads,
+        "isa": os.environ.get("HF_BITDISTILL_ISA", "default"),
+        "cpu": processor_name(),
+    }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps({**about, "results": rows}, indent=2) + "\n")
 

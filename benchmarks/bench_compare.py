@@ -32,7 +32,7 @@ NAMES = ("before", "after")
 
 def write(shape: str, checkpoint: str) -> None:
     """Writes the random model."""
-    from bench_decode import SHAPES, write_checkpoint
+    from decode.models import SHAPES, write_checkpoint
 
     write_checkpoint(SHAPES[shape], Path(checkpoint))
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench_decode import SHAPES, write_checkpoint
+from decode.models import SHAPES, write_checkpoint
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 

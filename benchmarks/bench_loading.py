@@ -58,7 +58,7 @@ def measure(checkpoint: Path, kind: str, threads: int) -> dict:
 
 
 def main() -> None:
-    from bench_decode import SHAPES, Shape, write_checkpoint
+    from decode.models import SHAPES, Shape, write_checkpoint
 
     from hf_bitdistill.environment import processor_name
     from hf_bitdistill.model_folder import NATIVE_FOLDER

@@ -135,7 +135,7 @@ def main() -> None:
     args = parser.parse_args()
 
     import torch
-    from bench_decode import SHAPES, write_checkpoint
+    from decode.models import SHAPES, write_checkpoint
 
     from hf_bitdistill.environment import processor_name
     from hf_bitdistill.ops import native

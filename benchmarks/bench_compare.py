@@ -20,7 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import date
 from pathlib import Path
+
+from decode.process import MeasuredProcess
 
 
 TOGETHER = 8  # tokens that are verified at once
@@ -85,32 +88,7 @@ def work(checkpoint: str, head_bits: int, settings: dict[str, int], cpu_time: bo
 # ---- The comparison --------------------------------------------------------------------------------------------------
 
 
-class Build:
-    """A process with one build."""
-
-    def __init__(self, interpreter: str, *arguments: str):
-        command = [interpreter, __file__, "--work", *arguments]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.path = self._read()
-
-    def _read(self):
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self._process.args[0]} ended with {self._process.wait()}")
-        return json.loads(line)
-
-    def measure(self, what: str, threads: int) -> float:
-        """Tokens a second."""
-        self._process.stdin.write(json.dumps([what, threads]) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(30)
-
-
-def compare(builds: list[Build], threads: list[int], rounds: int) -> list[dict]:
+def compare(builds: list[MeasuredProcess], threads: list[int], rounds: int) -> list[dict]:
     """One row for each kind of work and number of threads."""
     cases = [(what, n) for n in threads for what in ("decode", "decode at depth", "prompt", "together at depth")]
     rates = {case: [] for case in cases}
@@ -161,11 +139,13 @@ def main() -> None:
             # By the earlier build: the later one reads what it writes, not the other way round.
             subprocess.run([args.interpreters[0], __file__, "--write", args.shape, str(checkpoint)], check=True)
         builds = [
-            Build(interpreter, str(checkpoint), str(args.head_bits), json.dumps(settings), json.dumps(args.cpu_time))
+            MeasuredProcess(
+                interpreter, __file__, str(checkpoint), *map(json.dumps, (args.head_bits, settings, args.cpu_time))
+            )
             for interpreter in args.interpreters
         ]
-        if builds[0].path == builds[1].path:
-            raise SystemExit(f"both interpreters have the same build, {builds[0].path}")
+        if builds[0].about == builds[1].about:
+            raise SystemExit(f"both interpreters have the same build, {builds[0].about}")
         rows = compare(builds, args.threads, args.rounds)
         for build in builds:
             build.close()
@@ -173,7 +153,7 @@ def main() -> None:
         print(json.dumps(row))
     if args.output:
         about = {"shape": args.shape, "head_bits": args.head_bits, **settings, "rounds": args.rounds}
-        about |= {"cpu_time": args.cpu_time}
+        about |= {"cpu_time": args.cpu_time, "date": date.today().isoformat()}
         about |= {"isa": os.environ.get("HF_BITDISTILL_ISA", "default"), "cpu": processor_name()}
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps({**about, "results": rows}, indent=2) + "\n")

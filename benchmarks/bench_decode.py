@@ -32,6 +32,8 @@ from decode.llama_bench import add_options
 from decode.models import SHAPES, gguf_bytes_per_token, write_checkpoint, write_gguf
 from decode.other_load import OtherLoad
 
+import native_library
+
 
 READ_BYTES = 1200 << 20  # larger than the last-level cache
 
@@ -202,11 +204,7 @@ def measure_shape(name: str, args: argparse.Namespace, folder: Path, limits: Lim
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from hf_bitdistill.ops import native
-
-    library, reason = native.load()
-    if library is None:
-        raise SystemExit(f"the native library is not loaded: {reason}")
+    library = native_library.load()
     supported = library.supported_isas
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["0.6B", "2B4T"], choices=list(SHAPES))

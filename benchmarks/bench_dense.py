@@ -13,13 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench_kernels import copies, last_level_cache_bytes
+from bench_kernels import best_times, copies, last_level_cache_bytes
 
+import native_library
 from hf_bitdistill import ops
 from hf_bitdistill.environment import describe_environment
 from hf_bitdistill.ops import native
@@ -40,16 +40,6 @@ def packed_weights(rows: int, cols: int) -> dict[str, torch.Tensor]:
         weights[form] = ops.ternary_pack(storage, scale, rows)
     del os.environ["HF_BITDISTILL_DENSE"]
     return weights
-
-
-def least_times(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    best = dict.fromkeys(runs, float("inf"))
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
 
 
 def compare(library, weights: dict[str, list[torch.Tensor]], rows: int, cols: int, tokens: int, rounds: int) -> dict:
@@ -76,7 +66,7 @@ def compare(library, weights: dict[str, list[torch.Tensor]], rows: int, cols: in
         results[form] = out.clone()
     if not torch.equal(*results.values()):
         raise SystemExit("the two forms compute different numbers")
-    times = {form: t / len(weights[form]) for form, t in least_times(runs, rounds).items()}
+    times = {form: t / len(weights[form]) for form, t in best_times(runs, rounds)[0].items()}
     two, dense = times.values()
     return {
         "tokens": tokens,
@@ -93,7 +83,7 @@ def loading(rows: int, cols: int, rounds: int) -> dict:
     dense = pack_dense(stored, rows)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    times = least_times(
+    times, _ = best_times(
         {
             "unpack_1.6_bits": lambda: unpack_stored(dense, rows, cols),
             "unpack_1.6_bits_in_torch": lambda: unpack_dense(dense, rows, cols),
@@ -116,9 +106,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    library, reason = native.load()
-    if library is None:
-        raise SystemExit(f"the native library is not loaded: {reason}")
+    library = native_library.load()
     report = {
         **describe_environment(),
         "isa": library.isa,

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+import native_library
 from hf_bitdistill import ops
 from hf_bitdistill.environment import processor_name
 from hf_bitdistill.ops import native
@@ -45,7 +46,7 @@ def last_level_cache_bytes() -> int | None:
     return max((int(file.read_text().strip().removesuffix("K")) << 10 for file in files), default=None)
 
 
-def best_times(contenders: dict, rounds: int, limit) -> tuple[dict[str, float], float]:
+def best_times(contenders: dict, rounds: int, limit=lambda: 0.0) -> tuple[dict[str, float], float]:
     """Best seconds of each callable and best of `limit()`, which returns a rate, interleaved."""
     best = dict.fromkeys(contenders, float("inf"))
     rate = 0.0
@@ -177,9 +178,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
 
-    library, reason = native.load()
-    if library is None:
-        raise SystemExit(f"the native library is not loaded: {reason}")
+    library = native_library.load()
     report = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": processor_name(),

@@ -14,12 +14,13 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from datetime import date
 from pathlib import Path
+
+from decode.process import MeasuredProcess
 
 
 READ_BYTES = 600 << 20  # larger than the last-level cache
@@ -66,32 +67,7 @@ def work(checkpoint: str, options: dict[str, int], depth: int, new_tokens: int) 
 # ---- The comparison --------------------------------------------------------------------------------------------------
 
 
-class System:
-    """A process with one system."""
-
-    def __init__(self, interpreter: str, checkpoint: Path, options: dict[str, int], *sizes: int):
-        command = [interpreter, __file__, "--work", str(checkpoint), json.dumps(options), *map(json.dumps, sizes)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.about = self._read()
-
-    def _read(self):
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self._process.args[0]} ended with {self._process.wait()}")
-        return json.loads(line)
-
-    def measure(self, what: str, threads: int) -> float:
-        """Tokens a second."""
-        self._process.stdin.write(json.dumps([what, threads]) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(30)
-
-
-def measure(systems: dict[str, System], read, args: argparse.Namespace) -> list[dict]:
+def measure(systems: dict[str, MeasuredProcess], read, args: argparse.Namespace) -> list[dict]:
     """One row for each system and number of threads."""
     kinds = ["decode"] * args.decodes + (["prefill"] if args.prefill else [])
     rates = {(name, n, what): [] for name in systems for n in args.threads for what in kinds}
@@ -137,12 +113,10 @@ def main() -> None:
     import torch
     from decode.models import SHAPES, write_checkpoint
 
+    import native_library
     from hf_bitdistill.environment import processor_name
-    from hf_bitdistill.ops import native
 
-    library, reason = native.load()
-    if library is None:
-        raise SystemExit(f"the native library is not loaded: {reason}")
+    library = native_library.load()
     buffer = torch.ones(READ_BYTES, dtype=torch.uint8)
 
     def read(threads: int) -> float:
@@ -161,7 +135,9 @@ def main() -> None:
         if args.before:
             wanted = {"before": (args.before, head)} | wanted
         systems = {
-            name: System(interpreter, checkpoint, options, args.depth, args.new_tokens)
+            name: MeasuredProcess(
+                interpreter, __file__, str(checkpoint), *map(json.dumps, (options, args.depth, args.new_tokens))
+            )
             for name, (interpreter, options) in wanted.items()
         }
         rows = measure(systems, read, args)

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from machine_code import Instruction, Loop, functions, innermost_loops
+
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -98,80 +100,13 @@ KERNELS = {
 }
 
 
-@dataclass(frozen=True)
-class Instruction:
-    """Address, mnemonic and operands as the disassembler writes them."""
-
-    address: int
-    name: str
-    operands: str
-
-    def stored_bytes(self) -> int:
-        """Of vector registers, to memory."""
-        if re.fullmatch(r"vmov\w+", self.name):
-            return 64 if re.match(r"%zmm\d+,.*\(", self.operands) else 0
-        if re.fullmatch(r"st(p|r|ur)", self.name):
-            return 16 * len(re.findall(r"\bq\d+", self.operands))
-        registers = re.findall(r"\bv\d+\.(\w+)", self.operands) if re.fullmatch(r"st[1-4]", self.name) else []
-        return sum(16 if shape in ("16b", "8h", "4s", "2d") else 8 for shape in registers)
-
-    def uses_stack(self) -> bool:
-        return re.search(r"\[sp\b|\(%rsp|-0x\w+\(%rbp", self.operands) is not None
-
-
-@dataclass(frozen=True)
-class Loop:
-    """An innermost loop."""
-
-    instructions: tuple[Instruction, ...]
-
-    def count(self, name: str) -> int:
-        return sum(instruction.name == name for instruction in self.instructions)
-
-    def stored_bytes(self) -> int:
-        return sum(instruction.stored_bytes() for instruction in self.instructions)
-
-    def stack_accesses(self) -> int:
-        return sum(instruction.uses_stack() for instruction in self.instructions)
-
-    def per_1024(self, multiply_adds: int) -> float:
-        """Instructions, where one turn stands for so many multiply-adds."""
-        return len(self.instructions) * 1024 / multiply_adds
-
-
-def functions(objdump: str, file: Path) -> dict[str, list[Instruction]]:
-    """The code of every function of an object file, by its name in C++."""
-    command = [objdump, "-d", "-C", "--no-show-raw-insn", str(file)]
-    found: dict[str, list[Instruction]] = {}
-    code: list[Instruction] = []
-    for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines():
-        if start := re.fullmatch(r"[0-9a-f]+ <(.*)>:", line):
-            code = found.setdefault(start[1], [])
-        elif parts := re.match(r"\s*([0-9a-f]+):\s+(?:\{\w+\} )?(\S+)\s*(.*)", line):
-            code.append(Instruction(int(parts[1], 16), parts[2], parts[3]))
-    return found
-
-
-def innermost_loops(code: list[Instruction]) -> list[Loop]:
-    """From the target of a jump backwards to the jump, where no other such stretch lies inside."""
-    jumps = []
-    for instruction in code:
-        target = re.search(r"(?:^|, )([0-9a-f]+) <", instruction.operands)
-        if target and re.match(r"j|b(\.|$)|cbn?z|tbn?z", instruction.name):
-            first = int(target[1], 16)
-            if code[0].address <= first <= instruction.address:
-                jumps.append((first, instruction.address))
-    inner = [a for a in jumps if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in jumps)]
-    return [Loop(tuple(i for i in code if first <= i.address <= last)) for first, last in inner]
-
-
 def figures(kernel: Kernel, code: dict[str, list[Instruction]]) -> dict[str, dict[str, float]]:
     """By kind of weights: see the module. A kernel that decodes to memory has one product loop for all of them."""
     result: dict[str, dict[str, float]] = {}
     shared: dict[str, float] = {}
     for name, body in code.items():
         match = re.search(kernel.function, name)
-        loops = [loop for loop in innermost_loops(body) if loop.count(kernel.product)] if match else []
+        loops = [loop for loop in innermost_loops(name, body) if loop.count(kernel.product)] if match else []
         if match is None or not loops:
             continue
         loop = max(loops, key=lambda loop: loop.count(kernel.product))
@@ -190,7 +125,7 @@ def figures(kernel: Kernel, code: dict[str, list[Instruction]]) -> dict[str, dic
         match = re.search(kernel.decode, name)
         if match is None:
             continue
-        loop = max(innermost_loops(body), key=Loop.stored_bytes)
+        loop = max(innermost_loops(name, body), key=Loop.stored_bytes)
         decoding = loop.per_1024(loop.stored_bytes() * kernel.block)  # a code is a byte
         result[match[1].lower()] = shared | {
             "decoding_stack_accesses": loop.stack_accesses(),

@@ -1,13 +1,10 @@
 """The inner loops of the kernels as compilers translate them: how many instructions, and nothing kept on the stack."""
 
 import platform
-import sys
 from pathlib import Path
 
 import pytest
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import kernel_instructions
 
 

@@ -8,17 +8,16 @@
 
 #include "bitdistill.h"
 #include "check.h"
+#include "reference.h"
 
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Buffer {
-  explicit Buffer(size_t size) : bytes(size), storage(size + BD_ALIGNMENT) {
-    data = storage.data() + (BD_ALIGNMENT - reinterpret_cast<uintptr_t>(storage.data()) % BD_ALIGNMENT) % BD_ALIGNMENT;
-  }
+  explicit Buffer(size_t size) : bytes(size), packed(size), data(static_cast<uint8_t*>(packed.data())) {}
   size_t bytes;
-  std::vector<uint8_t> storage;
+  test::Packed packed;  // of exactly that size, so that a sanitizer sees a byte too many
   uint8_t* data;
 };
 

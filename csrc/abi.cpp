@@ -24,16 +24,6 @@ namespace {
 thread_local QuantizedActivations t_activations;
 thread_local AlignedBuffer t_ordered;
 
-// The only exceptions here are those of memory that is not there.
-template <typename F>
-int without_exceptions(F&& body) {
-  try {
-    return body();
-  } catch (...) {
-    return BD_ERROR_OUT_OF_MEMORY;
-  }
-}
-
 bool is_dtype(int dtype) { return dtype == BD_FLOAT32 || dtype == BD_BFLOAT16; }
 
 // Large weights on large pages: fewer misses of the address translation while they stream by. Only a hint.
@@ -190,8 +180,10 @@ int bd_ternary_dense_is_fast(int* fast) {
   if (fast == nullptr) return BD_ERROR_NULL_POINTER;
   const Kernels* kernels;
   BD_RETURN_IF_ERROR(active_kernels(&kernels));
-  *fast = dense_is_fast(*kernels) ? 1 : 0;
-  return BD_OK;
+  return without_exceptions([&]() -> int {
+    *fast = dense_is_fast(*kernels) ? 1 : 0;
+    return BD_OK;
+  });
 }
 
 int bd_ternary_dense_size(const void* packed, size_t packed_bytes, size_t* bytes) {

@@ -19,16 +19,6 @@ namespace {
 
 constexpr int64_t kMostSequences = INT64_C(1) << 16;
 
-// The only exceptions here are those of memory that is not there, and of locks.
-template <typename F>
-int without_exceptions(F&& body) {
-  try {
-    return body();
-  } catch (...) {
-    return BD_ERROR_OUT_OF_MEMORY;
-  }
-}
-
 int check_forward(const Model& model, const bd_cache& cache, const int64_t* tokens, const int64_t* sequences,
                   size_t token_count, const int64_t* output_index, size_t output_count, size_t out_count, int output) {
   if (output < BD_OUTPUT_LOGITS || output > BD_OUTPUT_GREATEST) return BD_ERROR_ARGUMENT;

@@ -135,7 +135,7 @@ BD_API int bd_ternary_from_dense(const uint8_t* dense, size_t dense_bytes, int64
 // A packed ternary weight (BD_TERNARY) with five weights in a byte: a fifth smaller, equal in every result. Only AVX-512 VBMI
 // computes with it as fast as with two bits, other instruction sets slowly. bd_ternary_dense_is_fast: 1 if it is at most 3 %
 // slower here for one token, for a few and for many, and 0 otherwise; measured once a process. bd_ternary_dense_size: 0 bytes if this
-// weight gains nothing (fewer than 80 columns, or scales of groups).
+// weight gains nothing (64 columns or fewer, or scales of groups).
 BD_API int bd_ternary_dense_is_fast(int* fast);
 BD_API int bd_ternary_dense_size(const void* packed, size_t packed_bytes, size_t* bytes);
 BD_API int bd_ternary_dense_pack(const void* packed, size_t packed_bytes, void* dense, size_t dense_bytes);
@@ -161,7 +161,7 @@ BD_API int bd_int4_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows
 BD_API int bd_table_pack_rows(int format, const void* table, size_t table_bytes, int kind, int64_t rows, int64_t cols,
                               int64_t first_row, int64_t row_count, void* packed, size_t packed_bytes);
 
-// An int8 weight in two parts of about 4 bits, of which an arg max of its outputs reads only the first for most rows. It has 5 bytes a
+// An int8 weight in two parts of about 4 bits, of which an arg max of its outputs reads only the first for most rows. It has about 5 bytes a
 // row and 4 a column more. `packed`: of bd_int8_pack or bd_table_pack_rows, no scale negative. `norm_weight`: of the norm in
 // front, cols floats, or NULL with count 0; it helps to choose the columns that the first part holds whole.
 BD_API int bd_split_size(int64_t rows, int64_t cols, size_t* bytes);
@@ -229,7 +229,8 @@ typedef struct bd_norm {
   float eps;
 } bd_norm;
 
-// A matrix, packed or contiguous floats: the rows of an embedding or an output head, or the weight of a projection.
+// A matrix, packed or contiguous floats: the rows of an embedding or an output head (these may be in two parts, too), or the weight
+// of a projection.
 typedef struct bd_table {
   int32_t kind;  // bd_table_kind
   const void* data;  // null: none

@@ -130,6 +130,7 @@ void multiply(const Tile& tile) {
     case BD_TERNARY: return multiply_strips<Amx<kTileCols>, TernaryCodes>(tile);
     case BD_INT8: return multiply_strips<Amx<kTileCols>, Int8Codes>(tile);
     case BD_INT4: return multiply_strips<Amx<kInt4Group>, Int4Codes>(tile);
+    case BD_TERNARY_DENSE: return;  // (never: it is widened)
   }
 }
 

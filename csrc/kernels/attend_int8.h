@@ -184,7 +184,11 @@ struct Int8 {
       int32_t sum = 0;
       for (int64_t i = 0; i < task.head_dim; ++i) sum += to[i];
       starts[row] = -kKeyOffset * sum;
-      for (int64_t i = 0; i < steps; ++i) queries[row * steps + i] = in_order(queries[row * steps + i]);
+      for (int64_t i = 0; i < steps; ++i) {
+        Operand four;
+        memcpy(&four, to + i * kGroup, sizeof four);
+        queries[row * steps + i] = in_order(four);
+      }
     }
   }
 

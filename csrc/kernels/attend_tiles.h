@@ -94,13 +94,8 @@ inline Vector load_as(Float16, const uint16_t* p) {
 #elif defined(__aarch64__)
   return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 #else
-  // As Float16::load.
   typedef uint16_t Narrow __attribute__((vector_size(kWidth * sizeof(uint16_t))));
-  const VectorBits halves = __builtin_convertvector(load_vector<Narrow>(p), VectorBits);
-  const VectorBits shifted = (halves & 0x7fffu) << 13;
-  const Vector magnitude = load_vector<Vector>(&shifted) * 0x1p112f;
-  const VectorBits bits = load_vector<VectorBits>(&magnitude) | (halves & 0x8000u) << 16;
-  return load_vector<Vector>(&bits);
+  return widen_halves<Vector>(__builtin_convertvector(load_vector<Narrow>(p), VectorBits));
 #endif
 }
 
@@ -109,13 +104,7 @@ inline Vector decay(const Vector& x) {
   const Vector shifted = fused(x, all(1.44269504f), all(12582912.0f));
   const Vector n = shifted - 12582912.0f;
   const Vector r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), x));
-  Vector p = fused(r, all(1.0f / 5040.0f), all(1.0f / 720.0f));
-  p = fused(p, r, all(1.0f / 120.0f));
-  p = fused(p, r, all(1.0f / 24.0f));
-  p = fused(p, r, all(1.0f / 6.0f));
-  p = fused(p, r, all(0.5f));
-  p = fused(p, r, all(1.0f));
-  p = fused(p, r, all(1.0f));
+  const Vector p = exponential_series(r, [](const Vector& a, const Vector& b, const Vector& c) { return fused(a, b, c); });
   const VectorBits power = (load_vector<VectorBits>(&shifted) + 127) << 23;  // the last bits of `shifted` are n
   const Vector y = p * load_vector<Vector>(&power);
   return x < -87.3f ? all(0.0f) : y;

@@ -4,23 +4,12 @@
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
 
-#include <immintrin.h>
-
-#include "kernels/portable.h"
-#include "kernels/x86_prefetch.h"
+#include "kernels/x86_512.h"
 
 namespace bitdistill {
 namespace {
 
 constexpr int kTokens = 10, kFewTokens = 4;
-
-inline __m512i load(const uint8_t* p) { return _mm512_loadu_si512(p); }
-
-inline __m512i broadcast(const int8_t* x) {
-  int32_t bits;
-  memcpy(&bits, x, sizeof bits);
-  return _mm512_set1_epi32(bits);
-}
 
 inline __m512i bytes(int value) { return _mm512_set1_epi8(static_cast<char>(value)); }
 
@@ -175,13 +164,9 @@ void multiply_many(const Tile& tile, int panel) {
     x += kChunkValues<T>;
   }
   for (; chunks > 0; --chunks) {
-    const __m512i a = load(w), b = load(w + last);
+    const TernaryCodes a(w), b(w + last);
 #pragma GCC unroll 4
-    for (int step = 0; step < kChunkSteps; ++step) {
-      const unsigned shift = static_cast<unsigned>(2 * step);
-      add_step<P, T>(sums, _mm512_and_si512(_mm512_srli_epi16(a, shift), bytes(3)),
-                     _mm512_and_si512(_mm512_srli_epi16(b, shift), bytes(3)), x + step * kStepCols);
-    }
+    for (int step = 0; step < kChunkSteps; ++step) add_step<P, T>(sums, a.get(step), b.get(step), x + step * kStepCols);
     w += kVectorBytes;
     x += kChunkValues<T>;
   }

@@ -20,13 +20,6 @@ constexpr int kFewTokens = 9;  // a token and eight candidates for those after i
 // Sums that a token has where they are few, so that additions do not wait for each other.
 constexpr int sums_of(int tokens) { return tokens <= 4 ? 4 : 2; }
 
-// 4 activations for every row.
-inline __m512i broadcast(const int8_t* x) {
-  int32_t bits;
-  memcpy(&bits, x, sizeof bits);
-  return _mm512_set1_epi32(bits);
-}
-
 // The sum in its register before anything else: GCC 12 copies and spills sums that it may move.
 inline __m512i add(__m512i sum, __m512i codes, __m512i x) {
   sum = _mm512_dpbusd_epi32(sum, codes, x);
@@ -39,7 +32,7 @@ inline Ints as_ints(__m512i v) { return load_vector<Ints>(&v); }
 // ---- Many tokens: one or two panels times T tokens -------------------------------------------------------------------
 
 template <class Codes, int P, int T>
-void multiply_many(const Tile& tile, int panel) {
+__attribute__((noinline)) void multiply_many(const Tile& tile, int panel) {
   Floats total[P][T] = {};
   const uint8_t* w = tile.weights + panel * tile.panel_bytes;
   const int8_t* x = tile.x;
@@ -186,8 +179,6 @@ template <class C>
 constexpr PanelFunction kFew[kFewTokens] = {multiply_few<C, 1>, multiply_few<C, 2>, multiply_few<C, 3>,
                                             multiply_few<C, 4>, multiply_few<C, 5>, multiply_few<C, 6>,
                                             multiply_few<C, 7>, multiply_few<C, 8>, multiply_few<C, 9>};
-template <class C, int P>
-constexpr PanelFunction kMany[kTokens - kFewTokens] = {multiply_many<C, P, 10>};
 
 template <class C>
 void multiply_format(const Tile& tile) {
@@ -195,10 +186,9 @@ void multiply_format(const Tile& tile) {
     for (int p = 0; p < tile.panels; ++p) kFew<C>[tile.tokens - 1](tile, p);
     return;
   }
-  const int t = tile.tokens - kFewTokens - 1;
   int p = 0;
-  for (; p + 2 <= tile.panels; p += 2) kMany<C, 2>[t](tile, p);
-  if (p < tile.panels) kMany<C, 1>[t](tile, p);
+  for (; p + 2 <= tile.panels; p += 2) multiply_many<C, 2, kTokens>(tile, p);
+  if (p < tile.panels) multiply_many<C, 1, kTokens>(tile, p);
 }
 
 void multiply(const Tile& tile) {

@@ -114,7 +114,7 @@ struct Forms {
 bool measure(const Kernels& kernels) {
   Forms few;
   if (!few.reserve(kFewRows)) return false;
-  for (const int tokens : {4, kernels.token_block < kTokens ? kernels.token_block : kTokens}) {
+  for (const int tokens : {4, kTokens}) {
     if (!few.compare(kernels, tokens, kRounds, multiply_here)) return false;
   }
   Forms many;

@@ -52,12 +52,7 @@ struct Float16 {
                          _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
     return load_vector<Floats>(&v);
 #else
-    // A half, shifted to the fraction and exponent of a float, is its value times 2^-112. Keys and values are finite.
-    const Bits halves = __builtin_convertvector(load_vector<Halves>(p), Bits);
-    const Bits shifted = (halves & 0x7fffu) << 13;
-    const Floats magnitude = load_vector<Floats>(&shifted) * 0x1p112f;
-    const Bits bits = load_vector<Bits>(&magnitude) | (halves & 0x8000u) << 16;
-    return load_vector<Floats>(&bits);
+    return widen_halves<Floats>(__builtin_convertvector(load_vector<Halves>(p), Bits));  // (keys and values are finite)
 #endif
   }
   static inline float one(const uint16_t* p) { return half_to_float(*p); }
@@ -144,19 +139,27 @@ inline float sum_of(const Floats& v) {
   return sum;
 }
 
+// e^r of small numbers, by its series; `fused(a, b, c)` is a * b + c.
+template <class Vector, typename F>
+inline Vector exponential_series(const Vector& r, F&& fused) {
+  const auto all = [](float value) { return value - Vector{}; };
+  Vector p = fused(r, all(1.0f / 5040.0f), all(1.0f / 720.0f));
+  p = fused(p, r, all(1.0f / 120.0f));
+  p = fused(p, r, all(1.0f / 24.0f));
+  p = fused(p, r, all(1.0f / 6.0f));
+  p = fused(p, r, all(0.5f));
+  p = fused(p, r, all(1.0f));
+  p = fused(p, r, all(1.0f));
+  return p;
+}
+
 // e^x to within 2 ulp: 2^n * p(r), x = n ln 2 + r, |r| <= ln 2 / 2. 0 below -87.3, infinity above 88.7.
 inline Floats exponential(Floats x) {
   const Ints small = x < spread(-87.3f), large = x > spread(88.7f);
   x = select(small, spread(0.0f), select(large, spread(0.0f), x));
   const Floats n = fused(x, spread(1.44269504f), spread(12582912.0f)) - 12582912.0f;
   const Floats r = fused(n, spread(2.12194440e-4f), fused(n, spread(-0.693359375f), x));
-  Floats p = fused(r, spread(1.0f / 5040.0f), spread(1.0f / 720.0f));
-  p = fused(p, r, spread(1.0f / 120.0f));
-  p = fused(p, r, spread(1.0f / 24.0f));
-  p = fused(p, r, spread(1.0f / 6.0f));
-  p = fused(p, r, spread(0.5f));
-  p = fused(p, r, spread(1.0f));
-  p = fused(p, r, spread(1.0f));
+  const Floats p = exponential_series(r, [](const Floats& a, const Floats& b, const Floats& c) { return fused(a, b, c); });
   const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
   const Floats y = p * load_vector<Floats>(&power);
   return select(small, spread(0.0f), select(large, spread(__builtin_inff()), y));

@@ -115,6 +115,7 @@ void multiply(const Tile& tile) {
     case BD_TERNARY: return multiply_strips<I8mm, TernaryCodes>(tile);
     case BD_INT8: return multiply_strips<I8mm, Int8Codes>(tile);
     case BD_INT4: return multiply_strips<I8mm, Int4Codes>(tile);
+    case BD_TERNARY_DENSE: return;  // (never: it is widened)
   }
 }
 

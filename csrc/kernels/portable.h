@@ -162,16 +162,22 @@ inline int64_t chunks_of_group(const Tile& tile, int64_t group) {
   return left < tile.group_chunks ? left : tile.group_chunks;
 }
 
+// Finite halves, each in the lower 16 bits of a lane, as floats: shifted to the fraction and exponent of a float, a half is its value
+// times 2^-112.
+template <class Float, class Integer>
+inline Float widen_halves(const Integer& halves) {
+  const Integer shifted = (halves & 0x7fffu) << 13;
+  const Float magnitude = load_vector<Float>(&shifted) * 0x1p112f;
+  const Integer bits = load_vector<Integer>(&magnitude) | (halves & 0x8000u) << 16;
+  return load_vector<Float>(&bits);
+}
+
 inline Floats load_scales(const Tile& tile, int panel, int64_t group) {
   const int64_t at = panel * tile.scale_panel_stride + group * tile.scale_group_stride;
   if (!tile.scale_is_f16) return load_vector<Floats>(static_cast<const float*>(tile.scales) + at);
-  // A half, shifted to the fraction and exponent of a float, is its value times 2^-112.
   Bits halves;
   for (int i = 0; i < kLanes; ++i) halves[i] = static_cast<const uint16_t*>(tile.scales)[at + i];
-  const Bits shifted = (halves & 0x7fffu) << 13;
-  const Floats magnitude = load_vector<Floats>(&shifted) * 0x1p112f;
-  const Bits bits = load_vector<Bits>(&magnitude) | (halves & 0x8000u) << 16;
-  return load_vector<Floats>(&bits);
+  return widen_halves<Floats>(halves);
 }
 
 // Where the sums of codes times activations start. It may wrap around 2^32; so do the sums, and the result is exact.

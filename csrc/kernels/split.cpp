@@ -12,6 +12,7 @@
 #include "core/status.h"
 #include "core/thread_pool.h"
 #include "kernels/kernels.h"
+#include "kernels/portable.h"
 
 namespace bitdistill {
 namespace {
@@ -65,9 +66,11 @@ void point_into(const uint8_t* base, const Places& places, Split* split) {
   split->low_panels = base + places.low;
 }
 
+// Of a column's step in a panel, the byte of a lane.
+int byte_of(int64_t lane, int64_t col) { return static_cast<int>(lane * kStepCols + col % kStepCols); }
+
 int code_at(const Matrix& m, int64_t row, int64_t col) {
-  const uint8_t* const panel = m.panel_data + row / kPanelRows * m.panel_bytes;
-  return static_cast<int8_t>(panel[col / kStepCols * kVectorBytes + row % kPanelRows * kStepCols + col % kStepCols]);
+  return code_of(m.panel_data + row / kPanelRows * m.panel_bytes, BD_INT8, col / kStepCols, byte_of(row % kPanelRows, col));
 }
 
 // The columns, those to keep first: in turn the one of the largest weights and the one of the largest activations, as far as the norm
@@ -110,24 +113,15 @@ std::vector<int32_t> choose_order(const Matrix& m, int64_t kept, const float* we
   return order;
 }
 
-uint8_t with_nibble(uint8_t byte, bool upper, int value) {
-  return upper ? static_cast<uint8_t>((byte & 15) | value << 4) : static_cast<uint8_t>((byte & 240) | value);
-}
-
-// Where the nibble of column `col` of a panel's lane is.
-int64_t nibble_byte(int64_t col, int64_t lane) {
-  return col / (2 * kStepCols) * kVectorBytes + lane * kStepCols + col % kStepCols;
-}
-bool nibble_is_upper(int64_t col) { return col / kStepCols % 2 == 1; }
-
 struct RowParts {
   float norm;
   uint8_t step;
 };
 
+// `high` and `low` are zero before.
 RowParts pack_row(const Split& split, const int8_t* codes, int64_t lane, uint8_t* kept, uint8_t* high, uint8_t* low) {
   for (int64_t i = 0; i < split.kept; ++i) {
-    kept[i / kStepCols * kVectorBytes + lane * kStepCols + i % kStepCols] = static_cast<uint8_t>(codes[i]);
+    kept[i / kStepCols * kVectorBytes + byte_of(lane, i)] = static_cast<uint8_t>(codes[i]);
   }
   int least = 0, most = 0;
   const int8_t* const rest = codes + split.kept;
@@ -139,9 +133,9 @@ RowParts pack_row(const Split& split, const int8_t* codes, int64_t lane, uint8_t
   int64_t squares = 0;  // of 2 l - (step - 1)
   for (int64_t i = 0; i < split.rest; ++i) {
     const int shifted = rest[i] + 8 * step, h = shifted / step, l = shifted % step;
-    const int64_t byte = nibble_byte(i, lane);
-    high[byte] = with_nibble(high[byte], nibble_is_upper(i), h);
-    low[byte] = with_nibble(low[byte], nibble_is_upper(i), l);
+    const int64_t byte = i / (2 * kStepCols) * kVectorBytes + byte_of(lane, i), shift = i / kStepCols % 2 * 4;
+    high[byte] = static_cast<uint8_t>(high[byte] | h << shift);
+    low[byte] = static_cast<uint8_t>(low[byte] | l << shift);
     squares += static_cast<int64_t>(2 * l - step + 1) * (2 * l - step + 1);
   }
   const float norm = static_cast<float>(0.5 * std::sqrt(static_cast<double>(squares)));
@@ -151,13 +145,11 @@ RowParts pack_row(const Split& split, const int8_t* codes, int64_t lane, uint8_t
 int value_at(const Split& split, int64_t row, int64_t place) {
   const int64_t panel = row / kPanelRows, lane = row % kPanelRows;
   if (place < split.kept) {
-    const uint8_t* const kept = split.kept_panels + panel * split.kept_bytes();
-    return static_cast<int8_t>(kept[place / kStepCols * kVectorBytes + lane * kStepCols + place % kStepCols]);
+    return code_of(split.kept_panels + panel * split.kept_bytes(), BD_INT8, place / kStepCols, byte_of(lane, place));
   }
-  const int64_t col = place - split.kept, at = panel * split.nibble_bytes() + nibble_byte(col, lane);
-  const int shift = nibble_is_upper(col) ? 4 : 0;
-  const int h = (split.high_panels[at] >> shift) & 15, l = (split.low_panels[at] >> shift) & 15;
-  return static_cast<int8_t>(split.steps[row] * (h - 8) + l);
+  const int64_t col = place - split.kept, at = panel * split.nibble_bytes();
+  const auto nibble = [&](const uint8_t* panels) { return code_of(panels + at, BD_INT4, col / kStepCols, byte_of(lane, col)); };
+  return static_cast<int8_t>(split.steps[row] * (nibble(split.high_panels) - 8) + nibble(split.low_panels));
 }
 
 // ---- Products --------------------------------------------------------------------------------------------------------
@@ -228,7 +220,7 @@ class InParts {
     int32_t* const sums = reserve<int32_t>(t_sums, tokens_ * padded);
     float* const bounds = reserve<float>(t_bounds, tokens_ * padded);
     std::atomic<int64_t> best[kMostTokens];
-    for (auto& row : best) row = 0;
+    for (auto& row : best) row = -1;
     for_panels(split_.panels, split_.kept_bytes() + split_.nibble_bytes(), 1, [&](int64_t start, int64_t stop) {
       int64_t best_here[kMostTokens];
       for (int64_t first = start; first < stop; first += panels_at_once_) {
@@ -242,7 +234,8 @@ class InParts {
       // Which of them wins decides how much is left out, not what the greatest is.
       for (int t = 0; t < tokens_; ++t) {
         int64_t other = best[t];
-        while (bounds[t * padded + best_here[t]] > bounds[t * padded + other] && !best[t].compare_exchange_weak(other, best_here[t])) {
+        while ((other < 0 || bounds[t * padded + best_here[t]] > bounds[t * padded + other]) &&
+               !best[t].compare_exchange_weak(other, best_here[t])) {
         }
       }
     });

@@ -277,6 +277,7 @@ struct Kernels256 {
       case BD_TERNARY: return multiply_format<Ternary, TernaryCodes>(tile);
       case BD_INT8: return multiply_format<Int8, Int8Codes<flip>>(tile);
       case BD_INT4: return multiply_format<Int4, Int4Codes>(tile);
+      case BD_TERNARY_DENSE: return;  // (never: it is widened)
     }
   }
 

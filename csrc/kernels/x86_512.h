@@ -11,6 +11,13 @@ namespace {
 
 inline __m512i load(const uint8_t* p) { return _mm512_loadu_si512(p); }
 
+// 4 activations for every row.
+inline __m512i broadcast(const int8_t* x) {
+  int32_t bits;
+  memcpy(&bits, x, sizeof bits);
+  return _mm512_set1_epi32(bits);
+}
+
 // ---- Decoding: get(step) of a chunk ----------------------------------------------------------------------------------
 
 struct TernaryCodes {
@@ -43,7 +50,7 @@ struct Int8Codes {
 
 // ---- Limits ----------------------------------------------------------------------------------------------------------
 
-uint64_t read_loop(const uint8_t* data, int64_t bytes) {
+inline uint64_t read_loop(const uint8_t* data, int64_t bytes) {
   __m512i acc[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
   for (int64_t i = 0; i + 256 <= bytes; i += 256) {
 #pragma GCC unroll 4

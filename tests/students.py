@@ -1,6 +1,9 @@
-"""Tiny students and their checkpoints, for the tests of the native decoder."""
+"""Tiny students and their checkpoints."""
+
+import json
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from architectures import tiny_model
@@ -74,3 +77,19 @@ def assert_close(logits, expected, tolerance=1e-4):
     difference = (logits - expected).abs() / expected.std()
     assert difference.median() < tolerance, difference.median()
     assert difference.max() < 0.1, difference.max()
+
+
+def stored_tensors(folder):
+    """All tensors of a checkpoint."""
+    tensors = {}
+    for file in folder.glob("*.safetensors"):
+        tensors |= load_file(file)
+    return tensors
+
+
+def edit_quantization(folder, **options):
+    """Change a checkpoint's quantization config."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["quantization_config"] |= options
+    file.write_text(json.dumps(config))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from architectures import random_tokens, tiny_config, tiny_model
@@ -14,7 +14,7 @@ from hf_bitdistill.layers import QuantizedHead, StoredTable, SubLN
 from hf_bitdistill.ops import native
 from hf_bitdistill.quantization import PackedWeightError, quantize_table
 from optimum.bitnet import BitNetModelForCausalLM
-from students import make_student
+from students import edit_quantization, make_student, stored_tensors
 
 
 BOTH = pytest.mark.parametrize("bits", [8, 4])
@@ -33,20 +33,6 @@ def logits(model, tokens=None):
         return model(random_tokens() if tokens is None else tokens).logits
 
 
-def weights(folder):
-    tensors = {}
-    for file in folder.glob("*.safetensors"):
-        tensors |= load_file(file)
-    return tensors
-
-
-def edit(folder, **options):
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    config["quantization_config"] |= options
-    file.write_text(json.dumps(config))
-
-
 @pytest.mark.parametrize(("model_type", "options"), MODELS)
 @pytest.mark.parametrize(("bits", "dtype"), [(16, "bfloat16"), (16, "float32"), (8, "bfloat16"), (4, "float32")])
 def test_a_packed_model_its_checkpoint_and_a_copy_of_that_are_one(model_type, options, bits, dtype, tmp_path):
@@ -62,10 +48,10 @@ def test_a_packed_model_its_checkpoint_and_a_copy_of_that_are_one(model_type, op
     assert one.read_bytes() == three.read_bytes()
     embedding = next(
         name
-        for name in weights(tmp_path / "one")
+        for name in stored_tensors(tmp_path / "one")
         if name.endswith(("embed_tokens.weight", "embed_in.weight", "wte.weight"))
     )
-    assert weights(tmp_path / "one")[embedding].element_size() == (2 if bits == 16 else 1)
+    assert stored_tensors(tmp_path / "one")[embedding].element_size() == (2 if bits == 16 else 1)
 
 
 @BOTH
@@ -91,7 +77,7 @@ def test_fewer_bits_than_stored(tmp_path):
     packed = pack(make_student(tie_word_embeddings=False), dtype="float32", table_bits=8)
     packed.save_pretrained(tmp_path)
     expected = logits(quantize_head(packed, 4))
-    edit(tmp_path, head_bits=4)
+    edit_quantization(tmp_path, head_bits=4)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(logits(model), expected)
     native_model = BitNetModelForCausalLM.from_pretrained(tmp_path, kv_dtype="float32")
@@ -141,7 +127,7 @@ def test_the_default_is_the_dtype_of_the_source(tmp_path):
         assert student.config.quantization_config.source_dtype == "bfloat16"
         assert {p.dtype for p in pack(student).parameters()} == {torch.bfloat16}
     # Of a student of an earlier version nothing is known.
-    edit(tmp_path / "student", source_dtype=None)
+    edit_quantization(tmp_path / "student", source_dtype=None)
     unknown = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     assert {p.dtype for p in pack(unknown).parameters()} == {torch.bfloat16}
 
@@ -152,7 +138,7 @@ def test_float32_tables_are_stored_in_the_16_bits_that_change_them_least(tmp_pat
     student.model.embed_tokens.weight.data[3, 5] = 0.1 + 2**-9
     packed = pack(student, dtype="float32")
     packed.save_pretrained(tmp_path / "default")
-    tensors = weights(tmp_path / "default")
+    tensors = stored_tensors(tmp_path / "default")
     assert tensors["lm_head.weight"].dtype == torch.bfloat16
     assert tensors["model.embed_tokens.weight"].dtype == torch.float16
     assert {p.dtype for p in packed.parameters()} == {torch.float32}
@@ -160,7 +146,7 @@ def test_float32_tables_are_stored_in_the_16_bits_that_change_them_least(tmp_pat
     exact = pack(student, table_bits=32)
     assert torch.equal(logits(exact), logits(student))
     exact.save_pretrained(tmp_path / "exact")
-    assert weights(tmp_path / "exact")["model.embed_tokens.weight"].dtype == torch.float32
+    assert stored_tensors(tmp_path / "exact")["model.embed_tokens.weight"].dtype == torch.float32
 
 
 def test_inplace_gives_the_same(tmp_path):
@@ -185,7 +171,7 @@ def test_state_dicts_have_the_names_of_files(bits, tmp_path):
     packed = pack(make_student(tie_word_embeddings=False), dtype="float32", table_bits=bits)
     packed.save_pretrained(tmp_path)
     state = packed.state_dict()
-    assert state.keys() == weights(tmp_path).keys()
+    assert state.keys() == stored_tensors(tmp_path).keys()
     expected, table = logits(packed), packed.lm_head.table
     other = pack(make_student(tie_word_embeddings=False), dtype="float32", table_bits=bits)
     with torch.no_grad():
@@ -211,7 +197,7 @@ def test_an_option_of_its_own_says_so(tmp_path):
 def test_another_number_of_bits_than_was_saved_is_refused(loader, tmp_path):
     pack(make_student(), table_bits=8).save_pretrained(tmp_path)
     for bits in (16, 4):
-        edit(tmp_path, table_bits=bits)
+        edit_quantization(tmp_path, table_bits=bits)
         with pytest.raises(CheckpointError, match=r"embed_tokens.weight|table_bits"):
             loader.from_pretrained(tmp_path)
 
@@ -248,7 +234,7 @@ def damage(name, change):
 def test_a_damaged_table_is_refused_with_its_name(loader, bits, change, message, tmp_path):
     pack(make_student(tie_word_embeddings=False), table_bits=bits).save_pretrained(tmp_path)
     # Without digests, which would find all of it.
-    save_file(change(weights(tmp_path)), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    save_file(change(stored_tensors(tmp_path)), tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=message):
         loader.from_pretrained(tmp_path)
 
@@ -290,6 +276,6 @@ def test_the_config_of_a_model_of_the_native_loader_says_how_it_is_stored(tmp_pa
     pack(make_student(), dtype="bfloat16", table_bits=4).save_pretrained(tmp_path / "one")
     model = BitNetModelForCausalLM.from_pretrained(tmp_path / "one")
     model.save_pretrained(tmp_path / "two")
-    one, two = (weights(tmp_path / name) for name in ("one", "two"))
+    one, two = (stored_tensors(tmp_path / name) for name in ("one", "two"))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     assert AutoConfig.from_pretrained(tmp_path / "two").quantization_config["table_bits"] == 4

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from architectures import random_tokens
@@ -17,7 +17,7 @@ from hf_bitdistill.sizes import bytes_by_kind
 from hf_bitdistill.verify import save_packed, verify
 from optimum.bitnet import BitNetModelForCausalLM
 from optimum.bitnet.export import export
-from students import make_student, open_student
+from students import edit_quantization, make_student, open_student, stored_tensors
 
 
 LOADERS = pytest.mark.parametrize("loader", [AutoModelForCausalLM, BitNetModelForCausalLM])
@@ -33,20 +33,6 @@ STUDENTS = [
 @torch.no_grad()
 def logits(model):
     return model(random_tokens()).logits
-
-
-def weights(folder):
-    tensors = {}
-    for file in folder.glob("*.safetensors"):
-        tensors |= load_file(file)
-    return tensors
-
-
-def edit(folder, **options):
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    config["quantization_config"] |= options
-    file.write_text(json.dumps(config))
 
 
 def rewrite(folder, tensors):
@@ -67,7 +53,7 @@ def test_the_same_model_in_fewer_bytes(model_type, options, sizes, tmp_path):
     # In memory it is what the other is; in files nothing but the ternary weights differs.
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in two.state_dict().items())
     ternary = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, TernaryLinear)}
-    files = {name: weights(tmp_path / name) for name in ("two", "dense")}
+    files = {name: stored_tensors(tmp_path / name) for name in ("two", "dense")}
     for name, tensor in files["two"].items():
         if files["dense"][name].shape != tensor.shape:
             ternary.remove(name)
@@ -84,7 +70,7 @@ def test_the_same_model_in_fewer_bytes(model_type, options, sizes, tmp_path):
         natives[1].save_pretrained(tmp_path / "native")
         names.append("native")
     for name in names:
-        again = weights(tmp_path / name)
+        again = stored_tensors(tmp_path / name)
         assert again.keys() == files["dense"].keys()
         assert all(torch.equal(again[key], files["dense"][key]) for key in again)
         assert AutoConfig.from_pretrained(tmp_path / name).quantization_config["weight_bits"] == 1.6
@@ -129,7 +115,7 @@ def test_two_bits_are_the_default_and_leave_no_word_of_it(tmp_path):
 )
 def test_damage_is_refused_with_file_and_tensor(loader, change, message, tmp_path):
     pack(make_student(), weight_bits=1.6).save_pretrained(tmp_path)
-    tensors, name = weights(tmp_path), "model.layers.1.self_attn.q_proj.weight"
+    tensors, name = stored_tensors(tmp_path), "model.layers.1.self_attn.q_proj.weight"
     rewrite(tmp_path, tensors | {name: change(tensors[name])})
     with pytest.raises(CheckpointError, match=rf"model.safetensors: tensor 'model.layers.1.self_attn.{message}"):
         loader.from_pretrained(tmp_path)
@@ -142,7 +128,7 @@ def test_what_the_config_says_must_be_what_was_saved(loader, tmp_path):
     for bits, other in ((2, 1.6), (1.6, 2)):
         folder = tmp_path / str(bits)
         pack(make_student(), weight_bits=bits).save_pretrained(folder)
-        edit(folder, weight_bits=other)
+        edit_quantization(folder, weight_bits=other)
         with pytest.raises(CheckpointError, match=r"q_proj.weight.* has shape|saved with weight_bits"):
             loader.from_pretrained(folder)
 
@@ -180,7 +166,7 @@ def test_exports_are_those_of_two_bits(tmp_path):
         export_transformers(tmp_path / str(bits), tmp_path / f"stock{bits}")
         export_transformers(tmp_path / str(bits), tmp_path / f"floats{bits}", dense=True)
     for name in ("stock", "floats"):
-        two, dense = weights(tmp_path / f"{name}2"), weights(tmp_path / f"{name}1.6")
+        two, dense = stored_tensors(tmp_path / f"{name}2"), stored_tensors(tmp_path / f"{name}1.6")
         assert two.keys() == dense.keys() and all(torch.equal(two[key], dense[key]) for key in two)
 
 
@@ -189,7 +175,7 @@ def test_the_native_export_writes_either_form_from_either(tmp_path):
     export(str(tmp_path / "two"), tmp_path / "dense", weight_bits=1.6)
     export(str(tmp_path / "dense"), tmp_path / "same")
     export(str(tmp_path / "dense"), tmp_path / "back", weight_bits=2)
-    two, dense, same, back = (weights(tmp_path / name) for name in ("two", "dense", "same", "back"))
+    two, dense, same, back = (stored_tensors(tmp_path / name) for name in ("two", "dense", "same", "back"))
     assert all(torch.equal(two[name], back[name]) for name in two)
     assert all(torch.equal(dense[name], same[name]) for name in dense)
     assert dense["model.layers.0.mlp.up_proj.weight"].ndim == 1
@@ -209,7 +195,7 @@ def test_dequantized_and_verified_as_any_other(tmp_path):
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
     assert torch.equal(logits(reloaded.dequantize()), logits(two.dequantize()))
     reloaded.save_pretrained(tmp_path / "floats")
-    assert weights(tmp_path / "floats")["model.layers.0.mlp.up_proj.weight"].ndim == 2
+    assert stored_tensors(tmp_path / "floats")["model.layers.0.mlp.up_proj.weight"].ndim == 2
 
 
 def test_the_command(tmp_path, capsys, tiny_tokenizer):

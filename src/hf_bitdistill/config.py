@@ -18,6 +18,9 @@ QuantizationMode = Literal["online", "offline"]
 SubNormPlacement = Literal["output", "all", "none"]
 WeightGranularity = Literal["tensor", "row", "group"]
 
+#: Bits of a ternary weight in files.
+WEIGHT_BITS = (2, 1.6)
+
 _CHOICES = {
     "quantization_mode": ("online", "offline"),
     "sub_norm": ("output", "all", "none"),
@@ -26,7 +29,7 @@ _CHOICES = {
     "activation_bits": (8, None),
     "head_bits": (16, 8, 4),
     "table_bits": (16, 8, 4),
-    "weight_bits": (2, 1.6),
+    "weight_bits": WEIGHT_BITS,
     "source_dtype": (None, "float32", "bfloat16", "float16"),
     "surgery_version": (2, 1),
 }
@@ -63,7 +66,7 @@ class BitNetConfig(QuantizationConfigMixin):
 
     Args:
         quantization_mode (`"online"` | `"offline"`): `"online"` keeps latent full-precision weights which are ternarised
-            at every forward pass (trainable); `"offline"` holds packed ternary weights (2 bits a weight, inference only).
+            at every forward pass (trainable); `"offline"` holds packed ternary weights (inference only; `weight_bits` says how files hold them).
             A full-precision checkpoint can only be loaded `"online"`; use [`pack`] to go from one to the other.
         sub_norm (`"output"` | `"all"` | `"none"`): where a SubLN, an RMSNorm in front of the quantised projection, is
             put. `"output"`: before the output projections of attention and of the FFN (BitNet Distillation,

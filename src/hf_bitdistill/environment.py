@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 from datetime import date
@@ -15,6 +16,7 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
+@functools.cache
 def processor_name() -> str:
     """The CPU's model name, as the system tells it."""
     try:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .adapters import adapted_modules
-from .config import BitNetConfig
+from .config import WEIGHT_BITS, BitNetConfig
 from .conversions import convert_when_saved
 from .heads import check_tables, forget_ties, stored_layers, use_stored_layers
 from .layers import BitLinear, TernaryLinear
@@ -23,7 +23,6 @@ from .surgery import SurgeryError, student_config
 
 
 TABLE_BITS = (32, 16, 8, 4)
-WEIGHT_BITS = (2, 1.6)
 
 
 def pack(

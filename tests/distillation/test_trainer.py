@@ -107,7 +107,7 @@ def test_only_labelled_positions_reach_the_output_layer(make_model, make_trainer
         model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.shape[1]))
     sliced = trainer.compute_loss(student, batch)
     assert seen == [5, 5]
-    trainer._all_logits = True
+    trainer._wanted_logits = "all"
     full = trainer.compute_loss(student, batch)
     assert seen[2:] == [12, 12]
     torch.testing.assert_close(sliced, full)
@@ -117,7 +117,7 @@ def test_only_labelled_positions_reach_the_output_layer(make_model, make_trainer
         assert grad.abs().max() > 1e-3, name
         torch.testing.assert_close(actual[name], grad, rtol=1e-4, atol=1e-5, msg=name)
     # A forward without the option computes everything; the loss is the same.
-    trainer._all_logits = False
+    trainer._wanted_logits = None
     monkeypatch.setattr("hf_bitdistill.distillation.passes.forward_parameters", lambda model: {})
     monkeypatch.setattr(
         "hf_bitdistill.distillation.passes.model_inputs",

@@ -272,6 +272,8 @@ def test_it_can_be_switched_off(saved, monkeypatch):
     assert not is_ready(load(folder, native_file=False))
     monkeypatch.setenv(native_key.SWITCH, "0")
     assert not is_ready(load(folder))
+    with pytest.raises(ValueError, match="HF_BITDISTILL_NATIVE_FILES=0 switches native files off"):
+        native_writing.make_native_file(folder)
 
 
 def test_small_checkpoints_have_none(saved, monkeypatch):

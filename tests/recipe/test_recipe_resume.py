@@ -21,7 +21,7 @@ class Killed(BaseException):
 
 
 class Killing(Progress):
-    """Ends the run at a step of a stage."""
+    """Ends the run once so many steps of a stage are done."""
 
     def __init__(self, title, step):
         super().__init__(io.StringIO())
@@ -48,7 +48,7 @@ def test_killed_at_three_stages(settings, tmp_path):
         assert not (tmp_path / "out" / "result.json").exists()
     lines = io.StringIO()
     result = run_recipe(settings, progress=Progress(lines), **options)
-    assert "goes on from step 2" in lines.getvalue() and "teacher: was done before" in lines.getvalue()
+    assert "goes on from step 3" in lines.getvalue() and "teacher: was done before" in lines.getvalue()
     assert result.scores == reference.scores
     expected, found = weights(reference), weights(result)
     assert expected.keys() == found.keys() and all(value.equal(found[name]) for name, value in expected.items())

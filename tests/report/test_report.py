@@ -14,7 +14,7 @@ from architectures import tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.report import write_report
-from hf_bitdistill.report.tables import html_table, markdown_table
+from hf_bitdistill.report.tables import format_score, html_table, markdown_table
 from hf_bitdistill.report.weights import measure_weights, student_options
 
 
@@ -91,6 +91,8 @@ def test_refusals(run, tmp_path, capsys):
 
 
 def test_tables_escape():
+    assert format_score("token_accuracy", 1.0, 0.0123) == "100.0 ± 1.2 %" and format_score("f1", 0.5, None) == "50.0 %"
+    assert format_score("perplexity", 7.8412, 0.0312) == "7.841 ± 0.031" and format_score("loss", 0.25, None) == "0.25"
     assert markdown_table(["a"], [["x|y"]]).splitlines()[-1] == "| x\\|y |"
     assert "<td>&lt;b&gt;</td>" in html_table(["a"], [["<b>"]])
 

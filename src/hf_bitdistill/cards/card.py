@@ -192,13 +192,15 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
             metric_type=metric,
             metric_name=metric.replace("_", " "),
             metric_value=round(record.scores[metric], 4),
-            metric_args={
-                "n": record.scores.get("n"),
-                **({} if (error := _error(record, metric)) is None else {"stderr": round(error, 4)}),
-            },
+            metric_args=_metric_args(record, metric),
         )
         for metric in record.metrics
     ]
+
+
+def _metric_args(record: Record, metric: str) -> dict[str, Any]:
+    error = _error(record, metric)
+    return {"n": record.scores.get("n")} | ({} if error is None else {"stderr": round(error, 4)})
 
 
 def eval_results(facts: CardFacts) -> list[dict[str, Any]]:
@@ -252,7 +254,7 @@ def _scores(record: Record) -> str | None:
     rows = [
         [
             metric.replace("_", " "),
-            format_score(record.scores[metric], _error(record, metric)),
+            format_score(metric, record.scores[metric], _error(record, metric)),
             record.what,
             split,
             count,

@@ -18,7 +18,7 @@ COMMANDS = {
     "pretrain": "continual pre-training: make a ternary student of a model and train it on plain text",
     "cache-teacher": "write a teacher's most likely tokens once, to distil without it in memory",
     "distill": "distil a teacher into a ternary student on a task",
-    "pack": "pack a trained student into 2 bits a weight",
+    "pack": "pack a trained student into 2 or 1.6 bits a weight",
     "verify": "whether a packed student, here or on the Hub, is the one that was packed",
     "card": "make or refresh the card of a student: what it is, what was measured, how it is loaded",
     "push": "publish a student on the Hugging Face Hub, packed",

@@ -8,14 +8,15 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedModel
 
-from ..config import is_classifier
+from ..config import WEIGHT_BITS, is_classifier
 from ..decoder import make_native_file
+from ..decoder.native_key import check_enabled
 from ..evaluation.record import carry_record
 from ..layers import BitLinear
 from ..locate import find_model
 from ..model_folder import replace_model
-from ..packing import TABLE_BITS, WEIGHT_BITS, pack
-from ..room import check_room, check_writable, parameter_bytes
+from ..packing import TABLE_BITS, pack
+from ..room import check_room, check_writable, parameter_bytes, size_text
 from ..sizes import bytes_by_kind
 from ..verify import save_packed
 from .arguments import ModelArguments
@@ -45,6 +46,8 @@ def run(argv: list[str], prog: str) -> None:
     )
     add_storage_options(parser)
     options = parser.parse_args(argv)
+    if options.native:
+        check_enabled()
     path = find_model(options.model)
     check_output_dir(options.output_dir, {"student": path})
     check_no_training(options.output_dir)
@@ -54,8 +57,10 @@ def run(argv: list[str], prog: str) -> None:
     # The classes of a classification head are in the student's own config; no task has to be named.
     model = load_model(ModelArguments(path, dtype="auto"), head)
     before = parameter_bytes(model)
-    size = _packed_bytes(model, options.weight_bits)
-    check_room(options.output_dir, {"the packed model": size, "its native file": size if options.native else 0})
+    needed = {"the packed model": _packed_bytes(model, options.weight_bits)}
+    if options.native:
+        needed["its native file"] = _packed_bytes(model, 2)  # (as it is in memory)
+    check_room(options.output_dir, needed)
     packed = pack(
         model, inplace=True, dtype=options.dtype, table_bits=options.table_bits, weight_bits=options.weight_bits
     )
@@ -72,9 +77,8 @@ def run(argv: list[str], prog: str) -> None:
     if options.native:
         del model, packed
         file = make_native_file(options.output_dir)
-        print(
-            f"\n{file}: {file.stat().st_size / 1e6:.1f} MB, from which it loads on this machine; it may be deleted at any time"
-        )
+        size = size_text(file.stat().st_size)
+        print(f"\n{file}: {size}, from which it loads on this machine; it may be deleted at any time")
 
 
 def add_storage_options(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..report.tables import is_share
+
 
 if TYPE_CHECKING:
     from ..evaluation.record import Record
 
 _ERROR = "_stderr"
-# Scores that are shares of one: shown per cent.
-_SHARES = ("accuracy", "f1", "exact_match", "rouge", "token_accuracy")
 
 
 def readable(result: Mapping[str, Any]) -> str:
@@ -24,9 +24,9 @@ def readable(result: Mapping[str, Any]) -> str:
     scores += [name for name in ("perplexity", "nll_per_token") if name in result and name not in scores]
     rows = []
     for name in scores:
-        share = name.startswith(_SHARES)
+        share = is_share(name)
         rows.append([name, _number(result[name], share), _plus_minus(result.get(name + _ERROR), share)])
-    share = bool(scores) and scores[0].startswith(_SHARES)
+    share = bool(scores) and is_share(scores[0])
     if result.get("chance_level") is not None:
         what = "class" if "random_level" in result else "token" if "chance_perplexity" in result else "answer"
         rows.append([f"the most frequent {what}", _number(result["chance_level"], share), ""])
@@ -60,7 +60,7 @@ def agreement(before: Record, now: Record) -> str:
     name = next(iter(before.metrics), None)
     if name is None or name not in before.scores:
         return ""
-    share = name.startswith(_SHARES)
+    share = is_share(name)
     error = _plus_minus(before.scores.get(f"{name}_stderr"), share)
     by = f"{before.by} of {before.model}" if before.model else before.by
     recorded = f"{name} {_number(before.scores[name], share)} {error}".rstrip() + f", recorded by {by}"
@@ -71,9 +71,7 @@ def agreement(before: Record, now: Record) -> str:
     if all(found.values()):
         return f"agrees with the {recorded} on the same rows"
     different = ", ".join(
-        f"{each} was {_number(before.scores[each], each.startswith(_SHARES))}"
-        for each, same in found.items()
-        if not same
+        f"{each} was {_number(before.scores[each], is_share(each))}" for each, same in found.items() if not same
     )
     return (
         f"DOES NOT AGREE with the {recorded} on the same rows ({different}): these are other weights, or they compute otherwise (here: "

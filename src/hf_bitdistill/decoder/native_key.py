@@ -52,6 +52,16 @@ def is_enabled() -> bool:
     return os.environ.get(SWITCH, "1") != "0"
 
 
+def check_enabled() -> None:
+    """Refuse to write what nobody would read.
+
+    Raises:
+        ValueError: native files are switched off; says by what.
+    """
+    if not is_enabled():
+        raise ValueError(f"{SWITCH}=0 switches native files off, so that none would be read: unset it")
+
+
 def make_key(config: PreTrainedConfig, head: str, head_bits: int) -> dict[str, Any]:
     """Everything but the weights that decides what a native file holds. Of another version it is not read: how an architecture is
     described, and what frequencies its rotary embedding has, is code.
@@ -123,10 +133,11 @@ def places(files: Sequence[str], key: dict[str, Any]) -> Iterator[Path]:
         yield folder / NATIVE_FOLDER / name
     # (Behind its links a file of the Hub's cache has one name in all revisions.)
     origin = "\0".join(os.path.realpath(file) for file in files)
-    yield _cache_folder() / f"{xxhash.xxh3_64_hexdigest(origin.encode())}-{name}"
+    yield cache_folder() / f"{xxhash.xxh3_64_hexdigest(origin.encode())}-{name}"
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Of the native files that cannot lie beside their models."""
     return Path(constants.HF_HOME) / "bitdistill" / "native"
 
 
@@ -134,7 +145,7 @@ def remove_unused(place: Path) -> None:
     """Remove the native files beside one that was just written which nobody will read any more: those of checkpoints that are gone, and those of
     other versions for the same checkpoint and bits which were not read for weeks."""
     variant = place.name.split(".")[0]
-    oldest, in_cache = time.time() - _UNREAD_SECONDS, place.parent == _cache_folder()
+    oldest, in_cache = time.time() - _UNREAD_SECONDS, place.parent == cache_folder()
     for other in place.parent.glob(f"*{NATIVE_SUFFIX}"):
         with suppress(OSError, ValueError):
             if other == place:
@@ -142,5 +153,5 @@ def remove_unused(place: Path) -> None:
             found = other.stat()
             is_old = other.name.split(".")[0] == variant and max(found.st_atime, found.st_mtime) < oldest
             # (Beside a checkpoint, which may have been moved, there are files of no other.)
-            if is_old or (in_cache and not all(map(os.path.exists, NativeFile(other).index["sources"]))):
+            if is_old or (in_cache and not all(map(os.path.exists, NativeFile(other).index.get("sources", ())))):
                 other.unlink()

@@ -15,7 +15,6 @@ from transformers.utils import logging
 
 from ..atomic import file_aside, lock_folder
 from ..config import is_classifier
-from ..model_folder import NATIVE_FOLDER
 from ..preflight import read_config
 from ..room import check_room, size_text
 from ..weight_files import find_weight_files
@@ -23,7 +22,18 @@ from .decoder import KvDtype, LoadedProjection, Weights
 from .families import Norm, Projection
 from .loading import load_decoder
 from .native_format import TensorWriter, write
-from .native_key import States, digests_of, is_enabled, make_key, places, remove_unused, settled, states_of
+from .native_key import (
+    States,
+    cache_folder,
+    check_enabled,
+    digests_of,
+    is_enabled,
+    make_key,
+    places,
+    remove_unused,
+    settled,
+    states_of,
+)
 from .native_reading import ReadyDecoder
 from .spec_json import encode_spec
 from .students import NotAStudentError, Student, head_bits_of
@@ -128,7 +138,9 @@ def make_native_file(folder: str | Path, head_bits: int | None = None) -> Path:
         NotAStudentError, CheckpointError: it is no packed student, or damaged.
         UnsupportedModelError: the native decoder cannot compute it.
         OSError: there is no place for it; says why.
+        ValueError: native files are switched off.
     """
+    check_enabled()
     config = read_config(Path(folder))
     files = find_weight_files(folder, config)
     head = "sequence_classification" if is_classifier(config) else "causal_lm"
@@ -204,7 +216,9 @@ def _write_native_file(source: NativeSource, head_bits: int, ready: ReadyDecoder
         try:
             _write(place, index, writer, settled(source.states))
         except BlockingIOError:
-            raise OSError(f"another process is writing it: {place}") from None
+            raise OSError(
+                f"another process is writing a native file in {place.parent}: load or pack the model again later"
+            ) from None
         except OSError as error:
             failed = error
         else:
@@ -218,7 +232,7 @@ def _write(place: Path, index: Mapping[str, Any], writer: TensorWriter, stamp: S
     try:
         # (A cache must not take the last room on a disk.)
         check_room(place.parent, {"the native file": writer.size, "as much again to be left": writer.size})
-        if place.parent.as_posix().endswith(NATIVE_FOLDER):
+        if place.parent != cache_folder():
             (place.parent / ".gitignore").write_text("*\n", encoding="utf-8")
         with file_aside(place, durable=False) as aside:
             write(aside, index, writer, stamp)

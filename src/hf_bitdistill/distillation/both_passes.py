@@ -14,7 +14,7 @@ from ..data.batches import DOCUMENTS
 from ..data.preprocessing import IGNORE_INDEX, Head
 from .divergences import divergence_of
 from .head_losses import HeadPlan, HeadTeacher, TokenWeights, head_token_losses, product_tokens
-from .head_tap import HeadTap
+from .head_tap import HeadTap, Take
 from .passes import TeacherOutputs, labelled_positions, run_model, run_teacher
 from .teacher_cache import TeacherCache
 from .teacher_scores import TeacherScores, TopTeacher
@@ -26,7 +26,13 @@ logger = logging.get_logger(__name__)
 
 
 class _Reading(NamedTuple):
-    """What a teacher's output layer reads of the selected tokens, and what it makes of one."""
+    """Of a teacher's forward pass.
+
+    Attributes:
+        states: what its output layer reads of the selected tokens, `[N, H]`.
+        head: the layer.
+        products: what it makes of one token, `[1, 1, V]`.
+    """
 
     states: Tensor
     head: nn.Module
@@ -92,13 +98,13 @@ class BothPasses:
             logits = "labelled" if logits == "none" else logits
         if logits == "none" and self.head == "causal_lm":
             found = self._tapped(model, student, inputs, targets, terms, progress)
-        if found is None:
-            found = self._whole(model, student, inputs, targets, terms, progress, logits == "all")
-            if self.refusal is not None and not self._is_told:
+            if found is None and not self._is_told:
                 self._is_told = True
                 logger.warning(
                     f"The logits of a batch are computed as a whole, which takes more memory: {self.refusal}."
                 )
+        if found is None:
+            found = self._whole(model, student, inputs, targets, terms, progress, logits == "all")
         return Forwards(
             args=self.args,
             inputs=inputs,
@@ -114,7 +120,7 @@ class BothPasses:
         positions: Tensor | None,
         terms: Sequence[LossTerm],
         progress: Progress,
-        tap: Any = None,
+        tap: tuple[HeadTap, Take] | None = None,
     ) -> TeacherOutputs:
         """See [`run_teacher`]."""
         return run_teacher(self.prepared_teacher, self.teacher, inputs, positions, terms, progress, self.head, tap)
@@ -127,7 +133,7 @@ class BothPasses:
         positions: Tensor | None,
         terms: Sequence[LossTerm],
         progress: Progress,
-        tap: Any = None,
+        tap: tuple[HeadTap, Take] | None = None,
     ) -> tuple[Any, Tensor, tuple[Tensor, ...]]:
         wants_hidden = any(term.wants_hidden(progress) for term in terms)
         with ExitStack() as stack:

@@ -147,11 +147,11 @@ class _HeadTokenLosses(torch.autograd.Function):
                 rows = slice(chunk.start + part.start, chunk.start + part.stop)
                 logits = plan.tail(products[part].to(exact))
                 log_probs = losses.log_probs(logits, rows)
-                sums = losses.sums(labels[rows], rows, *log_probs)
+                sums = losses.sums(labels[rows], log_probs)
                 cross_entropy += sums[0]
                 total += sums[1]
                 if any(wants):
-                    gradient = losses.gradient(labels[rows], rows, *log_probs, *plan.weights)
+                    gradient = losses.gradient(labels[rows], rows, log_probs, *plan.weights)
                     products[part] = plan.tail.pull_back(gradient, logits)
             if of_states is not None:
                 of_states[chunk] = products @ product.weight

@@ -45,6 +45,22 @@ def default_chunk_size(device: torch.device, width: int) -> int:
     return _ACCELERATOR_CHUNK_TOKENS if device.type != "cpu" else max(1, _CPU_CHUNK_ELEMENTS // width)
 
 
+class LogProbs(NamedTuple):
+    """Of a chunk of tokens; without a teacher the first alone.
+
+    Attributes:
+        student: `[n, V]`.
+        softened: those at the temperature, of the columns that the divergence reads.
+        outcomes: of the teacher's outcomes, by the student, at the temperature.
+        teacher: of these, by the teacher.
+    """
+
+    student: Tensor
+    softened: Tensor | None = None
+    outcomes: Tensor | None = None
+    teacher: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class TokenLosses:
     """Which losses a token has, and how: see [`distillation_token_losses`].
@@ -60,43 +76,41 @@ class TokenLosses:
     vocab_size: int | None = None
     label_smoothing: float = 0.0
 
-    def log_probs(self, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Log-probabilities `[n, V]` of the student, of the student and of the teacher (of its outcomes) at the temperature."""
+    def log_probs(self, logits: Tensor, rows: slice) -> LogProbs:
+        """Of the student's logits `[n, V]` of these rows, and of the teacher's."""
         log_p = F.log_softmax(logits, dim=-1)
         if self.teacher is None:
-            return log_p, None, None
+            return LogProbs(log_p)
         # The softmax of the cross entropy is the divergence's too.
         one_softmax = self.temperature == 1 and self.vocab_size == logits.shape[-1]
         softened = log_p if one_softmax else F.log_softmax(logits[:, : self.vocab_size] / self.temperature, dim=-1)
-        return log_p, softened, F.log_softmax(self.teacher.scores(rows, logits.dtype), dim=-1)
+        log_t = F.log_softmax(self.teacher.scores(rows, logits.dtype), dim=-1)
+        return LogProbs(log_p, softened, self.teacher.outcomes(softened, rows), log_t)
 
-    def sums(
-        self, labels: Tensor, rows: slice, log_p: Tensor, softened: Tensor | None, log_t: Tensor | None
-    ) -> tuple[Tensor, Tensor | float]:
-        """Of cross entropy and divergence over these rows, of [`log_probs`]."""
+    def sums(self, labels: Tensor, log_probs: LogProbs) -> tuple[Tensor, Tensor | float]:
+        """Of cross entropy and divergence."""
+        log_p = log_probs.student
         nll = -log_p.gather(-1, labels[:, None]).squeeze(-1)
         if self.label_smoothing:
             nll = (1 - self.label_smoothing) * nll - self.label_smoothing * log_p.mean(-1)
-        if softened is None:
+        if log_probs.outcomes is None:
             return nll.sum(), 0.0
-        total = self.divergence.total(self.teacher.outcomes(softened, rows), log_t)
+        total = self.divergence.total(log_probs.outcomes, log_probs.teacher)
         return nll.sum(), total * self.temperature**2
 
     def gradient(
         self,
         labels: Tensor,
         rows: slice,
-        log_p: Tensor,
-        softened: Tensor | None,
-        log_t: Tensor | None,
+        log_probs: LogProbs,
         of_cross_entropy: Tensor | float,
         of_divergence: Tensor | float,
     ) -> Tensor:
-        """`[n, V]`: that of the two [`sums`], times their factors, with respect to the logits. `log_p` is overwritten."""
+        """`[n, V]`: that of the two [`sums`], times their factors, with respect to the logits. `log_probs` are overwritten."""
+        log_p, softened, outcomes, log_t = log_probs
         spread = None
         if softened is not None:
             # d (tau^2 D) / d logits = tau * d D / d (logits / tau)
-            outcomes = self.teacher.outcomes(softened, rows)
             spread = self.teacher.spread(self.divergence.gradient(outcomes, log_t), softened, outcomes, rows)
             spread *= self.temperature * of_divergence
         # d CE / d logits = softmax(s) - target distribution
@@ -132,7 +146,7 @@ class _ChunkedTokenLosses(torch.autograd.Function):
         total = torch.zeros((), dtype=dtype, device=student.device)
         for rows in chunks(len(positions), chunk_size):
             log_probs = losses.log_probs(student[positions[rows]].to(dtype), rows)
-            sums = losses.sums(labels[rows], rows, *log_probs)
+            sums = losses.sums(labels[rows], log_probs)
             cross_entropy += sums[0]
             total += sums[1]
         ctx.save_for_backward(student, positions, labels)
@@ -147,7 +161,7 @@ class _ChunkedTokenLosses(torch.autograd.Function):
         grad_student = torch.zeros_like(student)
         for rows in chunks(len(positions), ctx.chunk_size):
             log_probs = ctx.losses.log_probs(student[positions[rows]].to(dtype), rows)
-            gradient = ctx.losses.gradient(labels[rows], rows, *log_probs, grad_cross_entropy, grad_divergence)
+            gradient = ctx.losses.gradient(labels[rows], rows, log_probs, grad_cross_entropy, grad_divergence)
             grad_student[positions[rows]] = gradient.to(student.dtype)
         return grad_student, None, None, None, None
 

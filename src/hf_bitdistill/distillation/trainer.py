@@ -158,7 +158,8 @@ class DistillationTrainer(ReliableTrainer):
 
         self._train_means = ComponentMeans()
         self._eval_means = ComponentMeans()
-        self._all_logits = self._loss_only = False
+        # The student's logits that an evaluation wants (see `BothPasses`); `None` elsewhere.
+        self._wanted_logits: str | None = None
         self._warned_unlabelled = False
         self._step_counts: Tensor | None = None
         self._counts: Tensor | None = None
@@ -341,7 +342,7 @@ class DistillationTrainer(ReliableTrainer):
             self._warn_unlabelled()
 
         progress, terms = self._next_terms()
-        wanted = "all" if self._all_logits else "labelled" if return_outputs and not self._loss_only else "none"
+        wanted = self._wanted_logits or ("labelled" if return_outputs else "none")
         student = self.accelerator.unwrap_model(model)
         forwards = self._passes(model, student, inputs, targets, mask, terms, progress, wanted)
         labels, tokens = counts.clamp(min=1).float()
@@ -396,11 +397,11 @@ class DistillationTrainer(ReliableTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """As in `Trainer`; the logits of all positions are computed only if they are asked for."""
-        self._all_logits, self._loss_only = not prediction_loss_only, prediction_loss_only
+        self._wanted_logits = "none" if prediction_loss_only else "all"
         try:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         finally:
-            self._all_logits = self._loss_only = False
+            self._wanted_logits = None
 
     def evaluation_loop(
         self,

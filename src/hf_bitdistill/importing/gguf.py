@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def import_gguf(
     target = packed_dtype(dtype or "float32", table_bits, options)
     model = _meta_model(config, options)
     _check_complete(model, tensors)
-    check_room(output, {"the imported model": _size(model, table_bits, target)})
+    check_room(output, {"the imported model": _size(model, table_bits, weight_bits, target)})
     try:
         own = tokenizer or tokenizer_of(source)
         problem = None
@@ -151,12 +152,13 @@ def _check_complete(model: PreTrainedModel, tensors: GgufTensors) -> None:
             )
 
 
-def _size(model: PreTrainedModel, table_bits: int, dtype: torch.dtype) -> int:
+def _size(model: PreTrainedModel, table_bits: int, weight_bits: float, dtype: torch.dtype) -> int:
     """About the bytes of the student."""
     tables, size = _tables(model), 0
     for name, tensor in model.state_dict().items():
-        codes = tensor.dtype == torch.uint8
-        size += tensor.numel() * (table_bits if name in tables else 8 if codes else 8 * dtype.itemsize) // 8
+        codes = tensor.dtype == torch.uint8  # (four to a byte)
+        bits = table_bits if name in tables else 4 * weight_bits if codes else 8 * dtype.itemsize
+        size += math.ceil(tensor.numel() * bits / 8)
     return size
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def import_transformers(
     student = Student(config, files, "sequence_classification" if is_classifier(config) else "causal_lm")
     if latent:
         _check_latent(student)
-    check_room(output, {"the imported model": _size(student)})
+    check_room(output, {"the imported model": _size(student, weight_bits)})
     with replace_model(output) as folder:
         student.save(folder, max_shard_size, dtype, table_bits, weight_bits)
         tokenizer = carry_settings(model_id, folder, **hub)
@@ -78,11 +79,13 @@ def import_transformers(
         keep_answers(output, tokenizer)
 
 
-def _size(student: Student) -> int:
-    """About the bytes of the packed student: a quarter of one for a ternary weight, two for any other."""
+def _size(student: Student, weight_bits: float) -> int:
+    """About the bytes of the packed student: `weight_bits` for a ternary weight, two bytes for any other."""
     ternary = {f"{name}.weight" for name, module in student.model.named_modules() if isinstance(module, BitLinear)}
     return sum(
-        tensor.numel() // 4 if name in ternary else tensor.numel() * min(2, tensor.element_size())
+        math.ceil(tensor.numel() * weight_bits / 8)
+        if name in ternary
+        else tensor.numel() * min(2, tensor.element_size())
         for name, tensor in student.model.state_dict().items()
     )
 

@@ -118,15 +118,12 @@ def pack_table(table: Tensor, bits: int) -> Tensor:
 
 
 def packed_bits(packed: Tensor) -> int:
-    """8 or 4: the bits of a packed table. The native library reads its header.
+    """8 or 4: the bits of a packed table.
 
     Raises:
-        NativeLibraryError: there is no native library, or this is no packed weight.
+        ValueError: this is no packed weight.
     """
-    library, reason = n.load()
-    if library is None:
-        raise n.NativeLibraryError(reason)
-    return {form: bits for bits, form in _FORMATS.items()}[library.describe(packed.data_ptr(), packed.numel()).format]
+    return {n.INT8: 8, n.INT4: 4}[form.read_header(packed).format]
 
 
 def split_table(packed: Tensor, norm_weight: Tensor | None = None) -> Tensor:

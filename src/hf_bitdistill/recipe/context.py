@@ -214,6 +214,7 @@ class Context:
             evaluation=self.evaluation,
         )
         score = stage.result["score"]
-        self.progress.done(f"{name}: {score['metric']} {format_score(score['value'], score['stderr'])}")
+        text = format_score(score["metric"], score["value"], score["stderr"])
+        self.progress.done(f"{name}: {score['metric']} {text}")
         size = size_of_weights(model.model) if Path(model.model).is_dir() else None
         return Row(name, score, size, final=final)

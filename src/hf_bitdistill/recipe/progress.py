@@ -63,7 +63,8 @@ class Progress:
         if self._first is None and done > 1 and not self._resumed:
             # How long the next step takes is not asked: it may come after a way through what was done.
             self._resumed = True
-            return self.done(f"{self._title}: goes on after step {done} of {total}")
+            self.done(f"{self._title}: goes on after step {done} of {total}")
+            return
         if self._first is None:
             self._first = (done, now) if self._resumed else (0, self._started)
         first, started = self._first
@@ -97,7 +98,7 @@ class ProgressCallback(TrainerCallback):
         if "loss" in (logs or {}):
             self.loss = float(logs["loss"])
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_begin(self, args, state, control, **kwargs):
         self.progress.show(state.global_step, state.max_steps, self.loss)
 
 

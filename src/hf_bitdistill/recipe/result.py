@@ -144,16 +144,16 @@ class RecipeResult:
     def cells(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows of the table."""
         speed = any(row.tokens_per_second for row in self.table)
-        metric = self.table[0].score["metric"].replace("_", " ")
-        header = ["", metric, "on disk", *(["tokens/s on this CPU"] if speed else [])]
+        metric = self.table[0].score["metric"]
+        header = ["", metric.replace("_", " "), "on disk", *(["tokens/s on this CPU"] if speed else [])]
         rows = []
         chance = self.table[0].score["chance"]
         if chance is not None:
-            rows.append(["most frequent answer", format_score(chance, None), "", *([""] if speed else [])])
+            rows.append(["most frequent answer", format_score(metric, chance, None), "", *([""] if speed else [])])
         for row in self.table:
             size = "" if row.bytes is None else f"{row.bytes / 1e6:.1f} MB"
             rate = "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
-            score = format_score(row.score["value"], row.score["stderr"])
+            score = format_score(row.score["metric"], row.score["value"], row.score["stderr"])
             rows.append([row.name, score, size, *([rate] if speed else [])])
         return header, rows
 

@@ -6,6 +6,10 @@ import html
 from collections.abc import Sequence
 
 
+# How the names of metrics begin.
+_SHARES = ("accuracy", "f1", "exact_match", "rouge", "token_accuracy")
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; a `|` in a cell is escaped."""
     lines = [header, ["---"] * len(header), *rows]
@@ -21,8 +25,13 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(["<table>", line("th", header), *(line("td", row) for row in rows), "</table>"])
 
 
-def format_score(value: float, error: float | None) -> str:
-    """Shares in per cent; what is above one (no share) as it is."""
-    scale, unit = (100, " %") if abs(value) <= 1 else (1, "")
-    text = f"{scale * value:.1f}"
-    return f"{text}{unit}" if error is None else f"{text} ± {scale * error:.1f}{unit}"
+def is_share(metric: str) -> bool:
+    """Whether a score is a share of one, which is shown per cent."""
+    return metric.startswith(_SHARES)
+
+
+def format_score(metric: str, value: float, error: float | None) -> str:
+    """With its standard error, if it has one: shares per cent, others as they are."""
+    if is_share(metric):
+        return f"{100 * value:.1f} %" if error is None else f"{100 * value:.1f} ± {100 * error:.1f} %"
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"

@@ -45,7 +45,7 @@ class BitNetCommand(BaseOptimumCLICommand):
         _command("pretrain", "continual pre-training: make a ternary student of a model and train it on plain text"),
         _command("cache-teacher", "write a teacher's most likely tokens once, to distil without it in memory"),
         _command("distill", "distil a teacher into a ternary student on a task"),
-        _command("pack", "pack a trained student into 2 bits a weight"),
+        _command("pack", "pack a trained student into 2 or 1.6 bits a weight"),
         _command("verify", "whether a packed student, here or on the Hub, is the one that was packed"),
         _command("card", "make or refresh the card of a student: what it is, what was measured, how it is loaded"),
         _command("push", "publish a student on the Hugging Face Hub, packed"),

@@ -62,7 +62,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch
-	$(PIP) install --quiet -c constraints.txt -e '.[test]'
+	DS_BUILD_OPS=0 $(PIP) install --quiet -c constraints.txt -e '.[test,distributed]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch

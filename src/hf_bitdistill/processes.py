@@ -1,0 +1,181 @@
+"""The processes that `torchrun` or `accelerate launch` started: which is the first, what it decides for all, and what all must have alike.
+
+Without a launcher there is one process, and nothing here waits or sends. What is exchanged is small: names, numbers, results. Every function
+that exchanges is called by all processes, in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+
+Value = TypeVar("Value")
+
+
+class ProcessesError(RuntimeError):
+    """The processes of one run cannot go on together: one failed, or they do not have alike what they must. It is raised in all of them."""
+
+
+def world_size() -> int:
+    """How many processes a launcher started; 1 without one."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+
+
+def rank() -> int:
+    """Of this process among all; 0 without a launcher."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this is the process that decides, reports and writes for all."""
+    return rank() == 0
+
+
+def place() -> str:
+    """This process, for a message: its rank and its machine."""
+    return f"process {rank()} on {socket.gethostname()}"
+
+
+def _joined() -> None:
+    """Set the process group up as accelerate does, so that a `Trainer` finds the same one later."""
+    from accelerate import PartialState
+
+    PartialState()
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if world_size() > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+def gather(value: Value) -> list[Value]:
+    """What each process has, in the order of their ranks, in all processes.
+
+    Args:
+        value: anything that can be pickled.
+    """
+    if world_size() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    _joined()
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(make: Callable[[], Value], what: str) -> Value:
+    """What the first process makes, in all processes. The others wait for it.
+
+    Args:
+        make: called in the first process alone; its result can be pickled.
+        what: for the message, as in "choosing a checkpoint".
+
+    Raises:
+        Exception: what `make` raised, in the first process.
+        ProcessesError: the same, in the others.
+    """
+    if world_size() == 1:
+        return make()
+    import torch.distributed as dist
+
+    _joined()
+    result: list[Any] = [None, None]
+    error: BaseException | None = None
+    if is_first():
+        try:
+            result[0] = make()
+        except BaseException as caught:  # the others must not wait for it
+            error = caught
+            result[1] = f"{type(caught).__name__}: {caught}"
+    dist.broadcast_object_list(result, src=0)  # (accelerate's does nothing on CPUs)
+    if error is not None:
+        raise error
+    if result[1] is not None:
+        raise ProcessesError(f"{what} failed in the first process: {result[1]}")
+    return result[0]
+
+
+def on_first(work: Callable[[], Any], what: str) -> None:
+    """Do something in the first process alone; the others wait until it is done, and fail if it fails.
+
+    Raises:
+        Exception, ProcessesError: as `from_first`.
+    """
+
+    def done() -> None:
+        work()
+
+    from_first(done, what)
+
+
+def together(work: Callable[[], Value], what: str) -> Value:
+    """Do something in every process: where it fails in one, all end, instead of waiting for it.
+
+    Raises:
+        Exception: what `work` raised, in the process where it did.
+        ProcessesError: in the others, with the first such message.
+    """
+    error: BaseException | None = None
+    result: Any = None
+    try:
+        result = work()
+    except Exception as caught:
+        error = caught
+    messages = gather(None if error is None else f"{place()}: {type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    failed = [message for message in messages if message is not None]
+    if failed:
+        raise ProcessesError(f"{what} failed in {failed[0]}")
+    return result
+
+
+def agree(what: str, value: Value, remedy: str) -> Value:
+    """The value, if every process has the same one.
+
+    Args:
+        what: names it, as in "the checkpoint to go on from".
+        value: anything that can be pickled and compared.
+        remedy: what a user can do where they differ.
+
+    Raises:
+        ProcessesError: they differ; in all processes, with the first process that differs from the first one, and both values.
+    """
+    for index, (found, where) in enumerate(gather((value, place()))):
+        if index == 0:
+            expected, first = found, where
+        elif found != expected:
+            raise ProcessesError(f"{what} differs: {expected!r} in {first}, {found!r} in {where}. {remedy}")
+    return value
+
+
+def share(count: int) -> range:
+    """The indices of so many items that this process works on: every `world_size`-th. A process may have none."""
+    return range(rank(), count, world_size())
+
+
+def collect(parts: Sequence[Value], count: int) -> list[Value]:
+    """The results of all items in their order, in all processes, each process having those of its [`share`].
+
+    Raises:
+        ValueError: this process has more or fewer results than its share.
+    """
+    if len(parts) != len(share(count)):
+        raise ValueError(f"{len(parts)} results for a share of {len(share(count))} items")
+    gathered = gather(list(parts))
+    return [gathered[index % len(gathered)][index // len(gathered)] for index in range(count)]

@@ -2,8 +2,8 @@
 
 import sys
 
-from .cli.main import main
+from hf_bitdistill_cli import script
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(script())

@@ -10,7 +10,7 @@ import pytest
 from optimum.exporters.tasks import TasksManager
 
 from hf_bitdistill import pack
-from hf_bitdistill.cli.main import COMMANDS
+from hf_bitdistill_cli import COMMANDS
 from optimum.commands import optimum_cli
 from optimum.commands.register.register_bitnet import BitNetCommand
 from students import make_student

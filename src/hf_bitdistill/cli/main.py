@@ -1,4 +1,4 @@
-"""Entry point of `bitdistill`: finds the command and turns expected failures into one line."""
+"""Runs a command of `bitdistill` and turns expected failures into one line. The list of commands is in `hf_bitdistill_cli`."""
 
 from __future__ import annotations
 
@@ -8,63 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-
-# Command -> what the overview says. The module of the same name (with `_`) in this package (`import_` for a keyword) has `run(argv, prog)`.
-COMMANDS = {
-    "quickstart": "show the whole recipe on a small model in minutes: no download, no options needed",
-    "run": "a model and a dataset to a packed ternary student: the whole recipe, best by default",
-    "data": "show what a model will see of a dataset: examples, lengths, labels, what is left out",
-    "warm-start": "make a ternary student whose blocks learned from the model's own, from little text",
-    "pretrain": "continual pre-training: make a ternary student of a model and train it on plain text",
-    "cache-teacher": "write a teacher's most likely tokens once, to distil without it in memory",
-    "distill": "distil a teacher into a ternary student on a task",
-    "pack": "pack a trained student into 2 or 1.6 bits a weight",
-    "verify": "whether a packed student, here or on the Hub, is the one that was packed",
-    "card": "make or refresh the card of a student: what it is, what was measured, how it is loaded",
-    "push": "publish a student on the Hugging Face Hub, packed",
-    "export": "a packed student in the files of other programs: llama.cpp, bitnet.cpp, transformers alone",
-    "import": "other programs' ternary checkpoints (GGUF, transformers' bitnet) as a packed student of ours",
-    "evaluate": "measure a model on a task, or its perplexity on a text",
-    "benchmark": "speed, memory and size of a packed model on this CPU, against other systems",
-    "serve": "an OpenAI-compatible server for a packed student: transformers' own, on the native decoder",
-    "chat": "chat with a packed student in the terminal",
-    "report": "losses, scores and weights of a run on one HTML page",
-    "exec": "run a Python program that loads ternary models as if it imported hf_bitdistill",
-    "autoload": "have every Python program of this environment load ternary models: on, off, status",
-    "env": "what is installed, and what computes",
-}
-
-
-def usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: bitdistill COMMAND [OPTIONS]",
-            "",
-            *lines,
-            "",
-            "bitdistill COMMAND --help lists the options of a command.",
-        ]
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status (0 done, 1 failed, 2 wrong usage)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if argv else 2
-    if argv[0] == "--version":
-        from .. import __version__
-
-        print(__version__)
-        return 0
-    command = argv[0]
-    if command not in COMMANDS:
-        print(f"bitdistill: unknown command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
-    return run_command(command, argv[1:], prog=f"bitdistill {command}")
+from hf_bitdistill_cli import CLOSED_PIPE, main, output_is_gone
 
 
 def run_command(command: str, argv: Sequence[str], prog: str) -> int:
@@ -81,6 +25,10 @@ def explain_errors(run: Callable[[], None], prog: str) -> int:
 
     try:
         run()
+    except BrokenPipeError:
+        if not output_is_gone():
+            raise
+        return CLOSED_PIPE
     except (
         SafetensorError,
         HTTPError,
@@ -103,6 +51,8 @@ def explain_errors(run: Callable[[], None], prog: str) -> int:
         return 130
     return 0
 
+
+__all__ = ["explain_errors", "main", "run_command"]
 
 if __name__ == "__main__":
     sys.exit(main())

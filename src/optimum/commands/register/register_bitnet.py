@@ -9,6 +9,8 @@ from pathlib import Path
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
+from hf_bitdistill_cli import COMMANDS
+
 
 class _BitDistillCommand(BaseOptimumCLICommand):
     """A command of `bitdistill`, with all arguments handed through to it."""
@@ -28,44 +30,11 @@ class _BitDistillCommand(BaseOptimumCLICommand):
             sys.exit(status)
 
 
-def _command(name: str, summary: str) -> CommandInfo:
-    return CommandInfo(name, summary, _BitDistillCommand)
-
-
 class BitNetCommand(BaseOptimumCLICommand):
     """`optimum-cli bitnet`."""
 
     COMMAND = CommandInfo("bitnet", "Ternary (1.58-bit) students: train, evaluate, benchmark.")
-    # The names and summaries are those of `bitdistill`, which is too heavy to ask.
-    SUBCOMMANDS = (
-        _command("quickstart", "show the whole recipe on a small model in minutes: no download, no options needed"),
-        _command("run", "a model and a dataset to a packed ternary student: the whole recipe, best by default"),
-        _command("data", "show what a model will see of a dataset: examples, lengths, labels, what is left out"),
-        _command("warm-start", "make a ternary student whose blocks learned from the model's own, from little text"),
-        _command("pretrain", "continual pre-training: make a ternary student of a model and train it on plain text"),
-        _command("cache-teacher", "write a teacher's most likely tokens once, to distil without it in memory"),
-        _command("distill", "distil a teacher into a ternary student on a task"),
-        _command("pack", "pack a trained student into 2 or 1.6 bits a weight"),
-        _command("verify", "whether a packed student, here or on the Hub, is the one that was packed"),
-        _command("card", "make or refresh the card of a student: what it is, what was measured, how it is loaded"),
-        _command("push", "publish a student on the Hugging Face Hub, packed"),
-        _command(
-            "export", "a packed student in the files of other programs: llama.cpp, bitnet.cpp, transformers alone"
-        ),
-        _command(
-            "import", "other programs' ternary checkpoints (GGUF, transformers' bitnet) as a packed student of ours"
-        ),
-        _command("evaluate", "measure a model on a task, or its perplexity on a text"),
-        _command("benchmark", "speed, memory and size of a packed model on this CPU, against other systems"),
-        _command(
-            "serve", "an OpenAI-compatible server for a packed student: transformers' own, on the native decoder"
-        ),
-        _command("chat", "chat with a packed student in the terminal"),
-        _command("report", "losses, scores and weights of a run on one HTML page"),
-        _command("exec", "run a Python program that loads ternary models as if it imported hf_bitdistill"),
-        _command("autoload", "have every Python program of this environment load ternary models: on, off, status"),
-        _command("env", "what is installed, and what computes"),
-    )
+    SUBCOMMANDS = tuple(CommandInfo(name, summary, _BitDistillCommand) for name, summary in COMMANDS.items())
 
 
 class BitNetExportCommand(BaseOptimumCLICommand):

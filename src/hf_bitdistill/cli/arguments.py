@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.utils import is_torch_xla_available
 
 from ..config import BitNetConfig
+from .options_help import OptionsParser
 
 
 @dataclass
@@ -140,7 +141,7 @@ def parse(
         ValueError: the file is not a YAML mapping, or it or a flag names an unknown option.
         SystemExit: a value of the wrong type or not among the choices, or `--help` (argparse).
     """
-    parser = HfArgumentParser(
+    parser = OptionsParser(
         kinds,
         prog=prog,
         description=description,

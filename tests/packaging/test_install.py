@@ -71,3 +71,13 @@ def test_no_compiler_is_explained(compiler, tmp_path):
     assert "no working C++ compiler" in words and "HF_BITDISTILL_SKIP_NATIVE=1" in words
     # Nothing of it is remembered: the next try finds a compiler that was installed meanwhile.
     assert "CMAKE_CXX_COMPILER:" not in (tmp_path / "build" / "CMakeCache.txt").read_text()
+
+
+def test_the_check_of_a_wheel():
+    """`scripts/check_wheel.py`, which tries a wheel's kernels where there is no torch; here on this environment's installation."""
+    command = [sys.executable, str(ROOT / "scripts/check_wheel.py")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if "no native library" in result.stderr:
+        pytest.skip("this environment has no native library")
+    assert result.returncode == 0, result.stderr
+    assert "scalar" in result.stdout

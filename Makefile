@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 SOURCES := src tests examples scripts benchmarks
 
-.PHONY: demo test bench-kernels bench-decode bench-train results style check clean
+.PHONY: demo test test-floors test-newest bench-kernels bench-decode bench-train results style check clean
 
 # The main job: the whole recipe on a small model, in minutes, on two cores. Writes quickstart/report.html.
 # On a machine with more than twice as much work as cores, threads that spin while they wait take the cores from those that they wait for.
@@ -19,6 +19,10 @@ demo: $(VENV)/.installed
 # The test suite.
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -p no:cacheprovider -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# A quick part of it with every dependency at its lower bound, and with all at their newest, each in an environment of its own.
+test-floors test-newest:
+	PYTHON=$(PYTHON) WORKERS=$(WORKERS) scripts/test_bounds.sh $(@:test-%=%)
 
 # Speed of the native kernels against torch and the machine's own limits. Nothing else should run meanwhile.
 bench-kernels: $(VENV)/.installed-test
@@ -70,5 +74,5 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist quickstart outputs
+	rm -rf $(VENV) .venv-floors .venv-newest build dist quickstart outputs
 	find . -name '__pycache__' -type d -prune -exec rm -rf {} +

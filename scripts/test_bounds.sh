@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# The quick part of the suite at the ends of what pyproject.toml allows, in an environment of its own:
+#
+#     scripts/test_bounds.sh floors    every direct dependency at its lower bound
+#     scripts/test_bounds.sh newest    everything at its newest; a warning that our code causes is an error
+#
+# UV_TORCH_BACKEND=cpu takes torch without CUDA, where PyTorch's own index can be reached.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+kind=${1:?floors or newest}
+case $kind in
+floors) resolution=lowest-direct options=() ;;
+newest) resolution=highest options=(-o "filterwarnings=error:::hf_bitdistill") ;;
+*) echo "floors or newest, not $kind" >&2 && exit 2 ;;
+esac
+
+environment=.venv-$kind
+"${PYTHON:-python3}" -m venv --clear "$environment"
+"$environment/bin/python" -m pip install --quiet uv
+"$environment/bin/uv" pip install --quiet --python "$environment/bin/python" --resolution "$resolution" -e '.[test]'
+"$environment/bin/uv" pip list --python "$environment/bin/python" | grep -Ei '^(torch|transformers|accelerate|datasets|peft|trl|numpy|optimum) '
+exec "$environment/bin/python" -m pytest -q -p no:cacheprovider -n "${WORKERS:-2}" --dist loadfile "${options[@]}" \
+  tests/test_*.py tests/quantization tests/layers tests/ops tests/autoload tests/adapters tests/data tests/distillation \
+  tests/evaluation tests/gguf_format tests/verify tests/warm_start tests/cli/test_door.py tests/optimum

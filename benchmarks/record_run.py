@@ -22,8 +22,8 @@ from hf_bitdistill.report.tables import markdown_table
 _PLACES = ("model", "dataset", "teacher", "corpus", "output_dir", "task")
 
 
-def record(result: RecipeResult, model_name: str, dataset_name: str) -> dict[str, Any]:
-    """A result without what belongs to one machine's folders."""
+def record(result: RecipeResult, model_name: str, dataset_name: str, note: str | None) -> dict[str, Any]:
+    """A result without what belongs to one machine's folders, and what a reader has to know of this run."""
     values = result.to_dict()
     settings = {name: value for name, value in values["settings"].items() if name not in _PLACES}
     data = result.settings.get("dataset")
@@ -31,6 +31,7 @@ def record(result: RecipeResult, model_name: str, dataset_name: str) -> dict[str
         **{name: value for name, value in values.items() if name not in ("output", "paths")},
         "settings": {"model": model_name, "dataset": dataset_name, **settings},
         "data": values["data"].replace(data, dataset_name) if data else values["data"],
+        **({"note": note} if note else {}),
     }
 
 
@@ -60,6 +61,7 @@ def page(result: RecipeResult, values: dict[str, Any]) -> str:
         "Decided on held-out training rows:",
         "\n".join(f"- {choice}" for choice in result.choices),
         f"{', '.join(f'{name}: {value}' for name, value in result.machine.items())}.",
+        *([values["note"]] if "note" in values else []),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -71,9 +73,10 @@ def main() -> None:
     parser.add_argument("--model_name", required=True, help="how the result calls the model")
     parser.add_argument("--dataset_name", required=True, help="how the result calls the data")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/recipe"))
+    parser.add_argument("--note", help="what a reader has to know of this run, such as interruptions")
     options = parser.parse_args()
     result = RecipeResult.load(options.run)
-    values = record(result, options.model_name, options.dataset_name)
+    values = record(result, options.model_name, options.dataset_name, options.note)
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / f"{options.name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     (options.results / f"{options.name}.md").write_text(page(result, values), encoding="utf-8")

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ..data.streams import Stream
 from ..distillation import (
     TEACHER_LOSS_WEIGHTS,
     DistillationTrainer,
@@ -84,13 +85,16 @@ def run(argv: list[str], prog: str) -> None:
         calibrate(student, student_arguments, rows, training)
     if training.should_save:
         keep_options(training.output_dir, deciding)
+    if corpus.streaming:
+        # Files in another order in every pass; within a file the blocks come in theirs.
+        blocks = Stream(blocks, training.seed if training.data_seed is None else training.data_seed, by_shard=True)
     train_and_save(make_trainer(student, training, blocks, tokenizer))
 
 
 def make_trainer(
     student: PreTrainedModel,
     training: PretrainingConfig,
-    blocks: Dataset | IterableDataset,
+    blocks: Dataset | IterableDataset | Stream,
     tokenizer: PreTrainedTokenizerBase,
     teacher: PreTrainedModel | None = None,
 ) -> ReliableTrainer:

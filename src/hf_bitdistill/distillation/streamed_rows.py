@@ -124,7 +124,8 @@ class StreamedRowsTrainer(Trainer):
         if isinstance(resume_from_checkpoint, str) and not as_given:
             self._find_place(stream, Path(resume_from_checkpoint))
             self._random_states_of = resume_from_checkpoint
-        self.add_callback(_CountSteps)
+        # Before those of the user, which see what it sets.
+        self.callback_handler.callbacks.insert(0, _CountSteps())
         # The stream begins where the training stopped: there is nothing for `Trainer` to skip.
         self.args.ignore_data_skip = True
         try:

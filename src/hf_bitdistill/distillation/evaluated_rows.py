@@ -43,8 +43,9 @@ class WholeTurns(BatchSampler):
 class EvaluatedRowsTrainer(Trainer):
     """`Trainer` whose evaluation in several processes gives the losses of one process with the same `per_device_eval_batch_size`.
 
-    Stock, the last batches are filled up with rows that were evaluated before, and their losses count. Here the last batch holds what is left,
-    as in one process, and a process without a batch of its own repeats the first one, which counts nowhere.
+    Stock, the last batches are filled up with rows that were evaluated before, and their losses count; and batches that are evaluated at the
+    same time share one mean over their tokens. Here the last batch holds what is left, as in one process, a process without a batch of its own
+    repeats the first one, which counts nowhere, and each batch has a mean of its own.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -61,10 +62,15 @@ class EvaluatedRowsTrainer(Trainer):
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`."""
         self._uneven, self._repeats_last = self._take_turns(dataloader)
+        across = self.args.average_tokens_across_devices
+        if self.accelerator.num_processes > 1 and self.get_tp_size() * self.get_cp_size() * self.get_sp_size() == 1:
+            # The mean of a batch is over its own tokens; those of the batches beside it are another mean, and repeated ones have no part.
+            self.args.average_tokens_across_devices = False
         try:
             return super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
             self._uneven = self._repeats_last = False
+            self.args.average_tokens_across_devices = across
 
     def _take_turns(self, dataloader: Any) -> tuple[bool, bool]:
         """Make the batches of a prepared loader those of one process. Returns whether it was done, and whether this process's last one is

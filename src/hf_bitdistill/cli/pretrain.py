@@ -85,21 +85,22 @@ def run(argv: list[str], prog: str) -> None:
         calibrate(student, student_arguments, rows, training)
     if training.should_save:
         keep_options(training.output_dir, deciding)
-    if corpus.streaming:
-        # Files in another order in every pass; within a file the blocks come in theirs.
-        blocks = Stream(blocks, training.seed if training.data_seed is None else training.data_seed, by_shard=True)
     train_and_save(make_trainer(student, training, blocks, tokenizer))
 
 
 def make_trainer(
     student: PreTrainedModel,
     training: PretrainingConfig,
-    blocks: Dataset | IterableDataset | Stream,
+    blocks: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
     teacher: PreTrainedModel | None = None,
 ) -> ReliableTrainer:
     """The trainer of continual pre-training: with a teacher (an object, or named in `training`) it is a
     [`DistillationTrainer`], without one `Trainer` with the losses of the model itself.
+
+    Args:
+        blocks: of `pack_corpus`. Streamed, the files of the corpus come in another order in every pass (by `data_seed` or `seed`), and the blocks
+            of a file in theirs.
 
     Raises:
         ValueError: several devices in one process, or an option that the stock `Trainer` would not heed.
@@ -107,6 +108,8 @@ def make_trainer(
     from ..data import collate
     from ..data.checks import CheckedCollator, ModelLimits
 
+    if isinstance(blocks, IterableDataset):
+        blocks = Stream(blocks, training.seed if training.data_seed is None else training.data_seed, by_shard=True)
     options = {
         "model": student,
         "args": training,

@@ -169,7 +169,7 @@ class Stream(torch.utils.data.IterableDataset):
     def shared(
         self, readers: Readers, starts: Mapping[int, Position] | None = None, first: int = 0, skip: Sequence[int] = ()
     ) -> IterableDataset:
-        """As a streamed dataset whose shards are the readers, so that `accelerate` and `DataLoader` deal these out.
+        """As a streamed dataset whose shards are the readers (two each), so that `accelerate` and `DataLoader` deal these out.
 
         Args:
             readers: how many there will be.
@@ -180,10 +180,11 @@ class Stream(torch.utils.data.IterableDataset):
         from datasets import IterableDataset
 
         turned = [(worker + first) % readers.workers for worker in range(readers.workers)]
+        # Each twice: older versions of accelerate deal shards out only if there are more of them than processes. A reader never comes to its second.
         arguments = {
             # The one list, which is divided.
             "numbers": [
-                process * readers.workers + worker for process in range(readers.processes) for worker in turned
+                process * readers.workers + worker for process in range(readers.processes) for worker in 2 * turned
             ],
             "stream": self,
             "readers": readers,
@@ -200,5 +201,5 @@ def _rows_of(
     starts: Mapping[int, Position],
     skip: Sequence[int],
 ) -> Iterator[dict[str, Any]]:
-    (number,) = numbers
+    number = numbers[0]
     yield from stream.rows(starts.get(number, Position(number)), readers, skip[number % readers.workers])

@@ -25,8 +25,9 @@ class WholeTurns(BatchSampler):
 
     def __init__(self, batches: BatchSampler, processes: int):
         self.batches, self.processes = batches, processes
-        self.sampler = batches.sampler
-        self.batch_size, self.drop_last = batches.batch_size, batches.drop_last
+        # As accelerate asks for them.
+        self.sampler = getattr(batches, "sampler", None)
+        self.batch_size, self.drop_last = getattr(batches, "batch_size", None), False
 
     def __len__(self) -> int:
         return ceil(len(self.batches) / self.processes) * self.processes

@@ -79,9 +79,14 @@ class StreamedRowsTrainer(Trainer):
         self.data_collator = _KeepsPosition(kept[1])
         config.dispatch_batches = False
         try:
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
         finally:
             self.train_dataset, self.data_collator, config.dispatch_batches = kept
+        if getattr(loader.dataset, "num_shards", None) != 2 * readers.workers:
+            raise RuntimeError(
+                "the installed accelerate does not deal the stream out to the processes: set dispatch_batches=True"
+            )
+        return loader
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ..data.streams import Stream
 from ..distillation import (
     TEACHER_LOSS_WEIGHTS,
     DistillationTrainer,
@@ -97,12 +98,18 @@ def make_trainer(
     """The trainer of continual pre-training: with a teacher (an object, or named in `training`) it is a
     [`DistillationTrainer`], without one `Trainer` with the losses of the model itself.
 
+    Args:
+        blocks: of `pack_corpus`. Streamed, the files of the corpus come in another order in every pass (by `data_seed` or `seed`), and the blocks
+            of a file in theirs.
+
     Raises:
         ValueError: several devices in one process, or an option that the stock `Trainer` would not heed.
     """
     from ..data import collate
     from ..data.checks import CheckedCollator, ModelLimits
 
+    if isinstance(blocks, IterableDataset):
+        blocks = Stream(blocks, training.seed if training.data_seed is None else training.data_seed, by_shard=True)
     options = {
         "model": student,
         "args": training,

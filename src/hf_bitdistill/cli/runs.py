@@ -38,7 +38,6 @@ _NOT_DECIDING = (
     "max_eval_samples",
     "eval_batch_size",
     "kl_chunk_size",
-    "streaming",
     "push_format",
 )
 

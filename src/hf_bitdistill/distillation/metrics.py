@@ -33,9 +33,10 @@ class ComponentMeans:
         self._weight += weight
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means since the last reset, averaged over all processes, and a reset. Every process must call it."""
+        """The means since the last reset, averaged over all processes, and a reset. Every process must call it, with the same names (a
+        process may have added them with a weight of 0)."""
         names, weight = sorted(self._sums), self._weight
-        if not names or not weight:
+        if not names:
             self.reset()
             return {}
         # Numerators and weights separately: processes may have seen different numbers of sequences.
@@ -47,4 +48,4 @@ class ComponentMeans:
         )
         self.reset()
         *sums, weight = accelerator.reduce(totals, reduction="sum").tolist()
-        return {name: value / weight for name, value in zip(names, sums, strict=True)}
+        return {name: value / weight for name, value in zip(names, sums, strict=True)} if weight else {}

@@ -33,9 +33,11 @@ from .checkpoints import (
     signature,
     write_manifest,
 )
+from .evaluated_rows import EvaluatedRowsTrainer
 from .finite import FiniteWatch, StepReport, check_finite_student, describe_batch
 from .footprint import check_training_room, free_bytes
 from .publishing import PublishingTrainer
+from .streamed_rows import StreamedRowsTrainer
 
 
 logger = logging.get_logger(__name__)
@@ -44,7 +46,7 @@ logger = logging.get_logger(__name__)
 _TAG = "run"
 
 
-class ReliableTrainer(PublishingTrainer):
+class ReliableTrainer(StreamedRowsTrainer, EvaluatedRowsTrainer, PublishingTrainer):
     """`Trainer` with these promises:
 
     - A checkpoint is written beside its place and renamed when it is complete; the model in the output folder likewise.

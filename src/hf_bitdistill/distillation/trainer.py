@@ -69,7 +69,7 @@ class DistillationTrainer(ReliableTrainer):
 
     Besides `loss`, the unweighted terms are logged: `loss_ce`, `loss_logits`, `loss_attention`, `loss_hidden`, `loss_router` (with the
     prefix of the evaluation, as `eval_loss_ce`). In an evaluation they are averaged like `eval_loss`: means of batches,
-    weighted by their sequences (with several processes, sequences repeated to fill the last batch count too).
+    weighted by their sequences. They are the same for any number of processes with the same `per_device_eval_batch_size`.
 
     Args:
         model: the student: a model, or a name or path. A student's checkpoint is loaded, a full-precision one becomes a student with the
@@ -364,7 +364,7 @@ class DistillationTrainer(ReliableTrainer):
             self._watch.add(values)
             self._train_means.add(values)
         else:
-            sequences = len(mask)
+            sequences = 0 if self.is_repeated_batch else len(mask)
             self._eval_means.add({name: value * sequences for name, value in values.items()})
             self._eval_means.add_weight(sequences)
         return (loss, without(forwards.outputs, "aux_loss", "router_logits")) if return_outputs else loss

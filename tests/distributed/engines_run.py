@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
 
 from hf_bitdistill import BitNetConfig, apply_bitnet
 from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer
+from hf_bitdistill.distillation.student import load_student_model
 
 
 STEPS = 4
@@ -51,9 +52,9 @@ ENGINES = {
 """Training arguments of each."""
 
 
-def models(tied: bool = False, kind=LlamaConfig) -> tuple:
-    """A ternary student and its teacher, the same in every process."""
-    config = kind(
+def save_models(folder: Path, tied: bool = False) -> None:
+    """A ternary student and its teacher, for all processes and engines."""
+    config = LlamaConfig(
         vocab_size=67,
         hidden_size=32,
         intermediate_size=48,
@@ -63,11 +64,12 @@ def models(tied: bool = False, kind=LlamaConfig) -> tuple:
         tie_word_embeddings=tied,
         pad_token_id=0,
     )
-    made = []
-    for seed in (1, 2):
+    for seed, name in enumerate(("student", "teacher")):
         torch.manual_seed(seed)
-        made.append(AutoModelForCausalLM.from_config(config))
-    return apply_bitnet(made[0], BitNetConfig()), made[1]
+        model = AutoModelForCausalLM.from_config(config)
+        if name == "student":
+            model = apply_bitnet(model, BitNetConfig())
+        model.save_pretrained(folder / name)
 
 
 def rows() -> list[dict]:
@@ -96,18 +98,18 @@ class _Pad:
         }
 
 
-def trainer(folder: Path, *callbacks: TrainerCallback, tied: bool = False, **options) -> DistillationTrainer:
+def trainer(folder: Path, *callbacks: TrainerCallback, models: Path | None = None, **options) -> DistillationTrainer:
     """Of this process; the batch of a step is the same whatever the number of processes is."""
     torch.set_num_threads(1)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    student, teacher = models(tied)
+    models = folder.parent if models is None else models
     values = {
         "report_to": [],
         "disable_tqdm": True,
         "max_steps": STEPS,
         "save_steps": 2,
         "logging_steps": 1,
-        "learning_rate": 1e-3,
+        "learning_rate": 5e-4,
         "lr_scheduler_type": "linear",
         "attention_loss_weight": 10.0,
         "hidden_loss_weight": 1.0,
@@ -117,10 +119,13 @@ def trainer(folder: Path, *callbacks: TrainerCallback, tied: bool = False, **opt
         "per_device_eval_batch_size": 2,
         "gradient_accumulation_steps": BATCH // 2 // processes,
     }
+    args = DistillationConfig(output_dir=str(folder), **{**values, **options})
+    # (An object: by name the tokenizer is asked for too, which these have none of.)
+    student = load_student_model(str(models / "student"))
     made = DistillationTrainer(
         model=student,
-        teacher_model=teacher,
-        args=DistillationConfig(output_dir=str(folder), **{**values, **options}),
+        teacher_model=str(models / "teacher"),
+        args=args,
         train_dataset=rows(),
         eval_dataset=rows()[: 2 * BATCH],
         data_collator=_Pad(),

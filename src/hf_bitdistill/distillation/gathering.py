@@ -45,9 +45,9 @@ def _plain(name: str) -> str:
 @torch.no_grad()
 def _whole(tensor: Tensor, keep: bool) -> Tensor | None:
     if hasattr(tensor, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters([tensor]):
+        with deepspeed.zero.GatheredParameters([tensor]):
             return tensor.detach().to("cpu", copy=True) if keep else None
     tensor = tensor.detach()
     if not hasattr(tensor, "full_tensor"):

@@ -1,20 +1,24 @@
 """Run by `test_engines.py` in two processes, and by itself in one: trainings of a small student with a teacher under an engine.
 
-Usage: engines_run.py FOLDER ENGINE... (results go to FOLDER/ENGINE-RANK.pt)
+Usage: engines_run.py FOLDER WHAT... (an engine, or a check; results go to FOLDER/WHAT-RANK.pt, models come from FOLDER). FSDP and
+DeepSpeed need a launch each: accelerate keeps in the environment which of them it has set up.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
 from pathlib import Path
 
 import torch
+from pretending import shard_on_cpu
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
 
 from hf_bitdistill import BitNetConfig, apply_bitnet
 from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer
+from hf_bitdistill.distillation.gathering import whole_state
 from hf_bitdistill.distillation.student import load_student_model
 
 
@@ -177,11 +181,100 @@ def message(work) -> str:
     return "nothing"
 
 
+class _Harm(TrainerCallback):
+    """Spoils the second process's student before the second step."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 1 and args.process_index == 1:
+            KEPT[-1].teacher.requires_grad_(False)
+            for weight in KEPT[-1].teacher.parameters():
+                getattr(weight, "ds_tensor", weight).data.fill_(float("nan"))
+
+
+def guards_ddp(folder: Path) -> dict:
+    """A training after an evaluation."""
+    made = trainer(folder, **ENGINES["ddp"])
+    metrics = made.evaluate()
+    made.train()
+    made.save_model()
+    weights = torch.cat([weight.detach().flatten() for weight in made.model.parameters()])
+    return {"evaluated": metrics["eval_loss"], "losses": losses(made), "weights": weights}
+
+
+def guards_fsdp(folder: Path) -> dict:
+    """What is refused."""
+    options = ENGINES["fsdp_sharded"]
+    foreign = str(folder.parent / "one" / "checkpoint-2")
+    return {
+        "evaluate": message(trainer(folder, **options).evaluate),
+        "foreign": message(lambda: trainer(folder, **options).train(resume_from_checkpoint=foreign)),
+    }
+
+
+def guards_zero(folder: Path) -> dict:
+    """What is refused, and what an evaluation alone gives. After `zero3`."""
+    found = {"evaluate": message(trainer(folder, **ENGINES["zero2"]).evaluate)}
+    states = str(folder.parent / "zero3" / "checkpoint-2")
+    found["stage"] = message(lambda: trainer(folder, **ENGINES["zero2"]).train(resume_from_checkpoint=states))
+    found["nan"] = message(trainer(folder, _Harm(), **ENGINES["zero1"]).train)
+    made = trainer(folder, **ENGINES["zero3"])
+    found["evaluated"] = made.evaluate()["eval_loss"]
+    found["train"] = message(made.train)
+    return found
+
+
+def memory(folder: Path) -> dict:
+    """How much more memory than with its shards alone a process has needed at one time to save a model, in copies of the whole."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    config = LlamaConfig(
+        vocab_size=1000, hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=4
+    )
+    model = apply_bitnet(AutoModelForCausalLM.from_config(config), BitNetConfig())
+    whole = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    gc.collect()
+    # Once before, so that what is imported and kept does not count.
+    save_models(folder / f"small-{rank}")
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _peak()
+    state = whole_state(model, keep=rank == 0)
+    gathered = _peak() - before
+    if rank == 0:
+        model.save_pretrained(folder / "saved", state_dict=state)
+    return {"gathered": gathered / whole, "saved": (_peak() - before) / whole, "tensors": len(state)}
+
+
+def _peak() -> int:
+    """The most memory that this process has had."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def _tied(folder: Path, engine: str) -> dict:
+    return training(folder, models=folder.parent / "tied", **ENGINES[engine])
+
+
 def main(folder: Path, names: list[str]) -> None:
     rank = int(os.environ["RANK"])
     for name in names:
+        place = folder / name
         try:
-            found = training(folder / name, **ENGINES[name])
+            if name in ENGINES:
+                found = training(place, **ENGINES[name])
+            elif name.startswith("tied-"):
+                found = _tied(place, name.removeprefix("tied-"))
+            else:
+                found = {
+                    "guards-ddp": guards_ddp,
+                    "guards-fsdp": guards_fsdp,
+                    "guards-zero": guards_zero,
+                    "memory": memory,
+                }[name](place)
         except Exception:
             found = {"error": traceback.format_exc()}
         torch.save(found, folder / f"{name}-{rank}.pt")
@@ -191,8 +284,5 @@ def main(folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    from pretending import shard_on_cpu
-
-    if "ddp" not in sys.argv:
-        shard_on_cpu()
+    shard_on_cpu()
     main(Path(sys.argv[1]), sys.argv[2:])

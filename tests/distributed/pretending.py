@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import transformers.training_args
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
@@ -13,8 +14,13 @@ def shard_on_cpu() -> None:
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     os.environ["DS_ACCELERATOR"] = "cpu"
 
+    usual = PartialState._prepare_backend
+
     def prepare_backend(self, cpu=False, sagemaker_dp=False, backend=None):
+        if cpu:  # (asked for by `use_cpu`, for DDP)
+            return usual(self, cpu, sagemaker_dp, backend)
         return "gloo", DistributedType.MULTI_GPU
 
     if "LOCAL_RANK" in os.environ:
         PartialState._prepare_backend = prepare_backend
+        transformers.training_args.is_torch_bf16_gpu_available = lambda: True

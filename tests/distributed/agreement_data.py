@@ -23,11 +23,15 @@ from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer
 
 # Of uneven lengths, and a number that no batch divides.
 ROWS = [
-    {"sentence": " ".join([f"film {row} was"] + ["very"] * (row % 5) + [["dull", "fine"][row % 2]]), "label": row % 2}
+    {
+        "sentence": " ".join([f"film {row} was"] + ["very"] * (row % 5) + [["dull", "fine"][row % 2]]),
+        "label": row % 2,
+        "answer": f"number {row}",
+    }
     for row in range(11)
 ]
 TASK = 'prompt: "{sentence}\\nTone:"\ntarget: label\nlabels: [bad, good enough]\nmax_length: 96\n'
-WORDS = 'prompt: "{sentence}\\nTone:"\ntarget: sentence\nmetric: exact_match\nmax_length: 96\nmax_new_tokens: 4\n'
+WORDS = 'prompt: "{sentence}\\nTone:"\ntarget: answer\nmetric: exact_match\nmax_length: 96\nmax_new_tokens: 4\n'
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

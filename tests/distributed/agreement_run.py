@@ -71,6 +71,7 @@ def checks(folder: Path) -> dict:
     found = {name: message(lambda make=make: agreement.check_alike(make())) for name, make in parts.items()}
     found["shared"] = message(lambda: agreement.check_shared(folder / "one", "Share it."))
     found["apart"] = in_place_of_its_own(folder, lambda: agreement.check_shared("out", "Share it."))
+    processes.wait()
     found["left"] = sorted(str(file.relative_to(folder)) for file in folder.rglob("_bitdistill*"))
     return found
 
@@ -113,7 +114,7 @@ def checkpoints(folder: Path) -> dict:
     found["options"] = message(lambda: train(folder / "x", learning_rate=1e-3 * (1 + processes.rank())))
     found["data"] = message(lambda: train(folder / "x", rows=8 + processes.rank()))
     found["teacher"] = message(lambda: train(folder / "x", teacher_seed=processes.rank()))
-    found["x"] = (folder / "x").exists()
+    found["begun"] = [file.name for file in (folder / "x").iterdir()]
     return found
 
 
@@ -150,13 +151,12 @@ def scores(folder: Path) -> dict:
         handle.remove()
         both = sum(processes.gather(len(forwards)))
         with torch.no_grad():
-            model.lm_head.weight[5, 0] = float("nan") if processes.rank() else 1.0
-        found = {
-            "another model": message(lambda: perplexity(model, tokenizer, texts, 16, progress=False)),
-            "other text": message(
-                lambda: perplexity(classifier, tokenizer, texts[processes.rank() :], 16, progress=False)
-            ),
-        }
+            before = model.lm_head.weight[0, 0].item()
+            model.lm_head.weight[0, 0] += processes.rank()
+            found = {"another model": message(lambda: perplexity(model, tokenizer, texts, 16, progress=False))}
+            model.lm_head.weight[0, 0] = before
+        own = texts[: len(texts) - processes.rank()]
+        found["other text"] = message(lambda: perplexity(model, tokenizer, own, 16, progress=False))
     return {**found, "same": shared == alone, "alone": alone["perplexity"], "forwards": [len(forwards), both]}
 
 

@@ -69,7 +69,7 @@ def test_a_training_with_other_options_data_or_teacher_does_not_begin(both):
     found = first["checkpoints"]
     for name, text in {"options": "(learning_rate: 0.001 and 0.002)", "data": "(rows of the training data: 8 and 9", "teacher": "the teachers differ"}.items():  # fmt: skip
         assert found[name].startswith("ProcessesError") and text in found[name], found[name]
-    assert not found["x"] and not second["checkpoints"]["x"]
+    assert found["begun"] == second["checkpoints"]["begun"] == []
 
 
 def test_shared_evaluations_give_the_numbers_of_one_process(both):

@@ -131,7 +131,7 @@ def test_a_killed_training_goes_on_with_the_same_command(folder):
             result = run(command, 2)
             assert result.stdout.count("going on from") == 1 and "step 2 of 4 is done" in result.stdout
         assert result.returncode == 0, result.stderr[-3000:]
-        assert result.stdout.count('"accuracy"') == 1
+        assert result.stdout.count('"accuracy_stderr"') == 1
         weights[name] = load_file(folder / name / "model.safetensors")
         assert (folder / f"{name}-packed" / "evaluation.json").is_file()
     assert all(bool((weights["killed"][key] == value).all()) for key, value in weights["whole"].items())
@@ -164,7 +164,7 @@ def test_disks_of_their_own_end_all_with_one_message(folder):
     assert (
         "out in process 1 on" in line and "is on a disk of its own. Give an output_dir that all machines share" in line
     )
-    assert "Traceback" not in result.stderr.split("torch.distributed.elastic")[0]
+    assert result.stderr.count("Traceback") == 1  # (the launcher's own)
 
 
 @long

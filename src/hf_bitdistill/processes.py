@@ -6,13 +6,21 @@ that exchanges is called by all processes, in the same order.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 
 Value = TypeVar("Value")
+
+# By which torchrun and `accelerate launch` tell a process that it is one of several, and which engine shards its model.
+_LAUNCHED = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME",
+    "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED",
+)  # fmt: skip
+_alone = False
 
 
 class ProcessesError(RuntimeError):
@@ -20,11 +28,18 @@ class ProcessesError(RuntimeError):
 
 
 def world_size() -> int:
-    """How many processes a launcher started; 1 without one."""
+    """How many processes a launcher started; 1 without one, and [`alone`]."""
+    if _alone:
+        return 1
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
+    return launched()
+
+
+def launched() -> int:
+    """As [`world_size`] before the processes have met, without an import of torch."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
@@ -40,6 +55,32 @@ def rank() -> int:
 def is_first() -> bool:
     """Whether this is the process that decides, reports and writes for all."""
     return rank() == 0
+
+
+def local_rank() -> int:
+    """Of this process among those on its machine; 0 without a launcher."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
+
+
+def is_first_here() -> bool:
+    """Whether this is the first process on its machine, which writes what each machine keeps for itself."""
+    return local_rank() == 0
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """What this process does within is its own work: it, and a process that it starts, meets no other one and does not wait for any."""
+    global _alone
+    before, kept = _alone, {}
+    for name in list(os.environ):
+        if name in _LAUNCHED or name.startswith("TORCHELASTIC_"):
+            kept[name] = os.environ.pop(name)
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = before
+        os.environ.update(kept)
 
 
 def place() -> str:

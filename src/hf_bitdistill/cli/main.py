@@ -2,24 +2,84 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import keyword
 import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from hf_bitdistill_cli import CLOSED_PIPE, main, output_is_gone
 
+from .. import processes
+from ..processes import ProcessesError
+
+
+# What the processes of a launcher do together, and prints once. Any other command is of one process.
+PARALLEL = frozenset({"run", "quickstart", "warm-start", "pretrain", "distill", "evaluate"})
+# A program of the user's, which knows itself what it does in each process.
+_FOREIGN = frozenset({"exec"})
+
+# Seconds in which a launcher ends the others of a run once the first has failed, and said why.
+_TO_BE_ENDED = 10.0
+
 
 def run_command(command: str, argv: Sequence[str], prog: str) -> int:
-    """Run one command with its own arguments. `prog` is how its messages call it."""
+    """Run one command with its own arguments. `prog` is how its messages call it.
+
+    Under a launcher (`torchrun`, `accelerate launch`) a command of one process is run by the first; the others end at once with status 0.
+    """
     name = command.replace("-", "_")
-    module = importlib.import_module(f".{name}_" if keyword.iskeyword(name) else f".{name}", __package__)
-    return explain_errors(lambda: module.run(list(argv), prog), prog)
+
+    def run() -> None:
+        importlib.import_module(f".{name}_" if keyword.iskeyword(name) else f".{name}", __package__).run(
+            list(argv), prog
+        )
+
+    if command in _FOREIGN:
+        return explain_errors(run, prog)
+    if command not in PARALLEL:
+        return run_in_first(run, prog)
+    with _printed_once():
+        return explain_errors(run, prog)
+
+
+def run_in_first(run: Callable[[], None], prog: str) -> int:
+    """As [`explain_errors`], in the first process of a launcher alone. The others do not wait: what it does may take longer than any
+    collective call does."""
+    others = processes.launched() - 1
+    if others < 1:
+        return explain_errors(run, prog)
+    if not processes.is_first():
+        return 0
+    print(
+        f"{prog}: this command runs in one process: {others} other(s) had nothing to do", file=sys.stderr, flush=True
+    )
+    with processes.alone():
+        return explain_errors(run, prog)
+
+
+@contextlib.contextmanager
+def _printed_once() -> Iterator[None]:
+    """What all processes would print on standard output is printed by the first."""
+    if processes.launched() == 1 or processes.is_first():
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def _leave_it_to_the_first() -> None:
+    """In another process than the first: the launcher ends this one as soon as the first has failed too. If it does not, then the
+    failure is of this process alone, and returns to be told."""
+    if processes.launched() > 1 and not processes.is_first():
+        time.sleep(_TO_BE_ENDED)
 
 
 def explain_errors(run: Callable[[], None], prog: str) -> int:
-    """Run something; what a user can cause becomes one line on stderr. Returns the exit status."""
+    """Run something; what a user can cause becomes one line on stderr, which of several processes the first prints. Returns the exit
+    status."""
     from huggingface_hub.errors import HTTPError
     from safetensors import SafetensorError
 
@@ -38,17 +98,27 @@ def explain_errors(run: Callable[[], None], prog: str) -> int:
         ImportError,
         NotImplementedError,
         FloatingPointError,
+        ProcessesError,
     ) as error:
         # What a user can cause: a bad path or option, a damaged file, models that do not fit. Anything else is a bug
         # and keeps its traceback.
         if os.environ.get("BITDISTILL_TRACEBACK"):
             raise
+        _leave_it_to_the_first()
         message = " ".join(str(error).split()) or type(error).__name__
+        if processes.launched() > 1 and not processes.is_first():
+            if isinstance(error, ProcessesError):
+                return 1  # (of which the first has spoken)
+            message = f"{processes.place()}: {message}"
         print(f"{prog}: error: {message} (BITDISTILL_TRACEBACK=1 shows where)", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
+        if processes.launched() == 1 or processes.is_first():
+            print(f"{prog}: interrupted", file=sys.stderr)
         return 130
+    except Exception:
+        _leave_it_to_the_first()
+        raise
     return 0
 
 

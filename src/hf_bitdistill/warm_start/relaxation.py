@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..layers import BitLinear
 from ..quantization import (
@@ -64,6 +65,8 @@ class RelaxedBitLinear(nn.Module):
         self.layer = layer
         self.sharpness: float | None = None  # None: hard
         self.final_sharpness = 1.0
+        # Whether the weight is computed again in the backward pass. What it leaves for that pass else is several times the layer.
+        self.recompute = False
         self.factor_group_size = factor_group_size
         weight = layer.weight.detach().float()
         device, (rows, columns) = weight.device, weight.shape
@@ -129,9 +132,16 @@ class RelaxedBitLinear(nn.Module):
         if layer.activation_bits is not None:
             x_q, s = quantize_activations(x)
             x = x + ((x_q / s).to(x.dtype) - x).detach()
+        if self.recompute and torch.is_grad_enabled():
+            weight = checkpoint(self._weight, x.dtype, use_reentrant=False, preserve_rng_state=False)
+        else:
+            weight = self._weight(x.dtype)
+        return F.linear(x, weight, layer.bias)
+
+    def _weight(self, dtype: torch.dtype) -> Tensor:
         u = self.normalized()
         codes = hard_ternary(u, self.final_sharpness) if self.sharpness is None else soft_ternary(u, self.sharpness)
-        return F.linear(x, (codes * self._expand(self.weight_scale())).to(x.dtype), layer.bias)
+        return (codes * self._expand(self.weight_scale())).to(dtype)
 
     @torch.no_grad()
     def fold(self) -> None:

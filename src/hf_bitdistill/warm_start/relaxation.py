@@ -127,6 +127,9 @@ class RelaxedBitLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[..., C]` -> `[..., R]`, differentiable."""
         layer = self.layer
+        if not x.numel():
+            # An expert that no token was sent to has no gradient, whether it is called (as in several processes) or not.
+            return x.new_zeros((*x.shape[:-1], layer.out_features))
         if layer.rms_norm is not None:
             x = layer.rms_norm(x)
         if layer.activation_bits is not None:

@@ -88,16 +88,16 @@ def check_alike(
     """
     if processes.world_size() == 1:
         return
-    processes.agree("the options of the warm start", dict(options), _REMEDY)
+    processes.agree("the configuration of the warm start", dict(options), _REMEDY)
     processes.agree(
         "the text of the warm start", _digest(value for batch in batches for value in batch.values()), _REMEDY
     )
     for name, model in models.items():
         shapes = {key: (tuple(value.shape), str(value.dtype)) for key, value in model.state_dict().items()}
-        processes.agree(f"the {name}", xxhash.xxh3_64_hexdigest(repr(sorted(shapes.items()))), _REMEDY)
+        processes.agree(f"the shape of the {name}", _digest([sorted(shapes.items())]), _REMEDY)
         digest = _digest(value for _, value in sorted(model.state_dict().items()))
         if name != "student":
-            processes.agree(f"the weights of the {name}", digest, _REMEDY)
+            processes.agree(f"the state of the {name}", digest, _REMEDY)
         elif len(set(processes.gather(digest))) > 1:
             _send(model, device)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .. import processes
 from ..data import (
@@ -78,6 +79,8 @@ def run(argv: list[str], prog: str) -> None:
     )
     model_arguments, student_arguments, corpus, task_arguments, arguments, config = parse(kinds, argv, prog, __doc__)
     output = Path(require(arguments.output_dir, "output_dir"))
+    if not processes.is_first():
+        logging.disable_progress_bar()  # of the loading: it is shown once
     processes.on_first(lambda: _check_output(output, model_arguments, corpus), "checking the output folder")
     if (corpus.corpus is None) == (task_arguments.task is None):
         raise ValueError("a warm start reads plain text or a task's examples: give either --corpus or --task")

@@ -142,7 +142,7 @@ class BitLinear(nn.Linear):
 
     def _gathered_weight(self) -> GatheredWeight | None:
         """What `weight` stands for where it was gathered as codes; `None` where it is the latent weight."""
-        if self._gather is None or type(self.weight) is not nn.Parameter:
+        if self._gather is None or not self._gather.in_shards or type(self.weight) is not nn.Parameter:
             return None
         if self._gather.gathered is None:
             raise RuntimeError(
@@ -201,7 +201,11 @@ class BitLinear(nn.Linear):
         if key in state_dict:
             state_dict[key] = from_checkpoint(state_dict[key])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if self._gather is not None:
+
+    # FSDP2 puts its parameters in the place of the layer's one in this way, and so does a state dict that is assigned.
+    def __setattr__(self, name: str, value) -> None:
+        super().__setattr__(name, value)
+        if name == "weight" and self._gather is not None:
             self._gather.adopt()
 
     # By this torch moves and converts a module.

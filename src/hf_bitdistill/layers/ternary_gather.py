@@ -1,8 +1,9 @@
 """Latent weights in shards (FSDP2): each process quantises its rows in float32, and codes are gathered, not latent weights.
 
 torch asks the local tensor of a sharded parameter what to gather and what to make of it, if that tensor has `fsdp_pre_all_gather` and
-`fsdp_post_all_gather`. Here such a tensor is a [`LatentShard`], which `fully_shard` makes of a [`LatentParameter`]. Both own their storage
-and compute as any tensor does, so optimizers, clipping, state dicts and files see nothing of it.
+`fsdp_post_all_gather`. Here such a tensor is a [`LatentShard`]: a layer makes it of what `fully_shard` gives it for its weight. It owns its
+storage and computes as any tensor does, and what is made of it is an ordinary tensor: optimizers, clipping, state dicts and files see
+nothing of it.
 
 What is gathered becomes an ordinary parameter of the layer, of the dtype that the layer computes in: it holds the codes. The product reads
 them there, so that nothing of a weight is kept for the backward pass; torch frees and gathers it again. Scales and whatever else the layer
@@ -11,6 +12,7 @@ needs are a [`GatheredWeight`] beside it.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from typing import Any, NamedTuple
@@ -56,10 +58,11 @@ def enable_ternary_all_gather(model: nn.Module) -> list[str]:
     for name, layer in model.named_modules():
         if not isinstance(layer, BitLinear):
             continue
-        if type(layer.weight) is nn.Parameter and owners[id(layer.weight)] == 1:
+        if layer._gather is not None:
+            continue
+        if not hasattr(layer.weight, "device_mesh") and owners[id(layer.weight)] == 1:
             layer._gather = LatentGather(layer, scales)
-            layer._gather.adopt()
-        elif layer._gather is None:
+        else:
             left_out.append(name)
     if left_out and processes.is_first():
         logger.warning(
@@ -82,14 +85,14 @@ class LatentGather:
 
     Attributes:
         gathered: what came of it last; `None` before, and after a change of the layer's switches.
+        in_shards: `fully_shard` has spread it.
     """
 
     def __init__(self, layer: BitLinear, scales: SharedScales):
         self._layer = weakref.ref(layer)
         self._shared = scales
         self.gathered: GatheredWeight | None = None
-        self._in_shards = False
-        self._weight_scale: Tensor | None = None
+        self.in_shards = False
         if layer.weight_granularity == "tensor":
             scales.add(self)
 
@@ -103,25 +106,20 @@ class LatentGather:
 
     def adopt(self) -> None:
         """Take up the layer's weight, where it is another tensor than before."""
-        weight = self.layer.weight
-        if hasattr(weight, "_local_tensor"):
-            if not isinstance(weight._local_tensor, LatentShard):
-                weight._local_tensor = LatentShard.of(weight._local_tensor, self)
-        elif not self._in_shards:
-            # (As torch does it when a lazy parameter becomes one: whoever holds this parameter goes on holding it.)
-            weight.__class__ = LatentParameter
-            weight.gather = self
-
-    def shard_of(self, tensor: Tensor) -> Tensor:
-        """The room that `fully_shard` has made for a shard, padded; it takes the parts of it for the shard itself."""
-        self._in_shards = True
-        if tensor.ndim != 2 or tensor.shape[1] != self.layer.in_features:
+        layer, weight = self.layer, self.layer.weight
+        if not hasattr(weight, "device_mesh") or isinstance(weight._local_tensor, LatentShard):
+            return
+        shard = weight._local_tensor
+        if shard.shape[1] != layer.in_features:
             # Columns are spread, by a placement of the user's.
-            self.layer._gather = None
-            if processes.is_first():
-                logger.warning_once("Ternary weights whose columns are in shards are gathered whole, not as codes.")
-            return tensor
-        return LatentShard.of(tensor, self)
+            layer._gather = None
+            self._say("Ternary weights whose columns are in shards are gathered whole, not as codes")
+            return
+        self.in_shards = True
+        sizes = zip(weight.device_mesh.shape, weight.placements, strict=True)
+        processes_with_shards = math.prod(size for size, placement in sizes if placement.is_shard())
+        all_rows = self.layout(processes_with_shards).shard_rows == len(shard)
+        weight._local_tensor = (LatentShard if all_rows else FewerRows).of(shard, self)
 
     def layout(self, count: int) -> ShardLayout:
         layer = self.layer
@@ -166,7 +164,9 @@ class LatentGather:
         if self.layer.scale_gradient:
             signs = packed.new_empty(packed.shape)
             _all_gather(signs, layout.pack_codes(shard.sign()).to(signs.device), sent.mesh)
-            self._say("Learned scales need the signs of latent weights, which are gathered beside their codes")
+            self._say(
+                "Learned scales need the signs of latent weights, which are gathered beside their codes while that lasts"
+            )
         self.gathered = GatheredWeight(layout, weight_scale, packed, effective is not None, signs)
         return room
 
@@ -175,14 +175,16 @@ class LatentGather:
         layer, layout = self.layer, sent.layout
         share, leak = layer._quantization_share, layer._dead_zone_leak
         if not layer.quantize:
-            self._say("A student in full precision needs its latent weights, which are gathered beside their codes")
+            self._say(
+                "A student in full precision needs its latent weights, which are gathered beside their codes while that lasts"
+            )
             return shard.to(device)
         mixes = isinstance(share, Tensor) or share < 1.0
         if not mixes and not isinstance(leak, Tensor):
             return None
         self._say(
             "The warm-up of quantisation and the leak of the dead zone need more than codes of a weight: their effective weights are "
-            "gathered too"
+            "gathered too while that lasts"
         )
         shard = shard.to(device)
         codes = ternary_codes(shard, sent.weight_scale, layout.group_size)
@@ -194,7 +196,7 @@ class LatentGather:
     @staticmethod
     def _say(message: str) -> None:
         if processes.is_first():
-            logger.warning_once(f"{message}, while that lasts.")
+            logger.warning_once(f"{message}.")
 
 
 class SharedScales:
@@ -259,24 +261,6 @@ def _all_gather(room: Tensor, part: Tensor, mesh: Any) -> None:
         dist.all_gather_into_tensor(room.view(-1), part.contiguous().view(-1), group=mesh.get_group())
 
 
-class LatentParameter(nn.Parameter):
-    """The whole latent weight of a layer; what `fully_shard` makes room for its shards with is a [`LatentShard`]."""
-
-    gather: LatentGather | None = None
-
-    def new_zeros(self, *args, **kwargs) -> Tensor:
-        zeros = super().new_zeros(*args, **kwargs)
-        return zeros if self.gather is None else self.gather.shard_of(zeros)
-
-    # In files and copies it is an ordinary one.
-    def __reduce_ex__(self, protocol: int):
-        return nn.Parameter(self.detach(), self.requires_grad).__reduce_ex__(protocol)
-
-    def __deepcopy__(self, memo: dict) -> nn.Parameter:
-        copied = nn.Parameter(self.detach().clone(memory_format=torch.preserve_format), self.requires_grad)
-        return memo.setdefault(id(self), copied)
-
-
 def _of_its_kind(name: str):
     method = getattr(Tensor, name)
 
@@ -303,7 +287,7 @@ class LatentShard(Tensor):
         shard.gather = gather
         return shard
 
-    # By these torch makes shards out of a parameter, or of one another.
+    # By these torch makes shards out of one another: where rows are missing, or a shard is kept on the CPU.
     new_zeros, narrow, cpu, to, pin_memory = map(_of_its_kind, ("new_zeros", "narrow", "cpu", "to", "pin_memory"))
 
     def __reduce_ex__(self, protocol: int):

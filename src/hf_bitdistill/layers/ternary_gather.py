@@ -258,7 +258,9 @@ def _all_gather(room: Tensor, part: Tensor, mesh: Any) -> None:
     if mesh.size() == 1:
         room.view(-1).copy_(part.view(-1))
     else:
-        dist.all_gather_into_tensor(room.view(-1), part.contiguous().view(-1), group=mesh.get_group())
+        # (Of the same arguments, and the older one is deprecated.)
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        gather(room.view(-1), part.contiguous().view(-1), group=mesh.get_group())
 
 
 def _of_its_kind(name: str):

@@ -54,12 +54,13 @@ def test_two_bits_a_weight_and_a_scale_a_row():
     assert layout.scales == 64 * 16
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("scale_gradient", [False, True])
 @pytest.mark.parametrize(
     "options", [{}, {"dead_zone_leak": torch.tensor(0.25)}, {"quantization_share": torch.tensor(0.5)}]
 )
 @pytest.mark.parametrize(("granularity", "group_size"), GRANULARITIES)
-def test_the_product_is_that_of_the_latent_weight(granularity, group_size, options, scale_gradient):
+def test_the_product_is_that_of_the_latent_weight(granularity, group_size, options, scale_gradient, half):
     """Bit for bit, and so are its gradients, a row of zeros and zeros in others included."""
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(9, 130, generator=generator), torch.randn(4, 130, generator=generator)
@@ -68,8 +69,9 @@ def test_the_product_is_that_of_the_latent_weight(granularity, group_size, optio
     options = {"granularity": granularity, "group_size": group_size, "scale_gradient": scale_gradient, **options}
 
     latent, its_x = weight.clone().requires_grad_(), x.clone().requires_grad_()
-    expected = fake_quantized_linear(its_x, latent, **options)
-    expected.backward(grad)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        expected = fake_quantized_linear(its_x, latent, **options)
+    expected.backward(grad.to(expected.dtype))
 
     layout, sent, scale = gathered(weight, 2, granularity, group_size)
     packed, scales = layout.split(sent)
@@ -83,8 +85,9 @@ def test_the_product_is_that_of_the_latent_weight(granularity, group_size, optio
     signs = torch.stack([layout.pack_codes(part.sign()) for part in (weight[:5], weight[5:])])
     what = GatheredWeight(layout, scale, packed, held is not codes, signs if scale_gradient else None)
     parameter, our_x = held.clone().requires_grad_(), x.clone().requires_grad_()
-    found = fake_quantized_linear(our_x, parameter, gathered=what, **options)
-    found.backward(grad)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        found = fake_quantized_linear(our_x, parameter, gathered=what, **options)
+    found.backward(grad.to(found.dtype))
 
     assert torch.equal(found, expected)
     assert torch.equal(our_x.grad, its_x.grad) and torch.equal(parameter.grad, latent.grad)

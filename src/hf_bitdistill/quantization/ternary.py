@@ -214,6 +214,25 @@ class _ScaledSums(torch.autograd.Function):
         return (grad_output * reciprocal).to(grad_output.dtype), None, None
 
 
+class _GatheredProduct(torch.autograd.Function):
+    """Forward: `F.linear` with gathered codes, in the dtype of `x`. Backward: that, and the gradient of the codes times `factor`.
+
+    A copy in that dtype is not kept for the backward pass: the codes themselves are given back and gathered again for it.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, codes: Tensor, factor: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, codes, factor)
+        return F.linear(x, codes.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        x, codes, factor = ctx.saved_tensors
+        grad_x = grad_output @ codes.to(x.dtype)
+        gradient = (grad_output.flatten(0, -2).T @ x.flatten(0, -2)).to(codes.dtype)
+        return grad_x, gradient if factor is None else gradient * factor, None
+
+
 def _scale_sums(sums: Tensor, weight_scale: Tensor, reciprocal: Tensor) -> Tensor:
     """[`_ScaledSums`]; a compiler, which needs no hint about memory, is given a form that it understands."""
     if not torch.compiler.is_compiling():
@@ -435,16 +454,21 @@ def fake_quantized_linear(
     # Of the whole weight there is one scale, which the gradient of the result would be multiplied by and that of the weight divided:
     # that of the input alone is.
     one_scale = scale_result and weight_scale.numel() == 1 and x_q is not None and not scale_gradient
-    if scale_result:
+    operand_dtype = _operand_dtype(weight)
+    holds_codes = gathered is not None and scale_result and not gathered.effective and operand_dtype != weight.dtype
+    if scale_result and not holds_codes:
         # (In the dtype of the product at once: a copy that autocast would make costs a pass more each way.)
-        codes = codes.to(_operand_dtype(weight))
+        codes = codes.to(operand_dtype)
         weight = _StraightThrough.apply(weight, codes, None if one_scale else 1.0 / divisor)
     token_scale = None
     if x_q is not None:
         token_scale = s * _INT8_UNIT
         values = x_q.mul_(_INT8_UNIT).to(_operand_dtype(x))
         x = _StraightThrough.apply(x, values, token_scale * weight_scale if one_scale else token_scale)
-    y = F.linear(x, weight)
+    if holds_codes:
+        y = _GatheredProduct.apply(x.to(operand_dtype), weight, None if one_scale else 1.0 / divisor)
+    else:
+        y = F.linear(x, weight)
     dtype = y.dtype
     # In the order of ternary_linear: a last-bit difference here can move an int8 rounding in the next layer.
     if one_scale:

@@ -13,6 +13,7 @@ from .experts import Experts
 from .quantized_table import QuantizedEmbedding, QuantizedHead, QuantizedTable, StoredTable
 from .sub_norm import SubLN
 from .sub_norm_linear import SubNormLinear
+from .ternary_gather import enable_ternary_all_gather
 from .ternary_linear import TernaryLinear
 
 
@@ -26,6 +27,7 @@ __all__ = [
     "SubLN",
     "SubNormLinear",
     "TernaryLinear",
+    "enable_ternary_all_gather",
     "full_precision",
     "set_dead_zone_leak",
     "set_quantization_share",

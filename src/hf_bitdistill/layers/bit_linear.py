@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,12 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from ..config import BitNetConfig
-from ..quantization import effective_weight, fake_quantized_linear, ternarize, ternary_linear
+from ..quantization import GatheredWeight, effective_weight, fake_quantized_linear, ternarize, ternary_linear
 from .sub_norm import SubLN
+
+
+if TYPE_CHECKING:
+    from .ternary_gather import LatentGather
 
 
 logger = logging.get_logger(__name__)
@@ -50,6 +55,9 @@ class BitLinear(nn.Linear):
         quantize: `False` computes with the latent weight itself, see [`full_precision`].
     """
 
+    # Of [`enable_ternary_all_gather`].
+    _gather: LatentGather | None = None
+
     def __init__(
         self,
         in_features: int,
@@ -70,8 +78,8 @@ class BitLinear(nn.Linear):
         # step of a schedule compiled anew.
         self._quantization_share: float | Tensor = 1.0
         self._dead_zone_leak: float | Tensor = 0.0
-        self.scale_gradient = False
-        self.quantize = True
+        self._scale_gradient = False
+        self._quantize = True
         self.transposed_source = transposed_source
         self.rms_norm = SubLN(in_features, config.sub_norm_eps, device=device, dtype=dtype) if sub_norm else None
 
@@ -97,6 +105,7 @@ class BitLinear(nn.Linear):
 
     @quantization_share.setter
     def quantization_share(self, share: float) -> None:
+        self._forget_gathered()
         self._quantization_share = 1.0 if share == 1.0 else torch.tensor(float(share), device="cpu")
 
     @property
@@ -105,10 +114,47 @@ class BitLinear(nn.Linear):
 
     @dead_zone_leak.setter
     def dead_zone_leak(self, leak: float) -> None:
+        self._forget_gathered()
         self._dead_zone_leak = 0.0 if leak == 0.0 else torch.tensor(float(leak), device="cpu")
+
+    @property
+    def scale_gradient(self) -> bool:
+        return self._scale_gradient
+
+    @scale_gradient.setter
+    def scale_gradient(self, scale_gradient: bool) -> None:
+        self._forget_gathered()
+        self._scale_gradient = scale_gradient
+
+    @property
+    def quantize(self) -> bool:
+        return self._quantize
+
+    @quantize.setter
+    def quantize(self, quantize: bool) -> None:
+        self._forget_gathered()
+        self._quantize = quantize
+
+    def _forget_gathered(self) -> None:
+        """What was gathered of the weight is not what the layer needs now."""
+        if self._gather is not None:
+            self._gather.gathered = None
+
+    def _gathered_weight(self) -> GatheredWeight | None:
+        """What `weight` stands for where it was gathered as codes; `None` where it is the latent weight."""
+        if self._gather is None or not self._gather.in_shards or type(self.weight) is not nn.Parameter:
+            return None
+        if self._gather.gathered is None:
+            raise RuntimeError(
+                "A switch of this layer was changed while its weight was gathered for another one: call reshard() of the FSDP module."
+            )
+        return self._gather.gathered
 
     def ternarize(self) -> tuple[Tensor, Tensor]:
         """`(codes, weight_scale)` of the current latent weight, see [`hf_bitdistill.quantization.ternarize`]."""
+        gathered = self._gathered_weight()
+        if gathered is not None:
+            return gathered.codes(self.weight).float(), gathered.weight_scale
         return ternarize(self.weight, self.weight_granularity, self.group_size)
 
     def dequantize(self) -> Tensor:
@@ -127,7 +173,8 @@ class BitLinear(nn.Linear):
         """
         if not normed:
             x = self.normed(x)
-        if not self.quantize:
+        gathered = self._gathered_weight()
+        if not self._quantize:
             return F.linear(x, self.weight, self.bias)
         options = {"group_size": self.group_size, "activation_bits": self.activation_bits}
         if self.training or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)):
@@ -138,10 +185,14 @@ class BitLinear(nn.Linear):
                 granularity=self.weight_granularity,
                 quantization_share=self._quantization_share if self.training else 1.0,
                 dead_zone_leak=self._dead_zone_leak if self.training else 0.0,
-                scale_gradient=self.scale_gradient and self.training,
+                scale_gradient=self._scale_gradient and self.training,
+                gathered=gathered,
                 **options,
             )
-        codes, weight_scale = self.ternarize()
+        if gathered is None:
+            codes, weight_scale = self.ternarize()
+        else:
+            codes, weight_scale = gathered.codes(self.weight), gathered.weight_scale
         return ternary_linear(x, codes, weight_scale, self.bias, **options)
 
     # Trainer resumes by loading a checkpoint's file as a state dict.
@@ -150,6 +201,19 @@ class BitLinear(nn.Linear):
         if key in state_dict:
             state_dict[key] = from_checkpoint(state_dict[key])
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    # FSDP2 puts its parameters in the place of the layer's one in this way, and so does a state dict that is assigned.
+    def __setattr__(self, name: str, value) -> None:
+        super().__setattr__(name, value)
+        if name == "weight" and self._gather is not None:
+            self._gather.adopt()
+
+    # By this torch moves and converts a module.
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        if self._gather is not None:
+            self._gather.adopt()
+        return self
 
     def extra_repr(self) -> str:
         bits = "float" if self.activation_bits is None else f"int{self.activation_bits}"
@@ -164,10 +228,22 @@ def full_precision(model: nn.Module) -> Iterator[None]:
     try:
         for layer in layers:
             layer.quantize = False
+        _reshard(model)
         yield
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer.quantize = value
+        _reshard(model)
+
+
+def _reshard(model: nn.Module) -> None:
+    """Give back what of `model` is gathered, which is not what its layers need now."""
+    if any(isinstance(module, BitLinear) and module._gather is not None for module in model.modules()):
+        from torch.distributed.fsdp import FSDPModule  # (not in every build of torch)
+
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def set_quantization_share(model: nn.Module, share: float) -> None:
@@ -183,6 +259,7 @@ def set_quantization_share(model: nn.Module, share: float) -> None:
     for module in model.modules():
         if isinstance(module, BitLinear):
             module.quantization_share = share
+    _reshard(model)
 
 
 def set_dead_zone_leak(model: nn.Module, leak: float) -> None:
@@ -196,6 +273,7 @@ def set_dead_zone_leak(model: nn.Module, leak: float) -> None:
     for module in model.modules():
         if isinstance(module, BitLinear):
             module.dead_zone_leak = leak
+    _reshard(model)
 
 
 def set_scale_gradient(model: nn.Module, scale_gradient: bool) -> None:
@@ -203,6 +281,7 @@ def set_scale_gradient(model: nn.Module, scale_gradient: bool) -> None:
     for module in model.modules():
         if isinstance(module, BitLinear):
             module.scale_gradient = scale_gradient
+    _reshard(model)
 
 
 def warn_of_16_bit_weights(model: nn.Module) -> None:

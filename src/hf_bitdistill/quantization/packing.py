@@ -45,11 +45,15 @@ def pack_ternary(codes: Tensor) -> Tensor:
     fields = codes.to(torch.int8)
     if not torch.equal(fields.to(codes.dtype), codes) or fields.abs().amax() > 1:
         raise ValueError("Ternary codes must be -1, 0 or 1.")
-    rows, columns = codes.shape
-    stride = packed_rows(rows)
-    packed = torch.zeros((stride, columns), dtype=torch.uint8, device=codes.device)
+    return pack_fields(fields)
+
+
+def pack_fields(codes: Tensor) -> Tensor:
+    """Pack ternary codes along the first dimension, int8 `[N, ...]` -> uint8 `[ceil(N / 4), ...]`; nothing is checked."""
+    stride = packed_rows(len(codes))
+    packed = torch.zeros((stride, *codes.shape[1:]), dtype=torch.uint8, device=codes.device)
     for k in range(VALUES_PER_BYTE):
-        field = fields[k * stride : (k + 1) * stride]
+        field = codes[k * stride : (k + 1) * stride]
         packed[: field.shape[0]] |= (field + 1).to(torch.uint8) << (2 * k)
     return packed
 
@@ -61,13 +65,19 @@ def unpack_ternary(packed: Tensor, rows: int, dtype: torch.dtype = torch.int8) -
         PackedWeightError: wrong dtype or number of packed rows for `rows`.
     """
     check_storage(packed, rows, packed.shape[-1])
-    stride, columns = packed.shape
-    codes = torch.empty((VALUES_PER_BYTE * stride, columns), dtype=dtype, device=packed.device)
+    codes = torch.empty((rows, packed.shape[1]), dtype=dtype, device=packed.device)
+    unpack_fields(packed, codes)
+    return codes
+
+
+def unpack_fields(packed: Tensor, codes: Tensor) -> None:
+    """Write the codes of uint8 `[ceil(N / 4), ...]` into `codes` `[N, ...]`, of any dtype and strides; nothing is checked."""
+    stride = len(packed)
     for k in range(VALUES_PER_BYTE):
+        part = codes[k * stride : (k + 1) * stride]
         # (In bytes for as long as possible: the wide result is written once.)
-        field = (packed >> (2 * k)) & 0b11
-        codes[k * stride : (k + 1) * stride] = field.view(torch.int8) - 1
-    return codes[:rows]
+        field = (packed[: len(part)] >> (2 * k)) & 0b11
+        part.copy_(field.view(torch.int8) - 1)
 
 
 def check_storage(packed: Tensor, rows: int, columns: int) -> None:

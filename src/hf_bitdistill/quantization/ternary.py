@@ -8,10 +8,15 @@ Source of the formulas: *The Era of 1-bit LLMs* (arXiv 2402.17764) and *BitNet D
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+if TYPE_CHECKING:
+    from .shards import GatheredWeight
 
 
 MIN_SCALE = 1e-5
@@ -47,7 +52,7 @@ def weight_scale_shape(rows: int, columns: int, granularity: str, group_size: in
     return (rows, num_groups(columns, group_size))
 
 
-def _group_counts(columns: int, group_size: int, device: torch.device) -> Tensor:
+def group_counts(columns: int, group_size: int, device: torch.device) -> Tensor:
     """Columns of each group of a row, float32 `[G]`."""
     groups = num_groups(columns, group_size)
     counts = torch.full((groups,), group_size, dtype=torch.float32, device=device)
@@ -60,7 +65,7 @@ def _group_counts(columns: int, group_size: int, device: torch.device) -> Tensor
 _MAY_BE_SHARED = 4096
 
 
-def _row_sums(values: Tensor) -> Tensor:
+def row_sums(values: Tensor) -> Tensor:
     """`[R, C]` -> `[R]`, the same bits whatever the number of threads and the strides."""
     values = values.contiguous()
     if values.shape[0] == 1 and values.shape[1] >= _MAY_BE_SHARED:
@@ -68,10 +73,10 @@ def _row_sums(values: Tensor) -> Tensor:
     return values.sum(dim=1)
 
 
-def _total(row_sums: Tensor) -> Tensor:
+def _total(sums: Tensor) -> Tensor:
     """`[R]` -> `[1]`, in [`accumulation_dtype`], likewise."""
-    sums = row_sums.to(accumulation_dtype(row_sums.device))
-    return sums.sum(dim=0, keepdim=True) if len(sums) < _MAY_BE_SHARED else _row_sums(sums.unsqueeze(0))
+    sums = sums.to(accumulation_dtype(sums.device))
+    return sums.sum(dim=0, keepdim=True) if len(sums) < _MAY_BE_SHARED else row_sums(sums.unsqueeze(0))
 
 
 def sum_per_scale(values: Tensor, granularity: str = "tensor", group_size: int | None = None) -> Tensor:
@@ -81,13 +86,18 @@ def sum_per_scale(values: Tensor, granularity: str = "tensor", group_size: int |
     the sums of the rows, an order that whoever has only some of the rows can keep.
     """
     if granularity == "tensor":
-        return _total(_row_sums(values)).to(values.dtype)
+        return _total(row_sums(values)).to(values.dtype)
     if granularity == "row":
-        return _row_sums(values)
+        return row_sums(values)
     rows, columns = values.shape
     groups = num_groups(columns, group_size)
     padded = F.pad(values.contiguous(), (0, groups * group_size - columns)).view(rows * groups, group_size)
-    return _row_sums(padded).view(rows, groups)
+    return row_sums(padded).view(rows, groups)
+
+
+def scale_of_row_sums(sums: Tensor, columns: int) -> Tensor:
+    """The one scale of a matrix, float32 `[1]`, from the sums `[R]` of the magnitudes in its rows (see [`absmean_scale`])."""
+    return (_total(sums) / (len(sums) * columns)).float().clamp(min=MIN_SCALE)
 
 
 def absmean_scale(
@@ -106,11 +116,11 @@ def absmean_scale(
     """
     magnitude = (weight if differentiable else weight.detach()).abs().float()
     if granularity == "tensor":
-        scale = (_total(_row_sums(magnitude)) / weight.numel()).float()
-    elif granularity == "row":
-        scale = _row_sums(magnitude) / weight.shape[1]
+        return scale_of_row_sums(row_sums(magnitude), weight.shape[1])
+    if granularity == "row":
+        scale = row_sums(magnitude) / weight.shape[1]
     else:
-        scale = sum_per_scale(magnitude, "group", group_size) / _group_counts(
+        scale = sum_per_scale(magnitude, "group", group_size) / group_counts(
             weight.shape[1], group_size, weight.device
         )
     return scale.clamp(min=MIN_SCALE)
@@ -136,6 +146,12 @@ def effective_weight(codes: Tensor, weight_scale: Tensor, group_size: int | None
     return codes.float() * expand_weight_scale(weight_scale.float(), codes.shape[1], group_size)
 
 
+def ternary_codes(weight: Tensor, weight_scale: Tensor, group_size: int | None = None) -> Tensor:
+    """The codes of [`ternarize`] under given scales: float32 `[R, C]`, each from its own weight and scale alone."""
+    divisor = expand_weight_scale(weight_scale, weight.shape[1], group_size)
+    return torch.div(weight.detach().float(), divisor).round_().clamp_(-1, 1)
+
+
 def ternarize(weight: Tensor, granularity: str = "tensor", group_size: int | None = None) -> tuple[Tensor, Tensor]:
     """`W_t = clip(round(W / gamma), -1, 1)`, rounding half to even.
 
@@ -146,9 +162,7 @@ def ternarize(weight: Tensor, granularity: str = "tensor", group_size: int | Non
         `(codes, weight_scale)`: float32 `[R, C]` with values in {-1, 0, 1}, and `gamma` as in [`absmean_scale`].
     """
     weight_scale = absmean_scale(weight, granularity, group_size)
-    divisor = expand_weight_scale(weight_scale, weight.shape[1], group_size)
-    codes = torch.div(weight.detach().float(), divisor).round_().clamp_(-1, 1)
-    return codes, weight_scale
+    return ternary_codes(weight, weight_scale, group_size), weight_scale
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,6 +212,25 @@ class _ScaledSums(torch.autograd.Function):
     def backward(ctx, grad_output: Tensor):
         (reciprocal,) = ctx.saved_tensors
         return (grad_output * reciprocal).to(grad_output.dtype), None, None
+
+
+class _GatheredProduct(torch.autograd.Function):
+    """Forward: `F.linear` with gathered codes, in the dtype of `x`. Backward: that, and the gradient of the codes times `factor`.
+
+    A copy in that dtype is not kept for the backward pass: the codes themselves are given back and gathered again for it.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, codes: Tensor, factor: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, codes, factor)
+        return F.linear(x, codes.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        x, codes, factor = ctx.saved_tensors
+        grad_x = grad_output @ codes.to(x.dtype)
+        gradient = (grad_output.flatten(0, -2).T @ x.flatten(0, -2)).to(codes.dtype)
+        return grad_x, gradient if factor is None else gradient * factor, None
 
 
 def _scale_sums(sums: Tensor, weight_scale: Tensor, reciprocal: Tensor) -> Tensor:
@@ -339,6 +372,16 @@ def _with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias.to(y.dtype)
 
 
+def mixed_weight(weight: Tensor, codes: Tensor, divisor: Tensor, quantization_share: float | Tensor) -> Tensor:
+    """What the warm-up multiplies by, `[R, C]`, with the gradient of `weight` (see [`fake_quantized_linear`])."""
+    return weight + quantization_share * (codes * divisor - weight.detach()).to(weight.dtype)
+
+
+def leaking_weight(weight: Tensor, codes: Tensor, divisor: Tensor, dead_zone_leak: float | Tensor) -> Tensor:
+    """The dequantised weight, `[R, C]`, with a share of the latent value where the code is 0; no gradient."""
+    return torch.where(codes == 0, dead_zone_leak * weight.detach(), codes * divisor)
+
+
 def fake_quantized_linear(
     x: Tensor,
     weight: Tensor,
@@ -350,6 +393,7 @@ def fake_quantized_linear(
     quantization_share: float | Tensor = 1.0,
     dead_zone_leak: float | Tensor = 0.0,
     scale_gradient: bool = False,
+    gathered: GatheredWeight | None = None,
 ) -> Tensor:
     """The training forward: same value as [`ternary_linear`] on the ternarised weight, straight-through gradients.
 
@@ -367,33 +411,42 @@ def fake_quantized_linear(
             taken for 0.
         scale_gradient: `W` also gets the gradient of its scale, `dL/dgamma * sign(W) / n` for each of the `n` weights that
             share it: the scale is learned, and stays the absmean. Without effect while `quantization_share` is below 1.
+        gathered: the latent weight is in shards, and `weight` is what came of it (see there). The gradient of `weight` is that of
+            the latent weight.
 
     Returns:
         `[..., R]`, in the dtype that `F.linear` returns (the autocast dtype under autocast).
     """
     columns = weight.shape[1]
-    codes, weight_scale = ternarize(weight, granularity, group_size)
+    mixes = isinstance(quantization_share, Tensor) or quantization_share < 1.0
+    if gathered is not None:
+        codes, weight_scale = None if mixes else gathered.codes(weight), gathered.weight_scale
+    else:
+        codes, weight_scale = ternarize(weight, granularity, group_size)
     divisor = expand_weight_scale(weight_scale, columns, group_size)
     x_q, s = (None, None) if activation_bits is None else quantize_activations(x)
 
-    if isinstance(quantization_share, Tensor) or quantization_share < 1.0:
-        weight = weight + quantization_share * (codes * divisor - weight.detach()).to(weight.dtype)
+    if mixes:
+        if gathered is None:
+            weight = mixed_weight(weight, codes, divisor, quantization_share)
         if x_q is not None:
             x = x + quantization_share * (x_q / s - x.detach()).to(x.dtype)
         return F.linear(x, weight, bias)
 
     if scale_gradient:
-        weight_scale = absmean_scale(weight, granularity, group_size, differentiable=True)
+        if gathered is None:
+            weight_scale = absmean_scale(weight, granularity, group_size, differentiable=True)
+        else:
+            weight_scale = gathered.learned_scale(weight)
     # The product runs on integers, which bfloat16 holds exactly, and the scales are applied to its result: under
     # autocast only that result is rounded, and the training forward equals the deployed one.
     leaks = isinstance(dead_zone_leak, Tensor) or dead_zone_leak != 0.0
     scale_result = weight_scale.ndim == 1 and not leaks
     if not scale_result:
         # One scale a row and group cannot leave the product, so here the weights are dequantised first.
-        dequantized = codes * divisor
-        if leaks:
-            dequantized = torch.where(codes == 0, dead_zone_leak * weight.detach(), dequantized)
-        weight = _StraightThrough.apply(weight, dequantized.to(weight.dtype), divisor.new_ones(()))
+        if gathered is None or not leaks:
+            dequantized = leaking_weight(weight, codes, divisor, dead_zone_leak) if leaks else codes * divisor
+            weight = _StraightThrough.apply(weight, dequantized.to(weight.dtype), divisor.new_ones(()))
         if scale_gradient:
             # Adds nothing but the gradient.
             learned = expand_weight_scale(weight_scale, columns, group_size)
@@ -401,16 +454,21 @@ def fake_quantized_linear(
     # Of the whole weight there is one scale, which the gradient of the result would be multiplied by and that of the weight divided:
     # that of the input alone is.
     one_scale = scale_result and weight_scale.numel() == 1 and x_q is not None and not scale_gradient
-    if scale_result:
+    operand_dtype = _operand_dtype(weight)
+    holds_codes = gathered is not None and scale_result and not gathered.effective and operand_dtype != weight.dtype
+    if scale_result and not holds_codes:
         # (In the dtype of the product at once: a copy that autocast would make costs a pass more each way.)
-        codes = codes.to(_operand_dtype(weight))
+        codes = codes.to(operand_dtype)
         weight = _StraightThrough.apply(weight, codes, None if one_scale else 1.0 / divisor)
     token_scale = None
     if x_q is not None:
         token_scale = s * _INT8_UNIT
         values = x_q.mul_(_INT8_UNIT).to(_operand_dtype(x))
         x = _StraightThrough.apply(x, values, token_scale * weight_scale if one_scale else token_scale)
-    y = F.linear(x, weight)
+    if holds_codes:
+        y = _GatheredProduct.apply(x.to(operand_dtype), weight, None if one_scale else 1.0 / divisor)
+    else:
+        y = F.linear(x, weight)
     dtype = y.dtype
     # In the order of ternary_linear: a last-bit difference here can move an int8 rounding in the next layer.
     if one_scale:

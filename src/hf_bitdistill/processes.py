@@ -7,12 +7,22 @@ that exchanges is called by all processes, in the same order.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
+import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 
 Value = TypeVar("Value")
+
+# Seconds after which a file must be seen that the first process wrote.
+_SEEN_WITHIN = 20.0
+# What launchers set for each process.
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_LAUNCHER_PREFIXES = ("GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 
 
 class ProcessesError(RuntimeError):
@@ -35,6 +45,11 @@ def rank() -> int:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
     return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
+
+
+def local_world_size() -> int:
+    """How many of them run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
 
 
 def is_first() -> bool:
@@ -179,3 +194,58 @@ def collect(parts: Sequence[Value], count: int) -> list[Value]:
         raise ValueError(f"{len(parts)} results for a share of {len(share(count))} items")
     gathered = gather(list(parts))
     return [gathered[index % len(gathered)][index // len(gathered)] for index in range(count)]
+
+
+def check_shared(folder: str | os.PathLike) -> None:
+    """Refuse an output folder that is another one for each machine: every process must see what the first writes there.
+
+    Args:
+        folder: exists where the first process is.
+
+    Raises:
+        ProcessesError: one does not; in all processes.
+    """
+    if world_size() == 1:
+        return
+    name = f".seen-by-all-{secrets.token_hex(8)}"
+
+    def write() -> str:
+        (Path(folder) / name).touch()
+        return name
+
+    found = Path(folder) / from_first(write, f"writing into {folder}")
+    end = time.monotonic() + _SEEN_WITHIN
+    while not (seen := found.is_file()) and time.monotonic() < end:
+        time.sleep(0.2)  # a network file system may show it late
+    blind = [where for sees, where in gather((seen, place())) if not sees]
+    if is_first():
+        found.unlink(missing_ok=True)
+    if blind:
+        raise ProcessesError(
+            f"the output folder {folder} is not one folder for all: {blind[0]} does not see what the first process wrote there. Give one on a "
+            "file system that all machines share"
+        )
+
+
+def speaks(of: str) -> bool:
+    """Whether this process is the first one to ask about `of`: of a failure that meets all processes, one tells. Nobody waits for another.
+    Where it cannot be found out, all speak."""
+    if world_size() == 1:
+        return True
+    import torch.distributed as dist
+
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False)
+        return store.add(f"hf_bitdistill {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} {of}", 1) == 1
+    except (KeyError, ValueError, RuntimeError):
+        return True
+
+
+def environment_alone() -> dict[str, str]:
+    """The environment of a program that is started here and is none of the launcher's processes."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _LAUNCHER and not name.startswith(_LAUNCHER_PREFIXES)
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import keyword
 import os
 import sys
@@ -33,6 +34,10 @@ COMMANDS = {
     "autoload": "have every Python program of this environment load ternary models: on, off, status",
     "env": "what is installed, and what computes",
 }
+
+
+# Commands that were run in this process, by which processes know that they speak of the same one.
+_COMMANDS = itertools.count()
 
 
 def usage() -> str:
@@ -75,10 +80,13 @@ def run_command(command: str, argv: Sequence[str], prog: str) -> int:
 
 
 def explain_errors(run: Callable[[], None], prog: str) -> int:
-    """Run something; what a user can cause becomes one line on stderr. Returns the exit status."""
+    """Run something; what a user can cause becomes one line on stderr, of several processes together. Returns the exit status."""
     from huggingface_hub.errors import HTTPError
     from safetensors import SafetensorError
 
+    from .. import processes
+
+    number = next(_COMMANDS)
     try:
         run()
     except (
@@ -90,16 +98,20 @@ def explain_errors(run: Callable[[], None], prog: str) -> int:
         ImportError,
         NotImplementedError,
         FloatingPointError,
+        processes.ProcessesError,
     ) as error:
         # What a user can cause: a bad path or option, a damaged file, models that do not fit. Anything else is a bug
         # and keeps its traceback.
         if os.environ.get("BITDISTILL_TRACEBACK"):
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        print(f"{prog}: error: {message} (BITDISTILL_TRACEBACK=1 shows where)", file=sys.stderr)
+        where = "" if processes.is_first() or isinstance(error, processes.ProcessesError) else f"{processes.place()}: "
+        if processes.speaks(f"error {number}"):
+            print(f"{prog}: error: {where}{message} (BITDISTILL_TRACEBACK=1 shows where)", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
+        if processes.is_first():
+            print(f"{prog}: interrupted", file=sys.stderr)
         return 130
     return 0
 

@@ -115,7 +115,11 @@ class Context:
         facts = describe_environment()
         versions = {"hf-bitdistill": __version__, **{name: facts[name] for name in ("torch", "transformers")}}
         processes.agree("what is installed", versions, "Install the same versions on all machines.")
-        processes.agree("the settings", self.settings.to_dict(), "Start all processes with the same options.")
+        given = processes.gather(self.settings.to_dict())
+        for name in sorted({name for each in given for name in each}):
+            if any(each.get(name) != given[0].get(name) for each in given):
+                value = self.settings.to_dict().get(name, "default")
+                processes.agree(f"--{name}", value, "Start all processes with the same options.")
         processes.agree("the model", self.base.key, "Every machine needs the same copy of it.")
         processes.agree("the data", self.data, "Every machine needs the same copy of it.")
         if self.settings.bf16 == "auto":

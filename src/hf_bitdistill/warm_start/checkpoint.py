@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 
+from ..processes import is_first
+
 
 def write_checkpoint(file: Path, state: dict[str, Any]) -> None:
-    """Write so that the file is there completely or not at all."""
+    """Write so that the file is there completely or not at all; of several processes, which have the same state, the first one."""
+    if not is_first():
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
     with temporary.open("wb") as writer:

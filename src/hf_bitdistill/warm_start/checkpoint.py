@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..processes import is_first
+from ..processes import is_first, together
 
 
 def write_checkpoint(file: Path, state: dict[str, Any]) -> None:
@@ -25,5 +25,9 @@ def write_checkpoint(file: Path, state: dict[str, Any]) -> None:
 
 
 def read_checkpoint(file: Path) -> dict[str, Any] | None:
-    """What [`write_checkpoint`] wrote; `None` where there is nothing."""
-    return torch.load(file, map_location="cpu", weights_only=True) if file.is_file() else None
+    """What [`write_checkpoint`] wrote; `None` where there is nothing. Of several processes all have read before one goes on and writes."""
+
+    def read() -> dict[str, Any] | None:
+        return torch.load(file, map_location="cpu", weights_only=True) if file.is_file() else None
+
+    return together(read, f"reading {file}")

@@ -78,15 +78,14 @@ def others_load() -> float | None:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; of a CPU this process's part of what the system says is available."""
+    """Bytes that are free on a device; of a CPU what the system says is available."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        free = 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
     except (OSError, StopIteration):
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if hasattr(os, "sysconf") else 4 << 30
-    return free // processes.local_world_size()
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if hasattr(os, "sysconf") else 4 << 30
 
 
 def micro_batch(batch: int, length: int, config: Any, device: torch.device) -> int:
@@ -100,7 +99,9 @@ def micro_batch(batch: int, length: int, config: Any, device: torch.device) -> i
     """
     config = config.get_text_config()
     kept = _KEPT_A_LAYER * config.num_hidden_layers * config.hidden_size + _KEPT_OF_LOGITS * config.vocab_size
-    fits = min(processes.gather(_MEMORY_SHARE * free_memory(device) / (4 * kept * max(length, 1))))
+    # The memory of a CPU is shared by the processes of its machine.
+    sharing = processes.local_world_size() if device.type == "cpu" else 1
+    fits = min(processes.gather(_MEMORY_SHARE * free_memory(device) / sharing / (4 * kept * max(length, 1))))
     return next((size for size in range(batch, 0, -1) if batch % size == 0 and size <= fits), 1)
 
 

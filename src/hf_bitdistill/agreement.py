@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ _PACKAGES = ("hf-bitdistill", "torch", "transformers", "accelerate")
 _FIRST_ROWS = 8
 _FIRST_VALUES = 8
 _SHOWN = 3
+# Seconds within which every process sees a file that the first one wrote.
+_SEEN_WITHIN = 10.0
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,10 @@ def check_shared(folder: str | Path, remedy: str) -> None:
         return probe.name
 
     name = processes.from_first(leave, f"writing into {folder}")
-    found = processes.gather(((folder / name).exists(), processes.place()))
+    end = time.monotonic() + _SEEN_WITHIN
+    while not (seen := (folder / name).exists()) and time.monotonic() < end:
+        time.sleep(0.2)  # a network file system may show it late
+    found = processes.gather((seen, processes.place()))
     if processes.is_first():
         (folder / name).unlink(missing_ok=True)
     for is_there, where in found:

@@ -15,11 +15,9 @@ from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
-# By which torchrun and `accelerate launch` tell a process that it is one of several, and which engine shards its model.
-_LAUNCHED = (
-    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME",
-    "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED",
-)  # fmt: skip
+# What launchers set for each process, by which it knows that it is one of several, and which engine shards its model.
+_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_LAUNCHER_PREFIXES = ("GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 _alone = False
 
 
@@ -52,6 +50,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
+def local_world_size() -> int:
+    """How many of them run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
+
+
 def is_first() -> bool:
     """Whether this is the process that decides, reports and writes for all."""
     return rank() == 0
@@ -71,10 +74,8 @@ def is_first_here() -> bool:
 def alone() -> Iterator[None]:
     """What this process does within is its own work: it, and a process that it starts, meets no other one and does not wait for any."""
     global _alone
-    before, kept = _alone, {}
-    for name in list(os.environ):
-        if name in _LAUNCHED or name.startswith("TORCHELASTIC_"):
-            kept[name] = os.environ.pop(name)
+    before, of_launcher = _alone, os.environ.keys() - environment_alone().keys()
+    kept = {name: os.environ.pop(name) for name in of_launcher}
     _alone = True
     try:
         yield
@@ -220,3 +221,12 @@ def collect(parts: Sequence[Value], count: int) -> list[Value]:
         raise ValueError(f"{len(parts)} results for a share of {len(share(count))} items")
     gathered = gather(list(parts))
     return [gathered[index % len(gathered)][index // len(gathered)] for index in range(count)]
+
+
+def environment_alone() -> dict[str, str]:
+    """The environment of a program that is started here and is none of the launcher's processes."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _LAUNCHER and not name.startswith(_LAUNCHER_PREFIXES)
+    }

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_recipe import FAST, flags
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_bitdistill.cli.main import main
@@ -16,6 +15,7 @@ from hf_bitdistill.recipe.plan import fit, make_plan, probe, window_schedule
 from hf_bitdistill.recipe.progress import Progress
 from hf_bitdistill.recipe.run import _Run
 from hf_bitdistill.recipe.settings import EffortArguments, parse_budget
+from tiny_recipe import FAST, flags
 
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"

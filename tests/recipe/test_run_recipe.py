@@ -6,11 +6,11 @@ import random
 
 import pytest
 import torch
-from tiny_recipe import CLASSES, FAST, flags
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.layers import TernaryLinear
+from tiny_recipe import CLASSES, FAST, flags
 
 
 def run(capsys, **options):

@@ -2,10 +2,13 @@
 
 `bitdistill run --model MODEL --dataset DATASET --output_dir OUT` is enough. The same command goes on where it stopped; a
 changed option runs again only what depends on it.
+
+On several GPUs: `torchrun --nproc-per-node 8 -m hf_bitdistill run ...`, or `accelerate launch ... -m hf_bitdistill run ...`.
 """
 
 from __future__ import annotations
 
+from .. import processes
 from ..recipe import RecipeSettings
 from .arguments import parse
 from .runs import says_how_to_go_on
@@ -19,6 +22,6 @@ def run(argv: list[str], prog: str) -> None:
     if settings.plan:
         plan_recipe(settings)
         return
-    check_push(settings)
+    processes.on_first(lambda: check_push(settings), "looking at the Hub")
     with says_how_to_go_on(prog, argv):
         run_recipe(settings)

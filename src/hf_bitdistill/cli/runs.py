@@ -16,6 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME
 
+from .. import processes
 from ..atomic import write_text
 from ..cards import CARD, TAGS
 from ..cards.base_model import card_data
@@ -52,7 +53,12 @@ def says_how_to_go_on(prog: str, argv: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(f"\ninterrupted. The same command goes on from here:\n  {prog} {shlex.join(argv)}", file=sys.stderr)
+        if processes.is_first():
+            launcher = "" if processes.world_size() == 1 else "(with its launcher) "
+            print(
+                f"\ninterrupted. The same command goes on from here:\n  {launcher}{prog} {shlex.join(argv)}",
+                file=sys.stderr,
+            )
         raise
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .. import __version__, processes
 from ..cli.models import load_tokenizer
 from ..cli.runs import check_output_dir
 from ..data.fingerprint import fingerprint_rows
@@ -18,13 +20,14 @@ from ..report.tables import format_score
 from ..weight_files import size_of_weights
 from . import examples as example_kinds
 from . import rules
+from .engines import engine
 from .measure import Measured
 from .plan import EVALUATE, Plan, fit, make_plan, probe
 from .progress import Progress, duration
 from .result import Row
-from .settings import RecipeSettings, parse_budget
+from .settings import RecipeError, RecipeSettings, parse_budget
 from .stages import Work, adapted_model, check_source, held_out, is_adapter
-from .store import Stage, StageStore, fingerprint_model
+from .store import CHECKPOINTS, Stage, StageStore, fingerprint_model
 from .train import Machine, fast_bf16, others_load
 
 
@@ -83,6 +86,45 @@ class Context:
         self.plan = Plan()
         # Seconds for the stages, if there is a limit.
         self.budget: float | None = None
+        self._check_batches()
+
+    # ---- Several processes ----
+
+    def _check_batches(self) -> None:
+        """Refuse batches that cannot be shared evenly: how they are cut decides nothing, how large they are does.
+
+        Raises:
+            RecipeError: names the option, and numbers that do.
+        """
+        count = processes.world_size()
+        for name in ("batch_size", *(["pretrain_batch_size"] if self.settings.corpus else [])):
+            size = getattr(self.work.numbers, name)
+            if size % count:
+                below, above = size // count * count, -(-size // count) * count
+                raise RecipeError(
+                    f"{name} {size} is of all processes together and cannot be shared evenly among {count}: give --{name} "
+                    f"{f'{below} or ' if below else ''}{above}, or start another number of processes"
+                )
+
+    def agree(self) -> None:
+        """Make sure that all processes are about to do the same, and let them compute in the same dtype. Called by all, once.
+
+        Raises:
+            ProcessesError: they are not; in all processes.
+        """
+        facts = describe_environment()
+        versions = {"hf-bitdistill": __version__, **{name: facts[name] for name in ("torch", "transformers")}}
+        processes.agree("what is installed", versions, "Install the same versions on all machines.")
+        given = processes.gather(self.settings.to_dict())
+        for name in sorted({name for each in given for name in each}):
+            if any(each.get(name) != given[0].get(name) for each in given):
+                value = self.settings.to_dict().get(name, "default")
+                processes.agree(f"--{name}", value, "Start all processes with the same options.")
+        processes.agree("the model", self.base.key, "Every machine needs the same copy of it.")
+        processes.agree("the data", self.data, "Every machine needs the same copy of it.")
+        if self.settings.bf16 == "auto":
+            bf16 = all(processes.gather(self.work.machine.bf16))
+            self.work = dataclasses.replace(self.work, machine=dataclasses.replace(self.work.machine, bf16=bf16))
 
     @cached_property
     def evaluation(self) -> str:
@@ -108,11 +150,13 @@ class Context:
         identity = {
             "model": self.base.key,
             **self.data,
-            "machine": describe_environment()["processor"],
+            "machine": processes.from_first(lambda: describe_environment()["processor"], "looking at the processor"),
             "bf16": work.machine.bf16,
             "kinds": [self.fine_tunes, settings.corpus is not None, work.numbers.window_steps > 0, settings.lora],
             **{name: getattr(work.numbers, name) for name in needed},
         }
+        if processes.world_size() > 1:
+            identity["processes"] = [processes.world_size(), engine()]
         self.progress.say("  measuring a few steps of this model on this machine")
         if (busy := others_load()) is not None:
             self.progress.say(
@@ -122,7 +166,11 @@ class Context:
         stage = self.store.run(
             "probe",
             identity,
-            lambda folder: {"measured": probe(work, self.source, self.fine_tunes, settings.corpus is not None)},
+            lambda folder: {
+                "measured": probe(
+                    work, self.source, self.fine_tunes, settings.corpus is not None, folder / CHECKPOINTS
+                )
+            },
         )
         measured = stage.result["measured"]
         if settings.budget is None:
@@ -151,12 +199,20 @@ class Context:
     # ---- Stages ----
 
     def stage(
-        self, title: str, kind: str, names: tuple[str, ...], work: Callable[[Path], dict], parent: Any, **identity: Any
+        self,
+        title: str,
+        kind: str,
+        names: tuple[str, ...],
+        work: Callable[[Path], dict],
+        parent: Any,
+        by_first: bool = False,
+        **identity: Any,
     ) -> Stage:
         """Run a stage or find it done.
 
         Args:
             names: the numbers that decide its result.
+            by_first: the first process does all of it.
             identity: what else does.
         """
         settings = {
@@ -165,15 +221,13 @@ class Context:
             "seed": self.settings.seed,
             "bf16": self.work.machine.bf16,
         }
-        _, folder = self.store.place(kind, settings, parent)
-        is_done = (folder / "result.json").is_file()
         with self.progress.stage(title):
-            stage = self.store.run(kind, settings, work, parent)
+            stage = self.store.run(kind, settings, work, parent, by_first)
         self.seconds[title] = self.seconds.get(title, 0.0) + stage.result["seconds"]
         if "curve" in stage.result:
             self.curves[title] = stage.result["curve"]
         if kind not in ("measure", "evaluate", "pack"):
-            text = "was done before" if is_done else f"took {duration(stage.result['seconds'])}"
+            text = "was done before" if stage.was_done else f"took {duration(stage.result['seconds'])}"
             curve = stage.result.get("curve")
             loss = f", loss {float(curve[0]['loss']):.3f} to {float(curve[-1]['loss']):.3f}" if curve else ""
             self.progress.done(f"{title}: {text}{loss}")

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-def _from(default: Any, *files: str) -> Any:
-    """A field with the files below `benchmarks/results` that its value comes from (none: not measured)."""
-    return field(default=default, metadata={"measured": files})
+def _from(default: Any, text: str, *files: str) -> Any:
+    """A field with what it is, and the files below `benchmarks/results` that its value comes from (none: not measured)."""
+    return field(default=default, metadata={"help": text, "measured": files})
 
 
 _SST2 = "accuracy/smollm2_sst2_1m_long.json"
@@ -20,69 +20,82 @@ _MNLI = "accuracy/smollm2_mnli_1m.json"
 
 @dataclass(frozen=True)
 class Effort:
-    """The numbers of one effort.
+    """The numbers of one effort. What each is stands in its field's `help`, which is also that of its option in `RecipeSettings`."""
 
-    Attributes:
-        teacher_examples, teacher_epochs, teacher_learning_rate: fine-tuning of the teacher, if it is not given: at most so many examples,
-            and so often through the data.
-        batch_size: examples a step of every training on them.
-        window_steps: steps a window of the warm start.
-        extra_doublings: how often that may be doubled, each time only while the gap to the teacher closes.
-        window_tokens: tokens a step of the warm start; with the mean length of an example it decides its batch, up to 32.
-        window_stride, window_learning_rate, window_start, loss_unit: see `WarmStartConfig`.
-        warm_start_tokens: tokens that the warm start reads, some of them more than once; twice the steps read twice as many.
-        weight_granularity, sub_norm: see `BitNetConfig`.
-        calibrate_sub_norm: SubLN start values from activations.
-        keep_massive_ratio: see `find_massive_projections`; 0: nothing is kept in full precision.
-        corpus_tokens, pretrain_batch_size, pretrain_learning_rate, pretrain_logits_loss_weight, dead_zone_leak, block_size: continual
-            pre-training, of so many blocks a step.
-        distill_examples, distill_epochs: of a round of distillation; 0: none.
-        distill_rounds: at most; a further one on other examples only while the gap to the teacher closes.
-        distill_learning_rates: of several, the best in a short run (`sweep_share` of the steps each) on held-out training rows.
-        logits_loss_weight, attention_loss_weight, hidden_loss_weight, temperature: see `DistillationConfig`.
-        keep_only_better: the distilled student is the result only if it is no worse than before, on held-out training rows.
-        held_out_rows: training rows taken away for all choices.
-        eval_rows: of the evaluation split, at most; 0: all.
-        compare_learning_rate: of BitNet-SFT, if it is compared.
-        table_bits: of embedding and output head in the packed student, see [`hf_bitdistill.pack`].
-    """
-
-    teacher_examples: int = _from(6400, _SST2, _MNLI)
-    teacher_epochs: float = _from(3.0)
-    teacher_learning_rate: float = _from(5e-5, _SST2, _MNLI)
-    batch_size: int = _from(16, _SST2, _MNLI)
-    window_steps: int = _from(400, _SST2)
-    extra_doublings: int = _from(0)
-    window_tokens: int = _from(1200, _SST2, _MNLI)
-    window_stride: int = _from(4, _SST2, _MNLI)
-    window_learning_rate: float = _from(2e-2, _SST2, _MNLI)
-    window_start: str = _from("least_squares", _SST2, _MNLI)
-    loss_unit: str = _from("token", _MNLI)
-    warm_start_tokens: int = _from(393_216, _SST2, _MNLI)
-    weight_granularity: str = _from("row", _SST2, _MNLI)
-    sub_norm: str = _from("output", _SST2, _MNLI)
-    calibrate_sub_norm: bool = _from(True, _SST2, _MNLI)
-    keep_massive_ratio: float = _from(20.0, _SST2, "hidden_states_smollm2.json")
-    corpus_tokens: int = _from(1_000_000, _SST2, _MNLI)
-    pretrain_batch_size: int = _from(16, _SST2)
-    pretrain_learning_rate: float = _from(1e-3, _SST2)
-    pretrain_logits_loss_weight: float = _from(1.0, _SST2, "accuracy/stories260k_choices.json")
-    dead_zone_leak: float = _from(1.0, _SST2, "accuracy/stories260k_choices.json")
-    block_size: int = _from(256, _SST2)
-    distill_examples: int = _from(6400, _SST2, _MNLI)
-    distill_epochs: float = _from(3.0)
-    distill_rounds: int = _from(1)
-    distill_learning_rates: tuple[float, ...] = _from((2e-4, 5e-5), _SST2, _MNLI)
-    sweep_share: float = _from(0.15)
-    logits_loss_weight: float = _from(1.0, _SST2, _MNLI)
-    attention_loss_weight: float = _from(100.0, _SST2, _MNLI)
-    hidden_loss_weight: float = _from(10.0, _SST2, _MNLI)
-    temperature: float = _from(5.0, _SST2, _MNLI)
-    keep_only_better: bool = _from(True, _SST2)
-    held_out_rows: int = _from(512)
-    eval_rows: int = _from(2000, _MNLI)
-    compare_learning_rate: float = _from(5e-4, _SST2, _MNLI)
-    table_bits: int = _from(16, "checkpoint_sizes.json")
+    teacher_examples: int = _from(
+        6400, "Examples that the teacher is fine-tuned on, at most, if it is not given.", _SST2, _MNLI
+    )
+    teacher_epochs: float = _from(3.0, "How often it reads the data, at most.")
+    teacher_learning_rate: float = _from(5e-5, "Learning rate of the teacher's fine-tuning.", _SST2, _MNLI)
+    batch_size: int = _from(16, "Examples a step of every training on them, of all processes together.", _SST2, _MNLI)
+    window_steps: int = _from(400, "Steps a window of the warm start; 0: no warm start.", _SST2)
+    extra_doublings: int = _from(0, "How often window_steps may be doubled, while that closes the gap.")
+    window_tokens: int = _from(
+        1200,
+        "Tokens a step of the warm start; with the mean length of an example it decides its batch, up to 32.",
+        _SST2,
+        _MNLI,
+    )
+    window_stride: int = _from(4, "Layers by which the window moves on.", _SST2, _MNLI)
+    window_learning_rate: float = _from(2e-2, "Learning rate of the warm start.", _SST2, _MNLI)
+    window_start: str = _from("least_squares", "Codes to begin with: absmean or least_squares.", _SST2, _MNLI)
+    loss_unit: str = _from("token", "Unit of the warm start's error: median or token.", _MNLI)
+    warm_start_tokens: int = _from(
+        393_216,
+        "Tokens that the warm start reads, some of them more than once; twice the steps read twice as many.",
+        _SST2,
+        _MNLI,
+    )
+    weight_granularity: str = _from("row", "What shares a weight scale: tensor, row or group.", _SST2, _MNLI)
+    sub_norm: str = _from(
+        "output",
+        "Where SubLNs are put: output, all or none. Exported to GGUF can be: output with Llama's layers and tied embeddings; none with "
+        "Llama, Mistral, Qwen2 and Qwen3.",
+        _SST2,
+        _MNLI,
+    )
+    calibrate_sub_norm: bool = _from(True, "SubLN start values from activations.", _SST2, _MNLI)
+    keep_massive_ratio: float = _from(
+        20.0,
+        "Keep projections in full precision whose largest output is so many times the median. 0: none.",
+        _SST2,
+        "hidden_states_smollm2.json",
+    )
+    corpus_tokens: int = _from(1_000_000, "Tokens of continual pre-training.", _SST2, _MNLI)
+    pretrain_batch_size: int = _from(
+        16, "Blocks of plain text a step of continual pre-training, of all processes together.", _SST2
+    )
+    pretrain_learning_rate: float = _from(1e-3, "Learning rate of continual pre-training.", _SST2)
+    pretrain_logits_loss_weight: float = _from(
+        1.0, "Weight of the teacher's distributions in it.", _SST2, "accuracy/stories260k_choices.json"
+    )
+    dead_zone_leak: float = _from(
+        1.0, "Share with which weights of code 0 take part in it at first.", _SST2, "accuracy/stories260k_choices.json"
+    )
+    block_size: int = _from(256, "Tokens of a block of plain text.", _SST2)
+    distill_examples: int = _from(6400, "Examples of a round of distillation, at most; 0: none.", _SST2, _MNLI)
+    distill_epochs: float = _from(3.0, "How often it reads the data, at most.")
+    distill_rounds: int = _from(1, "Rounds of distillation at most, on other examples each, while they close the gap.")
+    distill_learning_rates: tuple[float, ...] = _from(
+        (2e-4, 5e-5),
+        "Learning rates of the distillation; of several, held-out training rows choose after a short run of each (sweep_share).",
+        _SST2,
+        _MNLI,
+    )
+    sweep_share: float = _from(0.15, "Share of the steps that each of several learning rates is tried for.")
+    logits_loss_weight: float = _from(1.0, "Weight of the logits loss.", _SST2, _MNLI)
+    attention_loss_weight: float = _from(100.0, "Weight of the attention relation loss.", _SST2, _MNLI)
+    hidden_loss_weight: float = _from(10.0, "Weight of the hidden state loss.", _SST2, _MNLI)
+    temperature: float = _from(5.0, "Temperature of the logits loss.", _SST2, _MNLI)
+    keep_only_better: bool = _from(
+        True, "Go back behind a distillation that makes the student worse on held-out training rows.", _SST2
+    )
+    held_out_rows: int = _from(512, "Training rows that are taken away for all choices.")
+    eval_rows: int = _from(2000, "Rows of the evaluation split, at most; 0: all.", _MNLI)
+    compare_learning_rate: float = _from(5e-4, "Learning rate of BitNet-SFT (--compare).", _SST2, _MNLI)
+    table_bits: int = _from(
+        16, "Bits of embedding and output head in the packed student: 16, 8 or 4.", "checkpoint_sizes.json"
+    )
 
 
 EFFORTS: dict[str, Effort] = {

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from .. import processes
 from .efforts import Effort, scaled
 from .examples import Examples
 from .progress import Progress, duration
@@ -22,7 +25,9 @@ from .stages import Work
 # Steps of a probed training, the first of which warms up and does not count.
 _STEPS = 4
 _WINDOW_STEPS, _WINDOW_BATCHES = 2, 2
+# Rows that are measured and evaluated, at least, and of each process.
 _MEASURED_ROWS, _WRITTEN_ROWS = 48, 4
+_ROWS_EACH, _WRITTEN_EACH = 6, 1
 # Of a budget: the rest is for what no probe foresees.
 _BUDGET_SHARE = 0.9
 _FACTORS = (8.0, 4.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05, 0.03, 0.02, 0.01)
@@ -119,18 +124,40 @@ def _timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def probe(work: Work, source: str | Path, with_teacher: bool, with_pretraining: bool) -> dict[str, float]:
-    """Seconds of the pieces that a run is made of, on this machine, with this model and examples of these lengths. What the model cannot
-    be made into fails here, before any training.
+@contextlib.contextmanager
+def _scratch(within: Path | None) -> Iterator[Path]:
+    """An empty folder that all processes share and that is removed afterwards."""
+
+    def make() -> Path:
+        if within is None:
+            return Path(tempfile.mkdtemp())
+        shutil.rmtree(within, ignore_errors=True)  # of a run that was killed
+        within.mkdir(parents=True)
+        return within
+
+    folder = processes.from_first(make, "making a folder")
+    try:
+        yield folder
+    finally:
+        if processes.is_first():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def probe(
+    work: Work, source: str | Path, with_teacher: bool, with_pretraining: bool, scratch: Path | None = None
+) -> dict[str, float]:
+    """Seconds of the pieces that a run is made of, on this machine, in so many processes, with this model and examples of these lengths.
+    What the model cannot be made into fails here, before any training. Called by all processes.
 
     Args:
         source: the full-precision model.
         with_teacher: whether a teacher will be fine-tuned.
         with_pretraining: whether there will be continual pre-training.
+        scratch: a folder to work in, which is removed; every process must see it. Default: a temporary one.
     """
     measured: dict[str, float] = {}
     numbers = work.numbers
-    with tempfile.TemporaryDirectory() as folder:
+    with _scratch(scratch) as folder:
         short = dataclasses.replace(
             work,
             numbers=dataclasses.replace(
@@ -145,7 +172,7 @@ def probe(work: Work, source: str | Path, with_teacher: bool, with_pretraining: 
         ticks = _Ticks(_WINDOW_STEPS)
         windows = numbers.window_steps > 0
         start = dataclasses.replace(short, progress=ticks, corpus=None, examples=work.examples)
-        student = Path(folder) / "start"
+        student = folder / "start"
         started = time.perf_counter()
         result = start.start(source, _WINDOW_STEPS if windows else 0, student, max_batches=_WINDOW_BATCHES)
         measured["start"] = time.perf_counter() - started
@@ -160,26 +187,28 @@ def probe(work: Work, source: str | Path, with_teacher: bool, with_pretraining: 
             measured["start"] -= steps * ticks.window_step + report["batch_seconds"]
         measured["distill_step"] = _train_step(
             lambda progress: dataclasses.replace(short, progress=progress).distill(
-                student / "model", source, 1e-5, _STEPS, Path(folder) / "distill"
+                student / "model", source, 1e-5, _STEPS, folder / "distill"
             )
         )
         if with_teacher:
             measured["teacher_step"] = _train_step(
                 lambda progress: dataclasses.replace(short, progress=progress).teacher(
-                    source, Path(folder) / "teacher", watch=False
+                    source, folder / "teacher", watch=False
                 )
             )
         if with_pretraining:
             measured["pretrain_step"] = _train_step(
                 lambda progress: dataclasses.replace(short, progress=progress, corpus=work.corpus).pretrain(
-                    student / "model", source, Path(folder) / "pretrain"
+                    student / "model", source, folder / "pretrain"
                 )
             )
         model = work.load(source).eval()
         # (What the first call imports and compiles does not count.)
         few, _ = _few_rows(work.examples, 2, 2)
         few.measure(model), few.score(model)
-        examples, rows = _few_rows(work.examples, _MEASURED_ROWS, _WRITTEN_ROWS)
+        count = processes.world_size()
+        most, most_written = max(_MEASURED_ROWS, _ROWS_EACH * count), max(_WRITTEN_ROWS, _WRITTEN_EACH * count)
+        examples, rows = _few_rows(work.examples, most, most_written)
         measured["held_out_row"] = _timed(lambda: examples.measure(model)) / rows[0]
         measured["evaluation_row"] = _timed(lambda: examples.score(model)) / rows[1]
     return measured

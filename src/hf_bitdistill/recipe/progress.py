@@ -6,10 +6,13 @@ import contextlib
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import TextIO
 
 from transformers import TrainerCallback
+
+from .. import processes
 
 
 # Seconds between two lines of one stage where lines cannot be overwritten (a file, a pipe), and where they can.
@@ -25,7 +28,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """The lines of a run.
+    """The lines of a run. Of several processes the first speaks.
 
     Args:
         stream: default: standard output.
@@ -34,6 +37,7 @@ class Progress:
     def __init__(self, stream: TextIO | None = None):
         self.stream = stream or sys.stdout
         self.terminal = self.stream.isatty()
+        self.silent = not processes.is_first()
         self.expected: dict[str, float] = {}
         self._title, self._started, self._shown = "", 0.0, 0.0
         # What the speed of a stage is counted from: steps, and when they were done.
@@ -41,7 +45,11 @@ class Progress:
         self._resumed = False
 
     def say(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        self._print(f"{text}\n")
+
+    def _print(self, text: str) -> None:
+        if not self.silent:
+            print(text, end="", file=self.stream, flush=True)
 
     def plan(self, expected: dict[str, float]) -> None:
         """Seconds expected of each stage, by title."""
@@ -79,7 +87,7 @@ class Progress:
         if loss is not None:
             text += f", loss {loss:.4g}"
         if self.terminal:
-            print(f"\r\x1b[K{text}", end="", file=self.stream, flush=True)
+            self._print(f"\r\x1b[K{text}")
         else:
             self.say(text)
 
@@ -104,7 +112,7 @@ class ProgressCallback(TrainerCallback):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' own bars and notices: the stages say what happens."""
+    """Without the libraries' own bars and notices: the stages say what happens. Of several processes the first has warnings."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
@@ -117,7 +125,10 @@ def quiet() -> Iterator[None]:
     logging.getLogger("datasets").setLevel(logging.ERROR)
     disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            if not processes.is_first():
+                warnings.simplefilter("ignore")
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         logging.getLogger("datasets").setLevel(datasets_level)

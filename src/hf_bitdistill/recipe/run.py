@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import processes
 from ..atomic import folder_aside
 from ..cards import write_card
 from ..environment import describe_environment
@@ -17,6 +20,7 @@ from ..model_folder import PACKED
 from . import rules
 from .card import record_of, run_facts
 from .context import Context, Given
+from .engines import engine
 from .measure import Measured, Score
 from .plan import (
     COMPARE,
@@ -34,7 +38,7 @@ from .plan import (
 )
 from .progress import Progress, duration, quiet
 from .pushing import push_run
-from .result import PACKED_ROW, RecipeResult
+from .result import PACKED_ROW, PAGE, RecipeResult
 from .settings import RecipeError, RecipeSettings
 from .speed import tokens_per_second
 from .stages import is_adapter
@@ -73,6 +77,7 @@ class _Run(Context):
                 (),
                 lambda folder: work.merge(given, folder),
                 self.base,
+                by_first=True,
                 adapter=fingerprint_model(given),
             )
         if given is not None:
@@ -222,8 +227,7 @@ class _Run(Context):
     def __call__(self) -> RecipeResult:
         settings, say = self.settings, self.progress.say
         say(self.examples.description)
-        self.output.mkdir(parents=True, exist_ok=True)
-        self.remember()
+        processes.on_first(self.remember, "keeping the settings")
         plan = self.make_plan()
         say(f"{plan.table()}\n")
         teacher = self.teacher()
@@ -240,7 +244,7 @@ class _Run(Context):
         done = self.distill(student, teacher, on_teacher, before)
         final = done.student
         packed = self.stage(
-            EVALUATE, "pack", ("table_bits",), lambda folder: self.work.pack(final.model, folder), final
+            EVALUATE, "pack", ("table_bits",), lambda folder: self.work.pack(final.model, folder), final, by_first=True
         )
 
         result = RecipeResult(
@@ -256,7 +260,10 @@ class _Run(Context):
             ],
             outlook={START: rules.outlook(tries, on_teacher), DISTILL: rules.outlook(done.tries, on_teacher)},
             plan=self.plan.to_dict(),
-            machine=describe_environment(),
+            machine={
+                **describe_environment(),
+                **({"processes": processes.world_size(), "engine": engine()} if processes.world_size() > 1 else {}),
+            },
         )
         if teacher is not self.base and not is_adapter(self.base.model) and self.base.key != teacher.key:
             result.table.append(self.evaluated("base model", self.base))
@@ -276,7 +283,7 @@ class _Run(Context):
                 **self.data,
             )
             packed_sft = self.stage(
-                EVALUATE, "pack", ("table_bits",), lambda folder: self.work.pack(sft.model, folder), sft
+                EVALUATE, "pack", ("table_bits",), lambda folder: self.work.pack(sft.model, folder), sft, by_first=True
             )
             result.table.append(self.evaluated("BitNet-SFT (no recipe)", packed_sft))
         if settings.speed:
@@ -284,7 +291,10 @@ class _Run(Context):
             for row in result.table:
                 place = {"teacher": teacher.model, PACKED_ROW: packed.model}.get(row.name)
                 if place is not None:
-                    row.tokens_per_second, note = tokens_per_second(place, packed=row.name == PACKED_ROW)
+                    is_packed = row.name == PACKED_ROW
+                    row.tokens_per_second, note = processes.from_first(
+                        lambda place=place, is_packed=is_packed: tokens_per_second(place, packed=is_packed), "timing"
+                    )
                     result.notes += [note] if note else []
             self.seconds[SPEED] = round(time.perf_counter() - started, 1)
         self.publish(result, packed, teacher, final)
@@ -292,7 +302,7 @@ class _Run(Context):
             f"\n{result.summary()}\n\n{duration(result.total_seconds)} in all, {duration(self.plan.surely)} to {duration(self.plan.seconds)} were planned."
         )
         say(f"packed student: {result.paths['packed']}\nreport: {result.paths['report']}")
-        push_run(self.output, settings, say)
+        processes.on_first(lambda: push_run(self.output, settings, say), "publishing")
         return result
 
     def remember(self) -> None:
@@ -314,8 +324,13 @@ class _Run(Context):
         """What a user takes away: the packed student with its card, the result, the page."""
         place = self.output / PACKED
         result.paths = {"teacher": Path(teacher.model), "student": final.model, "packed": place}
+        result.paths["report"] = self.output / PAGE
         result.choices, result.kept = self.choices, self.kept
         result.seconds, result.curves = self.seconds, self.curves
+        processes.on_first(lambda: self._write(result, packed, final), "writing the results")
+
+    def _write(self, result: RecipeResult, packed: Stage, final: Stage) -> None:
+        place = result.paths["packed"]
         with folder_aside(place) as aside:
             shutil.copytree(packed.model, aside, ignore=shutil.ignore_patterns(".cache"), dirs_exist_ok=True)
             record = record_of(result, self.examples, self.evaluation)
@@ -331,6 +346,9 @@ def run_recipe(
     """Run the recipe, or go on with it: finished stages are found in `output_dir`, an interrupted one goes on from its last checkpoint,
     and a changed setting runs again only what depends on it.
 
+    Under `torchrun` or `accelerate launch` every process calls it with the same settings; all train, and the first one decides, speaks and
+    writes.
+
     Args:
         settings: default `RecipeSettings()`.
         progress: where its lines go. Default: standard output.
@@ -342,12 +360,10 @@ def run_recipe(
     Raises:
         RecipeError: the run cannot be done as asked (a weak teacher, unusable rows, a short budget, ...); one line says what to do.
         ValueError, OSError: of the data or the models.
+        ProcessesError: another process failed, or they do not have the same versions, settings, data or output folder; in all processes.
     """
-    settings = dataclasses.replace(settings or RecipeSettings(), **overrides)
-    with quiet():
-        run = _Run(settings, progress or Progress())
-        with alone(run.output):
-            return run()
+    with quiet(), _prepared(settings, progress, overrides) as run:
+        return run()
 
 
 def plan_recipe(settings: RecipeSettings | None = None, *, progress: Progress | None = None, **overrides: Any) -> Plan:
@@ -356,14 +372,24 @@ def plan_recipe(settings: RecipeSettings | None = None, *, progress: Progress | 
     Raises:
         As `run_recipe`, before any training.
     """
-    settings = dataclasses.replace(settings or RecipeSettings(), **overrides)
-    with quiet():
-        run = _Run(settings, progress or Progress())
+    with quiet(), _prepared(settings, progress, overrides) as run:
         run.progress.say(run.examples.description)
-        with alone(run.output):
-            plan = run.make_plan()
+        plan = run.make_plan()
         run.progress.say(plan.table())
         return plan
+
+
+@contextlib.contextmanager
+def _prepared(settings: RecipeSettings | None, progress: Progress | None, overrides: dict[str, Any]) -> Iterator[_Run]:
+    """A run that has read its model and data, in all processes the same, with its output folder to itself."""
+
+    def read() -> _Run:
+        return _Run(dataclasses.replace(settings or RecipeSettings(), **overrides), progress or Progress())
+
+    run = processes.together(read, "reading the model and the data")
+    run.agree()
+    with alone(run.output):
+        yield run
 
 
 __all__ = ["Plan", "RecipeResult", "Score", "plan_recipe", "run_recipe"]

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from ..hub import PUSH_FORMATS
 from .efforts import EFFORTS, Effort, paper
@@ -20,56 +20,18 @@ def _option(default: Any, text: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": text, **more})
 
 
-@dataclass
-class EffortArguments:
-    """Single numbers of the effort, each instead of the table's."""
+def _effort_options() -> list[tuple[str, Any, Any]]:
+    """Every number of an effort as an option, which is `None` where the table's is taken."""
+    kinds = get_type_hints(Effort)
+    kinds = {name: list[float] if get_origin(kind) is tuple else kind for name, kind in kinds.items()}
+    return [
+        (each.name, kinds[each.name] | None, _option(None, each.metadata["help"]))
+        for each in dataclasses.fields(Effort)
+    ]
 
-    teacher_examples: int | None = _option(None, "Examples that the teacher is fine-tuned on, at most.")
-    teacher_epochs: float | None = _option(None, "How often it reads the data, at most.")
-    teacher_learning_rate: float | None = _option(None, "Learning rate of the teacher's fine-tuning.")
-    batch_size: int | None = _option(None, "Examples a step.")
-    window_steps: int | None = _option(None, "Steps a window of the warm start; 0: no warm start.")
-    extra_doublings: int | None = _option(None, "How often window_steps may be doubled, while that closes the gap.")
-    window_tokens: int | None = _option(None, "Tokens a step of the warm start.")
-    window_stride: int | None = _option(None, "Layers by which the window moves on.")
-    window_learning_rate: float | None = _option(None, "Learning rate of the warm start.")
-    window_start: str | None = _option(None, "Codes to begin with: absmean or least_squares.")
-    loss_unit: str | None = _option(None, "Unit of the warm start's error: median or token.")
-    warm_start_tokens: int | None = _option(None, "Tokens that the warm start reads.")
-    weight_granularity: str | None = _option(None, "What shares a weight scale: tensor, row or group.")
-    sub_norm: str | None = _option(
-        None,
-        "Where SubLNs are put: output, all or none. Exported to GGUF can be: output with Llama's layers and tied embeddings; none with "
-        "Llama, Mistral, Qwen2 and Qwen3.",
-    )
-    calibrate_sub_norm: bool | None = _option(None, "SubLN start values from activations.")
-    keep_massive_ratio: float | None = _option(
-        None, "Keep projections in full precision whose largest output is so many times the median. 0: none."
-    )
-    corpus_tokens: int | None = _option(None, "Tokens of continual pre-training.")
-    pretrain_batch_size: int | None = _option(None, "Blocks of plain text a step of continual pre-training.")
-    pretrain_learning_rate: float | None = _option(None, "Learning rate of continual pre-training.")
-    pretrain_logits_loss_weight: float | None = _option(None, "Weight of the teacher's distributions in it.")
-    dead_zone_leak: float | None = _option(None, "Share with which weights of code 0 take part in it at first.")
-    block_size: int | None = _option(None, "Tokens of a block of plain text.")
-    distill_examples: int | None = _option(None, "Examples of the distillation, at most; 0: none.")
-    distill_epochs: float | None = _option(None, "How often it reads the data, at most.")
-    distill_rounds: int | None = _option(
-        None, "Rounds of distillation at most, on other examples each, while they close the gap."
-    )
-    distill_learning_rates: list[float] | None = _option(  # noqa: RUF009
-        None, "Learning rates of the distillation; of several, held-out training rows choose."
-    )
-    sweep_share: float | None = _option(None, "Share of the steps that each of several learning rates is tried for.")
-    logits_loss_weight: float | None = _option(None, "Weight of the logits loss.")
-    attention_loss_weight: float | None = _option(None, "Weight of the attention relation loss.")
-    hidden_loss_weight: float | None = _option(None, "Weight of the hidden state loss.")
-    temperature: float | None = _option(None, "Temperature of the logits loss.")
-    keep_only_better: bool | None = _option(None, "Go back behind a distillation that makes the student worse.")
-    held_out_rows: int | None = _option(None, "Training rows that are taken away for choices.")
-    eval_rows: int | None = _option(None, "Rows of the evaluation split, at most; 0: all.")
-    compare_learning_rate: float | None = _option(None, "Learning rate of BitNet-SFT (--compare).")
-    table_bits: int | None = _option(None, "Bits of embedding and output head in the packed student: 16, 8 or 4.")
+
+EffortArguments = dataclasses.make_dataclass("EffortArguments", _effort_options())
+EffortArguments.__doc__ = "Single numbers of the effort, each instead of the table's."
 
 
 @dataclass

@@ -1,4 +1,7 @@
-"""The work of each stage. Each leaves `model/` in its folder and returns what it measured; none knows what comes before or after."""
+"""The work of each stage. Each leaves `model/` in its folder and returns what it measured; none knows what comes before or after.
+
+Every process does it, but for `merge` and `pack`, which are the first one's. `batch_size` is that of all processes together.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,15 @@ from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
     set_seed,
 )
 
+from .. import processes
 from ..calibration import calibrate_sub_norm
 from ..cli.pretrain import make_trainer
 from ..config import BitNetConfig
 from ..data import batch_by_length, collate, load_corpus, pack_corpus, take_tokens
-from ..distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, needs_teacher
+from ..distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, ReliableTrainer
 from ..distillation.attention_states import attention_layers
 from ..locate import find_model
 from ..massive_activations import find_massive_projections
@@ -32,13 +34,14 @@ from ..surgery import apply_bitnet
 from ..verify import save_packed
 from ..warm_start import WarmStartConfig, warm_start
 from .efforts import Effort
+from .engines import shards, whole_models
 from .examples import Examples
 from .measure import Measured
 from .order import in_order
 from .progress import Progress
 from .settings import RecipeError
 from .store import CHECKPOINTS
-from .train import Machine, micro_batch, save, steps_for, train, training_arguments
+from .train import Machine, micro_batch, save, steps_for, train, training_arguments, write_model
 
 
 ADAPTER = "adapter_config.json"
@@ -74,8 +77,15 @@ class Work:
 
     def load(self, name_or_path: str | Path) -> PreTrainedModel:
         """In float32, on the device."""
-        model = AutoModelForCausalLM.from_pretrained(find_model(str(name_or_path)), dtype=torch.float32)
-        return model.to(self.machine.device)
+        return self._read(name_or_path).to(self.machine.device)
+
+    def load_to_train(self, name_or_path: str | Path) -> PreTrainedModel:
+        """In float32, on the device unless a `Trainer` puts shards there."""
+        return self._read(name_or_path) if shards() else self.load(name_or_path)
+
+    def _read(self, name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        with whole_models():
+            return AutoModelForCausalLM.from_pretrained(find_model(str(name_or_path)), dtype=dtype)
 
     # ---- Sizes ----
 
@@ -91,12 +101,13 @@ class Work:
         return dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
 
     def micro(self, length: int, batch: int | None = None) -> int:
-        """Examples of a length that are trained on at once.
+        """Examples of a length that a process trains on at once.
 
         Args:
             batch: a step; default: `batch_size`.
         """
-        return micro_batch(batch or self.numbers.batch_size, length, self.config, self.machine.device)
+        each = (batch or self.numbers.batch_size) // processes.world_size()
+        return micro_batch(each, length, self.config, self.machine.device)
 
     def teacher_steps(self) -> int:
         numbers = self.numbers
@@ -137,7 +148,7 @@ class Work:
             watch: look at the loss on the held-out rows, stop when it rises, and take the best.
         """
         set_seed(self.seed)
-        model, numbers = self.load(source), self.numbers
+        model, numbers = self.load_to_train(source), self.numbers
         rate = numbers.teacher_learning_rate
         if self.lora:
             from peft import LoraConfig, get_peft_model
@@ -157,7 +168,7 @@ class Work:
             "prediction_loss_only": True,
         }
         arguments = training_arguments(
-            TrainingArguments,
+            PretrainingConfig,
             folder,
             self.machine,
             steps=steps,
@@ -167,7 +178,7 @@ class Work:
             seed=self.seed,
             **(watching if watch else {}),
         )
-        trainer = Trainer(
+        trainer = ReliableTrainer(
             model,
             arguments,
             data_collator=collate(self.tokenizer),
@@ -176,24 +187,24 @@ class Work:
             callbacks=[EarlyStoppingCallback(_PATIENCE)] if watch else [],
         )
         result = train(trainer, folder, self.tokenizer, self.machine, self.progress)
-        trained = trainer.accelerator.unwrap_model(trainer.model)
-        if self.lora:
-            # What was saved is the adapter: later stages want a model.
-            trained = trained.merge_and_unload()
-            for file in (folder / "model").glob("adapter_*"):
-                file.unlink()
-        if self.lora or self.dtype != torch.float32:
-            # As it would be published: what is measured, and what the student learns from, is what is on disk.
-            save(trained.to(self.dtype), folder, self.tokenizer)
         looked = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
-        return {**result, "held_out_losses": looked, "best_loss": trainer.state.best_metric}
+        best = trainer.state.best_metric
+        del trainer, model
+        if self.lora or self.dtype != torch.float32:
+            processes.on_first(lambda: self._publish_teacher(folder), "saving the teacher")
+        return {**result, "held_out_losses": looked, "best_loss": best}
+
+    def _publish_teacher(self, folder: Path) -> None:
+        """Save it as it would be published: what is measured, and what the student learns from, is what is on disk."""
+        place = folder / "model"
+        model = _merged(place) if self.lora else self._read(place, self.dtype)
+        for file in place.glob("adapter_*"):
+            file.unlink()
+        write_model(model.to(self.dtype), folder, self.tokenizer)
 
     def merge(self, adapter: str | Path, folder: Path) -> dict[str, Any]:
         """Merge a PEFT adapter into its base model."""
-        from peft import AutoPeftModelForCausalLM
-
-        model = AutoPeftModelForCausalLM.from_pretrained(str(adapter), dtype=torch.float32)
-        save(model.merge_and_unload(), folder, self.tokenizer)
+        write_model(_merged(adapter), folder, self.tokenizer)
         return {}
 
     # ---- Start ----
@@ -274,7 +285,8 @@ class Work:
         """Continual pre-training on plain text, with the model's own distributions as a second target."""
         set_seed(self.seed)
         numbers = self.numbers
-        student = self.load(source)
+        student = self.load_to_train(source)
+        model = self.load_to_train(teacher) if numbers.pretrain_logits_loss_weight else None
         arguments = training_arguments(
             PretrainingConfig,
             folder,
@@ -287,7 +299,6 @@ class Work:
             logits_loss_weight=numbers.pretrain_logits_loss_weight,
             dead_zone_leak=numbers.dead_zone_leak,
         )
-        model = self.load(teacher) if needs_teacher(arguments) else None
         trainer = make_trainer(student, arguments, self.blocks(), self.tokenizer, model)
         return train(trainer, folder, self.tokenizer, self.machine, self.progress)
 
@@ -300,7 +311,7 @@ class Work:
             number: of the round; each begins elsewhere in the data.
         """
         numbers = self.numbers
-        student, model = self.load(source), self.load(teacher)
+        student, model = self.load_to_train(source), self.load_to_train(teacher)
         losses = {
             "temperature": numbers.temperature,
             "logits_loss_weight": numbers.logits_loss_weight,
@@ -319,7 +330,7 @@ class Work:
 
     def bitnet_sft(self, source: str | Path, folder: Path) -> dict[str, Any]:
         """What the recipe is compared with: the model made ternary and fine-tuned on the labels alone."""
-        student = apply_bitnet(self.load(source), BitNetConfig(sub_norm="none"))
+        student = apply_bitnet(self.load_to_train(source), BitNetConfig(sub_norm="none"))
         rate, losses = self.numbers.compare_learning_rate, {"logits_loss_weight": 0.0, "attention_loss_weight": 0.0}
         return self._train_student(student, None, rate, self.teacher_steps(), folder, 0, losses)
 
@@ -362,7 +373,7 @@ class Work:
 
     def pack(self, source: str | Path, folder: Path) -> dict[str, Any]:
         """In the dtype of the model that the run began with: what lies between is trained, and saved, in float32."""
-        student, bits = self.load(source).cpu(), self.numbers.table_bits
+        student, bits = self._read(source), self.numbers.table_bits
         packed = pack(student, inplace=True, dtype=self.config.dtype, table_bits=bits)
         save_packed(packed, folder / "model", self.tokenizer)
         return {}
@@ -375,6 +386,14 @@ class Work:
         """On the evaluation split; no model is kept."""
         model = self.load(source).eval()
         return {"score": self.examples.score(model).to_dict()}
+
+
+def _merged(adapter: str | Path) -> PreTrainedModel:
+    """The model of a PEFT adapter in a folder, with it merged in, in float32."""
+    from peft import AutoPeftModelForCausalLM
+
+    with whole_models():
+        return AutoPeftModelForCausalLM.from_pretrained(str(adapter), dtype=torch.float32).merge_and_unload()
 
 
 def held_out(result: dict[str, Any]) -> Measured:

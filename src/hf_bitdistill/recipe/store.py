@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import agreement, processes
 from ..atomic import lock_folder, write_text
 from ..environment import describe_environment
 from ..model_folder import RECORDS
@@ -25,19 +26,27 @@ CHECKPOINTS = "checkpoints"
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Within the context no other process runs in `folder` (on systems that lock files; the lock goes with the process).
+    """Within the context no other run is at work in `folder` (on systems that lock files; the lock goes with the first process).
 
     Raises:
-        RecipeError: another one does.
+        RecipeError: another one is.
+        ProcessesError: the same in the other processes; or `folder` is not one for all.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    lock: int | None = None
+
+    def take() -> None:
+        nonlocal lock
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = lock_folder(folder)
+        except BlockingIOError:
+            raise RecipeError(
+                f"another run is at work in {folder}: wait for its end, stop it, or take another output_dir"
+            ) from None
+
+    processes.on_first(take, f"taking the output folder {folder}")
     try:
-        lock = lock_folder(folder)
-    except BlockingIOError:
-        raise RecipeError(
-            f"another run is at work in {folder}: wait for its end, stop it, or take another output_dir"
-        ) from None
-    try:
+        agreement.check_shared(folder, "Give an output_dir that all machines share.")
         yield
     finally:
         if lock is not None:
@@ -46,11 +55,19 @@ def alone(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Stage:
-    """A finished stage: its key, its folder (with the model in `model/`) and what it measured."""
+    """A finished stage.
+
+    Attributes:
+        key: what tells it from others of its kind.
+        folder: with the model in `model/`.
+        result: what it measured.
+        was_done: whether it was found, not run.
+    """
 
     key: str
     folder: Path
     result: dict[str, Any]
+    was_done: bool = False
 
     @property
     def model(self) -> Path:
@@ -63,7 +80,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class StageStore:
-    """Runs stages, or finds them done, in folders below `folder`.
+    """Runs stages, or finds them done, in folders below `folder`. Of several processes the first looks what is done, writes, and tells all
+    what was measured.
 
     Args:
         announce: called with kind, folder and settings of a stage that is about to run. Default: a printed line.
@@ -79,7 +97,12 @@ class StageStore:
         return identity, self.folder / f"{kind}-{key}"
 
     def run(
-        self, kind: str, settings: dict[str, Any], work: Callable[[Path], dict[str, Any]], parent: Stage | None = None
+        self,
+        kind: str,
+        settings: dict[str, Any],
+        work: Callable[[Path], dict[str, Any]],
+        parent: Stage | None = None,
+        by_first: bool = False,
     ) -> Stage:
         """The stage with these settings after `parent`.
 
@@ -89,18 +112,36 @@ class StageStore:
             work: does the stage in its folder and returns what it measured. It may find there what an interrupted run of
                 itself left.
             parent: the stage it starts from; part of the key.
+            by_first: the first process does all of the work. Otherwise every process calls `work`.
+
+        Raises:
+            ProcessesError: the processes have come to different stages.
         """
         identity, folder = self.place(kind, settings, parent)
+        processes.agree("the next stage", folder.name, "All processes must have read the same data.")
         file = folder / RESULT
-        if not file.is_file():
+
+        def look() -> dict[str, Any] | None:
+            if file.is_file():
+                return json.loads(file.read_text(encoding="utf-8"))
             folder.mkdir(parents=True, exist_ok=True)
             self.announce(kind, folder, settings)
+            return None
+
+        result = processes.from_first(look, f"looking for {folder}")
+        was_done = result is not None
+        if result is None:
             started = time.perf_counter()
-            measured = work(folder)
-            seconds = round(time.perf_counter() - started, 1)
-            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-            write_json(file, {**identity, "machine": describe_environment(), "seconds": seconds, **measured})
-        return Stage(folder.name.removeprefix(f"{kind}-"), folder, json.loads(file.read_text(encoding="utf-8")))
+            measured = processes.from_first(lambda: work(folder), f"the stage {kind}") if by_first else work(folder)
+
+            def finish() -> dict[str, Any]:
+                seconds = round(time.perf_counter() - started, 1)
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+                write_json(file, {**identity, "machine": describe_environment(), "seconds": seconds, **measured})
+                return json.loads(file.read_text(encoding="utf-8"))
+
+            result = processes.from_first(finish, f"writing {file}")
+        return Stage(folder.name.removeprefix(f"{kind}-"), folder, result, was_done)
 
 
 def _print(kind: str, folder: Path, settings: dict[str, Any]) -> None:

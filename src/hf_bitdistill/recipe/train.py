@@ -14,13 +14,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer import TRAINING_ARGS_NAME
 
+from .. import processes
+from ..distillation import ReliableTrainer
 from ..distillation.checkpoints import choose
 from ..environment import default_device, free_memory
+from .engines import forget_engine
 from .progress import Progress, ProgressCallback
 from .store import CHECKPOINTS
 
@@ -75,15 +78,19 @@ def others_load() -> float | None:
 
 
 def micro_batch(batch: int, length: int, config: Any, device: torch.device) -> int:
-    """The largest divisor of a batch whose activations fit a share of the free memory.
+    """The largest divisor of a batch whose activations fit a share of the free memory, in the process that has least of it. Called by all
+    processes.
 
     Args:
+        batch: of this process.
         length: tokens of the longest example.
         config: of the model.
     """
     config = config.get_text_config()
     kept = _KEPT_A_LAYER * config.num_hidden_layers * config.hidden_size + _KEPT_OF_LOGITS * config.vocab_size
-    fits = _MEMORY_SHARE * free_memory(device) / (4 * kept * max(length, 1))
+    # The memory of a CPU is shared by the processes of its machine.
+    sharing = processes.local_world_size() if device.type == "cpu" else 1
+    fits = min(processes.gather(_MEMORY_SHARE * free_memory(device) / sharing / (4 * kept * max(length, 1))))
     return next((size for size in range(batch, 0, -1) if batch % size == 0 and size <= fits), 1)
 
 
@@ -103,21 +110,23 @@ def training_arguments(
 
     Args:
         kind: of arguments.
-        batch, micro: examples a step, and at once; see `micro_batch`.
+        batch: examples a step, of all processes.
+        micro: at once in one process, see `micro_batch`.
         more: further options, which win.
 
     Raises:
-        ValueError: `batch` is no multiple of `micro`.
+        ValueError: `batch` is no multiple of what the processes read at once.
     """
-    micro = min(batch, micro)
-    if batch % micro:
-        raise ValueError(f"a batch of {batch} is no multiple of a micro batch of {micro}")
+    count = processes.world_size()
+    micro = max(1, min(batch // count, micro))
+    if batch % (count * micro):
+        raise ValueError(f"a batch of {batch} is no multiple of a micro batch of {micro} in {count} process(es)")
     options = {
         "output_dir": str(folder / CHECKPOINTS),
         "max_steps": steps,
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,
-        "gradient_accumulation_steps": batch // micro,
+        "gradient_accumulation_steps": batch // (count * micro),
         "learning_rate": rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": max(1, steps // 20),
@@ -141,24 +150,41 @@ def training_arguments(
 
 
 class _SaveByTime(TrainerCallback):
-    """A checkpoint every so many seconds."""
+    """A checkpoint every so many seconds by the clock of the first process, which the others ask at steps that all know beforehand."""
 
     def __init__(self, seconds: float):
         self.seconds, self.last = seconds, time.perf_counter()
+        # The step at which the clock is looked at, and the last one that was done when the clock was set.
+        self.look_at, self.from_step = 0, 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.from_step = self.look_at = state.global_step
 
     def on_step_end(self, args, state, control, **kwargs):
-        if time.perf_counter() - self.last >= self.seconds and state.global_step < state.max_steps:
+        if state.global_step < self.look_at:
+            return control
+        is_time, steps = processes.from_first(lambda: self._look(state.global_step), "looking at the clock")
+        self.look_at = state.global_step + steps
+        if is_time and state.global_step < state.max_steps:
             control.should_save = True
         return control
 
+    def _look(self, step: int) -> tuple[bool, int]:
+        """Whether it is time, and after how many steps to look again."""
+        taken = time.perf_counter() - self.last
+        if taken >= self.seconds or processes.world_size() == 1:
+            return taken >= self.seconds, 1
+        done = max(step - self.from_step, 1)
+        return False, max(1, int((self.seconds - taken) * done / taken))
+
     def on_save(self, args, state, control, **kwargs):
-        self.last = time.perf_counter()
+        self.last, self.from_step = time.perf_counter(), state.global_step
 
 
 def train(
-    trainer: Trainer, folder: Path, tokenizer: PreTrainedTokenizerBase, machine: Machine, progress: Progress
+    trainer: ReliableTrainer, folder: Path, tokenizer: PreTrainedTokenizerBase, machine: Machine, progress: Progress
 ) -> dict[str, Any]:
-    """Train in a stage's folder, from its newest checkpoint if there is one, and save the model.
+    """Train in a stage's folder, from its newest checkpoint if there is one, and save the model. Called by all processes.
 
     Returns:
         The losses that were logged, whether it was continued, and how many steps were taken.
@@ -166,14 +192,21 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(ProgressCallback(progress))
     trainer.add_callback(_SaveByTime(machine.checkpoint_seconds))
-    found = choose(folder / CHECKPOINTS)
+    found = processes.from_first(lambda: choose(folder / CHECKPOINTS), "choosing a checkpoint")
     checkpoint = found.checkpoint
     if found.skipped:
         progress.say(f"  passed over: {found.reasons()}")
     if checkpoint is not None:
         progress.say(f"  goes on from step {checkpoint.name.rpartition('-')[2]}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    save(trainer.accelerator.unwrap_model(trainer.model), folder, tokenizer)
+    trainer.save_model(str(folder / "model"))
+    forget_engine()
+
+    def complete() -> None:
+        tokenizer.save_pretrained(folder / "model")
+        (folder / "model" / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # (names folders of this machine)
+
+    processes.on_first(complete, "saving the tokenizer")
     curve = [entry for entry in trainer.state.log_history if "loss" in entry]
     if any(not math.isfinite(float(entry["loss"])) for entry in curve):
         raise FloatingPointError("the training's loss is not finite: lower the learning rate")
@@ -181,6 +214,11 @@ def train(
 
 
 def save(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """As `write_model`, of a model that all processes have, by the first one. Called by all."""
+    processes.on_first(lambda: write_model(model, folder, tokenizer), f"saving {folder / 'model'}")
+
+
+def write_model(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Into `model/` of a stage's folder, with the tokenizer."""
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")

@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 from faults.killing import LONG
 from hf_bitdistill import processes
 from hf_bitdistill.cli import main as cli
+from hf_bitdistill_cli import COMMANDS
 
 
 long = pytest.mark.skipif(not LONG, reason="starts many processes: HF_BITDISTILL_LONG_TESTS=1")
@@ -50,7 +51,7 @@ def ran(monkeypatch, command: str, work=lambda: None) -> list:
 
 
 def test_every_command_is_of_one_process_or_of_all():
-    assert set(cli.COMMANDS) > cli.PARALLEL and set(cli.COMMANDS) > cli._FOREIGN
+    assert set(COMMANDS) > cli.PARALLEL and set(COMMANDS) > cli._FOREIGN
     assert not cli.PARALLEL & {"pack", "card", "verify", "export", "import", "push", "report", "data"}
 
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from hf_bitdistill import agreement, processes
 from hf_bitdistill.cli import main as cli
 from hf_bitdistill.data import get_task
+from hf_bitdistill.distillation.teacher_cache import cache_teacher_logits
 from hf_bitdistill.environment import default_device
 from hf_bitdistill.evaluation import evaluate_task, perplexity, share_rows
 from hf_bitdistill.evaluation.answers import predict_answers
@@ -160,6 +161,18 @@ def scores(folder: Path) -> dict:
     return {**found, "same": shared == alone, "alone": alone["perplexity"], "forwards": [len(forwards), both]}
 
 
+def cache(folder: Path) -> dict:
+    """A teacher's cache that both are asked to write."""
+    tokenizer = read_tokenizer(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder / "models" / "student").eval()
+    forwards = []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    info = cache_teacher_logits(
+        model, task_rows(tokenizer), folder / "cache", tokenizer, k=4, shard_examples=4, progress=False
+    )
+    return {"positions": info.positions, "complete": info.complete, "forwards": len(forwards)}
+
+
 def commands(folder: Path) -> dict:
     """The commands in processes that have met: status, and what each process prints."""
     found = {}
@@ -192,6 +205,7 @@ def main() -> None:
         "checks": checks(folder / "checks"),
         "checkpoints": checkpoints(folder / "checkpoints"),
         "scores": scores(folder),
+        "cache": cache(folder),
         "commands": commands(folder),
     }
     (folder / f"{processes.rank()}.json").write_text(json.dumps(found))

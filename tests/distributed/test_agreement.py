@@ -82,6 +82,13 @@ def test_shared_evaluations_give_the_numbers_of_one_process(both):
     assert mine + other == all_of_them and 0 < other <= mine <= all_of_them / 2 + 12
 
 
+def test_a_teachers_cache_is_written_once(both):
+    _, first, second = both
+    found = [first["cache"], second["cache"]]
+    assert all(each["complete"] and each["positions"] == found[0]["positions"] > 0 for each in found)
+    assert min(each["forwards"] for each in found) == 0 < max(each["forwards"] for each in found)
+
+
 def test_a_command_of_one_process_is_done_once(both):
     folder, first, second = both
     status, printed, said = first["commands"]["pack"]

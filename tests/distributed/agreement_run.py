@@ -4,6 +4,7 @@ FOLDER holds `data` and `models` of `agreement_data.py`. Disks of their own are 
 """
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -13,8 +14,11 @@ from pathlib import Path
 
 import torch
 from agreement_data import make_trainer, read_tokenizer, task_rows
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from faults.killing import LONG
 from hf_bitdistill import agreement, processes
 from hf_bitdistill.cli import main as cli
 from hf_bitdistill.data import get_task
@@ -156,9 +160,23 @@ def scores(folder: Path) -> dict:
             model.lm_head.weight[0, 0] += processes.rank()
             found = {"another model": message(lambda: perplexity(model, tokenizer, texts, 16, progress=False))}
             model.lm_head.weight[0, 0] = before
+        sharded = fully_shard(copy.deepcopy(model), mesh=init_device_mesh("cpu", (processes.world_size(),)))
+        found["in shards"] = perplexity(sharded, tokenizer, texts, 16, progress=False) == alone["perplexity"]
         own = texts[: len(texts) - processes.rank()]
         found["other text"] = message(lambda: perplexity(model, tokenizer, own, 16, progress=False))
     return {**found, "same": shared == alone, "alone": alone["perplexity"], "forwards": [len(forwards), both]}
+
+
+def native(folder: Path) -> bool | str:
+    """The native decoder's evaluation, shared, against that of one process."""
+    from optimum.bitnet import BitNetModelForCausalLM
+
+    tokenizer = read_tokenizer(folder)
+    model = BitNetModelForCausalLM.from_pretrained(folder / "packed")
+    texts = [row["sentence"] for row in task_rows()]
+    alone = perplexity(model, tokenizer, texts, 16, progress=False)
+    with share_rows():
+        return perplexity(model, tokenizer, texts, 16, progress=False) == alone
 
 
 def cache(folder: Path) -> dict:
@@ -207,6 +225,7 @@ def main() -> None:
         "scores": scores(folder),
         "cache": cache(folder),
         "commands": commands(folder),
+        "native": native(folder) if LONG else None,
     }
     (folder / f"{processes.rank()}.json").write_text(json.dumps(found))
     processes.wait()

@@ -8,6 +8,7 @@ import pytest
 from agreement_data import write_inputs
 from launching import run_script
 
+from faults.killing import LONG
 from hf_bitdistill import agreement
 from hf_bitdistill.processes import ProcessesError
 
@@ -77,9 +78,23 @@ def test_shared_evaluations_give_the_numbers_of_one_process(both):
     for found in (first["scores"], second["scores"]):
         assert found["same"] and math.isfinite(found["alone"]["nll_per_token"])
         assert f"the models differ between {FIRST} and {SECOND}" in found["another model"]
+        assert found["in shards"]
         assert found["other text"].startswith("ProcessesError: the ")
     (mine, all_of_them), (other, _) = first["scores"]["forwards"], second["scores"]["forwards"]
     assert mine + other == all_of_them and 0 < other <= mine <= all_of_them / 2 + 12
+
+
+@pytest.mark.skipif(not LONG, reason="imports more in each process: HF_BITDISTILL_LONG_TESTS=1")
+def test_a_shared_evaluation_of_the_native_decoder(both, native_decoder):
+    _, first, second = both
+    assert first["native"] and second["native"]
+
+
+def test_a_teachers_cache_is_written_once(both):
+    _, first, second = both
+    found = [first["cache"], second["cache"]]
+    assert all(each["complete"] and each["positions"] == found[0]["positions"] > 0 for each in found)
+    assert min(each["forwards"] for each in found) == 0 < max(each["forwards"] for each in found)
 
 
 def test_a_command_of_one_process_is_done_once(both):

@@ -17,7 +17,7 @@ from ..processes import ProcessesError
 
 
 # What the processes of a launcher do together, and prints once. Any other command is of one process.
-PARALLEL = frozenset({"run", "quickstart", "warm-start", "pretrain", "distill", "evaluate"})
+PARALLEL = frozenset({"run", "warm-start", "pretrain", "distill", "evaluate"})
 # A program of the user's, which knows itself what it does in each process.
 _FOREIGN = frozenset({"exec"})
 

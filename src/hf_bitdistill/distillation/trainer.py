@@ -16,7 +16,7 @@ from ..cards import TAGS, TERNARY_TAGS, CardFacts, write_card
 from ..data.batches import PreparedBatch, prepare_batch
 from ..data.checks import CheckedCollator, ModelLimits, check_batch
 from ..data.preprocessing import IGNORE_INDEX, collate
-from ..layers import enable_ternary_all_gather, warn_of_16_bit_weights
+from ..layers import warn_of_16_bit_weights
 from .both_passes import BothPasses
 from .callbacks import training_callbacks
 from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, check_one_device, needs_teacher
@@ -27,6 +27,7 @@ from .metrics import ComponentMeans
 from .model_card import card_facts
 from .passes import labelled_positions, without
 from .reliable import ReliableTrainer
+from .sharding import prepare_for_shards
 from .student import check_ternary, load_student_model
 from .targets import batch_targets, taking_part
 from .teacher import choose_teacher, load_teacher_tokenizer, model_head
@@ -151,8 +152,7 @@ class DistillationTrainer(ReliableTrainer):
             student.config.problem_type = "single_label_classification"
         self._check_parallelism()
         warn_of_16_bit_weights(student)
-        if self.accelerator.is_fsdp2:
-            enable_ternary_all_gather(student)
+        prepare_for_shards(student, self.accelerator)
 
         self._train_means = ComponentMeans()
         self._eval_means = ComponentMeans()

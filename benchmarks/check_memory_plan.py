@@ -70,7 +70,7 @@ class Mark(TrainerCallback):
                 pass
 
 
-def options(engine: Engine, checkpointing: bool) -> dict[str, Any]:
+def options(engine: Engine, checkpointing: bool, bf16: bool) -> dict[str, Any]:
     """Training arguments that turn an engine on."""
     checkpoints = {"use_reentrant": False}
     again = {"gradient_checkpointing": checkpointing, "gradient_checkpointing_kwargs": checkpoints}
@@ -87,7 +87,7 @@ def options(engine: Engine, checkpointing: bool) -> dict[str, Any]:
         zero |= {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}
     config = {
         **dict.fromkeys(sizes, "auto"),
-        "bf16": {"enabled": "auto"},
+        "bf16": {"enabled": bf16},
         "zero_allow_untested_optimizer": True,
         "zero_optimization": zero,
     }
@@ -126,21 +126,25 @@ def train(engine: Engine, checkpointing: bool, accumulation: int, tied: bool, bf
             ids[number, : len(row)], labels[number, : len(row)], mask[number, : len(row)] = row, row, 1
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
+    arguments = DistillationConfig(
+        output_dir=folder,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+        max_steps=2,
+        hidden_loss_weight=10.0,
+        per_device_train_batch_size=MICRO,
+        gradient_accumulation_steps=accumulation,
+        bf16=bf16 and engine.kind == "ddp",
+        **options(engine, checkpointing, bf16),
+    )
+    if bf16:
+        # (transformers would want a GPU for the others.)
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     trainer = DistillationTrainer(
         model=apply_bitnet(models[0], student_config()),
         teacher_model=models.pop(),
-        args=DistillationConfig(
-            output_dir=folder,
-            report_to=[],
-            disable_tqdm=True,
-            save_strategy="no",
-            max_steps=2,
-            hidden_loss_weight=10.0,
-            per_device_train_batch_size=MICRO,
-            gradient_accumulation_steps=accumulation,
-            bf16=bf16,
-            **options(engine, checkpointing),
-        ),
+        args=arguments,
         train_dataset=[{"input_ids": row} for row in rows],
         data_collator=collate,
         callbacks=[Mark()],

@@ -2,17 +2,27 @@
 
 `bitdistill run --model MODEL --dataset DATASET --output_dir OUT` is enough. The same command goes on where it stopped; a
 changed option runs again only what depends on it.
+
+`--plan` measures a few steps here, prints the stages with their times, and stops. `--plan --nodes 2 --gpus 8 --gpu_memory 80` prints what
+a training would take on machines that are not at hand, under each engine, from the model's configuration.
 """
 
 from __future__ import annotations
 
-from ..recipe import RecipeSettings
+import json
+
+from ..atomic import write_text
+from ..recipe import RecipeError, RecipeSettings
+from ..scale import HardwareArguments
 from .arguments import parse
 from .runs import says_how_to_go_on
 
 
 def run(argv: list[str], prog: str) -> None:
-    (settings,) = parse([RecipeSettings], argv, prog, __doc__)
+    settings, hardware = parse([RecipeSettings, HardwareArguments], argv, prog, __doc__)
+    if hardware.is_given:
+        _plan_scale(settings, hardware)
+        return
     from ..recipe.pushing import check_push
     from ..recipe.run import plan_recipe, run_recipe
 
@@ -22,3 +32,18 @@ def run(argv: list[str], prog: str) -> None:
     check_push(settings)
     with says_how_to_go_on(prog, argv):
         run_recipe(settings)
+
+
+def _plan_scale(settings: RecipeSettings, hardware: HardwareArguments) -> None:
+    hardware.require(settings.plan)
+    from ..room import check_writable
+    from ..scale.plan import plan_scale
+
+    if hardware.output_file is not None:
+        check_writable(hardware.output_file, is_file=True)
+    plan = plan_scale(settings, hardware)
+    if hardware.output_file is not None:
+        write_text(hardware.output_file, json.dumps(plan.to_dict(), indent=2) + "\n")
+    print(plan.text())
+    if plan.cheapest is None:
+        raise RecipeError(plan.refusal)

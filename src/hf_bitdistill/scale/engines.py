@@ -141,16 +141,14 @@ class Training:
         return 2 if self.bf16 else _FLOAT
 
 
-def memory(
-    engine: Engine, weights: Weights, step: MicroStep, training: Training, hidden: int, depth: int
-) -> Memory:
+def memory(engine: Engine, weights: Weights, step: MicroStep, training: Training, hidden: int, depth: int) -> Memory:
     """What a process needs under an engine, see the module.
 
     Args:
         hidden, depth: of the model.
     """
     n, width = training.processes, training.width if engine.kind != "ddp" else _FLOAT
-    of_weights, of_gradients, of_optimizer, of_teacher = engine.shares(n)
+    _, of_gradients, of_optimizer, of_teacher = engine.shares(n)
     every, tapped = weights.all, engine.kind != "zero"
     head = weights.head or weights.embedding
 
@@ -340,7 +338,9 @@ def wire(engine: Engine, weights: Weights, training: Training) -> Wire:
         return _sent(part, (2 * reductions + 1) * width * weights.all, 0, 0, 0, 0)
     twice = 1 + max(weights.all - _REUSED, 0) / weights.all
     plain, ternary = width * twice * rest, width * twice * weights.ternary
-    return _sent(count * part, width * weights.all, plain, ternary, 2 * twice * weights.ternary, width * weights.teacher)
+    return _sent(
+        count * part, width * weights.all, plain, ternary, 2 * twice * weights.ternary, width * weights.teacher
+    )
 
 
 def _sent(factor: float, *parts: float) -> Wire:

@@ -38,9 +38,7 @@ class LiveBytes(TorchDispatchMode):
             if isinstance(value, Tensor):
                 if before is None:
                     before = {
-                        id(each.untyped_storage())
-                        for each in tree_leaves((args, kwargs))
-                        if isinstance(each, Tensor)
+                        id(each.untyped_storage()) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)
                     }
                 self._see(value.untyped_storage(), before)
         return result

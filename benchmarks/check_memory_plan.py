@@ -11,6 +11,7 @@ size, in which freed memory stays. Processes meet over gloo. accelerate is told 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -218,6 +219,8 @@ def planned(case: tuple, processes: int) -> dict[str, Any]:
     """By the configuration alone."""
     engine, checkpointing, accumulation, tied, bf16 = case
     shape = Shape(configuration(tied), student_config())
+    # (Trainer's size of "auto".)
+    engine = dataclasses.replace(engine, bucket=shape.hidden**2)
     batch = MicroBatch(MICRO, LENGTH, LENGTH, engine.precision(bf16), checkpointing, "cpu")
     training = Training(processes, MICRO, accumulation, bf16, checkpointing)
     found = memory(engine, shape.weights, micro_step(shape, batch, Losses()), training, shape.hidden, shape.depth)

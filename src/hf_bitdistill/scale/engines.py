@@ -59,6 +59,7 @@ class Engine:
         stage: of ZeRO.
         gathers_codes: of ternary weights, where FSDP2 would gather latent ones.
         shards_teacher: FSDP2's teacher is in shards too.
+        bucket: numbers of ZeRO's bucket for reductions (`reduce_bucket_size`), which is there as a whole.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Engine:
     stage: int = 0
     gathers_codes: bool = True
     shards_teacher: bool = True
+    bucket: int = 5 * 10**8
 
     def precision(self, bf16: bool) -> Precision:
         """In which dtypes it computes: accelerate's FSDP2 policy and DeepSpeed's bfloat16 cast a student's weights, DDP leaves that to
@@ -246,7 +248,7 @@ def _gathered(engine: Engine, weights: Weights, n: int, width: int, hidden: int)
         return dict.fromkeys(MOMENTS, _FLOAT * weights.all)
     if engine.kind == "fsdp":
         return _gathered_by_fsdp(engine, weights, width)
-    bucket = width * hidden * hidden
+    bucket = width * engine.bucket
     if engine.stage < 3:
         return {**none, "backward": bucket, "last gradients": bucket}
     live = bucket + width * min(weights.all, _REUSED)

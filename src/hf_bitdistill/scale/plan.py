@@ -145,13 +145,13 @@ class ScalePlan:
 
     def table(self) -> str:
         """For people."""
-        header = ("GB a GPU", "micro", *PARTS, "at once", "sent a step")
+        header = ("GB a GPU", "micro", *PARTS, "at once", "fullest", "sent a step")
         rows = [header]
         for row in self.rows:
             parts = [_gb(row.memory.parts[part]) for part in PARTS]
             micro = f"{row.training.micro} x {row.training.accumulation}"
             total = _gb(row.memory.total) + ("" if row.fits else " !")
-            rows.append((row.name, micro, *parts, total, _gb(row.wire.total)))
+            rows.append((row.name, micro, *parts, total, row.memory.moment, _gb(row.wire.total)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  ".join(
@@ -203,6 +203,12 @@ class ScalePlan:
                 "FSDP2 keeps whole gradients while it accumulates, unless it reduces every micro batch, which is counted here: "
                 '--accelerator_config \'{"gradient_accumulation_kwargs": {"sync_each_batch": true}}\''
             )
+        whole = 4 * self.weights["teacher"]
+        if whole > self.usable:
+            yield (
+                f"between trainings `run` loads whole models in float32 to measure them, {_gb(whole)} GB: more than a GPU has. Train with pretrain and "
+                "distill instead"
+            )
         trainings = ", ".join(f"{title} {steps:,} steps" for title, steps, _ in self.data.trainings)
         yield f"trainings of whole models: {trainings}; {_count(self.data.tokens)} tokens"
         if self.tokens_per_second is None:
@@ -224,6 +230,15 @@ def _count(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:.0f}"
+
+
+def student_shape(config: Any, numbers: Effort) -> Shape:
+    """Of the student that the recipe makes of a model.
+
+    Raises:
+        SurgeryError: it can make none.
+    """
+    return Shape(config, BitNetConfig(sub_norm=numbers.sub_norm, weight_granularity=numbers.weight_granularity))
 
 
 class _Planner:
@@ -263,18 +278,17 @@ class _Planner:
 
 def plan_shape(
     name: str,
-    config: Any,
+    shape: Shape,
     numbers: Effort,
     data: Data,
     hardware: HardwareArguments,
     bf16: bool = True,
     engines: Sequence[Engine] = ENGINES,
 ) -> ScalePlan:
-    """The plan of a model with this configuration; nothing needs to fit.
+    """The plan of a model; nothing needs to fit.
 
     Raises:
         RecipeError: a step has fewer examples than there are GPUs, or no multiple of them.
-        SurgeryError: no student can be made of it.
     """
     count, batch = hardware.processes, numbers.batch_size
     if batch % count:
@@ -283,7 +297,6 @@ def plan_shape(
         raise RecipeError(
             f"{batch} examples a step cannot be shared equally by {count} GPUs: set {more}, or plan for other GPUs"
         )
-    shape = Shape(config, BitNetConfig(sub_norm=numbers.sub_norm, weight_granularity=numbers.weight_granularity))
     losses = Losses(
         bool(numbers.logits_loss_weight), bool(numbers.attention_loss_weight), bool(numbers.hidden_loss_weight)
     )
@@ -308,7 +321,8 @@ def plan_scale(settings: RecipeSettings, hardware: HardwareArguments) -> ScalePl
         raise RecipeError("--model is required")
     config = read_config(settings.base)
     data, numbers = _data(settings, config)
-    plan = plan_shape(settings.base, config, numbers, data, hardware, settings.bf16 != "false")
+    shape = student_shape(config, numbers)
+    plan = plan_shape(settings.base, shape, numbers, data, hardware, settings.bf16 != "false")
     rate = hardware.tokens_per_second
     known = (rate, "given") if rate is not None else _probed(settings, numbers, data)
     return dataclasses.replace(plan, tokens_per_second=known)

@@ -71,7 +71,7 @@ class Mark(TrainerCallback):
                 pass
 
 
-def options(engine: Engine, checkpointing: bool, bf16: bool) -> dict[str, Any]:
+def options(engine: Engine, checkpointing: bool) -> dict[str, Any]:
     """Training arguments that turn an engine on."""
     checkpoints = {"use_reentrant": False}
     again = {"gradient_checkpointing": checkpointing, "gradient_checkpointing_kwargs": checkpoints}
@@ -88,7 +88,6 @@ def options(engine: Engine, checkpointing: bool, bf16: bool) -> dict[str, Any]:
         zero |= {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}
     config = {
         **dict.fromkeys(sizes, "auto"),
-        "bf16": {"enabled": bf16},
         "zero_allow_untested_optimizer": True,
         "zero_optimization": zero,
     }
@@ -136,12 +135,9 @@ def train(engine: Engine, checkpointing: bool, accumulation: int, tied: bool, bf
         hidden_loss_weight=10.0,
         per_device_train_batch_size=MICRO,
         gradient_accumulation_steps=accumulation,
-        bf16=bf16 and engine.kind == "ddp",
-        **options(engine, checkpointing, bf16),
+        bf16=bf16,
+        **options(engine, checkpointing),
     )
-    if bf16:
-        # (transformers would want a GPU for the others.)
-        os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
     trainer = DistillationTrainer(
         model=apply_bitnet(models[0], student_config()),
         teacher_model=models.pop(),
@@ -267,7 +263,8 @@ def main() -> None:
         engines, arguments.checkpointing, arguments.accumulation, arguments.tied, arguments.bf16, arguments.processes
     )
     for engine, checkpointing, accumulation, tied, bf16, processes in cases:
-        if processes == 1 and engine.kind != "ddp":
+        # (bfloat16 beside DDP wants a GPU.)
+        if engine.kind != "ddp" and (processes == 1 or bf16):
             continue
         case = (engine, bool(checkpointing), accumulation, bool(tied), bool(bf16))
         row = check(case, processes)

@@ -129,6 +129,13 @@ class _Passes:
     GROW_WITH_EXPERTS = ("kept", "codes")
 
 
+_MANY_ROWS = 4
+
+
+def _with_rows(states: _States, rows: int) -> _States:
+    return tuple(((rows, *shape[1:]), dtype) for shape, dtype in states)
+
+
 class _EqualShares(Experts):
     """[`Experts`] that get equal numbers of tokens: which get which is not known without numbers."""
 
@@ -234,9 +241,19 @@ def _passes(shape: Shape, batch: MicroBatch, losses: Losses) -> _Passes:
     return _Passes(tuple(whole[name] for name in _Passes.NAMES), known.states, known.last)
 
 
+def _line(few: tuple[int, int], many: tuple[int, int], at: int) -> int:
+    """The value at `at` of the line through two points."""
+    (x, y), (other_x, other_y) = few, many
+    return round(y + (other_y - y) / (other_x - x) * (at - x))
+
+
 @lru_cache(maxsize=128)
 def _relations(states: _States, rows: int, length: int) -> int:
-    """The most that [`attention_relation_loss`] of a layer takes above its inputs, forward and backward."""
+    """The most that [`attention_relation_loss`] of a layer takes above its inputs, forward and backward. It goes block by block of rows: of
+    many rows, a few tell what more of them take."""
+    if rows > 2 * _MANY_ROWS:
+        few, many = (_relations(_with_rows(states, each), each, length) for each in (_MANY_ROWS, 2 * _MANY_ROWS))
+        return _line((_MANY_ROWS, few), (2 * _MANY_ROWS, many), rows)
     with FakeTensorMode(allow_non_fake_inputs=True):
         made = [torch.empty(shape, dtype=dtype) for shape, dtype in states]
         teacher, student = tuple(made[:3]), tuple(each.requires_grad_() for each in made[3:])
@@ -247,15 +264,35 @@ def _relations(states: _States, rows: int, length: int) -> int:
         return part.peak
 
 
-@lru_cache(maxsize=128)
 def _logits(
     shape: Shape, batch: MicroBatch, has_teacher: bool, states: tuple[torch.dtype, torch.dtype]
 ) -> tuple[int, int]:
     """The most that [`head_token_losses`] of the labelled tokens takes above its inputs, and what it leaves; both without the gradient of
-    the output layer's weight."""
-    precision, device = batch.precision, torch.device(batch.device)
-    width, tokens = shape.vocabulary, batch.rows * batch.labels
-    dtype = precision.of_products(precision.student)
+    the output layer's weight. It goes chunk by chunk: of many tokens, a few chunks tell what more of them take."""
+    tokens, precision = batch.rows * batch.labels, batch.precision
+    at_once = product_tokens(torch.device(batch.device), shape.vocabulary, precision.of_products(precision.student))
+    if tokens <= 4 * at_once:
+        return _logits_of(shape, tokens, at_once, precision, batch.device, has_teacher, states)
+    few, many = (
+        _logits_of(shape, chunks * at_once, at_once, precision, batch.device, has_teacher, states) for chunks in (2, 4)
+    )
+    most, left = (
+        _line((2 * at_once, one), (4 * at_once, other), tokens) for one, other in zip(few, many, strict=True)
+    )
+    return most, left
+
+
+@lru_cache(maxsize=128)
+def _logits_of(
+    shape: Shape,
+    tokens: int,
+    at_once: int,
+    precision: Precision,
+    device: str,
+    has_teacher: bool,
+    states: tuple[torch.dtype, torch.dtype],
+) -> tuple[int, int]:
+    width, dtype = shape.vocabulary, precision.of_products(precision.student)
     with FakeTensorMode(allow_non_fake_inputs=True):
         head, other = (
             nn.Linear(shape.hidden, width, bias=False, dtype=each) for each in (precision.student, precision.teacher)
@@ -264,13 +301,8 @@ def _logits(
         theirs, mine = (torch.empty(tokens, shape.hidden, dtype=each) for each in states)
         mine.requires_grad_()
         tail = LogitsTail.claimed(shape.config.get_text_config())
-        plan = HeadPlan(
-            dtype,
-            tail,
-            TokenWeights(1.0, 1.0),
-            product_tokens(device, width, dtype),
-            default_chunk_size(device, width),
-        )
+        chunk = default_chunk_size(torch.device(device), width)
+        plan = HeadPlan(dtype, tail, TokenWeights(1.0, 1.0), at_once, chunk)
         teacher = None
         if has_teacher:
             teacher = HeadTeacher(theirs, other, tail, width, 5.0, precision.of_products(precision.teacher))

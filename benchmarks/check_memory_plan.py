@@ -1,0 +1,294 @@
+"""The planned memory of a training beside what real trainings take: every engine, on this CPU, with one process and with several. JSON.
+
+    python benchmarks/check_memory_plan.py --output benchmarks/results/memory_plan.json
+
+A small student and its teacher are trained for two steps by `DistillationTrainer`, with all losses. Measured is the most that torch's
+allocator has given out at once (`torch.profiler`, `profile_memory`: every allocation and release, whoever asks) from the beginning to the
+end of the second step, when the optimizer has its states; everything of the process counts that came after its imports. Not a process's
+size, in which freed memory stays. Processes meet over gloo. accelerate is told that FSDP and DeepSpeed can be used on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import multiprocessing
+import os
+import socket
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
+
+from hf_bitdistill import BitNetConfig, apply_bitnet
+from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer
+from hf_bitdistill.environment import describe_environment
+from hf_bitdistill.scale.engines import ENGINES, Engine, Training, memory
+from hf_bitdistill.scale.micro_step import Losses, MicroBatch, micro_step
+from hf_bitdistill.scale.shapes import Shape
+
+
+WORDS, LENGTH, MICRO = 4096, 128, 2
+BEGINS, ENDS = "the second step begins", "the second step ends"
+TOLERANCE = 0.15
+
+
+def configuration(tied: bool) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=WORDS,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        tie_word_embeddings=tied,
+        pad_token_id=0,
+    )
+
+
+def student_config() -> BitNetConfig:
+    return BitNetConfig(sub_norm="output", weight_granularity="row")
+
+
+class Mark(TrainerCallback):
+    """Leaves the borders of the second step in the profile."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            with record_function(BEGINS):
+                pass
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            with record_function(ENDS):
+                pass
+
+
+def options(engine: Engine, checkpointing: bool) -> dict[str, Any]:
+    """Training arguments that turn an engine on."""
+    checkpoints = {"use_reentrant": False}
+    again = {"gradient_checkpointing": checkpointing, "gradient_checkpointing_kwargs": checkpoints}
+    if engine.kind == "ddp":
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        return {"use_cpu": True, "ddp_backend": "gloo" if processes > 1 else None, **again}
+    if engine.kind == "fsdp":
+        sync = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+        config = {"state_dict_type": "SHARDED_STATE_DICT", "version": 2, "activation_checkpointing": checkpointing}
+        return {"fsdp": True, "fsdp_config": config, "accelerator_config": sync}
+    sizes = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps", "gradient_clipping")
+    zero = {"stage": engine.stage, "reduce_bucket_size": "auto"}
+    if engine.stage == 3:
+        zero |= {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}
+    config = {
+        **dict.fromkeys(sizes, "auto"),
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": zero,
+    }
+    return {"deepspeed": config, **again}
+
+
+def pretend() -> None:
+    """From here on processes of a launcher meet over gloo as if each had an accelerator, which is its CPU."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    os.environ["ACCELERATE_TORCH_DEVICE"] = os.environ["DS_ACCELERATOR"] = "cpu"
+    PartialState._prepare_backend = lambda self, cpu=False, sagemaker_dp=False, backend=None: (
+        "gloo",
+        DistributedType.MULTI_GPU,
+    )
+
+
+def train(engine: Engine, checkpointing: bool, accumulation: int, tied: bool, bf16: bool, folder: str) -> list[Any]:
+    """Two steps. What is returned has to live until the profile is read."""
+    if engine.kind != "ddp":
+        pretend()
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        models.append(AutoModelForCausalLM.from_config(configuration(tied), dtype=torch.float32))
+    rows = torch.randint(3, WORDS, (64, LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
+    # (A shorter row, so that there is a mask.)
+    rows = [row[: LENGTH - index % 2] for index, row in enumerate(rows)]
+
+    def collate(features: list[dict]) -> dict[str, torch.Tensor]:
+        ids = torch.zeros(len(features), LENGTH, dtype=torch.long)
+        mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+        for number, feature in enumerate(features):
+            row = torch.tensor(feature["input_ids"])
+            ids[number, : len(row)], labels[number, : len(row)], mask[number, : len(row)] = row, row, 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    arguments = DistillationConfig(
+        output_dir=folder,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+        max_steps=2,
+        hidden_loss_weight=10.0,
+        per_device_train_batch_size=MICRO,
+        gradient_accumulation_steps=accumulation,
+        bf16=bf16,
+        **options(engine, checkpointing),
+    )
+    trainer = DistillationTrainer(
+        model=apply_bitnet(models[0], student_config()),
+        teacher_model=models.pop(),
+        args=arguments,
+        train_dataset=[{"input_ids": row} for row in rows],
+        data_collator=collate,
+        callbacks=[Mark()],
+    )
+    models.clear()
+    trainer.train()
+    return [trainer]
+
+
+def peak_of(events: list[dict[str, Any]]) -> tuple[int, int]:
+    """The most bytes that were out between the marks, and those at the first one."""
+    marks = {event["name"]: event["ts"] for event in events if event.get("name") in (BEGINS, ENDS) and "ts" in event}
+    out = sorted(
+        (event["ts"], event["args"]["Total Allocated"])
+        for event in events
+        if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0
+    )
+    before = [total for at, total in out if at < marks[BEGINS]]
+    within = [total for at, total in out if marks[BEGINS] <= at <= marks[ENDS]]
+    return max(within), before[-1]
+
+
+def process(rank: int, processes: int, port: int, case: tuple, results: str) -> None:
+    """One of the processes of a training; writes what it measured."""
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    if processes > 1 or case[0].kind != "ddp":
+        os.environ.update({name: str(value) for name, value in environment.items()})
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+                kept = train(*case, folder)
+            trace = os.path.join(folder, "trace.json")
+            profiled.export_chrome_trace(trace)
+            with open(trace, encoding="utf-8") as file:
+                found["peak"], found["between_steps"] = peak_of(json.load(file)["traceEvents"])
+            found["refusal"] = kept[0]._passes.refusal
+    except BaseException:
+        found["error"] = traceback.format_exc()
+    Path(results, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    # (Freeing a model of several processes may hang.)
+    os._exit(0)
+
+
+def measure(case: tuple, processes: int) -> dict[str, Any]:
+    """Of the process that takes the most."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as results:
+        started = [
+            context.Process(target=process, args=(rank, processes, port, case, results)) for rank in range(processes)
+        ]
+        for each in started:
+            each.start()
+        for each in started:
+            each.join(300)
+        for each in started:
+            each.kill()
+        found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(results).glob("*.json"))]
+    errors = [each["error"] for each in found if "error" in each]
+    if errors or len(found) < processes:
+        raise RuntimeError(errors[0] if errors else f"{processes - len(found)} of {processes} processes did not end")
+    return max(found, key=lambda each: each["peak"])
+
+
+def planned(case: tuple, processes: int) -> dict[str, Any]:
+    """By the configuration alone."""
+    engine, checkpointing, accumulation, tied, bf16 = case
+    shape = Shape(configuration(tied), student_config())
+    # (Trainer's size of "auto".)
+    engine = dataclasses.replace(engine, bucket=shape.hidden**2)
+    batch = MicroBatch(MICRO, LENGTH, LENGTH, engine.precision(bf16), checkpointing, "cpu")
+    training = Training(processes, MICRO, accumulation, bf16, checkpointing)
+    found = memory(engine, shape.weights, micro_step(shape, batch, Losses()), training, shape.hidden, shape.depth)
+    steady = {name: total for name, total in found.moments.items() if name != "setup"}
+    moment = max(steady, key=steady.__getitem__)
+    return {"peak": steady[moment], "moment": moment, "moments": found.moments}
+
+
+def check(case: tuple, processes: int) -> dict[str, Any]:
+    engine, checkpointing, accumulation, tied, bf16 = case
+    started = time.perf_counter()
+    plan = planned(case, processes)
+    row = {
+        "engine": engine.name,
+        "processes": processes,
+        "checkpointing": checkpointing,
+        "accumulation": accumulation,
+        "tied": tied,
+        "bf16": bf16,
+        "planned": plan["peak"],
+        "moment": plan["moment"],
+        "planned_moments": plan["moments"],
+    }
+    real = measure(case, processes)
+    row |= {"measured": real["peak"], "between_steps": real["between_steps"]}
+    row["difference"] = round(plan["peak"] / real["peak"] - 1, 4)
+    row["seconds"] = round(time.perf_counter() - started, 1)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--engines", nargs="+", default=[engine.name for engine in ENGINES])
+    parser.add_argument("--accumulation", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--tied", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--bf16", type=int, nargs="+", default=[0])
+    parser.add_argument("--checkpointing", type=int, nargs="+", default=[0, 1])
+    arguments = parser.parse_args()
+    engines = [engine for engine in ENGINES if engine.name in arguments.engines]
+    rows = []
+    cases = itertools.product(
+        engines, arguments.checkpointing, arguments.accumulation, arguments.tied, arguments.bf16, arguments.processes
+    )
+    for engine, checkpointing, accumulation, tied, bf16, processes in cases:
+        # (bfloat16 beside DDP wants a GPU.)
+        if engine.kind != "ddp" and (processes == 1 or bf16):
+            continue
+        case = (engine, bool(checkpointing), accumulation, bool(tied), bool(bf16))
+        row = check(case, processes)
+        rows.append(row)
+        print(
+            f"{row['engine']:7} x {processes}  checkpointing {checkpointing}  accumulation {accumulation}  tied {tied}  bf16 {bf16}  "
+            f"planned {row['planned'] / 1e6:7.1f} MB ({row['moment']})  measured {row['measured'] / 1e6:7.1f} MB  "
+            f"{100 * row['difference']:+.1f} %  {row['seconds']} s",
+            flush=True,
+        )
+    worst = max(abs(row["difference"]) for row in rows)
+    print(f"largest difference {100 * worst:.1f} % (aim {100 * TOLERANCE:.0f} %)")
+    if arguments.output is not None:
+        shape = {name: value for name, value in configuration(False).to_dict().items() if name.startswith(("hidden_size", "inter", "num_", "vocab"))}  # fmt: skip
+        record = {
+            "machine": describe_environment(),
+            "model": shape,
+            "rows": MICRO,
+            "length": LENGTH,
+            "largest_difference": worst,
+            "trainings": rows,
+        }
+        arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

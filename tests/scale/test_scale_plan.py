@@ -1,0 +1,126 @@
+"""`bitdistill run --plan` for machines that are not at hand."""
+
+import json
+import re
+
+import pytest
+from transformers import LlamaConfig
+
+from hf_bitdistill.cli.main import main
+from hf_bitdistill.scale.engines import ENGINES, MOMENTS, PARTS, Training, memory, wire
+from hf_bitdistill.scale.micro_step import MicroStep
+from hf_bitdistill.scale.shapes import Weights
+
+
+WEIGHTS = Weights(1_000_000, 0, 100_000, 100_000, 100_000, 0, 0, 1_200_000, 100_000)
+STEP = MicroStep(10, 20, 1_000_000, 4_000_000, 30, 40, 50, 60, 300, 70, 80)
+BY_NAME = {engine.name: engine for engine in ENGINES}
+
+
+def found(name, processes=4, accumulation=1, bf16=False, checkpointing=True):
+    return memory(BY_NAME[name], WEIGHTS, STEP, Training(processes, 1, accumulation, bf16, checkpointing), 100, 10)
+
+
+def test_shares():
+    """Persistent parts at the optimizer's step, in bytes a weight."""
+    weights = WEIGHTS.all
+    wanted = {
+        # latents and what is computed with, optimizer, teacher
+        ("DDP", True): (4, 8, 4),
+        ("FSDP2", True): (1, 2, 1),
+        ("ZeRO-1", False): (4 + 1, 2, 4),
+        ("ZeRO-2", True): (2 + 1, 2, 2),
+        ("ZeRO-3", True): (0.5 + 1, 2, 0.5),
+    }
+    for (name, bf16), bytes_a_weight in wanted.items():
+        result = found(name, bf16=bf16)
+        assert set(result.parts) == set(PARTS) and set(result.moments) == set(MOMENTS)
+        assert result.total == sum(result.parts.values()) == max(result.moments.values())
+        if result.moment != "setup":
+            for part, number in zip(("latents", "optimizer", "teacher"), bytes_a_weight, strict=True):
+                assert result.parts[part] == pytest.approx(number * weights, rel=1e-3), (name, part)
+
+
+def test_one_process_gathers_nothing():
+    assert found("DDP", processes=1).parts["gathered"] == 0
+    assert found("DDP").parts["gathered"] == 4 * WEIGHTS.all
+
+
+def test_codes_are_not_kept_where_they_are_gathered_again():
+    kept = MicroStep(0, 0, 9_000_000, 4_000_000, 0, 0, 0, 0, 0, 0, 0)
+    training = Training(4, 1, 1, False, False)
+    whole, codes = (memory(BY_NAME[name], WEIGHTS, kept, training, 100, 10) for name in ("DDP", "FSDP2"))
+    assert whole.parts["activations"] - codes.parts["activations"] == 4_000_000
+
+
+def test_bytes_on_the_wire():
+    training = Training(4, 1, 2, True, False)
+    ddp, fsdp = wire(BY_NAME["DDP"], WEIGHTS, training), wire(BY_NAME["FSDP2"], WEIGHTS, training)
+    # An all-reduce once a step: three quarters of the gradients, twice.
+    assert ddp.total == 2 * 0.75 * 4 * WEIGHTS.all
+    # Twice each of two micro batches, a quarter of a byte each.
+    assert fsdp.ternary == 2 * 2 * 0.75 * 0.25 * WEIGHTS.ternary
+    assert fsdp.ternary_bfloat16 == 8 * fsdp.ternary
+    assert fsdp.teacher == 2 * 0.75 * 4 * WEIGHTS.teacher
+    assert wire(BY_NAME["DDP"], WEIGHTS, Training(1, 1, 2, True, False)).total == 0
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A configuration without weights."""
+    LlamaConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
+    ).save_pretrained(tmp_path / "shape")  # fmt: skip
+    return tmp_path / "shape" / "config.json"
+
+
+def run(config, *options):
+    return main(["run", "--model", str(config), "--plan", *options])
+
+
+def test_command(config, tmp_path, capsys):
+    place = tmp_path / "plan.json"
+    memory = ["--gpu_memory", "0.02", "--max_length", "32"]
+    assert (
+        run(config, "--nodes", "2", "--gpus", "2", *memory, "--tokens_per_second", "100", "--output_file", str(place))
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "cheapest that fits" in out and all(engine.name in out for engine in ENGINES)
+    plan = json.loads(place.read_text())
+    assert plan["cheapest"] is not None and len(plan["engines"]) == 10 and plan["batch_size"] == 16
+    fitting = [row for row in plan["engines"] if row["fits"]]
+    assert all(row["bytes"]["at once"] <= plan["usable_bytes"] for row in fitting)
+    # Nothing is computed twice where that can be had.
+    assert ("checkpointing" in plan["cheapest"]) == all(row["checkpointing"] for row in fitting)
+    for row in plan["engines"]:
+        assert row["micro"] * row["accumulation"] * row["processes"] == 16
+    tokens = plan["data"]["tokens"]
+    assert tokens == 32 * 16 * (6400 // 16 + 6400 // 16) and plan["seconds"] == pytest.approx(tokens / 400)
+    assert not (tmp_path / "stages").exists()
+
+
+def test_nothing_fits(config, capsys):
+    assert run(config, "--gpus", "1", "--gpu_memory", "0.001", "--max_length", "32") == 1
+    captured = capsys.readouterr()
+    assert "nothing fits: the least is" in captured.err and "or for GPUs of" in captured.err
+    assert "!" in captured.out
+
+
+@pytest.mark.parametrize(
+    "options,what",
+    [
+        (["--gpus", "3", "--gpu_memory", "80"], r"16 examples a step cannot be shared .* 3 GPUs: set --batch_size 18 \(or 15\)"),
+        (["--gpus", "8"], "--gpu_memory is required"),
+        (["--nodes", "2", "--gpu_memory", "80"], "--gpus is required"),
+        (["--gpus", "8", "--gpu_memory", "-1"], "gpu_memory must be positive"),
+    ],
+)  # fmt: skip
+def test_refusals(config, options, what, capsys):
+    assert run(config, *options) == 1
+    assert re.search(what, capsys.readouterr().err)
+
+
+def test_only_with_plan(config, capsys):
+    assert main(["run", "--model", str(config), "--gpus", "8"]) == 1
+    assert "--gpus belongs to --plan" in capsys.readouterr().err

@@ -20,7 +20,7 @@ _WIDTH = 6.6
 
 @dataclass(frozen=True)
 class Bars:
-    """Horizontal bars, one or several beside each label.
+    """Horizontal bars, one or several beside each label; points where the axis does not begin at 0.
 
     Args:
         labels: from top to bottom.
@@ -49,14 +49,15 @@ class Bars:
                 if value is None:
                     continue
                 y = row - 0.4 + height * (index + 0.5)
-                axes.barh(
-                    y, value - self.start, height * 0.9, left=self.start, xerr=error, color=COLOURS[index],
-                    error_kw={"elinewidth": 1, "capsize": 2}, label=name if name not in axes.get_legend_handles_labels()[1] else None,
-                )  # fmt: skip
+                label = name if name not in axes.get_legend_handles_labels()[1] else None
+                if self.start:  # (a bar that does not begin at 0 exaggerates)
+                    axes.errorbar(value, y, xerr=error, fmt="o", color=COLOURS[index], capsize=3, label=label)
+                else:
+                    axes.barh(y, value, height * 0.9, xerr=error, color=COLOURS[index], label=label)
                 axes.annotate(
                     self.shown.format(value),
                     (value + (error or 0), y),
-                    xytext=(4, 0),
+                    xytext=(7, 0),
                     textcoords="offset points",
                     va="center",
                     fontsize="small",
@@ -66,9 +67,11 @@ class Bars:
         axes.set_xlabel(self.xlabel)
         axes.margins(x=0.12)
         axes.set_xlim(left=self.start)
+        if self.start:
+            axes.grid(axis="y", alpha=0.3)
         _plain(axes)
         if len(self.series) > 1:
-            axes.legend(fontsize="small", frameon=False, loc="upper center", bbox_to_anchor=(0.4, 1.16), ncols=3)
+            _legend(axes)
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Lines:
         axes.set_xlabel(self.xlabel)
         axes.set_ylabel(self.ylabel)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small", frameon=False, loc="upper left" if self.levels else "center right")
+        _legend(axes)
         _plain(axes)
 
 
@@ -195,6 +198,10 @@ def saved_digest(file: Path) -> str | None:
 
     with Image.open(file) as image:
         return image.info.get("Description")
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(fontsize="small", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 
 def _plain(axes: Axes) -> None:

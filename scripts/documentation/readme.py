@@ -35,7 +35,7 @@ def results() -> Shown:
         run(recipe_record("standard"), "SST-2, SmolLM2-135M: `run`")
     else:
         arms("SST-2, SmolLM2-135M, 19,200 examples: BitDistill", TASK, "teacher_warm_start_kept", None)
-    arms("SST-2, SmolLM2-135M, 6,400 examples: warm start alone, two seeds", SST2, "teacher_warm_start_kept_longer_alone", "bitnet_sft")
+    arms("SST-2, SmolLM2-135M, 6,400 examples, two seeds: warm start alone", SST2, "teacher_warm_start_kept_longer_alone", "bitnet_sft")
     arms("MNLI, SmolLM2-135M, 6,400 examples: BitDistill", MNLI, "teacher_warm_start_kept_longer", "bitnet_sft")  # fmt: skip
     return Shown(
         ["% right", "teacher, full precision", "ternary student", "ternary, no recipe", "two threads of"],

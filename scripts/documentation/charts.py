@@ -137,7 +137,7 @@ class Quality:
     points: Sequence[Point]
 
     def size(self) -> tuple[float, float]:
-        return 9.0, 3.4
+        return 7.8, 3.4
 
     def draw(self, figure: Figure) -> None:
         left, right = figure.subplots(1, 2, sharey=True)
@@ -156,7 +156,7 @@ class Quality:
             ([p.megabytes for p in self.points], [p.tokens_per_second for p in self.points]),
             strict=True,
         ):
-            axes.set_xlim(0, 1.45 * max(values))
+            axes.set_xlim(0, 1.65 * max(values))
             axes.set_xlabel(name)
             axes.grid(alpha=0.3)
             _plain(axes)

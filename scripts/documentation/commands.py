@@ -72,7 +72,7 @@ def _section(parser: argparse.ArgumentParser) -> list[str]:
     for action in actions:
         if action in subcommands or action.help is argparse.SUPPRESS:
             continue
-        if _TRAINING >= {action.dest} and len(_TRAINING & {a.dest for a in actions}) > 50:
+        if {action.dest} <= _TRAINING and len(_TRAINING & {a.dest for a in actions}) > 50:
             of_training += 1
             continue
         own.append([_names(action), _help(action, parser), _default(action)])

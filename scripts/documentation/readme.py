@@ -35,7 +35,12 @@ def results() -> Shown:
         run(recipe_record("standard"), "SST-2, SmolLM2-135M: `run`")
     else:
         arms("SST-2, SmolLM2-135M, 19,200 examples: BitDistill", TASK, "teacher_warm_start_kept", None)
-    arms("SST-2, SmolLM2-135M, 6,400 examples, two seeds: warm start alone", SST2, "teacher_warm_start_kept_longer_alone", "bitnet_sft")
+    arms(
+        "SST-2, SmolLM2-135M, 6,400 examples, two seeds: warm start alone",
+        SST2,
+        "teacher_warm_start_kept_longer_alone",
+        "bitnet_sft",
+    )
     arms("MNLI, SmolLM2-135M, 6,400 examples: BitDistill", MNLI, "teacher_warm_start_kept_longer", "bitnet_sft")  # fmt: skip
     return Shown(
         ["% right", "teacher, full precision", "ternary student", "ternary, no recipe", "two threads of"],
@@ -53,14 +58,28 @@ def speed() -> Shown:
     for shape, label in (("0.6B", "0.6 B"), ("2B4T", "2.4 B (BitNet 2B4T)")):
         ours = _row("decode.json", shape=shape, system="hf-bitdistill, 8-bit head", threads=2)
         theirs = _row("decode.json", shape=shape, system="llama.cpp TQ2_0, Q8_0 head", threads=2)
-        rows.append([label, *(f"{row['decode_tps']:.0f} / {row['prefill_tps']:.0f}" for row in (ours, theirs)), _machine(ours)])
+        rows.append(
+            [label, *(f"{row['decode_tps']:.0f} / {row['prefill_tps']:.0f}" for row in (ours, theirs)), _machine(ours)]
+        )
         rows[-1][2] = f"llama.cpp TQ2_0: {rows[-1][2]}"
     (mixture,) = load("decode_mixture.json")
-    rows.append(["mixture of experts, 30B-A3B", f"{mixture['decode_tps']:.0f} / {mixture['prefill_tps']:.0f}", None, _machine(mixture)])
+    rows.append(
+        [
+            "mixture of experts, 30B-A3B",
+            f"{mixture['decode_tps']:.0f} / {mixture['prefill_tps']:.0f}",
+            None,
+            _machine(mixture),
+        ]
+    )
     label, native, float32 = students()[0]
-    cells = [f"{each['decode_tokens_per_second']:,.0f} / {each['prefill_tokens_per_second']:,.0f}" for each in (native, float32)]
+    cells = [
+        f"{each['decode_tokens_per_second']:,.0f} / {each['prefill_tokens_per_second']:,.0f}"
+        for each in (native, float32)
+    ]
     environment = load("benchmark_smollm2_sst2_ternary.json")["environment"]
-    rows.append([label, cells[0], f"transformers, float32: {cells[1]}", f"{environment['processor']}, {environment['date']}"])
+    rows.append(
+        [label, cells[0], f"transformers, float32: {cells[1]}", f"{environment['processor']}, {environment['date']}"]
+    )
     return Shown(
         ["tokens a second, decode / prompt", "hf-bitdistill", "in the same run", "two threads of"],
         rows,

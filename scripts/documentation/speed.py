@@ -76,9 +76,7 @@ def isas() -> Shown:
         for head in (8, 4)
         for isa in ("avx512vnni", "avx2")
     ]
-    found = {
-        name: [_row(file, system=system, isa=isa, threads=t) for t in (1, 2)] for name, system, isa in names
-    }
+    found = {name: [_row(file, system=system, isa=isa, threads=t) for t in (1, 2)] for name, system, isa in names}
     first = next(iter(found.values()))
     read = ", ".join(f"{row['read_gbps']:.1f}" for row in first)
     return Shown(
@@ -100,9 +98,7 @@ def students() -> list[tuple[str, dict, dict]]:
         "ternary": "SmolLM2-135M, all ternary",
         "kept": "SmolLM2-135M, three projections kept in float32",
     }
-    return [
-        (label, *load(f"benchmark_smollm2_sst2_{name}.json")["measurements"]) for name, label in names.items()
-    ]
+    return [(label, *load(f"benchmark_smollm2_sst2_{name}.json")["measurements"]) for name, label in names.items()]
 
 
 def kept() -> Shown:

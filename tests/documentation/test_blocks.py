@@ -50,7 +50,7 @@ def scene(tmp_path_factory, _tiny_backend):
     pack(student).save_pretrained(folder / "student-packed")
     for name in (*kinds, "student", "student-packed"):
         tokenizer.save_pretrained(folder / name)
-    rows = [(f"a {word} film number {i} .", word) for i in range(30) for word in ("dull", "fine")]
+    rows = [(f"a {word} film number {i} .", word) for i in range(60) for word in ("dull", "fine")]
     (folder / "reviews.csv").write_text("text,label\n" + "".join(f"{text},{word}\n" for text, word in rows))
     (folder / "corpus.txt").write_text("\n".join(text for text, _ in rows) * 4)
     answers = [json.dumps({"prompt": text, "completion": f" {word}"}) for text, word in rows]
@@ -117,6 +117,14 @@ WITH_BLOCKS = [page for page in PAGES if any(b.language in ("python", "bash", "y
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks(page, scene, tmp_path, monkeypatch, capsys):
+    from hf_bitdistill.recipe import efforts
+
+    # The smallest effort that teaches one word to the small model.
+    tiny = efforts.Effort(
+        teacher_examples=800, teacher_epochs=9, teacher_learning_rate=1e-2, window_steps=2, keep_massive_ratio=0.0,
+        distill_examples=64, distill_learning_rates=(1e-3,), held_out_rows=24,
+    )  # fmt: skip
+    monkeypatch.setitem(efforts.EFFORTS, "standard", tiny)
     shutil.copytree(scene, tmp_path / "scene")
     monkeypatch.chdir(tmp_path / "scene")
     if page == README:  # which makes these itself

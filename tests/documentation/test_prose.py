@@ -1,9 +1,10 @@
 """README.md and docs/ stay short, their links lead somewhere, and their figures are those of the recorded results."""
 
 import ast
+import os
 import re
+import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -130,7 +131,12 @@ def test_the_command_line_page_names_every_command_and_option():
     assert len(command_lines()) > len(COMMANDS)
     for words_ in command_lines():
         assert f"## bitdistill {' '.join(words_)} {{ #bitdistill-{'-'.join(words_)} }}" in text
-    for option in ("--effort {quick,standard,thorough}", "--table_bits {16,32,8,4}", "--keep_massive_ratio", "--logits_divergence"):
+    for option in (
+        "--effort {quick,standard,thorough}",
+        "--table_bits {16,32,8,4}",
+        "--keep_massive_ratio",
+        "--logits_divergence",
+    ):
         assert re.search(re.escape(option.partition(" ")[0]), text), option
     assert "every option of transformers' `TrainingArguments`" in text
 
@@ -148,21 +154,20 @@ def test_links_out_of_docs_lead_to_the_repository(tmp_path):
 
 def test_names_in_docstrings_are_code():
     griffe = pytest.importorskip("griffe")
-    from documentation.docstrings import plain_names
+    from documentation.docstrings import plain_names, plain_types
 
     assert griffe
+    assert plain_types("    size (`int`, *optional*): of `x`") == "    size (int, optional): of `x`"
     assert plain_names("of [`~a.b.Name`], [`pack`], [`x`](y)") == "of `Name`, `pack`, [`x`](y)"
 
 
 def test_the_site_builds(tmp_path):
     """`make docs`, where its packages are installed."""
-    if "HF_BITDISTILL_LONG_TESTS" not in __import__("os").environ:
+    if os.environ.get("HF_BITDISTILL_LONG_TESTS") != "1":
         pytest.skip("HF_BITDISTILL_LONG_TESTS=1 builds the site")
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
-    import subprocess
-
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert (Path(tmp_path) / "site" / "cli.html").is_file()
+    assert (tmp_path / "site" / "cli.html").is_file()

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import yaml
+
 from pages import PAGES, README, ROOT, anchors, paragraphs, words
 
 
@@ -124,7 +125,6 @@ def test_an_unknown_result_is_refused(tmp_path):
 
 def test_the_command_line_page_names_every_command_and_option():
     from documentation.commands import command_lines, page
-
     from hf_bitdistill.cli.main import COMMANDS
 
     text = page()

@@ -1,7 +1,7 @@
 """Every block of Python and shell in README.md and docs/ runs as it stands, in a folder that has what the pages name.
 
 A comment in front of a block says why it is not run, or that it takes long: those run with HF_BITDISTILL_LONG_TESTS=1. Of every `bitdistill` line the
-options are parsed, whether or not it runs.
+options are parsed, whether or not it runs; of one that a launcher starts they are all that is looked at.
 """
 
 import argparse
@@ -101,6 +101,8 @@ def run_command(words, monkeypatch):
 
         monkeypatch.setattr(sys, "argv", words)
         optimum()
+    elif "hf_bitdistill" in words:  # (by a launcher, which would start several processes)
+        check_options(["bitdistill", *words[words.index("hf_bitdistill") + 1 :]], monkeypatch)
     else:
         raise AssertionError(f"{words[0]} is not run by this test: say in a comment why the block is not run")
 
@@ -171,5 +173,9 @@ def test_an_option_that_is_not_there_is_noticed(monkeypatch, capsys):
     with pytest.raises((SystemExit, AssertionError)):
         check_options(["bitdistill", "pack", "student", "out", "--no_such_option"], monkeypatch)
     check_options(["bitdistill", "pack", "student", "out", "--table_bits", "8"], monkeypatch)
+    launched = ["torchrun", "-m", "hf_bitdistill", "run", "--model", "MODEL"]
+    run_command([*launched, "--dataset", "DATASET"], monkeypatch)
+    with pytest.raises((SystemExit, AssertionError)):
+        run_command([*launched, "--no_such_option", "1"], monkeypatch)
     with pytest.raises(AssertionError, match="llama-server"):
         run_command(["llama-server"], monkeypatch)

@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 SOURCES := src tests examples scripts benchmarks
 
-.PHONY: demo test test-floors test-newest bench-kernels bench-decode bench-train results style check clean
+.PHONY: demo test test-floors test-newest docs bench-kernels bench-decode bench-train results style check clean
 
 # The main job: the whole recipe on a small model, in minutes, on two cores. Writes quickstart/report.html.
 # On a machine with more than twice as much work as cores, threads that spin while they wait take the cores from those that they wait for.
@@ -23,6 +23,10 @@ test: $(VENV)/.installed-test
 # A quick part of it with every dependency at its lower bound, and with all at their newest, each in an environment of its own.
 test-floors test-newest:
 	PYTHON=$(PYTHON) WORKERS=$(WORKERS) scripts/test_bounds.sh $(@:test-%=%)
+
+# The documentation as a site in build/site, without a network; a broken link and any other warning is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Speed of the native kernels against torch and the machine's own limits. Nothing else should run meanwhile.
 bench-kernels: $(VENV)/.installed-test
@@ -40,6 +44,7 @@ bench-train: $(VENV)/.installed-test
 results: $(VENV)/.installed
 	$(BIN)/python benchmarks/accuracy/render.py benchmarks/results/accuracy
 	$(BIN)/python benchmarks/decode/render.py benchmarks/results/decode_isas.json
+	cd scripts && ../$(BIN)/python -m documentation.make
 
 style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(SOURCES)
@@ -67,6 +72,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch
 	DS_BUILD_OPS=0 $(PIP) install --quiet -c constraints.txt -e '.[test,distributed]'
+	touch $@
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch
+	$(PIP) install --quiet -c constraints.txt -e '.[docs]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch

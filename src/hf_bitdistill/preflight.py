@@ -275,6 +275,8 @@ def check_sizes(config: PreTrainedConfig, where: str) -> None:
             f"{where}: num_experts_per_tok={chosen} must be between 0 and the number of experts, {experts}."
         )
     dtype = _value(text, "dtype")
+    if isinstance(dtype, str):  # (as `from_pretrained(..., dtype="float32")` puts it there)
+        dtype = getattr(torch, dtype, dtype)
     if not (dtype is None or isinstance(dtype, dict) or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)):
         raise CheckpointError(f"{where}: dtype={shorten(dtype)} must be a floating-point type.")
     for key in _ACTIVATIONS:

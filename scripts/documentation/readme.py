@@ -1,0 +1,92 @@
+"""The two tables and the picture of README.md."""
+
+from __future__ import annotations
+
+from statistics import mean
+
+from .accuracy import MNLI, SST2, TASK, quality, recipe_record, recipe_row, score_text
+from .shown import Shown, accuracy_machine, exists, load, machine, scores
+from .speed import _row, students
+
+
+def results() -> Shown:
+    """Five rows: teacher, ternary student, and ternary without the recipe."""
+    rows = []
+
+    def run(file: str, label: str) -> None:
+        values = load(file)
+        without = next((row for row in values["table"] if row["name"] == "BitNet-SFT (no recipe)"), None)
+        teacher, student = (recipe_row(file, name) for name in ("teacher", "ternary student, packed"))
+        minutes = sum(values["seconds"].values()) / 60
+        rows.append(
+            [f"{label}, {minutes:.0f} minutes", score_text(teacher), score_text(student), score_text(without) if without else None,
+             f"{values['machine']['processor']}, {values['machine']['date']}"]
+        )  # fmt: skip
+
+    def arms(label: str, name: str, student: str, without: str | None) -> None:
+        values = load(f"accuracy/{name}.json")["machine"]
+        cells = [f"{mean(scores(name, arm)):.1f}" if arm else None for arm in ("fp_sft", student, without)]
+        processor = values["processor"].replace("(R)", "").replace(" Processor", "")
+        rows.append([label, *cells, f"{processor}, {values['date']}"])
+
+    run("recipe/quickstart.json", "docstrings, 1.7 M parameters: `make demo`")
+    run(recipe_record("quick"), "SST-2, SmolLM2-135M: `run --effort quick`")
+    if exists(recipe_record("standard")):
+        run(recipe_record("standard"), "SST-2, SmolLM2-135M: `run`")
+    else:
+        arms("SST-2, SmolLM2-135M, 19,200 examples: BitDistill", TASK, "teacher_warm_start_kept", None)
+    arms(
+        "SST-2, SmolLM2-135M, 6,400 examples, two seeds: warm start alone",
+        SST2,
+        "teacher_warm_start_kept_longer_alone",
+        "bitnet_sft",
+    )
+    arms("MNLI, SmolLM2-135M, 6,400 examples: BitDistill", MNLI, "teacher_warm_start_kept_longer", "bitnet_sft")  # fmt: skip
+    return Shown(
+        ["% right", "teacher, full precision", "ternary student", "ternary, no recipe", "two threads of"],
+        rows,
+        ["recipe/quickstart.json", recipe_record("quick"), f"accuracy/{SST2}.json", f"accuracy/{MNLI}.json"],
+        accuracy_machine(SST2),
+        quality(),
+        "Accuracy on SST-2 against size on disk and against tokens a second: teacher and ternary student",
+    )
+
+
+def speed() -> Shown:
+    """Four rows: the native decoder, and what else was measured in the same run."""
+    rows = []
+    for shape, label in (("0.6B", "0.6 B"), ("2B4T", "2.4 B (BitNet 2B4T)")):
+        ours = _row("decode.json", shape=shape, system="hf-bitdistill, 8-bit head", threads=2)
+        theirs = _row("decode.json", shape=shape, system="llama.cpp TQ2_0, Q8_0 head", threads=2)
+        rows.append(
+            [label, *(f"{row['decode_tps']:.0f} / {row['prefill_tps']:.0f}" for row in (ours, theirs)), _machine(ours)]
+        )
+        rows[-1][2] = f"llama.cpp TQ2_0: {rows[-1][2]}"
+    (mixture,) = load("decode_mixture.json")
+    rows.append(
+        [
+            "mixture of experts, 30B-A3B",
+            f"{mixture['decode_tps']:.0f} / {mixture['prefill_tps']:.0f}",
+            None,
+            _machine(mixture),
+        ]
+    )
+    label, native, float32 = students()[0]
+    cells = [
+        f"{each['decode_tokens_per_second']:,.0f} / {each['prefill_tokens_per_second']:,.0f}"
+        for each in (native, float32)
+    ]
+    environment = load("benchmark_smollm2_sst2_ternary.json")["environment"]
+    rows.append(
+        [label, cells[0], f"transformers, float32: {cells[1]}", f"{environment['processor']}, {environment['date']}"]
+    )
+    return Shown(
+        ["tokens a second, decode / prompt", "hf-bitdistill", "in the same run", "two threads of"],
+        rows,
+        ["decode.json", "decode_mixture.json", "benchmark_smollm2_sst2_ternary.json"],
+        machine(environment),
+    )  # fmt: skip
+
+
+def _machine(row: dict) -> str:
+    return f"{row['cpu'].replace('(R)', '').replace(' Processor', '')}, {row['date'][:10]}"

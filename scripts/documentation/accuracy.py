@@ -76,13 +76,21 @@ def quality() -> Quality:
     )
 
 
+def time_text(values: dict) -> str:
+    """How long a run took; of one that was interrupted, how long it was planned to."""
+    if "note" in values:
+        return f"planned {values['plan']['seconds'] / 60:.0f} minutes"
+    return f"{sum(values['seconds'].values()) / 60:.0f} minutes"
+
+
 def recipe() -> Shown:
     files = ["recipe/quickstart.json", *(recipe_record(effort) for effort in EFFORTS if exists(recipe_record(effort)))]
     rows, measured = [], []
     for file in files:
         values = load(file)
         name = f"{values['settings']['model']}, {values['settings']['dataset']}"
-        name += f", `--effort {values['settings']['effort']}`" if "effort" in values["settings"] else ", `make demo`"
+        effort = values["settings"].get("effort", "standard")
+        name += ", `make demo`" if file == files[0] else f", `--effort {effort}`"
         for which in ("teacher", "ternary student, packed", "BitNet-SFT (no recipe)"):
             row = next((row for row in values["table"] if row["name"] == which), None)
             if row:
@@ -96,7 +104,7 @@ def recipe() -> Shown:
                         f"{speed:,.0f}" if speed else None,
                     ]
                 )
-        measured.append(f"{name}: {machine(values['machine'])}, {sum(values['seconds'].values()) / 60:.0f} minutes")
+        measured.append(f"{name}: {machine(values['machine'])}, {time_text(values)}")
     return Shown(
         ["run", "model", "accuracy (docstrings: of tokens)", "on disk", "tokens a second"],
         rows,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import mean
 
-from .accuracy import MNLI, SST2, TASK, quality, recipe_record, recipe_row, score_text
+from .accuracy import MNLI, SST2, TASK, quality, recipe_record, recipe_row, score_text, time_text
 from .shown import Shown, accuracy_machine, exists, load, machine, scores
 from .speed import _row, students
 
@@ -17,9 +17,8 @@ def results() -> Shown:
         values = load(file)
         without = next((row for row in values["table"] if row["name"] == "BitNet-SFT (no recipe)"), None)
         teacher, student = (recipe_row(file, name) for name in ("teacher", "ternary student, packed"))
-        minutes = sum(values["seconds"].values()) / 60
         rows.append(
-            [f"{label}, {minutes:.0f} minutes", score_text(teacher), score_text(student), score_text(without) if without else None,
+            [f"{label}, {time_text(values)}", score_text(teacher), score_text(student), score_text(without) if without else None,
              f"{values['machine']['processor']}, {values['machine']['date']}"]
         )  # fmt: skip
 

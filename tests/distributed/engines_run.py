@@ -231,7 +231,8 @@ def memory(folder: Path) -> dict:
     """How much more memory than with its shards alone a process has needed at one time to save a model, in copies of the whole."""
     from torch.distributed.fsdp import fully_shard
 
-    torch.distributed.init_process_group("gloo")
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     config = LlamaConfig(
         vocab_size=1000, hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=4

@@ -216,7 +216,11 @@ def guards_zero(folder: Path) -> dict:
     found = {"evaluate": message(trainer(folder, **ENGINES["zero2"]).evaluate)}
     states = str(folder.parent / "zero3" / "checkpoint-2")
     found["stage"] = message(lambda: trainer(folder, **ENGINES["zero2"]).train(resume_from_checkpoint=states))
-    found["nan"] = message(trainer(folder, _Harm(), **ENGINES["zero1"]).train)
+    found["nan"] = message(trainer(folder, _Harm(), nan_patience=1, **ENGINES["zero1"]).train)
+    unchecked = {"bf16": {"enabled": "auto", "check_grad_overflow": False}}
+    options = {"deepspeed": {**ENGINES["zero1"]["deepspeed"], **unchecked}, "bf16": True}
+    found["nan_unchecked"] = message(trainer(folder, _Harm(), **options).train)
+    found["nan_3"] = message(trainer(folder, _Harm(), nan_patience=1, **ENGINES["zero3"]).train)
     made = trainer(folder, **ENGINES["zero3"])
     found["evaluated"] = made.evaluate()["eval_loss"]
     found["train"] = message(made.train)
@@ -227,7 +231,8 @@ def memory(folder: Path) -> dict:
     """How much more memory than with its shards alone a process has needed at one time to save a model, in copies of the whole."""
     from torch.distributed.fsdp import fully_shard
 
-    torch.distributed.init_process_group("gloo")
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     config = LlamaConfig(
         vocab_size=1000, hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 import transformers.training_args
 from accelerate import PartialState
@@ -23,4 +24,9 @@ def shard_on_cpu() -> None:
 
     if "LOCAL_RANK" in os.environ:
         PartialState._prepare_backend = prepare_backend
+        if find_spec("deepspeed") is not None:
+            import deepspeed
+
+            # It would compile an operator of its own for the memory that processes share, behind a lock that outlives who is killed.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         transformers.training_args.is_torch_bf16_gpu_available = lambda: True

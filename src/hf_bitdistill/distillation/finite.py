@@ -25,6 +25,8 @@ class StepReport:
     """Micro-batches of the step."""
     is_bad: bool = False
     """Whether anything was not finite in any process."""
+    has_bad_terms: bool = False
+    """Whether a term of the loss was not finite in any process, and not the gradient alone."""
     loss: float = 0.0
     """The sum of the losses that were finite."""
 
@@ -73,10 +75,11 @@ class FiniteWatch:
         report.terms = list(dict.fromkeys(name for _, name in bad))
         places = dict.fromkeys(place for place, _ in bad if place is not None)
         report.batches = [(place, batches[place]) for place in places]
-        report.is_bad = bool(bad)
+        report.is_bad, report.has_bad_terms = bool(bad), bool(places)
         if self._accelerator.num_processes > 1:
-            flag = torch.tensor(float(report.is_bad), device=values.device)
-            report.is_bad = bool(self._accelerator.reduce(flag, reduction="sum") > 0)
+            flags = torch.tensor([float(report.is_bad), float(report.has_bad_terms)], device=values.device)
+            flags = (self._accelerator.reduce(flags, reduction="sum") > 0).tolist()
+            report.is_bad, report.has_bad_terms = flags
         self.steps += 1
         if report.is_bad:
             losses = zip(names, values.tolist(), finite, strict=True)

@@ -388,11 +388,11 @@ class ReliableTrainer(StreamedRowsTrainer, EvaluatedRowsTrainer, EngineTrainer):
             FloatingPointError: with the step, the terms and the batch.
         """
         scaler = getattr(self.accelerator, "scaler", None)
-        if scaler is not None and report.terms in ([], ["gradient"]) and scaler.get_scale() > 1:
+        if scaler is not None and not report.has_bad_terms and scaler.get_scale() > 1:
             # Gradients of float16 overflow now and then: the scaler leaves the step out and takes a smaller scale.
             return
         was_skipped = self.is_deepspeed_enabled and self.accelerator.optimizer_step_was_skipped
-        if was_skipped and report.terms in ([], ["gradient"]):
+        if was_skipped and not report.has_bad_terms:
             return  # (likewise, with a scale of its own)
         self._watch.leave_out(report)
         causes = [cause for _, batch in report.batches[:1] for cause in self._causes(batch)]

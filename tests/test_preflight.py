@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -63,3 +64,15 @@ def test_a_mixture_with_experts_in_full_precision_loads(tmp_path, monkeypatch):
     student = apply_bitnet(tiny_model("qwen3_moe"), BitNetConfig(modules_to_not_convert=["mlp.experts"]))
     student.save_pretrained(tmp_path)
     AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_dtype_given_by_name(tmp_path):
+    """As `from_pretrained` of transformers takes it."""
+    tiny_model("llama").save_pretrained(tmp_path)
+    student = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=BitNetConfig(), dtype="float32")
+    assert student.dtype == torch.float32
+    config = tiny_config("llama")
+    for name in ("int8", "no_such_type"):
+        config.dtype = name
+        with pytest.raises(CheckpointError, match="must be a floating-point type"):
+            check_sizes(config, "here")

@@ -147,6 +147,18 @@ def test_tied_embeddings(folder, name):
 
 
 @long
+@pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao (extra `torchao`)")
+def test_optimizers_of_low_bits(folder):
+    save_models(folder / "wide", width=64)  # (small weights keep their states in full)
+    one = training(folder / "wide" / "one", use_cpu=True, optim="adamw_torch_8bit")
+    assert one["resumed"] == one["losses"]
+    found = _launched(folder, "low_bits-fsdp_sharded")["low_bits-fsdp_sharded"]
+    for result in found:
+        _same_losses(result["losses"], one["losses"], rel=1e-4)
+        assert result["resumed"] == result["losses"]
+
+
+@long
 def test_a_model_is_gathered_once_and_in_one_process(folder):
     first, second = _launched(folder, "memory")["memory"]
     assert first["tensors"] and not second["tensors"]

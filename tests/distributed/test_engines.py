@@ -83,7 +83,7 @@ def _check(folder: Path, name: str, found: list[dict], one: dict, reference: str
     tokens = torch.arange(3, 15)[None]
     with torch.no_grad():
         expected = student.eval()(tokens).logits
-        packed = pack(student)
+        packed = pack(student, table_bits=32)
         assert any(isinstance(module, TernaryLinear) for module in packed.modules())
         torch.testing.assert_close(packed(tokens).logits, expected, rtol=0, atol=0)
 

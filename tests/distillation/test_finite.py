@@ -135,7 +135,9 @@ def test_overflows_that_the_gradient_scaler_deals_with_do_not_count(make_model, 
     trainer.accelerator.scaler = SimpleNamespace(get_scale=lambda: scale)
     trainer._not_finite(trainer.model, StepReport(terms=["gradient"], count=1, is_bad=True))
     with pytest.raises(FloatingPointError, match="loss, gradient"):
-        trainer._not_finite(trainer.model, StepReport(terms=["loss", "gradient"], count=1, is_bad=True, has_bad_terms=True))
+        trainer._not_finite(
+            trainer.model, StepReport(terms=["loss", "gradient"], count=1, is_bad=True, has_bad_terms=True)
+        )
     scale = 1.0
     with pytest.raises(FloatingPointError, match=r"\): gradient"):
         trainer._not_finite(trainer.model, StepReport(terms=["gradient"], count=1, is_bad=True))

@@ -56,12 +56,12 @@ ENGINES = {
 """Training arguments of each."""
 
 
-def save_models(folder: Path, tied: bool = False) -> None:
+def save_models(folder: Path, tied: bool = False, width: int = 32) -> None:
     """A ternary student and its teacher, for all processes and engines."""
     config = LlamaConfig(
         vocab_size=67,
-        hidden_size=32,
-        intermediate_size=48,
+        hidden_size=width,
+        intermediate_size=width * 3 // 2,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -260,26 +260,25 @@ def _peak() -> int:
     return int(line.split()[1]) * 1024
 
 
-def _tied(folder: Path, engine: str) -> dict:
-    return training(folder, models=folder.parent / "tied", **ENGINES[engine])
+#: Trainings of other models, or with another optimizer: by what comes before the engine's name.
+KINDS = {"tied": {"models": "tied"}, "low_bits": {"models": "wide", "optim": "adamw_torch_8bit"}}
+CHECKS = {"guards-ddp": guards_ddp, "guards-fsdp": guards_fsdp, "guards-zero": guards_zero, "memory": memory}
+
+
+def _found(folder: Path, name: str) -> dict:
+    if name in CHECKS:
+        return CHECKS[name](folder / name)
+    kind, _, engine = name.rpartition("-")
+    options = dict(KINDS.get(kind, {}))
+    models = folder / options.pop("models", ".")
+    return training(folder / name, models=models, **options, **ENGINES[engine])
 
 
 def main(folder: Path, names: list[str]) -> None:
     rank = int(os.environ["RANK"])
     for name in names:
-        place = folder / name
         try:
-            if name in ENGINES:
-                found = training(place, **ENGINES[name])
-            elif name.startswith("tied-"):
-                found = _tied(place, name.removeprefix("tied-"))
-            else:
-                found = {
-                    "guards-ddp": guards_ddp,
-                    "guards-fsdp": guards_fsdp,
-                    "guards-zero": guards_zero,
-                    "memory": memory,
-                }[name](place)
+            found = _found(folder, name)
         except Exception:
             found = {"error": traceback.format_exc()}
         torch.save(found, folder / f"{name}-{rank}.pt")

@@ -83,7 +83,7 @@ def _check(folder: Path, name: str, found: list[dict], one: dict, reference: str
     tokens = torch.arange(3, 15)[None]
     with torch.no_grad():
         expected = student.eval()(tokens).logits
-        packed = pack(student)
+        packed = pack(student, table_bits=32)
         assert any(isinstance(module, TernaryLinear) for module in packed.modules())
         torch.testing.assert_close(packed(tokens).logits, expected, rtol=0, atol=0)
 
@@ -144,6 +144,18 @@ def test_tied_embeddings(folder, name):
     one = training(folder / "tied" / "one", use_cpu=True)
     found = _launched(folder, f"tied-{name}")
     _check(folder, f"tied-{name}", found[f"tied-{name}"], one, "tied/one")
+
+
+@long
+@pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao (extra `torchao`)")
+def test_optimizers_of_low_bits(folder):
+    save_models(folder / "wide", width=64)  # (small weights keep their states in full)
+    one = training(folder / "wide" / "one", use_cpu=True, optim="adamw_torch_8bit")
+    assert one["resumed"] == one["losses"]
+    found = _launched(folder, "low_bits-fsdp_sharded")["low_bits-fsdp_sharded"]
+    for result in found:
+        _same_losses(result["losses"], one["losses"], rel=1e-4)
+        assert result["resumed"] == result["losses"]
 
 
 @long

@@ -143,6 +143,29 @@ def codes_are_those_of_one_process():
                     assert torch.equal(*logits), granularity
 
 
+def weights_are_quantised_as_they_are():
+    """Whatever changed them, whether it left a trace (a version) or not; in groups of processes that have the same shards too."""
+    count = dist.get_world_size()
+    meshes = [init_device_mesh("cpu", (count,))]
+    if count == 4:
+        meshes.append(init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicated", "spread")))
+    for mesh in meshes:
+        torch.manual_seed(0)
+        sharded = nn.Sequential(BitLinear(8, 7), BitLinear(7, 6))
+        whole = copy.deepcopy(sharded)
+        enable_ternary_all_gather(sharded)
+        for layer in (*sharded, sharded):
+            fully_shard(layer, mesh=mesh)
+        x = torch.randn(3, 8)
+        for _ in range(2):
+            assert torch.equal(sharded(x), whole(x))
+            sharded(x).sum().backward()
+            for layer, one in zip(sharded, whole, strict=True):
+                with torch.no_grad():
+                    layer.weight.to_local().data.add_(0.5)
+                    one.weight.add_(0.5)
+
+
 def any_shape_is_spread():
     """Fewer rows than processes, a row alone, sums of long rows, odd columns, a matrix of one weight."""
     for rows, columns in ((1, 1), (3, 5), (1, 4099), (2, 4099), (9, 130), (4097, 7)):
@@ -428,6 +451,7 @@ CHECKS = {
     check.__name__: check
     for check in (
         codes_are_those_of_one_process,
+        weights_are_quantised_as_they_are,
         any_shape_is_spread,
         less_is_gathered,
         codes_are_not_kept,

@@ -11,6 +11,7 @@ from faults.killing import LONG
 
 CHECKS = (
     "codes_are_those_of_one_process",
+    "weights_are_quantised_as_they_are",
     "any_shape_is_spread",
     "less_is_gathered",
     "codes_are_not_kept",

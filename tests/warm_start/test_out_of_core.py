@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from architectures import random_tokens, tiny_model
 from hf_bitdistill import BitNetConfig, SurgeryError, apply_bitnet, calibrate_sub_norm, find_massive_projections, room
 from hf_bitdistill.warm_start import WarmStartConfig, fit_whole, hidden_states, layers_on, residents, warm_start
-from hf_bitdistill.warm_start.decoder import CallRecorder
+from hf_bitdistill.warm_start.decoder import CallRecorder, LayerCall
 from hf_bitdistill.warm_start.hidden_states import HiddenStates, hidden_states_folder
 from hf_bitdistill.warm_start.residents import Residents
 
@@ -201,7 +201,7 @@ class _Live(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def _peak(layers: int, folder: Path, **options) -> int:
+def _peak(layers: int, folder: Path, batches: int = 1, where: str = "disk", **options) -> int:
     """Bytes that a warm start has on the device that computes at once: weights that it brings there, stand-ins, what Adam keeps, gradients,
     activations."""
     shape = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 64, "num_hidden_layers": layers}
@@ -209,19 +209,37 @@ def _peak(layers: int, folder: Path, **options) -> int:
     student = apply_bitnet(tiny_model("llama", **shape))
     config = WarmStartConfig(**{"steps_per_window": 1, "rank": 4, **options})
     with _Live() as live:
-        warm_start(student, teacher, BATCHES_OF_ONE, config, hidden_states="disk", scratch=folder)
+        rows = [{"input_ids": torch.arange(8)[None] + number} for number in range(batches)]
+        warm_start(student, teacher, rows, config, hidden_states=where, scratch=folder)
     return live.peak
-
-
-BATCHES_OF_ONE = [{"input_ids": torch.arange(8)[None] + seed} for seed in range(3)]
 
 
 def test_memory_of_the_device_grows_with_the_window_and_not_with_the_depth(elsewhere, tmp_path):
     window = {"window_layers": 2, "window_stride": 2}
-    shallow, deep = (_peak(layers, tmp_path, **window) for layers in (6, 24))
+    shallow, deep = (_peak(layers, tmp_path, **window) for layers in (4, 24))
     assert deep < 1.02 * shallow
-    wide = _peak(6, tmp_path, window_layers=4, window_stride=4)
+    wide = _peak(4, tmp_path, window_layers=4, window_stride=4)
     assert wide > 1.7 * shallow
+
+
+def test_memory_of_hidden_states_does_not_grow_with_the_text(tmp_path):
+    window = {"window_layers": 2, "window_stride": 2}
+    few, many = (_peak(2, tmp_path, batches, **window) for batches in (2, 22))
+    # What is left of a batch: its number of tokens, its calls.
+    assert many - few < 20 * 500
+    in_memory = _peak(2, tmp_path, 22, "memory", **window)
+    assert in_memory - many > 0.9 * 20 * 3 * 8 * 64 * 4
+
+
+def test_what_belongs_to_one_batch_is_brought_to_the_device():
+    """Masks of padding wait on the CPU."""
+    told = {"attention_mask": torch.ones(1), "position_embeddings": (torch.ones(2), torch.ones(3)), "cache": None}
+    seen = []
+    call = LayerCall((torch.ones(4),), told, is_away=True)
+    call(lambda hidden, *args, **kwargs: seen.append((args, kwargs)) or hidden, torch.ones(1, device="meta"))
+    args, kwargs = seen[0]
+    assert args[0].device.type == kwargs["attention_mask"].device.type == "meta" and kwargs["cache"] is None
+    assert [part.device.type for part in kwargs["position_embeddings"]] == ["meta", "meta"]
 
 
 def test_weights_are_computed_again_instead_of_kept(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 
@@ -50,6 +51,11 @@ def rank() -> int:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank()
     return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
+
+
+def local_world_size() -> int:
+    """How many of them run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
 
 
 def is_first() -> bool:
@@ -217,3 +223,18 @@ def collect(parts: Sequence[Value], count: int) -> list[Value]:
         raise ValueError(f"{len(parts)} results for a share of {len(share(count))} items")
     gathered = gather(list(parts))
     return [gathered[index % len(gathered)][index // len(gathered)] for index in range(count)]
+
+
+def speaks(of: str) -> bool:
+    """Whether this process is the first one to ask about `of`: of a failure that meets all processes, one tells. Nobody waits for another.
+    Where it cannot be found out, all speak."""
+    if launched() == 1:
+        return True
+    import torch.distributed as dist
+
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False)
+        return store.add(f"hf_bitdistill {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} {of}", 1) == 1
+    except (KeyError, ValueError, RuntimeError):
+        return True

@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 
@@ -227,3 +228,18 @@ def environment_alone() -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in _LAUNCHER and not name.startswith(_LAUNCHER_PREFIXES)
     }
+
+
+def speaks(of: str) -> bool:
+    """Whether this process is the first one to ask about `of`: of a failure that meets all processes, one tells. Nobody waits for another.
+    Where it cannot be found out, all speak."""
+    if launched() == 1:
+        return True
+    import torch.distributed as dist
+
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False)
+        return store.add(f"hf_bitdistill {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} {of}", 1) == 1
+    except (KeyError, ValueError, RuntimeError):
+        return True

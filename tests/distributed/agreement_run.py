@@ -203,15 +203,14 @@ def commands(folder: Path) -> dict:
         lines = [line for line in said.getvalue().splitlines() if line.startswith("bitdistill")]
         return [status, out.getvalue(), lines]
 
-    cli._TO_BE_ENDED = 0.2
     student, data = folder / "models" / "student", folder / "data"
+    found["wrong"] = command("evaluate", student, "--task", data / "nothing.yaml")
+    place = data if processes.is_first() else folder / "other"
+    found["data"] = command("evaluate", student, "--task", data / "tone.yaml", "--data_dir", place)
     found["pack"] = command("pack", student, folder / "packed")
     asked = ("--task", data / "tone.yaml", "--data_dir", data, "--eval_batch_size", "3")
     found["evaluate"] = command("evaluate", student, *asked, "--output_file", folder / "score.json")
     found["text"] = command("evaluate", folder / "packed", "--corpus", data / "validation.jsonl", "--text_column", "sentence", "--block_size", "16")  # fmt: skip
-    found["wrong"] = command("evaluate", student, "--task", data / "nothing.yaml")
-    place = data if processes.is_first() else folder / "other"
-    found["data"] = command("evaluate", student, "--task", data / "tone.yaml", "--data_dir", place)
     found["device"] = str(default_device())
     return found
 

@@ -115,17 +115,13 @@ def test_evaluate_prints_once_and_writes_once(both):
         assert second["commands"][name] == [0, "", []]
 
 
-def test_errors_are_printed_by_the_first_process(both):
+def test_an_error_of_all_is_printed_once(both):
     _, first, second = both
-    status, _, said = first["commands"]["wrong"]
-    assert status == 1 and len(said) == 1 and said[0].startswith("bitdistill evaluate: error: ")
-    # (Of its own: the launcher, which is not there to end it, would have.)
-    assert second["commands"]["wrong"][0] == 1 and f"error: {SECOND}: " in second["commands"]["wrong"][2][0]
-    status, _, said = first["commands"]["data"]
-    assert (
-        status == 1 and "the rows to measure on differs: " in said[0] and "Give every machine the same data" in said[0]
-    )
-    assert second["commands"]["data"] == [1, "", []]
+    for name, text in {"wrong": "nothing.yaml", "data": "the rows to measure on differs: "}.items():
+        found = [first["commands"][name], second["commands"][name]]
+        (said,) = [line for _, _, lines in found for line in lines]
+        assert [status for status, _, _ in found] == [1, 1] and said.startswith("bitdistill evaluate: error: ")
+        assert text in said and (name == "wrong" or "Give every machine the same data" in said)
 
 
 def test_one_process_agrees_with_itself(tmp_path):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import keyword
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 from hf_bitdistill_cli import CLOSED_PIPE, main, output_is_gone
@@ -17,12 +17,12 @@ from ..processes import ProcessesError
 
 
 # What the processes of a launcher do together, and prints once. Any other command is of one process.
-PARALLEL = frozenset({"run", "warm-start", "pretrain", "distill", "evaluate"})
+PARALLEL = frozenset({"run", "quickstart", "warm-start", "pretrain", "distill", "evaluate"})
 # A program of the user's, which knows itself what it does in each process.
 _FOREIGN = frozenset({"exec"})
 
-# Seconds in which a launcher ends the others of a run once the first has failed, and said why.
-_TO_BE_ENDED = 10.0
+# Commands that were run in this process, by which the processes of a launcher know that they speak of the same one.
+_COMMANDS = itertools.count()
 
 
 def run_command(command: str, argv: Sequence[str], prog: str) -> int:
@@ -70,19 +70,13 @@ def _printed_once() -> Iterator[None]:
         yield
 
 
-def _leave_it_to_the_first() -> None:
-    """In another process than the first: the launcher ends this one as soon as the first has failed too. If it does not, then the
-    failure is of this process alone, and returns to be told."""
-    if processes.launched() > 1 and not processes.is_first():
-        time.sleep(_TO_BE_ENDED)
-
-
 def explain_errors(run: Callable[[], None], prog: str) -> int:
-    """Run something; what a user can cause becomes one line on stderr, which of several processes the first prints. Returns the exit
-    status."""
+    """Run something; what a user can cause becomes one line on stderr, which of several processes the first prints that fails. Returns the
+    exit status."""
     from huggingface_hub.errors import HTTPError
     from safetensors import SafetensorError
 
+    number = next(_COMMANDS)
     try:
         run()
     except BrokenPipeError:
@@ -104,20 +98,19 @@ def explain_errors(run: Callable[[], None], prog: str) -> int:
         # and keeps its traceback.
         if os.environ.get("BITDISTILL_TRACEBACK"):
             raise
-        _leave_it_to_the_first()
         message = " ".join(str(error).split()) or type(error).__name__
-        if processes.launched() > 1 and not processes.is_first():
-            if isinstance(error, ProcessesError):
-                return 1  # (of which the first has spoken)
+        if processes.launched() > 1 and not (processes.is_first() or isinstance(error, ProcessesError)):
             message = f"{processes.place()}: {message}"
-        print(f"{prog}: error: {message} (BITDISTILL_TRACEBACK=1 shows where)", file=sys.stderr)
+        if processes.speaks(f"failure of command {number}"):
+            print(f"{prog}: error: {message} (BITDISTILL_TRACEBACK=1 shows where)", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         if processes.launched() == 1 or processes.is_first():
             print(f"{prog}: interrupted", file=sys.stderr)
         return 130
     except Exception:
-        _leave_it_to_the_first()
+        if not processes.speaks(f"failure of command {number}"):
+            return 1
         raise
     return 0
 

@@ -64,9 +64,11 @@ class Row:
         return f"{self.engine.name}{', checkpointing' if self.training.checkpointing else ''}"
 
     @property
-    def price(self) -> tuple[bool, int]:
-        """What is cheaper comes first: nothing computed twice, then fewer bytes to send."""
-        return self.training.checkpointing, self.wire.total
+    def price(self) -> tuple[bool, bool, int]:
+        """What is cheaper comes first: latent weights that are not rounded before they are quantised (which DeepSpeed does in bfloat16), then
+        nothing computed twice, then fewer bytes to send."""
+        rounds = self.engine.kind == "zero" and self.training.bf16
+        return rounds, self.training.checkpointing, self.wire.total
 
     def to_dict(self) -> dict[str, Any]:
         training = dataclasses.asdict(self.training)
@@ -177,7 +179,7 @@ class ScalePlan:
             self.table(),
             "",
             f"micro: examples at once x micro batches a step. !: more than {_gb(self.usable)} GB, {100 * USABLE:.0f} % of a GPU. The parts are those of the "
-            "fullest moment.",
+            "fullest moment. In bfloat16 ZeRO rounds latent weights before they are made ternary, and comes last.",
             *self._verdict(),
         ]
         return "\n".join(lines)

@@ -8,7 +8,8 @@ from transformers import LlamaConfig
 
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.scale.engines import ENGINES, MOMENTS, PARTS, Training, memory, wire
-from hf_bitdistill.scale.micro_step import MicroStep
+from hf_bitdistill.scale.micro_step import Losses, MicroStep
+from hf_bitdistill.scale.plan import Row, _Planner
 from hf_bitdistill.scale.shapes import Weights
 
 
@@ -65,6 +66,23 @@ def test_bytes_on_the_wire():
     assert wire(BY_NAME["DDP"], WEIGHTS, Training(1, 1, 2, True, False)).total == 0
 
 
+def test_the_largest_micro_batch_that_fits():
+    class Planner(_Planner):
+        tried: list[int]
+
+        def _try(self, engine, checkpointing, rows, micro):
+            self.tried.append(micro)
+            training = Training(4, micro, rows // micro, False, checkpointing)
+            return Row(engine, training, found("DDP"), wire(engine, WEIGHTS, training), micro <= limit)
+
+    for limit, wanted in ((0, 1), (1, 1), (5, 4), (12, 12), (99, 24)):
+        planner = Planner(None, None, Losses(), 4, False, 0.0)
+        planner.tried = []
+        row = planner.row(ENGINES[0], False, 24)
+        assert (row.training.micro, row.training.accumulation) == (wanted, 24 // wanted)
+        assert row.fits == (limit > 0) and len(planner.tried) <= 4
+
+
 @pytest.fixture
 def config(tmp_path):
     """A configuration without weights."""
@@ -80,7 +98,7 @@ def run(config, *options):
 
 def test_command(config, tmp_path, capsys):
     place = tmp_path / "plan.json"
-    memory = ["--gpu_memory", "0.004", "--max_length", "32", "--batch_size", "8"]
+    memory = ["--gpu_memory", "0.004", "--max_length", "32", "--batch_size", "4"]
     assert (
         run(config, "--nodes", "2", "--gpus", "2", *memory, "--tokens_per_second", "100", "--output_file", str(place))
         == 0
@@ -88,7 +106,7 @@ def test_command(config, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "cheapest that fits" in out and all(engine.name in out for engine in ENGINES)
     plan = json.loads(place.read_text())
-    assert plan["cheapest"] is not None and len(plan["engines"]) == 10 and plan["batch_size"] == 8
+    assert plan["cheapest"] is not None and len(plan["engines"]) == 10 and plan["batch_size"] == 4
     fitting = [row for row in plan["engines"] if row["fits"]]
     assert all(row["bytes"]["at once"] <= plan["usable_bytes"] for row in fitting)
     # No weight is rounded, and nothing computed twice, where that can be had.
@@ -96,9 +114,9 @@ def test_command(config, tmp_path, capsys):
     assert plan["cheapest"].startswith("ZeRO") != bool(exact)
     assert ("checkpointing" in plan["cheapest"]) == all(row["checkpointing"] for row in exact or fitting)
     for row in plan["engines"]:
-        assert row["micro"] * row["accumulation"] * row["processes"] == 8
+        assert row["micro"] * row["accumulation"] * row["processes"] == 4
     tokens = plan["data"]["tokens"]
-    assert tokens == 32 * 8 * (6400 // 8 + 6400 // 8) and plan["seconds"] == pytest.approx(tokens / 400)
+    assert tokens == 32 * 4 * (6400 // 4 + 6400 // 4) and plan["seconds"] == pytest.approx(tokens / 400)
     assert not (tmp_path / "stages").exists()
 
 

@@ -252,8 +252,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--engines", nargs="+", default=[engine.name for engine in ENGINES])
-    parser.add_argument("--accumulation", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--tied", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--accumulation", type=int, nargs="+", default=[1])
+    parser.add_argument("--tied", type=int, nargs="+", default=[0])
     parser.add_argument("--bf16", type=int, nargs="+", default=[0])
     parser.add_argument("--checkpointing", type=int, nargs="+", default=[0, 1])
     arguments = parser.parse_args()
@@ -275,19 +275,31 @@ def main() -> None:
             f"{100 * row['difference']:+.1f} %  {row['seconds']} s",
             flush=True,
         )
+        if arguments.output is not None:
+            arguments.output.write_text(json.dumps(record(rows), indent=1) + "\n", encoding="utf-8")
     worst = max(abs(row["difference"]) for row in rows)
     print(f"largest difference {100 * worst:.1f} % (aim {100 * TOLERANCE:.0f} %)")
-    if arguments.output is not None:
-        shape = {name: value for name, value in configuration(False).to_dict().items() if name.startswith(("hidden_size", "inter", "num_", "vocab"))}  # fmt: skip
-        record = {
-            "machine": describe_environment(),
-            "model": shape,
-            "rows": MICRO,
-            "length": LENGTH,
-            "largest_difference": worst,
-            "trainings": rows,
-        }
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def record(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """With the machine and the model."""
+    shown = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+    )
+    config = configuration(False)
+    return {
+        "machine": describe_environment(),
+        "model": {name: getattr(config, name) for name in shown},
+        "rows": MICRO,
+        "length": LENGTH,
+        "largest_difference": max(abs(row["difference"]) for row in rows),
+        "trainings": rows,
+    }
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from transformers import LlamaConfig
 
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.scale.engines import ENGINES, MOMENTS, PARTS, Training, memory, wire
-from hf_bitdistill.scale.micro_step import MicroStep
+from hf_bitdistill.scale.micro_step import Losses, MicroStep
+from hf_bitdistill.scale.plan import Row, _Planner
 from hf_bitdistill.scale.shapes import Weights
 
 
@@ -65,6 +66,35 @@ def test_bytes_on_the_wire():
     assert wire(BY_NAME["DDP"], WEIGHTS, Training(1, 1, 2, True, False)).total == 0
 
 
+def test_the_largest_micro_batch_that_fits():
+    class Planner(_Planner):
+        tried: list[int]
+
+        def _try(self, engine, checkpointing, rows, micro):
+            self.tried.append(micro)
+            training = Training(4, micro, rows // micro, False, checkpointing)
+            return Row(engine, training, found("DDP"), wire(engine, WEIGHTS, training), micro <= limit, 0.0)
+
+    for limit, wanted in ((0, 1), (1, 1), (5, 4), (12, 12), (99, 24)):
+        planner = Planner(None, None, Losses(), 4, False, 0.0)
+        planner.tried = []
+        row = planner.row(ENGINES[0], False, 24)
+        assert (row.training.micro, row.training.accumulation) == (wanted, 24 // wanted)
+        assert row.fits == (limit > 0) and len(planner.tried) <= 4
+
+
+def test_price():
+    """Computing twice is worth it where it saves much to send; rounded weights never are."""
+
+    def row(name, checkpointing, accumulation):
+        training = Training(8, 1, accumulation, True, checkpointing)
+        sent = wire(BY_NAME[name], WEIGHTS, training)
+        return Row(BY_NAME[name], training, found(name), sent, True, 1e6 * (10 if checkpointing else 8))
+
+    assert row("FSDP2", False, 1).price < row("FSDP2", True, 1).price < row("FSDP2", False, 8).price
+    assert row("ZeRO-1", False, 1).price > row("FSDP2", True, 8).price
+
+
 @pytest.fixture
 def config(tmp_path):
     """A configuration without weights."""
@@ -80,7 +110,7 @@ def run(config, *options):
 
 def test_command(config, tmp_path, capsys):
     place = tmp_path / "plan.json"
-    memory = ["--gpu_memory", "0.02", "--max_length", "32"]
+    memory = ["--gpu_memory", "0.004", "--max_length", "32", "--batch_size", "4"]
     assert (
         run(config, "--nodes", "2", "--gpus", "2", *memory, "--tokens_per_second", "100", "--output_file", str(place))
         == 0
@@ -88,20 +118,26 @@ def test_command(config, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "cheapest that fits" in out and all(engine.name in out for engine in ENGINES)
     plan = json.loads(place.read_text())
-    assert plan["cheapest"] is not None and len(plan["engines"]) == 10 and plan["batch_size"] == 16
+    assert plan["cheapest"] is not None and len(plan["engines"]) == 10 and plan["batch_size"] == 4
     fitting = [row for row in plan["engines"] if row["fits"]]
     assert all(row["bytes"]["at once"] <= plan["usable_bytes"] for row in fitting)
-    # Nothing is computed twice where that can be had.
-    assert ("checkpointing" in plan["cheapest"]) == all(row["checkpointing"] for row in fitting)
+    # No weight is rounded where that can be had.
+    exact = [row for row in fitting if not row["engine"].startswith("ZeRO")]
+    assert plan["cheapest"].startswith("ZeRO") != bool(exact)
+    again, once = (row["operations"] for row in plan["engines"][1::-1])
+    assert again == 1.25 * once
     for row in plan["engines"]:
-        assert row["micro"] * row["accumulation"] * row["processes"] == 16
+        assert row["micro"] * row["accumulation"] * row["processes"] == 4
     tokens = plan["data"]["tokens"]
-    assert tokens == 32 * 16 * (6400 // 16 + 6400 // 16) and plan["seconds"] == pytest.approx(tokens / 400)
+    assert tokens == 32 * 4 * (6400 // 4 + 6400 // 4) and plan["seconds"] == pytest.approx(tokens / 400)
     assert not (tmp_path / "stages").exists()
 
 
+FEW = ["--batch_size", "1", "--attention_loss_weight", "0", "--hidden_loss_weight", "0"]
+
+
 def test_nothing_fits(config, capsys):
-    assert run(config, "--gpus", "1", "--gpu_memory", "0.001", "--max_length", "32") == 1
+    assert run(config, "--gpus", "1", "--gpu_memory", "0.001", "--max_length", "32", *FEW) == 1
     captured = capsys.readouterr()
     assert "nothing fits: the least is" in captured.err and "or for GPUs of" in captured.err
     assert "!" in captured.out

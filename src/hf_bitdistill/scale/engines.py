@@ -70,16 +70,14 @@ class Engine:
     bucket: int = 5 * 10**8
 
     def precision(self, bf16: bool) -> Precision:
-        """In which dtypes it computes: accelerate's FSDP2 policy and DeepSpeed's bfloat16 cast a student's weights, DDP leaves that to
-        autocast; FSDP2's teacher is gathered as it is."""
+        """In which dtypes it computes: DeepSpeed's bfloat16 casts weights, DDP and FSDP2 leave that to autocast."""
         if not bf16:
             return Precision()
-        half = torch.bfloat16
-        return {
-            "ddp": Precision(True),
-            "fsdp": Precision(True, half),
-            "zero": Precision(False, half, half),
-        }[self.kind]
+        return Precision(False, torch.bfloat16, torch.bfloat16) if self.kind == "zero" else Precision(True)
+
+    def width(self, bf16: bool) -> int:
+        """Bytes of a weight that layers see, of its gradient, and of either on the wire (without codes)."""
+        return 2 if bf16 and self.kind == "zero" else _FLOAT
 
     def shares(self, processes: int) -> tuple[int, int, int, int]:
         """Into how many parts weights, gradients, optimizer and teacher are divided."""
@@ -137,11 +135,6 @@ class Training:
     bf16: bool
     checkpointing: bool
 
-    @property
-    def width(self) -> int:
-        """Bytes of a weight that an engine casts."""
-        return 2 if self.bf16 else _FLOAT
-
 
 def memory(engine: Engine, weights: Weights, step: MicroStep, training: Training, hidden: int, depth: int) -> Memory:
     """What a process needs under an engine, see the module.
@@ -149,16 +142,15 @@ def memory(engine: Engine, weights: Weights, step: MicroStep, training: Training
     Args:
         hidden, depth: of the model.
     """
-    n, width = training.processes, training.width if engine.kind != "ddp" else _FLOAT
+    n, width = training.processes, engine.width(training.bf16)
     _, of_gradients, of_optimizer, of_teacher = engine.shares(n)
     every, tapped = weights.all, engine.kind != "zero"
     head = weights.head or weights.embedding
 
     latents = _latents(engine, every, n, width)
     optimizer = _STATES * _FLOAT * every // of_optimizer
-    teacher = (width if engine.kind == "zero" else _FLOAT) * weights.teacher // of_teacher
-    gradient = _FLOAT if engine.kind != "zero" else width
-    whole = gradient * every // of_gradients
+    teacher = width * weights.teacher // of_teacher
+    whole = width * every // of_gradients
     # Of earlier micro batches; stage 3 has a place for them always.
     accumulated = whole if training.accumulation > 1 or engine.stage == 3 else 0
     own_codes = engine.kind == "fsdp" and engine.gathers_codes
@@ -319,8 +311,7 @@ def wire(engine: Engine, weights: Weights, training: Training) -> Wire:
     micro batch. DeepSpeed's stages 1 and 2 reduce by all-reduce, once a step and once a micro batch, and gather updated weights once a step;
     stage 3 gathers once, and again what it has not kept.
     """
-    n, count = training.processes, training.accumulation
-    width = training.width if engine.kind != "ddp" else _FLOAT
+    n, count, width = training.processes, training.accumulation, engine.width(training.bf16)
     part = (n - 1) / n
     rest = weights.all - weights.ternary
     if engine.kind == "ddp":

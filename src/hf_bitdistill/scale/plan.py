@@ -23,6 +23,8 @@ from .shapes import Shape, read_config
 
 # Of a device's memory: the rest is for the driver, the buffers of the network, and what an allocator cannot use.
 USABLE = 0.9
+# Of a GPU of today (H100) in training, and of its share of a machine's network.
+_OPERATIONS, _BYTES = 4e14, 5e10
 _GB = 1e9
 
 
@@ -58,19 +60,28 @@ class Row:
     memory: Memory
     wire: Wire
     fits: bool
+    operations: float
 
     @property
     def name(self) -> str:
         return f"{self.engine.name}{', checkpointing' if self.training.checkpointing else ''}"
 
     @property
-    def price(self) -> tuple[bool, int]:
-        """What is cheaper comes first: nothing computed twice, then fewer bytes to send."""
-        return self.training.checkpointing, self.wire.total
+    def price(self) -> tuple[bool, float]:
+        """What is cheaper comes first: latent weights that are not rounded before they are quantised (which DeepSpeed does in bfloat16), then
+        the sum of the times to compute and to send at [`_OPERATIONS`] and [`_BYTES`] a second. It ranks, and tells no time."""
+        rounds = self.engine.kind == "zero" and self.training.bf16
+        return rounds, self.operations / _OPERATIONS + self.wire.total / _BYTES
 
     def to_dict(self) -> dict[str, Any]:
         training = dataclasses.asdict(self.training)
-        return {"engine": self.engine.name, **training, "fits": self.fits, **to_dict(self.memory, self.wire)}
+        return {
+            "engine": self.engine.name,
+            **training,
+            "operations": self.operations,
+            "fits": self.fits,
+            **to_dict(self.memory, self.wire),
+        }
 
 
 @dataclass(frozen=True)
@@ -177,7 +188,7 @@ class ScalePlan:
             self.table(),
             "",
             f"micro: examples at once x micro batches a step. !: more than {_gb(self.usable)} GB, {100 * USABLE:.0f} % of a GPU. The parts are those of the "
-            "fullest moment.",
+            "fullest moment. In bfloat16 ZeRO rounds latent weights before they are made ternary, and comes last.",
             *self._verdict(),
         ]
         return "\n".join(lines)
@@ -273,7 +284,16 @@ class _Planner:
         training = Training(self.processes, micro, rows // micro, self.bf16, checkpointing)
         shape = self.shape
         found = memory(engine, shape.weights, self._step(engine, training), training, shape.hidden, shape.depth)
-        return Row(engine, training, found, wire(engine, shape.weights, training), found.total <= self.usable)
+        sent = wire(engine, shape.weights, training)
+        return Row(engine, training, found, sent, found.total <= self.usable, self._operations(training))
+
+    def _operations(self, training: Training) -> float:
+        """Of a process in a step: two a weight and token for a forward pass of each model, four for the student's backward pass, and two for
+        what is computed again."""
+        shape, tokens = self.shape, training.micro * training.accumulation * self.data.length
+        share = shape.experts_a_token / shape.experts if shape.experts else 1.0
+        active = share * shape.weights.ternary + shape.weights.all - shape.weights.ternary
+        return tokens * active * (6 + 2 * self.losses.teacher + 2 * training.checkpointing)
 
 
 def plan_shape(

@@ -27,8 +27,9 @@ class _ChannelStatistics:
     def update(self, x: Tensor, mask: Tensor | None) -> None:
         x = token_rows(x.detach(), mask).float()
         x_hat = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps)
-        self.cross += (x * x_hat).sum(dim=0)
-        self.square += x_hat.square().sum(dim=0)
+        # (The weight may lie elsewhere while the layer does not compute.)
+        self.cross += (x * x_hat).sum(dim=0).to(self.cross.device)
+        self.square += x_hat.square().sum(dim=0).to(self.square.device)
 
     def solution(self) -> Tensor | None:
         """`None` where no token came."""

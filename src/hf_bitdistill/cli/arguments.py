@@ -59,7 +59,7 @@ class StudentArguments:
     calibrate_sub_norm: bool = field(
         default=True, metadata={"help": "Start the SubLNs from activations of a few batches instead of from one."}
     )
-    calibration_batches: int = field(default=8, metadata={"help": "Batches for that."})
+    calibration_batches: int = field(default=8, metadata={"help": "Batches for that, of 8 examples or one block."})
 
     def to_config(self) -> BitNetConfig:
         return BitNetConfig(

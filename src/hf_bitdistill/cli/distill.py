@@ -23,7 +23,7 @@ from ..model_folder import replace_model
 from ..room import check_writable
 from ..sizes import bytes_by_kind
 from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
-from .models import calibrate, load_model, load_student, load_tokenizer
+from .models import CALIBRATION_ROWS, calibrate, load_model, load_student, load_tokenizer
 from .pretrain import train_and_save
 from .runs import check_no_training, check_options, check_output_dir, keep_options, set_card_aside
 from .scores import readable
@@ -90,7 +90,8 @@ def _train(
     train = build_dataset(task, train, skip_overlong=True, **build)
     collator = collate(tokenizer, arguments.head)
     if is_new:
-        size = training.per_device_train_batch_size
+        # The same rows whatever the number of processes and the batch of each.
+        size = CALIBRATION_ROWS
         rows = train.select(range(min(len(train), size * student_arguments.calibration_batches)))
         chunks = (rows.select(range(start, min(start + size, len(rows)))) for start in range(0, len(rows), size))
         calibrate(student, student_arguments, (collator(list(chunk)) for chunk in chunks), training)

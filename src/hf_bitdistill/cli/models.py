@@ -18,6 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from .. import processes
 from ..calibration import calibrate_sub_norm
 from ..data import Task, ensure_pad_token
 from ..locate import find_model
@@ -25,6 +26,9 @@ from ..preflight import is_student_checkpoint
 from ..surgery import is_student
 from .arguments import ModelArguments, StudentArguments, require
 
+
+# Examples in a batch that SubLNs are calibrated with.
+CALIBRATION_ROWS = 8
 
 # How the files of a tokenizer begin, of whatever kind it is.
 _TOKENIZER_FILES = ("tokenizer", "vocab", "spiece", "sentencepiece", "merges", "tekken")
@@ -129,7 +133,8 @@ def calibrate(
             precision = torch.autocast(training.device.type, dtype)
     with precision:
         count = calibrate_sub_norm(student, batches)
-    print(f"calibrated {count} SubLNs", flush=True)
+    if processes.is_first():
+        print(f"calibrated {count} SubLNs", flush=True)
 
 
 def _is_sharded(training: TrainingArguments) -> bool:

@@ -4,19 +4,22 @@ the model's own compute.
 Either about a million tokens of any text (--corpus), for a student that is trained further; or, of a model that is
 fine-tuned already, the examples of its task (--task), for a student of it that `bitdistill distill` finishes with the same
 model as teacher. The result is an online student; the errors before and after are in warm_start.json beside it. Takes all
-options of `WarmStartConfig` besides its own.
+options of `WarmStartConfig` besides its own. Under torchrun or accelerate launch the processes share the rows of every batch, and the first
+one writes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .. import processes
 from ..data import (
     Task,
     batch_by_length,
@@ -51,11 +54,19 @@ class WarmStartArguments:
             "good value). 0: none."
         },
     )
+    hidden_states: str = field(
+        default="auto",
+        metadata={
+            "help": "Where the hidden states of the text wait between windows: memory, disk (a file in the output folder that "
+            "is gone with the process), or auto: memory, unless they would take more than half of what is free.",
+            "choices": ["auto", "memory", "disk"],
+        },
+    )
 
 
 def run(argv: list[str], prog: str) -> None:
     from ..massive_activations import find_massive_projections
-    from ..warm_start import WarmStartConfig, warm_start
+    from ..warm_start import WarmStartConfig, fit_whole, warm_start
 
     kinds = (
         ModelArguments,
@@ -67,9 +78,7 @@ def run(argv: list[str], prog: str) -> None:
     )
     model_arguments, student_arguments, corpus, task_arguments, arguments, config = parse(kinds, argv, prog, __doc__)
     output = Path(require(arguments.output_dir, "output_dir"))
-    check_output_dir(output, {"model_name_or_path": model_arguments.model_name_or_path, "corpus": corpus.corpus})
-    check_no_training(output)
-    check_writable(output)
+    processes.on_first(lambda: _check_output(output, model_arguments, corpus), "checking the output folder")
     if (corpus.corpus is None) == (task_arguments.task is None):
         raise ValueError("a warm start reads plain text or a task's examples: give either --corpus or --task")
     task = None if task_arguments.task is None else get_task(task_arguments.task)
@@ -82,13 +91,20 @@ def run(argv: list[str], prog: str) -> None:
             f"{model_arguments.model_name_or_path} is a student already: start from its full-precision model"
         )
     # The student is as large as its teacher.
-    check_room(output, {"the student": parameter_bytes(teacher)})
+    processes.on_first(
+        lambda: check_room(output, {"the student": parameter_bytes(teacher)}), "checking the output folder"
+    )
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
-    if task is None:
-        sequences = _blocks(corpus, arguments, tokenizer, config.seed)
-    else:
-        sequences = _examples(task, task_arguments, tokenizer, config.seed)
-    rows = take_tokens(sequences, arguments.warm_start_tokens)
+
+    def read() -> list[Sequence[int]]:
+        if task is None:
+            sequences = _blocks(corpus, arguments, tokenizer, config.seed)
+        else:
+            sequences = _examples(task, task_arguments, tokenizer, config.seed)
+        return take_tokens(sequences, arguments.warm_start_tokens)
+
+    # Read once; and whatever a source gives, all have the same.
+    rows = processes.from_first(read, "reading the text")
     if not rows:
         raise ValueError(
             f"{corpus.corpus} has fewer tokens than one block of {corpus.block_size}"
@@ -97,30 +113,66 @@ def run(argv: list[str], prog: str) -> None:
         )
     batches = batch_by_length(rows, arguments.batch_size, tokenizer)
     sample = batches[: student_arguments.calibration_batches]
-    device = default_device()
-    teacher = teacher.to(device)
-    # For what is looked at here as for the warm start itself.
-    precision = torch.autocast(device.type, torch.bfloat16, enabled=config.bf16)
+    device = default_device()  # (of this process: the exchange above told it which)
+    whole = fit_whole(teacher, config.window_layers, device)
+    if whole:
+        teacher = teacher.to(device)
     if arguments.keep_massive_ratio:
-        with precision:
+        with _computing(teacher, device, config.bf16):
             found = find_massive_projections(
                 teacher, sample, arguments.keep_massive_ratio, student_arguments.to_config()
             )
         student_arguments.modules_to_not_convert = [*(student_arguments.modules_to_not_convert or []), *found]
-        print(f"kept in full precision: {', '.join(found) or 'none'}", flush=True)
+        _say(f"kept in full precision: {', '.join(found) or 'none'}")
     student, _ = load_student(model_arguments, student_arguments, task_arguments.head, task)
-    student = student.to(device)
-    with precision:
+    if whole:
+        student = student.to(device)
+    with _computing(student, device, config.bf16):
         calibrate(student, student_arguments, sample)
-    report = warm_start(student, teacher, batches, config, progress=True)
-    set_card_aside(output)
-    with replace_model(output) as folder:
-        student.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        (folder / "warm_start.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    report = warm_start(
+        student,
+        teacher,
+        batches,
+        config,
+        progress=True,
+        device=device,
+        hidden_states=arguments.hidden_states,
+        scratch=output,
+        say=_say,
+    )
+
+    def save() -> None:
+        set_card_aside(output)
+        with replace_model(output) as folder:
+            student.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            (folder / "warm_start.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+
+    processes.on_first(save, "saving the student")
     for window in report.windows:
         layers = f"layers {window.first_layer} to {window.last_layer}"
-        print(f"{layers}: error {window.error_before:.4g} -> {window.error_after:.4g}", flush=True)
+        _say(f"{layers}: error {window.error_before:.4g} -> {window.error_after:.4g}")
+
+
+def _say(text: str) -> None:
+    """One line, whatever the number of processes."""
+    if processes.is_first():
+        print(text, flush=True)
+
+
+def _check_output(output: Path, model_arguments: ModelArguments, corpus: CorpusArguments) -> None:
+    check_output_dir(output, {"model_name_or_path": model_arguments.model_name_or_path, "corpus": corpus.corpus})
+    check_no_training(output)
+    check_writable(output)
+
+
+@contextmanager
+def _computing(model: PreTrainedModel, device: torch.device, bf16: bool) -> Iterator[None]:
+    """While it lasts, a model computes on the device, as in the warm start itself."""
+    from ..warm_start import layers_on
+
+    with layers_on(model, device), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        yield
 
 
 def _blocks(

@@ -22,7 +22,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from .. import processes
 from ..distillation import ReliableTrainer
 from ..distillation.checkpoints import choose
-from ..environment import default_device
+from ..environment import default_device, free_memory
 from .engines import forget_engine
 from .progress import Progress, ProgressCallback
 from .store import CHECKPOINTS
@@ -75,17 +75,6 @@ def others_load() -> float | None:
         return None
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     return load if torch.get_num_threads() > 1 and load + torch.get_num_threads() > 2 * cores else None
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; of a CPU what the system says is available."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if hasattr(os, "sysconf") else 4 << 30
 
 
 def micro_batch(batch: int, length: int, config: Any, device: torch.device) -> int:

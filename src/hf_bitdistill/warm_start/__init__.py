@@ -2,7 +2,16 @@
 
 from .config import WarmStartConfig
 from .report import WarmStartReport, WindowReport
-from .start import least_squares_warm_start, warm_start
+from .residents import fit_whole
+from .start import layers_on, least_squares_warm_start, warm_start
 
 
-__all__ = ["WarmStartConfig", "WarmStartReport", "WindowReport", "least_squares_warm_start", "warm_start"]
+__all__ = [
+    "WarmStartConfig",
+    "WarmStartReport",
+    "WindowReport",
+    "fit_whole",
+    "layers_on",
+    "least_squares_warm_start",
+    "warm_start",
+]

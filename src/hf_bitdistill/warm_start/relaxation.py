@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..layers import BitLinear
 from ..quantization import (
@@ -64,6 +65,8 @@ class RelaxedBitLinear(nn.Module):
         self.layer = layer
         self.sharpness: float | None = None  # None: hard
         self.final_sharpness = 1.0
+        # Whether the weight is computed again in the backward pass. What it leaves for that pass else is several times the layer.
+        self.recompute = False
         self.factor_group_size = factor_group_size
         weight = layer.weight.detach().float()
         device, (rows, columns) = weight.device, weight.shape
@@ -124,14 +127,24 @@ class RelaxedBitLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[..., C]` -> `[..., R]`, differentiable."""
         layer = self.layer
+        if not x.numel():
+            # An expert that no token was sent to has no gradient, whether it is called (as in several processes) or not.
+            return x.new_zeros((*x.shape[:-1], layer.out_features))
         if layer.rms_norm is not None:
             x = layer.rms_norm(x)
         if layer.activation_bits is not None:
             x_q, s = quantize_activations(x)
             x = x + ((x_q / s).to(x.dtype) - x).detach()
+        if self.recompute and torch.is_grad_enabled():
+            weight = checkpoint(self._weight, x.dtype, use_reentrant=False, preserve_rng_state=False)
+        else:
+            weight = self._weight(x.dtype)
+        return F.linear(x, weight, layer.bias)
+
+    def _weight(self, dtype: torch.dtype) -> Tensor:
         u = self.normalized()
         codes = hard_ternary(u, self.final_sharpness) if self.sharpness is None else soft_ternary(u, self.sharpness)
-        return F.linear(x, (codes * self._expand(self.weight_scale())).to(x.dtype), layer.bias)
+        return (codes * self._expand(self.weight_scale())).to(dtype)
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -11,10 +11,17 @@ from pathlib import Path
 
 import torch
 
+from . import processes
+
 
 def default_device() -> torch.device:
-    """The accelerator, where there is one."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    """The accelerator, where there is one; of several processes on a machine each has one of its own, as accelerate shares them."""
+    if not torch.accelerator.is_available():
+        return torch.device("cpu")
+    device = torch.accelerator.current_accelerator()
+    if processes.world_size() == 1:
+        return device
+    return torch.device(device.type, processes.local_rank() % torch.accelerator.device_count())
 
 
 def free_memory(device: torch.device) -> int:

@@ -6,23 +6,22 @@ that exchanges is called by all processes, in the same order.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import secrets
 import socket
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 
 Value = TypeVar("Value")
 
-# Seconds after which a file must be seen that the first process wrote.
-_SEEN_WITHIN = 20.0
-# What launchers set for each process.
-_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_LAUNCHER_PREFIXES = ("GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
+# By which torchrun and `accelerate launch` tell a process that it is one of several, and which engine shards its model.
+_LAUNCHED = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME",
+    "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED",
+)  # fmt: skip
+_alone = False
 
 
 class ProcessesError(RuntimeError):
@@ -30,11 +29,18 @@ class ProcessesError(RuntimeError):
 
 
 def world_size() -> int:
-    """How many processes a launcher started; 1 without one."""
+    """How many processes a launcher started; 1 without one, and [`alone`]."""
+    if _alone:
+        return 1
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size()
+    return launched()
+
+
+def launched() -> int:
+    """As [`world_size`] before the processes have met, without an import of torch."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
@@ -55,6 +61,32 @@ def local_world_size() -> int:
 def is_first() -> bool:
     """Whether this is the process that decides, reports and writes for all."""
     return rank() == 0
+
+
+def local_rank() -> int:
+    """Of this process among those on its machine; 0 without a launcher."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
+
+
+def is_first_here() -> bool:
+    """Whether this is the first process on its machine, which writes what each machine keeps for itself."""
+    return local_rank() == 0
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """What this process does within is its own work: it, and a process that it starts, meets no other one and does not wait for any."""
+    global _alone
+    before, kept = _alone, {}
+    for name in list(os.environ):
+        if name in _LAUNCHED or name.startswith("TORCHELASTIC_"):
+            kept[name] = os.environ.pop(name)
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = before
+        os.environ.update(kept)
 
 
 def place() -> str:
@@ -196,41 +228,10 @@ def collect(parts: Sequence[Value], count: int) -> list[Value]:
     return [gathered[index % len(gathered)][index // len(gathered)] for index in range(count)]
 
 
-def check_shared(folder: str | os.PathLike) -> None:
-    """Refuse an output folder that is another one for each machine: every process must see what the first writes there.
-
-    Args:
-        folder: exists where the first process is.
-
-    Raises:
-        ProcessesError: one does not; in all processes.
-    """
-    if world_size() == 1:
-        return
-    name = f".seen-by-all-{secrets.token_hex(8)}"
-
-    def write() -> str:
-        (Path(folder) / name).touch()
-        return name
-
-    found = Path(folder) / from_first(write, f"writing into {folder}")
-    end = time.monotonic() + _SEEN_WITHIN
-    while not (seen := found.is_file()) and time.monotonic() < end:
-        time.sleep(0.2)  # a network file system may show it late
-    blind = [where for sees, where in gather((seen, place())) if not sees]
-    if is_first():
-        found.unlink(missing_ok=True)
-    if blind:
-        raise ProcessesError(
-            f"the output folder {folder} is not one folder for all: {blind[0]} does not see what the first process wrote there. Give one on a "
-            "file system that all machines share"
-        )
-
-
 def speaks(of: str) -> bool:
     """Whether this process is the first one to ask about `of`: of a failure that meets all processes, one tells. Nobody waits for another.
     Where it cannot be found out, all speak."""
-    if world_size() == 1:
+    if launched() == 1:
         return True
     import torch.distributed as dist
 
@@ -240,12 +241,3 @@ def speaks(of: str) -> bool:
         return store.add(f"hf_bitdistill {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} {of}", 1) == 1
     except (KeyError, ValueError, RuntimeError):
         return True
-
-
-def environment_alone() -> dict[str, str]:
-    """The environment of a program that is started here and is none of the launcher's processes."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name not in _LAUNCHER and not name.startswith(_LAUNCHER_PREFIXES)
-    }

@@ -52,7 +52,7 @@ def test_two_processes(given, tmp_path, monkeypatch):
         "batch_size 15 is of all processes together" in errors["batch"][0]
         and "--batch_size 14 or 16" in errors["batch"][0]
     )
-    assert "out is not one folder for all: process 1 on" in errors["disks"][0]
+    assert "it is on a disk of its own. Give one on a file system that all machines share" in errors["disks"][0]
     assert (
         "--seed differs: 'default' in process 0" in errors["seed"][0]
         and "Start all processes with the same options" in errors["seed"][0]

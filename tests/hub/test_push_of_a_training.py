@@ -19,7 +19,7 @@ from hf_bitdistill.cards.base_model import base_model_id
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, ReliableTrainer
 from hf_bitdistill.distillation.checkpoints import damage
-from hf_bitdistill.distillation.publishing import _whole_models
+from hf_bitdistill.distillation.publishing import whole_models
 from hf_bitdistill.hub import upload as upload_module
 from hf_bitdistill.hub.source import link_files, pack_folder
 from students import make_student
@@ -225,7 +225,7 @@ def test_what_is_packed_for_an_upload_is_not_partitioned():
     args = SimpleNamespace(hf_deepspeed_config=Config())
     deepspeed.set_hf_deepspeed_config(args.hf_deepspeed_config)
     try:
-        with _whole_models(args):
+        with whole_models(args):
             assert not deepspeed.is_deepspeed_zero3_enabled()
         assert deepspeed.is_deepspeed_zero3_enabled()
     finally:

@@ -88,19 +88,10 @@ def test_engines(four, monkeypatch):
     assert engine() == "fsdp"
 
 
-def test_a_program_that_is_started_is_none_of_the_launchers(monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "ACCELERATE_USE_FSDP"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("MINE", "1")
-    found = processes.environment_alone()
-    assert "MINE" in found and "PATH" in found
-    assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "ACCELERATE_USE_FSDP"} & set(found)
-
-
 def test_who_speaks_without_a_store(monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     assert processes.speaks("it")
-    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "launched", lambda: 2)
     assert processes.speaks("it"), "where it cannot be found out all speak"
 
 

@@ -17,7 +17,8 @@ from datasets import Dataset
 from ..cards import CardFacts, write_card
 from ..data import Task, build_dataset, collate, get_task, load_task_dataset
 from ..distillation import DistillationConfig, DistillationTrainer, check_training_room, needs_teacher
-from ..distillation.publishing import push_output
+from ..distillation.publishing import push_output, whole_models
+from ..distillation.reliable import check_one_folder
 from ..locate import find_model
 from ..model_folder import replace_model
 from ..room import check_writable
@@ -55,6 +56,7 @@ def run(argv: list[str], prog: str) -> None:
         check_no_training(after.pack_to)
     for folder in filter(None, (training.output_dir, after.pack_to)):
         check_writable(folder)
+    check_one_folder(training)
     data = {"data_dir": arguments.data_dir}
     train = load_task_dataset(
         task, arguments.train_split, max_samples=arguments.max_train_samples, seed=training.seed, **data
@@ -63,10 +65,9 @@ def run(argv: list[str], prog: str) -> None:
     validation = load_task_dataset(task, arguments.eval_split, max_samples=arguments.max_eval_samples, **data)
     check_options(training.output_dir, (model_arguments, student_arguments, arguments, training))
     facts = _train(model_arguments, student_arguments, arguments, training, task, train, validation)
-    if facts is not None:
-        # The student and the teacher that were trained with are gone now, and with them what they held of the device.
-        clear_device_cache(garbage_collection=True)
-        _finish(model_arguments, arguments, after, training, task, validation, facts)
+    # The student and the teacher that were trained with are gone now, and with them what they held of the device.
+    clear_device_cache(garbage_collection=True)
+    _finish(model_arguments, arguments, after, training, task, validation, facts)
 
 
 def _train(
@@ -78,7 +79,7 @@ def _train(
     train: Dataset,
     validation: Dataset,
 ) -> CardFacts | None:
-    """Make or load the student, train it, save it. Returns what the trainer knows for the card, in the process that does the rest."""
+    """Make or load the student, train it, save it. Returns what the trainer knows for the card, in the process that writes it."""
     student, is_new = load_student(model_arguments, student_arguments, arguments.head, task)
     check_training_room(student, training)
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
@@ -121,7 +122,7 @@ def _finish(
     training: DistillationConfig,
     task: Task,
     validation: Dataset,
-    facts: CardFacts,
+    facts: CardFacts | None,
 ) -> None:
     """Pack and measure the student that was saved: the one in memory may be in shards, and computes in the precision of the
     training."""
@@ -132,12 +133,9 @@ def _finish(
     from .evaluate import measure
 
     saved = dataclasses.replace(model_arguments, model_name_or_path=training.output_dir)
-    student = load_model(saved, arguments.head).to(training.device)
+    with whole_models(training):
+        student = load_model(saved, arguments.head).to(training.device)
     tokenizer = load_tokenizer(training.output_dir)
-    if after.pack_to:
-        set_card_aside(after.pack_to)
-        with replace_model(after.pack_to) as folder:
-            save_packed(pack(student), folder, tokenizer)
     how = Measurement(
         task=task,
         data_dir=arguments.data_dir,
@@ -146,6 +144,12 @@ def _finish(
         **arguments.prompt_options(),
     )
     scores = measure(student, tokenizer, how, validation, arguments.eval_batch_size)
+    if facts is None:
+        return  # What is left is work of the first process; the others end.
+    if after.pack_to:
+        set_card_aside(after.pack_to)
+        with replace_model(after.pack_to) as folder:
+            save_packed(pack(student), folder, tokenizer)
     record = Record(scores, how, fingerprint_rows(validation), "bitdistill distill", "the trainable student")
     print(json.dumps(record.to_dict(), indent=2), flush=True)
     print(readable(scores), file=sys.stderr, flush=True)

@@ -1,7 +1,8 @@
 """`bitdistill evaluate`: a task's metric, or the perplexity on a text, of any model (student, packed, full precision).
 
 `bitdistill evaluate STUDENT` needs no options: the folder knows the task, the prompt and the data that the student was measured
-on, and whether the score is still the same is said. Options win over what the folder knows.
+on, and whether the score is still the same is said. Options win over what the folder knows. The processes of a launcher (`torchrun`,
+`accelerate launch`) share the rows and give the numbers of one process.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 
+from .. import processes
 from ..atomic import write_text
 from ..environment import default_device
 from ..heads import head_is_quantized, quantize_head
@@ -55,6 +57,7 @@ class EvaluateArguments:
 # Options that say which rows; those that say how a model is asked have the same names here and in a record.
 _DATA = ("dataset", "data_dir")
 _ASKING = ("max_length", "head", "use_chat_template")
+_SAME_DATA = "Give every machine the same data: a folder that they share, or the same copy."
 
 
 def run(argv: list[str], prog: str) -> None:
@@ -81,9 +84,10 @@ def run(argv: list[str], prog: str) -> None:
     text = json.dumps(result, indent=2)
     print(text, flush=True)
     # Standard output stays JSON.
-    print("\n".join(filter(None, (readable(result), said))), file=sys.stderr, flush=True)
+    if processes.is_first():
+        print("\n".join(filter(None, (readable(result), said))), file=sys.stderr, flush=True)
     if output.output_file:
-        write_text(output.output_file, text + "\n")
+        processes.on_first(lambda: write_text(output.output_file, text + "\n"), f"writing {output.output_file}")
 
 
 def _measurement(
@@ -168,10 +172,11 @@ def _measure(
     tokenizer = load_tokenizer(str(model_arguments.model_name_or_path))
     known = record if record is not None and record.how is not None else None
     rows = _rows(model_arguments, how, known, tokenizer, given)
+    contents = processes.agree("the rows to measure on", fingerprint_rows(rows), _SAME_DATA)
     model = _load(model_arguments, output.head_bits, how.head)
     scores = measure(model, tokenizer, how, rows, batch_size)
     form = "" if output.head_bits == 16 else f", embedding and head in {output.head_bits} bits"
-    new = Record(scores, how, fingerprint_rows(rows), "bitdistill evaluate", f"the model in {model.dtype}{form}")
+    new = Record(scores, how, contents, "bitdistill evaluate", f"the model in {model.dtype}{form}")
     return new.to_dict(), "" if known is None else agreement(known, new)
 
 
@@ -200,22 +205,23 @@ def _rows(
 def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, how: Measurement, rows: Dataset, batch_size: int = 16
 ) -> dict[str, Any]:
-    """The scores of a model on rows of `evaluation.rows.load_rows`."""
+    """The scores of a model on rows of `evaluation.rows.load_rows`, which the processes of a launcher share: all of them call it."""
     from .. import evaluation
     from ..evaluation.answers import answer_scores
 
-    if how.kind != "task":
-        return {"task": how.kind, **answer_scores(model, tokenizer, rows, batch_size)}
-    return evaluation.evaluate_task(
-        model,
-        tokenizer,
-        how.task,
-        rows,
-        batch_size=batch_size,
-        max_length=how.max_length,
-        head=how.head,
-        use_chat_template=how.use_chat_template,
-    )
+    with evaluation.share_rows():
+        if how.kind != "task":
+            return {"task": how.kind, **answer_scores(model, tokenizer, rows, batch_size)}
+        return evaluation.evaluate_task(
+            model,
+            tokenizer,
+            how.task,
+            rows,
+            batch_size=batch_size,
+            max_length=how.max_length,
+            head=how.head,
+            use_chat_template=how.use_chat_template,
+        )
 
 
 def _check_not_a_record(output_file: str | None, model: str, what: str) -> None:
@@ -244,7 +250,7 @@ def _check_not_a_record(output_file: str | None, model: str, what: str) -> None:
 def _perplexity(model_arguments: ModelArguments, corpus: CorpusArguments, output: EvaluateArguments) -> dict:
     from ..data import load_corpus
     from ..data.files import CONTINUES
-    from ..evaluation import perplexity
+    from ..evaluation import perplexity, share_rows
 
     dataset = load_corpus(
         corpus.corpus, corpus.corpus_split, config_name=corpus.corpus_config, sample_by=corpus.sample_by
@@ -255,11 +261,12 @@ def _perplexity(model_arguments: ModelArguments, corpus: CorpusArguments, output
     texts = dataset.select_columns(kept).rename_columns({corpus.text_column: "text"})
     model = _load(model_arguments, output.head_bits)
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
-    return perplexity(
-        model,
-        tokenizer,
-        texts,
-        block_size=corpus.block_size,
-        max_blocks=output.max_blocks,
-        parse_special_tokens=corpus.parse_special_tokens,
-    )
+    with share_rows():
+        return perplexity(
+            model,
+            tokenizer,
+            texts,
+            block_size=corpus.block_size,
+            max_blocks=output.max_blocks,
+            parse_special_tokens=corpus.parse_special_tokens,
+        )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import keyword
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+from .. import processes
+from ..processes import ProcessesError
 
 
 # Command -> what the overview says. The module of the same name (with `_`) in this package (`import_` for a keyword) has `run(argv, prog)`.
@@ -35,8 +39,12 @@ COMMANDS = {
     "env": "what is installed, and what computes",
 }
 
+# What the processes of a launcher do together, and prints once. Any other command is of one process.
+PARALLEL = frozenset({"run", "quickstart", "warm-start", "pretrain", "distill", "evaluate"})
+# A program of the user's, which knows itself what it does in each process.
+_FOREIGN = frozenset({"exec"})
 
-# Commands that were run in this process, by which processes know that they speak of the same one.
+# Commands that were run in this process, by which the processes of a launcher know that they speak of the same one.
 _COMMANDS = itertools.count()
 
 
@@ -73,18 +81,55 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(command: str, argv: Sequence[str], prog: str) -> int:
-    """Run one command with its own arguments. `prog` is how its messages call it."""
+    """Run one command with its own arguments. `prog` is how its messages call it.
+
+    Under a launcher (`torchrun`, `accelerate launch`) a command of one process is run by the first; the others end at once with status 0.
+    """
     name = command.replace("-", "_")
-    module = importlib.import_module(f".{name}_" if keyword.iskeyword(name) else f".{name}", __package__)
-    return explain_errors(lambda: module.run(list(argv), prog), prog)
+
+    def run() -> None:
+        importlib.import_module(f".{name}_" if keyword.iskeyword(name) else f".{name}", __package__).run(
+            list(argv), prog
+        )
+
+    if command in _FOREIGN:
+        return explain_errors(run, prog)
+    if command not in PARALLEL:
+        return run_in_first(run, prog)
+    with _printed_once():
+        return explain_errors(run, prog)
+
+
+def run_in_first(run: Callable[[], None], prog: str) -> int:
+    """As [`explain_errors`], in the first process of a launcher alone. The others do not wait: what it does may take longer than any
+    collective call does."""
+    others = processes.launched() - 1
+    if others < 1:
+        return explain_errors(run, prog)
+    if not processes.is_first():
+        return 0
+    print(
+        f"{prog}: this command runs in one process: {others} other(s) had nothing to do", file=sys.stderr, flush=True
+    )
+    with processes.alone():
+        return explain_errors(run, prog)
+
+
+@contextlib.contextmanager
+def _printed_once() -> Iterator[None]:
+    """What all processes would print on standard output is printed by the first."""
+    if processes.launched() == 1 or processes.is_first():
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def explain_errors(run: Callable[[], None], prog: str) -> int:
-    """Run something; what a user can cause becomes one line on stderr, of several processes together. Returns the exit status."""
+    """Run something; what a user can cause becomes one line on stderr, which of several processes the first prints that fails. Returns the
+    exit status."""
     from huggingface_hub.errors import HTTPError
     from safetensors import SafetensorError
-
-    from .. import processes
 
     number = next(_COMMANDS)
     try:
@@ -98,21 +143,26 @@ def explain_errors(run: Callable[[], None], prog: str) -> int:
         ImportError,
         NotImplementedError,
         FloatingPointError,
-        processes.ProcessesError,
+        ProcessesError,
     ) as error:
         # What a user can cause: a bad path or option, a damaged file, models that do not fit. Anything else is a bug
         # and keeps its traceback.
         if os.environ.get("BITDISTILL_TRACEBACK"):
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        where = "" if processes.is_first() or isinstance(error, processes.ProcessesError) else f"{processes.place()}: "
-        if processes.speaks(f"error {number}"):
-            print(f"{prog}: error: {where}{message} (BITDISTILL_TRACEBACK=1 shows where)", file=sys.stderr)
+        if processes.launched() > 1 and not (processes.is_first() or isinstance(error, ProcessesError)):
+            message = f"{processes.place()}: {message}"
+        if processes.speaks(f"failure of command {number}"):
+            print(f"{prog}: error: {message} (BITDISTILL_TRACEBACK=1 shows where)", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        if processes.is_first():
+        if processes.launched() == 1 or processes.is_first():
             print(f"{prog}: interrupted", file=sys.stderr)
         return 130
+    except Exception:
+        if not processes.speaks(f"failure of command {number}"):
+            return 1
+        raise
     return 0
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from .. import processes
 from ..atomic import file_aside, lock_folder
 from ..config import is_classifier
 from ..preflight import read_config
@@ -101,10 +102,10 @@ def load_and_keep(
     """As [`load_decoder`], and a native file is written for the next start, where that is worth it and there is a place.
 
     Args:
-        source: what `student` was read from; `None`: nothing is written.
+        source: what `student` was read from; `None`: nothing is written. (Of several processes on a machine the first writes.)
     """
     ready, spec_weights = _load(student, head_bits, kv_dtype, num_threads)
-    if source is None or student.is_trainable or not is_enabled():
+    if source is None or student.is_trainable or not is_enabled() or not processes.is_first_here():
         return ready
     if not _is_worth_it(source, head_bits):
         return ready

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainerState
-from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import (
+    OPTIMIZER_NAME,
+    OPTIMIZER_NAME_BIN,
+    SCHEDULER_NAME,
+    TRAINER_STATE_NAME,
+    TRAINING_ARGS_NAME,
+)
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..atomic import remove_folder
@@ -82,6 +90,40 @@ def signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Names, sizes and times of a folder's files: what changes with them."""
     states = ((str(file), file.stat()) for file in sorted(_files(folder)))
     return tuple((name, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What tells a checkpoint from another of the same name: the step, and size (and checksum, where one is kept) of each file but those that
+    a process writes for itself. Empty where there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    found: dict[str, Any] = {
+        file.relative_to(folder).as_posix(): {"size": file.stat().st_size} for file in _files(folder)
+    }
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        kept = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        found |= {name: entry for name, entry in kept.items() if found.get(name, {}).get("size") == entry["size"]}
+    found = {name: entry for name, entry in found.items() if not _is_of_one_process(name)}
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        found["step"] = TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME)).global_step
+    return found
+
+
+def _is_of_one_process(name: str) -> bool:
+    return name.startswith("rng_state") or name in (TRAINER_STATE_NAME, TRAINING_ARGS_NAME, MANIFEST)
+
+
+def difference(folder: Path, expected: Mapping[str, Any]) -> str | None:
+    """How a checkpoint differs from the one with the [`contents`] `expected`; `None` if it does not."""
+    found = contents(folder)
+    if not found:
+        return "it is not there"
+    if found.get("step") != expected.get("step"):
+        return f"it is of step {found.get('step', '?')}, not of step {expected.get('step', '?')}"
+    name = next((name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)), None)
+    if name is None:
+        return None
+    return f"{name} is not there" if name not in found else f"{name} is another file"
 
 
 def holds_optimizer(folder: Path) -> bool:

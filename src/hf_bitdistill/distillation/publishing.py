@@ -22,6 +22,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
+from .. import processes
 from ..atomic import name_aside, remove_leftovers
 from ..cards import CARD, CardFacts, write_card
 from ..cards.base_model import base_model_id
@@ -66,21 +67,22 @@ class PublishingTrainer(Trainer):
         return hub_api(self.args.hub_token)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None, revision: str | None = None) -> None:
-        """As in `Trainer`; a branch that is not there is made too.
+        """As in `Trainer`; a branch that is not there is made too. All processes call it.
 
         Raises:
-            OSError, ValueError: the Hub refuses; one line says why.
+            OSError, ValueError: the Hub refuses; one line says why. (In the first process; a ProcessesError in the others.)
         """
-        if not self.is_world_process_zero():
-            return
+        self.hub_model_id = processes.from_first(
+            lambda: self._open_repository(token, private, revision), "opening the repository on the Hub"
+        )
+        self.push_in_progress = getattr(self, "push_in_progress", None)
+
+    def _open_repository(self, token: str | None, private: bool | None, revision: str | None) -> str:
         args = self.args
         name = self.hub_model_id or args.hub_model_id or Path(args.output_dir).absolute().name
         api = hub_api(token if token is not None else args.hub_token)
         private = private if private is not None else args.hub_private_repo
-        self.hub_model_id = open_repository(
-            api, name, private, revision if revision is not None else args.hub_revision
-        )
-        self.push_in_progress = getattr(self, "push_in_progress", None)
+        return open_repository(api, name, private, revision if revision is not None else args.hub_revision)
 
     def push_to_hub(
         self,
@@ -192,7 +194,7 @@ class PublishingTrainer(Trainer):
         found = find_source(folder) if is_student else Source(folder, None, (), "")
         source = Source(found.packed, found.online, (folder, run), run.absolute().name)
         secrets = known_secrets(token)
-        with _whole_models(self.args):
+        with whole_models(self.args):
             if is_student:
                 # (Of a checkpoint both loaders are not tried: the training waits meanwhile.)
                 files = forms(source, self.args.push_format, scratch, answers=folder == run)
@@ -221,7 +223,7 @@ class PublishingTrainer(Trainer):
 
 
 @contextmanager
-def _whole_models(args: TrainingArguments) -> Iterator[None]:
+def whole_models(args: TrainingArguments) -> Iterator[None]:
     """Models that are loaded meanwhile are not partitioned by DeepSpeed's ZeRO-3, for which all processes would have to load them."""
     if not is_deepspeed_zero3_enabled():
         yield

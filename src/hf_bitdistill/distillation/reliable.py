@@ -13,10 +13,12 @@ import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import TrainingArguments
 from transformers.trainer import SCALER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from transformers.utils import logging
 
+from .. import agreement, processes
 from ..atomic import file_aside, name_aside, put_in_place, remove_leftovers
 from ..checkpoint import CheckpointError
 from ..model_folder import replace_model
@@ -24,7 +26,9 @@ from ..room import size_text
 from .checkpoints import (
     Choice,
     choose,
+    contents,
     damage,
+    difference,
     holds_optimizer,
     list_checkpoints,
     processes_of,
@@ -42,6 +46,22 @@ logger = logging.get_logger(__name__)
 
 # All processes write into the same folder.
 _TAG = "run"
+# Options that say what one process does, or where it logs; and of all others those that are no matter of the training.
+_APART = (
+    "local_rank", "logging_dir", "run_name", "output_dir", "resume_from_checkpoint", "hub_token", "disable_tqdm", "log_level",
+    "log_level_replica", "report_to", "dataloader_num_workers",
+)  # fmt: skip
+_ONE_FOLDER = "Give an output_dir that all machines share; or, to keep whole checkpoints on the disk of each machine, set save_on_each_node=True."
+
+
+def check_one_folder(args: TrainingArguments) -> None:
+    """Refuse to train where the machines do not share the output folder, unless each writes for itself.
+
+    Raises:
+        ProcessesError, OSError: as `agreement.check_shared`.
+    """
+    if args.world_size > 1 and not args.save_on_each_node:
+        agreement.check_shared(args.output_dir, _ONE_FOLDER)
 
 
 class ReliableTrainer(PublishingTrainer):
@@ -53,6 +73,7 @@ class ReliableTrainer(PublishingTrainer):
     - A step whose loss or gradient is not finite does not reach the student; after `args.nan_patience` in a row the run stops.
       A student that is not finite is never saved.
     - An output folder that cannot be written, or has too little room, is refused before the training.
+    - Of several processes the first chooses the checkpoint. Where another does not have it, or has other versions, options or data, all end.
 
     Args: as in `Trainer`; `args` is a [`DistillationConfig`].
     """
@@ -77,20 +98,79 @@ class ReliableTrainer(PublishingTrainer):
 
         Raises:
             CheckpointError: the checkpoint that was asked for by its path is damaged or not there.
+            ProcessesError: it is not the same in every process. (All of them call this.)
         """
         if not asked:
             return None
-        found: list[Any] = [None, None]
-        if self.is_world_process_zero():
+
+        def find() -> tuple[str | None, str | None]:
             try:
-                found[0] = self._find(asked)
+                return self._find(asked), None
             except CheckpointError as error:
-                found[1] = str(error)
-        if self.args.world_size > 1:
-            broadcast_object_list(found)
-        if found[1]:
-            raise CheckpointError(found[1])
-        return found[0]
+                return None, str(error)
+
+        # (Not raised there, so that it is the same error in all of them.)
+        folder, refused = processes.from_first(find, "choosing the checkpoint to go on from")
+        if refused:
+            raise CheckpointError(refused)
+        if processes.world_size() > 1:
+            self._check_choice(None if folder is None else Path(folder))
+        return folder
+
+    def _check_choice(self, folder: Path | None) -> None:
+        """Whether what the first process chose is what all of them have.
+
+        Raises:
+            ProcessesError: it is not; in all processes.
+        """
+
+        def look() -> tuple[Any, Any]:
+            if folder is None:
+                return [each.name for each in list_checkpoints(self.args.output_dir)], None
+            return contents(folder), signature(folder)
+
+        expected, files = processes.from_first(look, "reading the checkpoint to go on from")
+
+        def compare() -> str | None:
+            if folder is None:
+                here = [each.name for each in list_checkpoints(self.args.output_dir) if each.name not in expected]
+                return f"there is {', '.join(here)}" if here else None
+            problem = difference(folder, expected)
+            if problem is None and processes.is_first_here() and signature(folder) != files:
+                problem = self._problem(folder)  # a copy on another machine's disk
+            return problem
+
+        found = processes.together(compare, "reading the checkpoint to go on from")
+        for problem, where in processes.gather((found, processes.place())):
+            if problem:
+                chosen = (
+                    f"the checkpoint to go on from is {folder}" if folder else "there is no checkpoint to go on from"
+                )
+                raise processes.ProcessesError(
+                    f"in process 0 {chosen}; in {where} {problem}: they do not share the folder, or have copies that are not alike. "
+                    f"{_ONE_FOLDER}"
+                )
+
+    def _check_alike(self) -> None:
+        """Whether all processes have the same versions, options, data and teacher.
+
+        Raises:
+            ProcessesError: they have not; in all processes.
+        """
+        teacher = getattr(self, "teacher", None)
+
+        def parts() -> list[agreement.Alike]:
+            found = [agreement.versions(), agreement.options(self.args.to_dict(), _APART)]
+            found.append(
+                agreement.rows({"the training data": self.train_dataset, "the data to evaluate on": self.eval_dataset})
+            )
+            if teacher is not None and not agreement.is_in_shards(teacher):
+                found.append(agreement.model("the teachers", teacher))
+            return found
+
+        agreement.check_alike(processes.together(parts, "looking at what is trained on"))
+        if self.args.save_strategy != SaveStrategy.NO:
+            check_one_folder(self.args)
 
     def _find(self, asked: str | os.PathLike | bool) -> str | None:
         if asked is True:
@@ -141,9 +221,12 @@ class ReliableTrainer(PublishingTrainer):
 
         Raises:
             CheckpointError: the checkpoint to resume from is damaged, or with `True` none is whole.
+            ProcessesError: the processes do not have alike what they must; in all of them.
             OSError: the output folder cannot be written, or has too little room.
             FloatingPointError: losses or gradients stay not finite.
         """
+        if processes.world_size() > 1:
+            self._check_alike()
         checkpoint = self.find_checkpoint(resume_from_checkpoint)
         if resume_from_checkpoint is True and checkpoint is None:
             raise CheckpointError(f"there is no whole checkpoint in {self.args.output_dir} to resume from")

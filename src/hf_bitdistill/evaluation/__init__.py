@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .evaluator import evaluate_task
     from .likelihood import perplexity
     from .metrics import Accuracy, Rouge, get_metric
+    from .sharing import share_rows
 
 _WHERE = {
     "Accuracy": "metrics",
@@ -17,9 +18,10 @@ _WHERE = {
     "evaluate_task": "evaluator",
     "get_metric": "metrics",
     "perplexity": "likelihood",
+    "share_rows": "sharing",
 }
 
-__all__ = ["Accuracy", "Rouge", "evaluate_task", "get_metric", "perplexity"]
+__all__ = ["Accuracy", "Rouge", "evaluate_task", "get_metric", "perplexity", "share_rows"]
 
 
 def __getattr__(name: str):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..data.preprocessing import collate
-from .batching import check_finite, evaluating, forward_logits, longest_first, model_device
+from .batching import check_finite, evaluating, forward_logits, in_order, longest_first, model_device
+from .sharing import check_alike, results_of
 from .uncertainty import ratio_error
 
 
@@ -36,28 +38,31 @@ def predict_answers(
     """
     merge = collate(tokenizer)
     columns = rows.select_columns(["input_ids", "attention_mask", "labels"])
-    found: dict[int, tuple[int, int, float, list[int]]] = {}
     device = model_device(model)
+    batches = longest_first(columns["input_ids"], batch_size)
+
+    def predict(chosen: list[int]) -> list[tuple[int, int, float, list[int]]]:
+        batch = merge([columns[row] for row in chosen])
+        logits = forward_logits(model, batch["input_ids"].to(device), batch["attention_mask"].to(device))
+        targets = batch["labels"][:, 1:]
+        found = []
+        for place in range(len(chosen)):
+            # One row at a time: the float32 copy of a whole batch's logits is the largest tensor there would be.
+            where = targets[place] >= 0
+            wanted = targets[place][where].to(logits.device)
+            own = logits[place, :-1][where.to(logits.device)].float()
+            losses = torch.nn.functional.cross_entropy(own, wanted, reduction="none")
+            check_finite(losses, "losses")
+            choices = own.argmax(-1)
+            found.append(
+                (int(where.sum()), int((choices == wanted).sum()), float(losses.double().sum()), choices.tolist())
+            )
+        return found
+
+    check_alike(model, "the rows", lambda: chain(columns["input_ids"], columns["labels"]))
     with evaluating(model):
-        for chosen in longest_first(columns["input_ids"], batch_size):
-            batch = merge([columns[row] for row in chosen])
-            logits = forward_logits(model, batch["input_ids"].to(device), batch["attention_mask"].to(device))
-            targets = batch["labels"][:, 1:]
-            for place, row in enumerate(chosen):
-                # One row at a time: the float32 copy of a whole batch's logits is the largest tensor there would be.
-                where = targets[place] >= 0
-                wanted = targets[place][where].to(logits.device)
-                own = logits[place, :-1][where.to(logits.device)].float()
-                losses = torch.nn.functional.cross_entropy(own, wanted, reduction="none")
-                check_finite(losses, "losses")
-                choices = own.argmax(-1)
-                found[row] = (
-                    int(where.sum()),
-                    int((choices == wanted).sum()),
-                    float(losses.double().sum()),
-                    choices.tolist(),
-                )
-    return [found[row] for row in range(len(columns))]
+        parts = results_of(model, batches, predict)
+    return in_order(batches, parts)
 
 
 def score_answers(

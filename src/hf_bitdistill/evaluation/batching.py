@@ -5,9 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
+
+
+Result = TypeVar("Result")
 
 
 def pad_batch(
@@ -46,6 +50,12 @@ def longest_first(sequences: Sequence[Sequence[int]], size: int) -> list[list[in
     """
     order = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def in_order(batches: Sequence[Sequence[int]], parts: Sequence[Sequence[Result]]) -> list[Result]:
+    """The results of batches of row numbers, which have each row once, by row."""
+    found = dict(zip(chain.from_iterable(batches), chain.from_iterable(parts), strict=True))
+    return [found[row] for row in range(len(found))]
 
 
 def padding_id(tokenizer) -> int:

@@ -11,8 +11,18 @@ from ..data.checks import ModelLimits
 from ..data.preprocessing import Head, PromptEncoder, build_dataset, label_word_ids
 from ..data.tasks import Task, get_task
 from .answers import predict_answers, score_answers
-from .batching import check_finite, dataset_progress, evaluating, longest_first, model_device, pad_batch, padding_id
+from .batching import (
+    check_finite,
+    dataset_progress,
+    evaluating,
+    in_order,
+    longest_first,
+    model_device,
+    pad_batch,
+    padding_id,
+)
 from .likelihood import label_word_scores, perplexity
+from .sharing import check_alike, results_of, shows_progress, slowest
 
 
 if TYPE_CHECKING:
@@ -84,6 +94,7 @@ def evaluate_task(
     task = get_task(task)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    progress = shows_progress(progress)
     with dataset_progress(progress):
         built = build_dataset(
             task,
@@ -125,7 +136,7 @@ def evaluate_task(
         else:
             scores, tokens = label_word_scores(model, tokenizer, prompts, words, batches)
             predictions = scores.argmax(dim=-1).tolist()
-    seconds = time.perf_counter() - started
+    seconds = slowest(model, time.perf_counter() - started)
 
     options: dict[str, Any] = {}
     if task.kind == "classification":
@@ -162,7 +173,7 @@ def _predict(
     ModelLimits.of({"model": model}).check_sequences(built["input_ids"], "example")
     started = time.perf_counter()
     predicted = predict_answers(model, tokenizer, built, batch_size)
-    seconds = time.perf_counter() - started
+    seconds = slowest(model, time.perf_counter() - started)
     result: dict[str, Any] = {"task": task.name, **score_answers(predicted, built["labels"])}
     result |= {"seconds": seconds, "tokens_per_second": sum(map(len, built["input_ids"])) / max(seconds, 1e-9)}
     if return_predictions:
@@ -224,27 +235,26 @@ def _classify(model, tokenizer, prompts, batches, task: Task) -> tuple[list[int]
     device, pad_id = model_device(model), padding_id(tokenizer)
     config = model.config.get_text_config()
     configured = config.pad_token_id
-    predictions = [0] * len(prompts)
-    tokens = 0
     # The classification heads of transformers find a row's last token by comparing ids with config.pad_token_id.
     config.pad_token_id = pad_id
+
+    def classify(rows: Sequence[int]) -> list[int]:
+        input_ids, mask = pad_batch([prompts[row] for row in rows], pad_id, "right", device)
+        logits = model(input_ids=input_ids, attention_mask=mask).logits
+        if logits.shape[-1] != task.num_labels:
+            raise ValueError(
+                f"the model has {logits.shape[-1]} classes, task {task.name} has {task.num_labels}: "
+                f"{', '.join(task.label_words)}"
+            )
+        check_finite(logits, "logits")
+        return logits.argmax(dim=-1).tolist()
+
+    check_alike(model, "the prompts", lambda: prompts)
     try:
-        for rows in batches:
-            sequences = [prompts[row] for row in rows]
-            tokens += sum(map(len, sequences))
-            input_ids, mask = pad_batch(sequences, pad_id, "right", device)
-            logits = model(input_ids=input_ids, attention_mask=mask).logits
-            if logits.shape[-1] != task.num_labels:
-                raise ValueError(
-                    f"the model has {logits.shape[-1]} classes, task {task.name} has {task.num_labels}: "
-                    f"{', '.join(task.label_words)}"
-                )
-            check_finite(logits, "logits")
-            for row, label in zip(rows, logits.argmax(dim=-1).tolist(), strict=True):
-                predictions[row] = label
+        predictions = in_order(batches.batches, results_of(model, batches, classify))
     finally:
         config.pad_token_id = configured
-    return predictions, tokens
+    return predictions, sum(map(len, prompts))
 
 
 def _generate(model, tokenizer, prompts, batches, max_new_tokens: int) -> tuple[list[str], int]:
@@ -256,13 +266,17 @@ def _generate(model, tokenizer, prompts, batches, max_new_tokens: int) -> tuple[
     settings = GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=pad_id, eos_token_id=sorted(stops)
     )
-    texts = [""] * len(prompts)
-    tokens = 0
-    for rows in batches:
+
+    def generate(rows: Sequence[int]) -> list[tuple[str, int]]:
         input_ids, mask = pad_batch([prompts[row] for row in rows], pad_id, "left", device)
         output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=settings)
-        for row, ids in zip(rows, output[:, input_ids.shape[1] :].tolist(), strict=True):
+        found = []
+        for ids in output[:, input_ids.shape[1] :].tolist():
             end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-            tokens += min(end + 1, len(ids))
-            texts[row] = tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
-    return texts, tokens
+            text = tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
+            found.append((text, min(end + 1, len(ids))))
+        return found
+
+    check_alike(model, "the prompts", lambda: prompts)
+    found = in_order(batches.batches, results_of(model, batches, generate))
+    return [text for text, _ in found], sum(tokens for _, tokens in found)

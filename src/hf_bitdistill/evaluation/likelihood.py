@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from ..data.checks import ModelLimits
 from ..data.corpus import TextColumn, pack_texts
 from ..data.files import CONTINUES
 from .batching import check_finite, evaluating, forward_logits, model_device, pad_batch, padding_id
+from .sharing import check_alike, check_same, is_shared, results_of, shows_progress
 
 
 if TYPE_CHECKING:
@@ -85,9 +87,9 @@ def label_word_scores(
     device, pad_id = model_device(model), padding_id(tokenizer)
     words, siblings = _deciding(words)
     paths, owner = _paths(words)
-    scores = torch.zeros(len(prompts), len(words))
-    tokens = 0
-    for rows in batches:
+
+    def score(rows: Sequence[int]) -> tuple[list[int], torch.Tensor, int]:
+        scores, tokens = torch.zeros(len(rows), len(words)), 0
         for number, path in enumerate(paths):
             mine = [index for index in range(len(words)) if owner[index] == number]
             sequences = [[*prompts[row], *path] for row in rows]
@@ -105,12 +107,19 @@ def label_word_scores(
             log_probs = chosen.float().log_softmax(dim=-1)
             for index in mine:
                 word = words[index]
-                score = log_probs[:, 0, word[0]]
+                found = log_probs[:, 0, word[0]]
                 for step in range(1, len(word)):
                     if len(siblings[index][step]) > 1:
                         among = log_probs[:, step, siblings[index][step]].logsumexp(dim=-1)
-                        score = score + log_probs[:, step, word[step]] - among
-                scores[rows, index] = score.cpu()
+                        found = found + log_probs[:, step, word[step]] - among
+                scores[:, index] = found.cpu()
+        return list(rows), scores, tokens
+
+    check_alike(model, "the prompts and label words", lambda: chain(prompts, words))
+    scores, tokens = torch.zeros(len(prompts), len(words)), 0
+    for rows, found, read in results_of(model, batches, score):
+        scores[rows] = found
+        tokens += read
     check_finite(scores, "label-word scores")
     return scores, tokens
 
@@ -159,21 +168,40 @@ def perplexity(
     device, pad_id = model_device(model), padding_id(tokenizer)
     limits = ModelLimits.of({"model": model})
     blocks = islice(_blocks(texts_or_blocks, tokenizer, block_size, parse_special_tokens), max_blocks)
-    total, tokens, seen = 0.0, 0, 0
-    with evaluating(model), tqdm(desc="perplexity", unit="block", disable=not progress) as bar:
-        while batch := list(islice(blocks, batch_size)):
-            limits.check_sequences(batch, "block", seen)
-            seen += len(batch)
-            input_ids, mask = pad_batch(batch, pad_id, "right", device)
-            logits = forward_logits(model, input_ids, mask)
-            # One row at a time: the float32 copy of a whole batch's logits is the largest tensor there would be.
-            for row, ids in enumerate(batch):
-                target = input_ids[row, 1 : len(ids)].to(logits.device)
-                loss = torch.nn.functional.cross_entropy(logits[row, : len(ids) - 1].float(), target, reduction="none")
-                check_finite(loss, "losses")
-                total += loss.double().sum().item()
-                tokens += len(ids) - 1
-            bar.update(len(batch))
+    digest, shared = hashlib.sha256(), is_shared(model)
+
+    def batches() -> Iterator[list[list[int]]]:
+        seen = 0
+        with tqdm(desc="perplexity", unit="block", disable=not shows_progress(progress)) as bar:
+            while batch := list(islice(blocks, batch_size)):
+                limits.check_sequences(batch, "block", seen)
+                seen += len(batch)
+                if shared:
+                    digest.update(repr(batch).encode())
+                yield batch
+                bar.update(len(batch))
+
+    def score(batch: list[list[int]]) -> list[tuple[float, int]]:
+        input_ids, mask = pad_batch(batch, pad_id, "right", device)
+        logits = forward_logits(model, input_ids, mask)
+        found = []
+        # One row at a time: the float32 copy of a whole batch's logits is the largest tensor there would be.
+        for row, ids in enumerate(batch):
+            target = input_ids[row, 1 : len(ids)].to(logits.device)
+            loss = torch.nn.functional.cross_entropy(logits[row, : len(ids) - 1].float(), target, reduction="none")
+            check_finite(loss, "losses")
+            found.append((loss.double().sum().item(), len(ids) - 1))
+        return found
+
+    check_alike(model, "the options", lambda: [[block_size, batch_size, max_blocks or 0]])
+    with evaluating(model):
+        parts = results_of(model, batches(), score)
+    # What each process read is known at its end.
+    check_same(model, "the text", digest.hexdigest()[:16])
+    total, tokens = 0.0, 0
+    for loss, count in chain.from_iterable(parts):
+        total += loss
+        tokens += count
     if tokens == 0:
         raise ValueError("there is no token to score: the texts are empty or shorter than two tokens")
     nll = total / tokens

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HTTPError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .. import processes
 from ..cards import CARD, CardFacts, add_tags, build_card
 from ..cards.base_model import base_model_id
 from ..hub_errors import explained
@@ -72,7 +73,7 @@ def push_to_hub(
     max_shard_size: int | str = "50GB",
     tags: list[str] | str | None = None,
     check_download: bool = True,
-) -> CommitInfo:
+) -> CommitInfo | None:
     """Publish a student in one commit: weights, tokenizer and chat templates, generation settings, card, results, report.
 
     Weights that were in their place before go in the same commit. Nothing else of a folder is published: no training arguments, no
@@ -90,7 +91,7 @@ def push_to_hub(
         check_download: download what was published, and verify it. (What is packed is verified before the upload in any case.)
 
     Returns:
-        The commit; as a string its address.
+        The commit; as a string its address. `None` in all processes of a launcher but the first, which alone publishes.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -100,6 +101,8 @@ def push_to_hub(
         OSError: the Hub refuses or cannot be reached; the repository is as it was.
     """
     check_push_format(push_format)
+    if not processes.is_first():
+        return None
     tags = [tags] if isinstance(tags, str) else list(tags or [])
     api, secrets = hub_api(token), known_secrets(token)
     source = find_source(model) if isinstance(model, (str, os.PathLike)) else None

@@ -11,14 +11,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import processes
+from ..agreement import check_shared
 from ..atomic import lock_folder, write_text
 from ..environment import describe_environment
 from ..model_folder import RECORDS
 from .settings import RecipeError
 
+
+Value = TypeVar("Value")
 
 RESULT = "result.json"
 CHECKPOINTS = "checkpoints"
@@ -46,11 +49,25 @@ def alone(folder: Path) -> Iterator[None]:
 
     processes.on_first(take, f"taking the output folder {folder}")
     try:
-        processes.check_shared(folder)
+        check_shared(folder, "Give one on a file system that all machines share.")
         yield
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def work_of_first(work: Callable[[], Value], what: str) -> Value:
+    """What the first process does without the others, who wait for the result: nothing that it calls meets them.
+
+    Raises:
+        As `processes.from_first`.
+    """
+
+    def make() -> Value:
+        with processes.alone():
+            return work()
+
+    return processes.from_first(make, what)
 
 
 @dataclass(frozen=True)
@@ -132,7 +149,7 @@ class StageStore:
         was_done = result is not None
         if result is None:
             started = time.perf_counter()
-            measured = processes.from_first(lambda: work(folder), f"the stage {kind}") if by_first else work(folder)
+            measured = work_of_first(lambda: work(folder), f"the stage {kind}") if by_first else work(folder)
 
             def finish() -> dict[str, Any]:
                 seconds = round(time.perf_counter() - started, 1)

@@ -107,7 +107,7 @@ class BitNetExportCommand(BaseOptimumCLICommand):
         parser.add_argument("output", type=Path, help="Folder to write.")
 
     def run(self) -> None:
-        from hf_bitdistill.cli.main import explain_errors
+        from hf_bitdistill.cli.main import run_in_first
         from hf_bitdistill.sizes import bytes_by_kind
         from optimum.bitnet.export import export
 
@@ -119,7 +119,7 @@ class BitNetExportCommand(BaseOptimumCLICommand):
             export(args.model, args.output, args.task, args.max_shard_size, **stored, **hub)
             print(f"{args.output}: packed\n\n{bytes_by_kind(args.output).markdown()}")
 
-        status = explain_errors(run, prog="optimum-cli export bitnet")
+        status = run_in_first(run, prog="optimum-cli export bitnet")
         if status:
             sys.exit(status)
 

@@ -1,0 +1,178 @@
+"""Commands under a launcher: which are of one process, what is printed, and that a run goes on after one of its processes was killed."""
+
+import json
+import os
+import sys
+import time
+
+import pytest
+from agreement_data import make_student, make_tokenizer, write_inputs
+from launching import HERE, run
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from faults.killing import LONG
+from hf_bitdistill import processes
+from hf_bitdistill.cli import main as cli
+
+
+long = pytest.mark.skipif(not LONG, reason="starts many processes: HF_BITDISTILL_LONG_TESTS=1")
+SCRIPT = [sys.executable, str(HERE / "command_run.py")]
+QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true"]
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Sets what a launcher sets; ends no process, and waits for none."""
+    monkeypatch.setattr(cli, "_TO_BE_ENDED", 0.01)
+
+    def launch(rank: int, count: int = 2) -> None:
+        for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "TORCHELASTIC_RUN_ID": "x"}.items():
+            monkeypatch.setenv(name, str(value))
+
+    return launch
+
+
+def ran(monkeypatch, command: str, work=lambda: None) -> list:
+    """Has a command do `work`. Returns what is called with."""
+    import types
+
+    calls = []
+
+    def run(argv, prog):
+        calls.append((argv, prog, processes.world_size(), "RANK" in os.environ, "TORCHELASTIC_RUN_ID" in os.environ))
+        print("printed")
+        work()
+
+    name = f"hf_bitdistill.cli.{command.replace('-', '_')}"
+    monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(run=run))
+    return calls
+
+
+def test_every_command_is_of_one_process_or_of_all():
+    assert set(cli.COMMANDS) > cli.PARALLEL and set(cli.COMMANDS) > cli._FOREIGN
+    assert not cli.PARALLEL & {"pack", "card", "verify", "export", "import", "push", "report", "data"}
+
+
+def test_a_command_of_one_process_is_done_by_the_first_alone(launched, monkeypatch, capsys):
+    calls = ran(monkeypatch, "pack")
+    launched(1)
+    assert cli.main(["pack", "x"]) == 0 and not calls and capsys.readouterr() == ("", "")
+    launched(0, 3)
+    assert cli.main(["pack", "x"]) == 0
+    # Within, it is one process, as what it starts is; afterwards it is one of several again.
+    assert calls == [(["x"], "bitdistill pack", 1, False, False)] and os.environ["RANK"] == "0"
+    printed, said = capsys.readouterr()
+    assert printed == "printed\n" and "runs in one process: 2 other(s) had nothing to do" in said
+
+
+def test_a_parallel_command_prints_once(launched, monkeypatch, capsys):
+    calls = ran(monkeypatch, "evaluate")
+    for rank, printed in ((0, "printed\n"), (1, "")):
+        launched(rank)
+        assert cli.main(["evaluate"]) == 0 and capsys.readouterr() == (printed, "")
+    assert [call[2:] for call in calls] == [(2, True, True)] * 2
+
+
+def test_a_program_of_the_users_is_started_in_every_process(launched, monkeypatch, capsys):
+    calls = ran(monkeypatch, "exec")
+    launched(1)
+    assert cli.main(["exec", "--", "x"]) == 0 and calls[0][2:] == (2, True, True)
+
+
+@pytest.mark.parametrize("error", [ValueError("no such"), processes.ProcessesError("they differ")])
+def test_an_error_is_told_by_the_first_process(launched, monkeypatch, capsys, error):
+    def fail():
+        raise error
+
+    ran(monkeypatch, "evaluate", fail)
+    launched(0)
+    assert cli.main(["evaluate"]) == 1 and f"bitdistill evaluate: error: {error}" in capsys.readouterr().err
+    launched(1)
+    assert cli.main(["evaluate"]) == 1
+    said = capsys.readouterr().err
+    # Of all: the first has told it. Of this one alone, because no launcher has ended it: with its place.
+    assert said == "" if isinstance(error, processes.ProcessesError) else "error: process 1 on " in said
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_inputs(tmp_path)
+    teacher = LlamaForCausalLM(make_student().config)
+    del teacher.config.quantization_config
+    teacher.save_pretrained(tmp_path / "models" / "teacher")
+    make_tokenizer().save_pretrained(tmp_path / "models" / "teacher")
+    return tmp_path
+
+
+def distill(folder, output, *options):
+    models = [f"--{kind}model_name_or_path={folder / 'models' / 'teacher'}" for kind in ("", "teacher_")]
+    return ["distill", *models, f"--task={folder / 'data' / 'tone.yaml'}", f"--data_dir={folder / 'data'}", "--attention_loss_weight=0",
+            f"--output_dir={output}", "--max_steps=4", "--save_steps=1", "--per_device_train_batch_size=1", *QUIET, *options]  # fmt: skip
+
+
+def lines(result):
+    return [line for line in result.stderr.splitlines() if line.startswith("bitdistill")]
+
+
+@long
+def test_a_killed_training_goes_on_with_the_same_command(folder):
+    weights = {}
+    for name, happens in (("whole", "nothing"), ("killed", "kill-step")):
+        command = [
+            *SCRIPT,
+            happens,
+            str(folder / "marker"),
+            *distill(folder, folder / name, f"--pack_to={folder / name}-packed"),
+        ]
+        result = run(command, 2)
+        if name == "killed":
+            assert result.returncode != 0 and (folder / "marker").exists() and "SIGKILL" in result.stderr
+            result = run(command, 2)
+            assert result.stdout.count("going on from") == 1 and "step 2 of 4 is done" in result.stdout
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert result.stdout.count('"accuracy_stderr"') == 1
+        weights[name] = load_file(folder / name / "model.safetensors")
+        assert (folder / f"{name}-packed" / "evaluation.json").is_file()
+    assert all(bool((weights["killed"][key] == value).all()) for key, value in weights["whole"].items())
+    for name in ("whole", "killed"):
+        record = json.loads((folder / name / "evaluation.json").read_text())
+        assert record["n"] == 11
+
+
+@long
+def test_a_killed_evaluation_is_done_again_with_the_numbers_of_one_process(folder, capsys):
+    asked = ["evaluate", str(folder / "models" / "student"), f"--task={folder / 'data' / 'tone.yaml'}", f"--data_dir={folder / 'data'}",
+             "--eval_batch_size=1"]  # fmt: skip
+    command = [*SCRIPT, "kill-forward", str(folder / "marker"), *asked]
+    assert run(command, 2).returncode != 0 and (folder / "marker").exists()
+    result = run(command, 2)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert cli.main(asked) == 0
+    found, expected = json.loads(result.stdout), json.loads(capsys.readouterr().out)
+    for each in (found, expected):
+        del each["seconds"], each["tokens_per_second"]
+    assert found == expected
+
+
+@long
+def test_disks_of_their_own_end_all_with_one_message(folder):
+    started = time.monotonic()
+    result = run([*SCRIPT, "disks", str(folder), *distill(folder, "out")], 2)
+    assert result.returncode != 0 and time.monotonic() - started < 60
+    (line,) = lines(result)
+    assert (
+        "out in process 1 on" in line and "is on a disk of its own. Give an output_dir that all machines share" in line
+    )
+    assert result.stderr.count("Traceback") == 1  # (the launcher's own)
+
+
+@long
+def test_module_under_torchrun(folder):
+    command = [sys.executable, "-m", "hf_bitdistill"]
+    student, packed = folder / "models" / "student", folder / "packed"
+    result = run([*command, "pack", str(student), str(packed)], 2)
+    assert result.returncode == 0 and result.stdout.count("MB packed") == 1 and len(lines(result)) == 1
+    started = time.monotonic()
+    result = run([*command, "evaluate", str(packed), "--no_such_option"], 2)
+    assert result.returncode != 0 and len(lines(result)) == 1 and time.monotonic() - started < 60

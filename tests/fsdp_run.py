@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM
 from architectures import random_tokens, tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet
 from hf_bitdistill.distillation.both_passes import BothPasses
+from hf_bitdistill.distillation.teacher_placement import PlacedTeacher
 from hf_bitdistill.distillation.terms import Progress
 from hf_bitdistill.distillation.terms.cross_entropy import CrossEntropyTerm
 from hf_bitdistill.distillation.terms.logits import LogitsTerm
@@ -151,7 +152,7 @@ def losses_at_the_output_layer_are_the_same(rank, folder):
     for model in (student(0, False), student(0, True), student(0, True, reshard=True)):
         model.train()
         is_sharded = hasattr(model, "unshard")
-        passes = BothPasses(args, "causal_lm", teacher, teacher)
+        passes = BothPasses(args, "causal_lm", teacher, PlacedTeacher(teacher))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for _ in range(2):
             wanted = "none" if is_sharded else "labelled"

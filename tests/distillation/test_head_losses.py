@@ -19,6 +19,7 @@ from hf_bitdistill.distillation.divergences import make_divergence
 from hf_bitdistill.distillation.head_losses import HeadPlan, HeadTeacher, TokenWeights, head_token_losses
 from hf_bitdistill.distillation.head_tap import HeadTap
 from hf_bitdistill.distillation.logits_tail import LogitsTail
+from hf_bitdistill.distillation.teacher_placement import PlacedTeacher
 from hf_bitdistill.distillation.teacher_scores import TopTeacher
 from hf_bitdistill.distillation.terms import TERMS, Progress
 from hf_bitdistill.distillation.token_losses import TokenLosses
@@ -150,7 +151,7 @@ def both_ways(student, teacher, half=False, **options):
     inputs["attention_mask"][0, 9:] = 0
     found = []
     for logits in ("none", "labelled"):
-        passes = BothPasses(args, "causal_lm", teacher, teacher)
+        passes = BothPasses(args, "causal_lm", teacher, PlacedTeacher(teacher))
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             forwards = passes(student, student, inputs, targets, ids > 0, terms, Progress(), logits)
             totals = [(term, term.sums(forwards)) for term in terms]

@@ -17,6 +17,7 @@ from .head_losses import HeadPlan, HeadTeacher, TokenWeights, head_token_losses,
 from .head_tap import HeadTap, Take
 from .passes import TeacherOutputs, labelled_positions, run_model, run_teacher
 from .teacher_cache import TeacherCache
+from .teacher_placement import PlacedTeacher
 from .teacher_scores import TeacherScores, TopTeacher
 from .terms import Forwards, LossTerm, Progress
 from .token_losses import TokenLosses, TokenLossSums, check_top, default_chunk_size, distillation_token_losses
@@ -49,7 +50,7 @@ class BothPasses:
         args: a `DistillationConfig`.
         head: of both models.
         teacher: unwrapped; `None` without one.
-        prepared_teacher: the same, prepared for the device.
+        placed_teacher: the same, ready to be called.
         cache: in the place of a teacher.
         refusal: why logits have to be whole whatever the models are.
     """
@@ -59,12 +60,12 @@ class BothPasses:
         args: Any,
         head: Head,
         teacher: nn.Module | None = None,
-        prepared_teacher: nn.Module | None = None,
+        placed_teacher: PlacedTeacher | None = None,
         cache: TeacherCache | None = None,
         refusal: str | None = None,
     ):
         self.args, self.head, self.cache = args, head, cache
-        self.teacher, self.prepared_teacher = teacher, prepared_teacher
+        self.teacher, self.placed_teacher = teacher, placed_teacher
         self.refusal = refusal
         self._is_told = self._is_proven = False
         self._student_tap: HeadTap | None = None
@@ -93,6 +94,13 @@ class BothPasses:
             progress: of the training.
             logits: which of the student's have to be in its outputs: `"none"`, `"labelled"` or `"all"`.
         """
+        try:
+            return self._run(model, student, inputs, targets, mask, terms, progress, logits)
+        finally:
+            if self.placed_teacher is not None:
+                self.placed_teacher.release()
+
+    def _run(self, model, student, inputs, targets, mask, terms, progress, logits: str) -> Forwards:
         found = None
         if any(term.reads_logits for term in terms):
             logits = "labelled" if logits == "none" else logits
@@ -123,7 +131,8 @@ class BothPasses:
         tap: tuple[HeadTap, Take] | None = None,
     ) -> TeacherOutputs:
         """See [`run_teacher`]."""
-        return run_teacher(self.prepared_teacher, self.teacher, inputs, positions, terms, progress, self.head, tap)
+        prepared = None if self.placed_teacher is None else self.placed_teacher.model
+        return run_teacher(prepared, self.teacher, inputs, positions, terms, progress, self.head, tap)
 
     def _of_student(
         self,

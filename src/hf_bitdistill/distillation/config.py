@@ -16,6 +16,7 @@ from ..redaction import redact, secrets_of
 from .depths import relation_layers as relation_layers
 from .depths import relative_depth as relative_depth
 from .divergences import DIVERGENCES
+from .optimizers import check_optimizer
 from .terms import TERMS
 
 
@@ -306,6 +307,7 @@ def _validate(config: DistillationConfig) -> None:
     if isinstance(config.teacher_model_init_kwargs, str):
         # Without what it says: there may be a token in it.
         raise ValueError('teacher_model_init_kwargs is not a JSON object such as {"dtype": "bfloat16"}')
+    check_optimizer(config.optim)
     if not (config.temperature > 0 and math.isfinite(config.temperature)):
         raise ValueError(f"temperature must be positive, got {config.temperature}")
     weights = [term.weight_option for term in TERMS if term.weight_option]

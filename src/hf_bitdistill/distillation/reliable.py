@@ -37,9 +37,9 @@ from .checkpoints import (
     signature,
     write_manifest,
 )
+from .engine_trainer import EngineTrainer
 from .finite import FiniteWatch, StepReport, check_finite_student, describe_batch
 from .footprint import check_training_room, free_bytes
-from .publishing import PublishingTrainer
 
 
 logger = logging.get_logger(__name__)
@@ -64,7 +64,7 @@ def check_one_folder(args: TrainingArguments) -> None:
         agreement.check_shared(args.output_dir, _ONE_FOLDER)
 
 
-class ReliableTrainer(PublishingTrainer):
+class ReliableTrainer(EngineTrainer):
     """`Trainer` with these promises:
 
     - A checkpoint is written beside its place and renamed when it is complete; the model in the output folder likewise.
@@ -393,6 +393,9 @@ class ReliableTrainer(PublishingTrainer):
         if scaler is not None and report.terms in ([], ["gradient"]) and scaler.get_scale() > 1:
             # Gradients of float16 overflow now and then: the scaler leaves the step out and takes a smaller scale.
             return
+        was_skipped = self.is_deepspeed_enabled and self.accelerator.optimizer_step_was_skipped
+        if was_skipped and report.terms in ([], ["gradient"]):
+            return  # (likewise, with a scale of its own)
         self._watch.leave_out(report)
         causes = [cause for _, batch in report.batches[:1] for cause in self._causes(batch)]
         terms = ", ".join([*causes, *report.terms]) or "a term of another process"
@@ -403,6 +406,11 @@ class ReliableTrainer(PublishingTrainer):
         process = f" (process {self.args.process_index})" if self.args.world_size > 1 else ""
         message = f"step {self.state.global_step + 1}{process}: not finite (NaN or infinity): {terms}"
         message += f"; {batches}" if batches else f"; {report.count} batch(es), none with a loss that is not finite"
+        if self.is_deepspeed_enabled and not was_skipped:
+            # It takes the step together with the backward pass.
+            raise FloatingPointError(
+                f"{message}, and {self.engine.name} has taken the step. {self._last_good(self.args.output_dir)}"
+            )
         patience = self.args.nan_patience
         if self._watch.in_a_row >= patience:
             times = f"for {patience} steps in a row" if patience > 1 else "(nan_patience=1)"

@@ -1,15 +1,13 @@
-"""The teacher: loading, freezing, checking that it reads the student's tokens, preparing for the device."""
+"""The teacher: loading, freezing, checking that it reads the student's tokens."""
 
 from __future__ import annotations
 
-import copy
 import inspect
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import patch_environment
 from torch import nn
 from transformers import (
@@ -73,7 +71,7 @@ def load_teacher(
     if isinstance(teacher, (str, os.PathLike)):
         auto_class = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
         name = teacher
-        # Loading for FSDP may give the weights to one process, for sharding to spread them; a teacher is whole on each.
+        # Loading for FSDP may give the weights to one process, for sharding to spread them; each process shards a whole teacher.
         with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
             teacher, info = auto_class.from_pretrained(name, **(init_kwargs or {}), output_loading_info=True)
         missing = sorted(info["missing_keys"])
@@ -199,40 +197,6 @@ def choose_teacher(
                 "processing_class and teacher_processing_class, to show that the tokenizers are the same"
             )
     return teacher, name
-
-
-def prepare_teacher(teacher: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Places the teacher on the device (sharded, under DeepSpeed ZeRO-3) with the run's mixed precision."""
-    if getattr(accelerator.state, "deepspeed_plugin", None) is not None:
-        return _prepare_deepspeed(teacher, accelerator)
-    # Under FSDP Accelerate places what it shards, which the teacher is not.
-    prepared = accelerator.prepare_model(teacher, device_placement=True, evaluation_mode=True)
-    # Accelerate lists what it prepared. Trainer takes a non-empty list to mean that the *student* is prepared (an
-    # evaluation before training would run without mixed precision), and FSDP clips gradients of what is listed.
-    accelerator._models = [model for model in accelerator._models if model is not prepared]
-    return prepared.eval()
-
-
-def _prepare_deepspeed(teacher: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """An engine of its own for the teacher, without optimizer: partitioned under ZeRO-3, plain under other stages
-    (which partition only optimizer states and gradients, of which it has none)."""
-    import deepspeed
-
-    config = copy.deepcopy(accelerator.state.deepspeed_plugin.deepspeed_config)
-    for part in ("optimizer", "scheduler"):
-        config.pop(part, None)
-    if config.get("zero_optimization", {}).get("stage") == 3:
-        # "auto" entries were resolved for the student's width
-        width = max(teacher.config.get_text_config().hidden_size, 1)
-        config["zero_optimization"].update(
-            reduce_bucket_size=width * width,
-            stage3_param_persistence_threshold=10 * width,
-            stage3_prefetch_bucket_size=int(0.9 * width * width),
-        )
-    else:
-        config["zero_optimization"] = {"stage": 0}
-    engine, *_ = deepspeed.initialize(model=teacher, config=config)
-    return engine.eval()
 
 
 def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:

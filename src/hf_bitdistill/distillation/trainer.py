@@ -29,13 +29,9 @@ from .passes import labelled_positions, without
 from .reliable import ReliableTrainer
 from .student import check_ternary, load_student_model
 from .targets import batch_targets, taking_part
-from .teacher import (
-    choose_teacher,
-    load_teacher_tokenizer,
-    model_head,
-    prepare_teacher,
-)
+from .teacher import choose_teacher, load_teacher_tokenizer, model_head
 from .teacher_cache import CachedCollator, TeacherCache
+from .teacher_placement import PlacedTeacher, place_teacher
 from .terms import TERMS, LossTerm, Progress
 from .terms.attention import AttentionTerm
 
@@ -165,7 +161,7 @@ class DistillationTrainer(ReliableTrainer):
         self._counts: Tensor | None = None
         self.terms: list[LossTerm] = [kind(args) for kind in TERMS if kind.is_on(args)]
         self.teacher: nn.Module | None = None
-        self._prepared_teacher: nn.Module | None = None
+        self._placed_teacher: PlacedTeacher | None = None
         self.teacher_name: str | None = None
         self.teacher_cache: TeacherCache | None = None
         if not args.allow_full_precision_student:
@@ -174,13 +170,14 @@ class DistillationTrainer(ReliableTrainer):
             self._set_teacher_cache(teacher_model)
         elif needs_teacher(args):
             self._set_teacher(teacher_model, teacher_processing_class)
+        is_zero_3 = self.is_deepspeed_enabled and self.engine.shards_weights
         self._passes = BothPasses(
             args,
             self.head,
             self.teacher,
-            self._prepared_teacher,
+            self._placed_teacher,
             self.teacher_cache,
-            "DeepSpeed gathers the weights of whole modules alone" if self.is_deepspeed_enabled else None,
+            "ZeRO-3 gathers the weights of a module for its own pass alone" if is_zero_3 else None,
         )
         models = {"student": student} | ({} if self.teacher is None else {"teacher": self.teacher})
         self._limits = ModelLimits.of(models, self.head)
@@ -230,7 +227,7 @@ class DistillationTrainer(ReliableTrainer):
         for term in self.terms:
             if term.needs_teacher:
                 term.check(student, self.teacher, args)
-        self._prepared_teacher = prepare_teacher(self.teacher, self.accelerator)
+        self._placed_teacher = place_teacher(self.teacher, self.accelerator)
 
     def _set_teacher_cache(self, teacher: Any) -> None:
         if teacher is not None:
@@ -258,7 +255,7 @@ class DistillationTrainer(ReliableTrainer):
             if layout in self._checked_layouts:
                 continue
             self._checked_layouts.add(layout)
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            if self.engine.shards_weights:
                 logger.warning(
                     f"A model in shards is not tried on a {layout} batch: whether it keeps documents and padding apart is not known."
                 )
@@ -375,7 +372,7 @@ class DistillationTrainer(ReliableTrainer):
 
     def _causes(self, batch: Mapping[str, Any]) -> list[str]:
         """What of the teacher is not finite on a batch: it is asked again, and only then looked at as a whole."""
-        if self.teacher is None or self.is_deepspeed_enabled:  # its engine answers all processes together only
+        if self._placed_teacher is None or not self._placed_teacher.is_whole:  # it answers all processes together only
             return []
         positions = labelled_positions(batch_targets(batch, self.head), self.head)
         progress, terms = self._next_terms()

@@ -54,8 +54,8 @@ def test_two_processes(given, tmp_path, monkeypatch):
     )
     assert "it is on a disk of its own. Give one on a file system that all machines share" in errors["disks"][0]
     assert (
-        "--seed differs: 'default' in process 0" in errors["seed"][0]
-        and "Start all processes with the same options" in errors["seed"][0]
+        "the options differ between process 0" in errors["seed"][0]
+        and "(seed: None and 1). Start every process with the same command" in errors["seed"][0]
     )
     assert not list(tmp_path.glob("disk-*/out/*"))
 

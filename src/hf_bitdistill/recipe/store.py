@@ -135,7 +135,7 @@ class StageStore:
             ProcessesError: the processes have come to different stages.
         """
         identity, folder = self.place(kind, settings, parent)
-        processes.agree("the next stage", folder.name, "All processes must have read the same data.")
+        processes.agree("the next stage", folder.name, "Give every machine the same teacher, data and text.")
         file = folder / RESULT
 
         def look() -> dict[str, Any] | None:

@@ -144,18 +144,23 @@ def model(what: str, module: Any) -> Alike:
 
 
 def _tensors(module: Any) -> Iterable[tuple[str, Any]]:
-    if not hasattr(module, "named_parameters"):  # (of another kind than torch's)
+    from torch.nn import Module
+
+    if not isinstance(module, Module):  # the native decoder
         return ()
     return chain(module.named_parameters(), module.named_buffers())
 
 
 def is_in_shards(module: Any) -> bool:
     """Whether a model is divided among the processes (FSDP, ZeRO-3), so that they compute with it together or not at all."""
-    if processes.world_size() == 1 or not hasattr(module, "named_parameters"):
+    if processes.world_size() == 1:
         return False
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.tensor import DTensor
+    from torch.nn import Module
 
+    if not isinstance(module, Module):
+        return False
     if any(isinstance(part, FullyShardedDataParallel) for part in module.modules()):
         return True
     return any(isinstance(each, DTensor) or hasattr(each, "ds_id") for _, each in module.named_parameters())

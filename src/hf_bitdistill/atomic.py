@@ -188,8 +188,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def lock_folder(folder: str | os.PathLike) -> int | None:
+def lock_folder(folder: str | os.PathLike, wait: bool = False) -> int | None:
     """A lock that lasts until the descriptor is closed or the process ends; `None` where the system or the file system has none.
+
+    Args:
+        wait: for its end, where another process has it.
 
     Raises:
         BlockingIOError: another process (or another descriptor) has it.
@@ -198,7 +201,7 @@ def lock_folder(folder: str | os.PathLike) -> int | None:
         return None
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         os.close(descriptor)
         raise

@@ -4,6 +4,7 @@ FOLDER holds `data` and `models` of `agreement_data.py`. Disks of their own are 
 """
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -13,11 +14,15 @@ from pathlib import Path
 
 import torch
 from agreement_data import make_trainer, read_tokenizer, task_rows
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from faults.killing import LONG
 from hf_bitdistill import agreement, processes
 from hf_bitdistill.cli import main as cli
 from hf_bitdistill.data import get_task
+from hf_bitdistill.distillation.teacher_cache import cache_teacher_logits
 from hf_bitdistill.environment import default_device
 from hf_bitdistill.evaluation import evaluate_task, perplexity, share_rows
 from hf_bitdistill.evaluation.answers import predict_answers
@@ -155,9 +160,35 @@ def scores(folder: Path) -> dict:
             model.lm_head.weight[0, 0] += processes.rank()
             found = {"another model": message(lambda: perplexity(model, tokenizer, texts, 16, progress=False))}
             model.lm_head.weight[0, 0] = before
+        sharded = fully_shard(copy.deepcopy(model), mesh=init_device_mesh("cpu", (processes.world_size(),)))
+        found["in shards"] = perplexity(sharded, tokenizer, texts, 16, progress=False) == alone["perplexity"]
         own = texts[: len(texts) - processes.rank()]
         found["other text"] = message(lambda: perplexity(model, tokenizer, own, 16, progress=False))
     return {**found, "same": shared == alone, "alone": alone["perplexity"], "forwards": [len(forwards), both]}
+
+
+def native(folder: Path) -> bool | str:
+    """The native decoder's evaluation, shared, against that of one process."""
+    from optimum.bitnet import BitNetModelForCausalLM
+
+    tokenizer = read_tokenizer(folder)
+    model = BitNetModelForCausalLM.from_pretrained(folder / "packed")
+    texts = [row["sentence"] for row in task_rows()]
+    alone = perplexity(model, tokenizer, texts, 16, progress=False)
+    with share_rows():
+        return perplexity(model, tokenizer, texts, 16, progress=False) == alone
+
+
+def cache(folder: Path) -> dict:
+    """A teacher's cache that both are asked to write."""
+    tokenizer = read_tokenizer(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder / "models" / "student").eval()
+    forwards = []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    info = cache_teacher_logits(
+        model, task_rows(tokenizer), folder / "cache", tokenizer, k=4, shard_examples=4, progress=False
+    )
+    return {"positions": info.positions, "complete": info.complete, "forwards": len(forwards)}
 
 
 def commands(folder: Path) -> dict:
@@ -172,15 +203,14 @@ def commands(folder: Path) -> dict:
         lines = [line for line in said.getvalue().splitlines() if line.startswith("bitdistill")]
         return [status, out.getvalue(), lines]
 
-    cli._TO_BE_ENDED = 0.2
     student, data = folder / "models" / "student", folder / "data"
+    found["wrong"] = command("evaluate", student, "--task", data / "nothing.yaml")
+    place = data if processes.is_first() else folder / "other"
+    found["data"] = command("evaluate", student, "--task", data / "tone.yaml", "--data_dir", place)
     found["pack"] = command("pack", student, folder / "packed")
     asked = ("--task", data / "tone.yaml", "--data_dir", data, "--eval_batch_size", "3")
     found["evaluate"] = command("evaluate", student, *asked, "--output_file", folder / "score.json")
     found["text"] = command("evaluate", folder / "packed", "--corpus", data / "validation.jsonl", "--text_column", "sentence", "--block_size", "16")  # fmt: skip
-    found["wrong"] = command("evaluate", student, "--task", data / "nothing.yaml")
-    place = data if processes.is_first() else folder / "other"
-    found["data"] = command("evaluate", student, "--task", data / "tone.yaml", "--data_dir", place)
     found["device"] = str(default_device())
     return found
 
@@ -192,7 +222,9 @@ def main() -> None:
         "checks": checks(folder / "checks"),
         "checkpoints": checkpoints(folder / "checkpoints"),
         "scores": scores(folder),
+        "cache": cache(folder),
         "commands": commands(folder),
+        "native": native(folder) if LONG else None,
     }
     (folder / f"{processes.rank()}.json").write_text(json.dumps(found))
     processes.wait()

@@ -8,6 +8,7 @@ import pytest
 from agreement_data import write_inputs
 from launching import run_script
 
+from faults.killing import LONG
 from hf_bitdistill import agreement
 from hf_bitdistill.processes import ProcessesError
 
@@ -77,9 +78,23 @@ def test_shared_evaluations_give_the_numbers_of_one_process(both):
     for found in (first["scores"], second["scores"]):
         assert found["same"] and math.isfinite(found["alone"]["nll_per_token"])
         assert f"the models differ between {FIRST} and {SECOND}" in found["another model"]
+        assert found["in shards"]
         assert found["other text"].startswith("ProcessesError: the ")
     (mine, all_of_them), (other, _) = first["scores"]["forwards"], second["scores"]["forwards"]
     assert mine + other == all_of_them and 0 < other <= mine <= all_of_them / 2 + 12
+
+
+@pytest.mark.skipif(not LONG, reason="imports more in each process: HF_BITDISTILL_LONG_TESTS=1")
+def test_a_shared_evaluation_of_the_native_decoder(both, native_decoder):
+    _, first, second = both
+    assert first["native"] and second["native"]
+
+
+def test_a_teachers_cache_is_written_once(both):
+    _, first, second = both
+    found = [first["cache"], second["cache"]]
+    assert all(each["complete"] and each["positions"] == found[0]["positions"] > 0 for each in found)
+    assert min(each["forwards"] for each in found) == 0 < max(each["forwards"] for each in found)
 
 
 def test_a_command_of_one_process_is_done_once(both):
@@ -100,17 +115,13 @@ def test_evaluate_prints_once_and_writes_once(both):
         assert second["commands"][name] == [0, "", []]
 
 
-def test_errors_are_printed_by_the_first_process(both):
+def test_an_error_of_all_is_printed_once(both):
     _, first, second = both
-    status, _, said = first["commands"]["wrong"]
-    assert status == 1 and len(said) == 1 and said[0].startswith("bitdistill evaluate: error: ")
-    # (Of its own: the launcher, which is not there to end it, would have.)
-    assert second["commands"]["wrong"][0] == 1 and f"error: {SECOND}: " in second["commands"]["wrong"][2][0]
-    status, _, said = first["commands"]["data"]
-    assert (
-        status == 1 and "the rows to measure on differs: " in said[0] and "Give every machine the same data" in said[0]
-    )
-    assert second["commands"]["data"] == [1, "", []]
+    for name, text in {"wrong": "nothing.yaml", "data": "the rows to measure on differs: "}.items():
+        found = [first["commands"][name], second["commands"][name]]
+        (said,) = [line for _, _, lines in found for line in lines]
+        assert [status for status, _, _ in found] == [1, 1] and said.startswith("bitdistill evaluate: error: ")
+        assert text in said and (name == "wrong" or "Give every machine the same data" in said)
 
 
 def test_one_process_agrees_with_itself(tmp_path):

@@ -67,6 +67,15 @@ def logits(model):
         return model(random_tokens(2, 9)).logits
 
 
+def test_of_several_processes_on_a_machine_the_first_writes(saved, monkeypatch):
+    _, folder = saved()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, count in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        load(folder)
+        assert len(native_files(folder)) == count
+
+
 def check_both(folder, **options):
     """The second load is from a file, and all it says is what the first says."""
     first, second = load(folder, **options), load(folder, **options)

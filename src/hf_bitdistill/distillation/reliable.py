@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import TrainingArguments
@@ -344,12 +343,9 @@ class ReliableTrainer(EngineTrainer):
             remove_leftovers(folder / PREFIX_CHECKPOINT_DIR, any_ending=True)
         with ExitStack() as stack:
             # All processes write into the folder that the one makes.
-            aside = [str(stack.enter_context(replace_model(folder))) if self.args.should_save else None]
-            if self.args.world_size > 1:
-                common = list(aside)
-                broadcast_object_list(common)
-                aside = aside if aside[0] else common
-            super().save_model(aside[0], _internal_call=True)
+            aside = str(stack.enter_context(replace_model(folder))) if self.args.should_save else None
+            common = processes.from_first(lambda: aside, "making a folder to save into")
+            super().save_model(aside or common, _internal_call=True)
             self.accelerator.wait_for_everyone()
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub and not _internal_call:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ...atomic import file_aside
+from ...atomic import file_aside, lock_folder
 from ...data.batches import prepare_batch
 from ...data.checks import ModelLimits, check_batch, check_examples
 from ...data.preprocessing import IGNORE_INDEX, Head, collate
@@ -53,7 +53,8 @@ def cache_teacher_logits(
     """Write what `DistillationConfig.teacher_cache` needs of a teacher: of every labelled position the k most likely tokens, their
     log-probabilities at temperature 1, and what all others weigh together (see `teacher_cache.tail`).
 
-    A call that was interrupted goes on where it stopped: whole shards are kept. One on a complete cache only compares the examples.
+    A call that was interrupted goes on where it stopped: whole shards are kept. One on a complete cache only compares the examples. Of several
+    processes that call it with one folder, one writes; the others wait, and compare.
 
     Args:
         teacher: on the device where it is to compute; its head decides what a position is.
@@ -104,9 +105,21 @@ def cache_teacher_logits(
         shard_examples=shard_examples,
     )
     folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(folder, wait=True)
+    try:
+        return _write(folder, info, dataset, _Writer(teacher, head, info, data_collator, batch_size), progress)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _write(folder: Path, info: CacheInfo, dataset: Any, writer: _Writer, progress: bool) -> CacheInfo:
     _begin(folder, info)
+    shard_examples = info.shard_examples
     starts = range(0, len(dataset), shard_examples)
-    writer = _Writer(teacher, head, info, data_collator, batch_size)
     with tqdm(total=len(dataset), desc="teacher", disable=not progress) as bar:
         for number, start in enumerate(starts):
             rows = [dataset[row] for row in range(start, min(start + shard_examples, len(dataset)))]
@@ -139,9 +152,7 @@ def _digest(model: nn.Module) -> str:
 
 def _begin(folder: Path, info: CacheInfo) -> None:
     """Claim a folder, or find that an earlier call with the same settings has begun it."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file")
-    if folder.is_dir() and any(folder.iterdir()):
+    if any(folder.iterdir()):
         if not (folder / INFO).is_file():
             raise ValueError(f"{folder} holds something else than a teacher's cache: give another folder")
         mine, theirs = info.settings(), read_info(folder).settings()
@@ -149,7 +160,6 @@ def _begin(folder: Path, info: CacheInfo) -> None:
         if different:
             raise ValueError(f"{folder} holds a cache with another {', '.join(different)}: give another folder")
         return
-    folder.mkdir(parents=True, exist_ok=True)
     info.write(folder)
 
 

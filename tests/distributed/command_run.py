@@ -7,6 +7,7 @@ evaluation, unless the file WHERE is there, which it leaves; or `disks`: each pr
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -44,4 +45,5 @@ elif what == "disks":
     own = where / f"disk{processes.rank()}"
     own.mkdir(parents=True, exist_ok=True)
     os.chdir(own)
+print(f"started at {time.time()}", file=sys.stderr, flush=True)  # (how long imports take is the machine's matter)
 sys.exit(main(sys.argv[3:]))

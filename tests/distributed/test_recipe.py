@@ -45,18 +45,13 @@ def test_two_processes(given, tmp_path, monkeypatch):
     statuses = [json.loads(Path(f"{file}.{rank}").read_text()) for rank in range(2)]
     assert statuses[0] == statuses[1] == {"batch": 1, "disks": 1, "seed": 1, "run": 0}
 
-    # Refused in one line, of whichever process.
-    errors = {name: [each for each in lines if "error:" in each] for name, lines in parts(done.stderr).items()}
-    assert {name: len(lines) for name, lines in errors.items()} == {"batch": 1, "disks": 1, "seed": 1, "run": 0}
-    assert (
-        "batch_size 15 is of all processes together" in errors["batch"][0]
-        and "--batch_size 14 or 16" in errors["batch"][0]
-    )
-    assert "out in process 1 on" in errors["disks"][0] and "is not the folder of process 0" in errors["disks"][0]
-    assert (
-        "--seed differs: 'default' in process 0" in errors["seed"][0]
-        and "Start all processes with the same options" in errors["seed"][0]
-    )
+    # Refused in one line each, of whichever process.
+    errors = [line for line in done.stderr.splitlines() if "bitdistill run: error:" in line]
+    assert len(errors) == 3, errors
+    batch, disks, seed = errors
+    assert "batch_size 15 is of all processes together" in batch and "--batch_size 14 or 16" in batch
+    assert "is on a disk of its own. Give one on a file system that all machines share" in disks
+    assert "the options differ between process 0" in seed and "(seed: None and 1)" in seed
     assert not list(tmp_path.glob("disk-*/out/*"))
 
     # One voice.

@@ -87,16 +87,17 @@ def given(tmp_path, tiny_llama_config, tiny_tokenizer):
 
 
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:
-    """With the programs of this Python first, and with a cluster's that know one machine."""
+    """With this Python's torchrun first, and with programs of a cluster that know one machine."""
     programs = tmp_path / "programs"
     programs.mkdir(exist_ok=True)
     for name, text in {
+        "torchrun": f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run "$@"\n',
         "scontrol": "#!/bin/sh\necho localhost\n",
         "srun": '#!/bin/sh\nfor node in $(seq "$SLURM_JOB_NUM_NODES"); do "$@" & all="$all $!"; done\nfor each in $all; do wait "$each" || exit 1; done\n',
     }.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
-    path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
+    path = os.pathsep.join([str(programs), os.environ["PATH"]])
     modules = os.pathsep.join([str(TESTS / "distributed"), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PATH": path, "PYTHONPATH": modules, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
 

@@ -97,6 +97,13 @@ def test_a_program_that_is_started_is_none_of_the_launchers(monkeypatch):
     assert not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "ACCELERATE_USE_FSDP"} & set(found)
 
 
+def test_who_speaks_without_a_store(monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert processes.speaks("it")
+    monkeypatch.setattr(processes, "launched", lambda: 2)
+    assert processes.speaks("it"), "where it cannot be found out all speak"
+
+
 def test_options_are_the_efforts_numbers(tmp_path):
     settings = RecipeSettings(**own_settings("m", "d", tmp_path))
     assert settings.overrides()["window_steps"] == 4 and settings.batch_size is None

@@ -8,8 +8,6 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from ..processes import environment_alone
-
 
 @dataclass(frozen=True)
 class System:
@@ -71,7 +69,7 @@ def measure(system: System) -> Measurement:
         ValueError: the process failed; says why.
     """
     command = [sys.executable, "-m", "hf_bitdistill.benchmark.worker", json.dumps(asdict(system))]
-    process = subprocess.run(command, capture_output=True, text=True, env=environment_alone())
+    process = subprocess.run(command, capture_output=True, text=True)
     lines = process.stdout.strip().splitlines()
     if process.returncode != 0 or not lines:
         reason = (process.stderr.strip().splitlines() or [f"exit status {process.returncode}"])[-1]

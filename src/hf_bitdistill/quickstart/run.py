@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from ..recipe.progress import Progress, quiet
 from ..recipe.result import RecipeResult, Written
 from ..recipe.run import run_recipe
+from ..recipe.store import work_of_first
 from .base_model import TEACHER_FOLDER
 from .data import DataFiles, prepare
 from .settings import QuickstartError, QuickstartSettings
@@ -57,12 +58,14 @@ def run_quickstart(
     recipe = settings.recipe(Path(output_dir), files.dataset, files.corpus)
     with _threads(settings.torch_threads):
         progress.say("reading docstrings of installed packages")
-        made = prepare(files, settings)
+        made = work_of_first(lambda: prepare(files, settings), "reading docstrings")
         progress.say(f"  {'written to' if made else 'they were in'} {files.folder}")
         result = run_recipe(recipe, progress=progress)
         with quiet():
-            result.written = _written(result, files, settings.shown_examples)
-    result.write(draw=False)
+            result.written = work_of_first(
+                lambda: _written(result, files, settings.shown_examples), "writing the examples"
+            )
+    work_of_first(lambda: result.write(draw=False), "writing the results")
     if result.written:
         progress.say("\nwritten by the packed student, for held-out signatures:")
     for each in result.written:

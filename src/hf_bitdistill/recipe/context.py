@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, processes
+from .. import processes
+from ..agreement import Alike, check_alike, options, versions
 from ..cli.models import load_tokenizer
 from ..cli.runs import check_output_dir
 from ..data.fingerprint import fingerprint_rows
@@ -112,16 +113,14 @@ class Context:
         Raises:
             ProcessesError: they are not; in all processes.
         """
-        facts = describe_environment()
-        versions = {"hf-bitdistill": __version__, **{name: facts[name] for name in ("torch", "transformers")}}
-        processes.agree("what is installed", versions, "Install the same versions on all machines.")
-        given = processes.gather(self.settings.to_dict())
-        for name in sorted({name for each in given for name in each}):
-            if any(each.get(name) != given[0].get(name) for each in given):
-                value = self.settings.to_dict().get(name, "default")
-                processes.agree(f"--{name}", value, "Start all processes with the same options.")
-        processes.agree("the model", self.base.key, "Every machine needs the same copy of it.")
-        processes.agree("the data", self.data, "Every machine needs the same copy of it.")
+        inputs = {"model": self.base.key, **self.data}
+        check_alike(
+            [
+                versions(),
+                options(self.settings.to_dict()),
+                Alike("model and data", inputs, "Give every machine the same copy of them."),
+            ]
+        )
         if self.settings.bf16 == "auto":
             bf16 = all(processes.gather(self.work.machine.bf16))
             self.work = dataclasses.replace(self.work, machine=dataclasses.replace(self.work.machine, bf16=bf16))

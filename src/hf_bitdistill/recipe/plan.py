@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import processes
+from ..evaluation import share_rows
 from .efforts import Effort, scaled
 from .examples import Examples
 from .progress import Progress, duration
@@ -205,12 +206,14 @@ def probe(
         model = work.load(source).eval()
         # (What the first call imports and compiles does not count.)
         few, _ = _few_rows(work.examples, 2, 2)
-        few.measure(model), few.score(model)
+        with share_rows():
+            few.measure(model), few.score(model)
         count = processes.world_size()
         most, most_written = max(_MEASURED_ROWS, _ROWS_EACH * count), max(_WRITTEN_ROWS, _WRITTEN_EACH * count)
         examples, rows = _few_rows(work.examples, most, most_written)
-        measured["held_out_row"] = _timed(lambda: examples.measure(model)) / rows[0]
-        measured["evaluation_row"] = _timed(lambda: examples.score(model)) / rows[1]
+        with share_rows():
+            measured["held_out_row"] = _timed(lambda: examples.measure(model)) / rows[0]
+            measured["evaluation_row"] = _timed(lambda: examples.score(model)) / rows[1]
     return measured
 
 

@@ -42,7 +42,7 @@ from .result import PACKED_ROW, PAGE, RecipeResult
 from .settings import RecipeError, RecipeSettings
 from .speed import tokens_per_second
 from .stages import is_adapter
-from .store import Stage, alone, fingerprint_model, fingerprint_text, write_json
+from .store import Stage, alone, fingerprint_model, fingerprint_text, work_of_first, write_json
 
 
 SETTINGS_FILE = "recipe.json"
@@ -292,7 +292,7 @@ class _Run(Context):
                 place = {"teacher": teacher.model, PACKED_ROW: packed.model}.get(row.name)
                 if place is not None:
                     is_packed = row.name == PACKED_ROW
-                    row.tokens_per_second, note = processes.from_first(
+                    row.tokens_per_second, note = work_of_first(
                         lambda place=place, is_packed=is_packed: tokens_per_second(place, packed=is_packed), "timing"
                     )
                     result.notes += [note] if note else []
@@ -302,7 +302,7 @@ class _Run(Context):
             f"\n{result.summary()}\n\n{duration(result.total_seconds)} in all, {duration(self.plan.surely)} to {duration(self.plan.seconds)} were planned."
         )
         say(f"packed student: {result.paths['packed']}\nreport: {result.paths['report']}")
-        processes.on_first(lambda: push_run(self.output, settings, say), "publishing")
+        work_of_first(lambda: push_run(self.output, settings, say), "publishing")
         return result
 
     def remember(self) -> None:
@@ -327,7 +327,7 @@ class _Run(Context):
         result.paths["report"] = self.output / PAGE
         result.choices, result.kept = self.choices, self.kept
         result.seconds, result.curves = self.seconds, self.curves
-        processes.on_first(lambda: self._write(result, packed, final), "writing the results")
+        work_of_first(lambda: self._write(result, packed, final), "writing the results")
 
     def _write(self, result: RecipeResult, packed: Stage, final: Stage) -> None:
         place = result.paths["packed"]

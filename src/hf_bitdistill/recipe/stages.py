@@ -27,6 +27,7 @@ from ..config import BitNetConfig
 from ..data import batch_by_length, collate, load_corpus, pack_corpus, take_tokens
 from ..distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, ReliableTrainer
 from ..distillation.attention_states import attention_layers
+from ..evaluation import share_rows
 from ..locate import find_model
 from ..massive_activations import find_massive_projections
 from ..packing import pack
@@ -40,7 +41,7 @@ from .measure import Measured
 from .order import in_order
 from .progress import Progress
 from .settings import RecipeError
-from .store import CHECKPOINTS
+from .store import CHECKPOINTS, work_of_first
 from .train import Machine, micro_batch, save, steps_for, train, training_arguments, write_model
 
 
@@ -191,7 +192,7 @@ class Work:
         best = trainer.state.best_metric
         del trainer, model
         if self.lora or self.dtype != torch.float32:
-            processes.on_first(lambda: self._publish_teacher(folder), "saving the teacher")
+            work_of_first(lambda: self._publish_teacher(folder), "saving the teacher")
         return {**result, "held_out_losses": looked, "best_loss": best}
 
     def _publish_teacher(self, folder: Path) -> None:
@@ -380,12 +381,15 @@ class Work:
 
     def measure(self, source: str | Path, folder: Path) -> dict[str, Any]:
         """On the held-out training rows; no model is kept."""
-        return {"held_out": self.examples.measure(self.load(source).eval()).to_dict()}
+        model = self.load(source).eval()
+        with share_rows():
+            return {"held_out": self.examples.measure(model).to_dict()}
 
     def evaluate(self, source: str | Path, folder: Path) -> dict[str, Any]:
         """On the evaluation split; no model is kept."""
         model = self.load(source).eval()
-        return {"score": self.examples.score(model).to_dict()}
+        with share_rows():
+            return {"score": self.examples.score(model).to_dict()}
 
 
 def _merged(adapter: str | Path) -> PreTrainedModel:

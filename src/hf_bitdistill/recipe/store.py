@@ -11,14 +11,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+<<<<<<< HEAD
 from .. import agreement, processes
+=======
+from .. import processes
+from ..agreement import check_shared
+>>>>>>> many
 from ..atomic import lock_folder, write_text
 from ..environment import describe_environment
 from ..model_folder import RECORDS
 from .settings import RecipeError
 
+
+Value = TypeVar("Value")
 
 RESULT = "result.json"
 CHECKPOINTS = "checkpoints"
@@ -46,11 +53,29 @@ def alone(folder: Path) -> Iterator[None]:
 
     processes.on_first(take, f"taking the output folder {folder}")
     try:
+<<<<<<< HEAD
         agreement.check_shared(folder, "Give an output_dir that all machines share.")
+=======
+        check_shared(folder, "Give one on a file system that all machines share.")
+>>>>>>> many
         yield
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def work_of_first(work: Callable[[], Value], what: str) -> Value:
+    """What the first process does without the others, who wait for the result: nothing that it calls meets them.
+
+    Raises:
+        As `processes.from_first`.
+    """
+
+    def make() -> Value:
+        with processes.alone():
+            return work()
+
+    return processes.from_first(make, what)
 
 
 @dataclass(frozen=True)
@@ -118,7 +143,7 @@ class StageStore:
             ProcessesError: the processes have come to different stages.
         """
         identity, folder = self.place(kind, settings, parent)
-        processes.agree("the next stage", folder.name, "All processes must have read the same data.")
+        processes.agree("the next stage", folder.name, "Give every machine the same teacher, data and text.")
         file = folder / RESULT
 
         def look() -> dict[str, Any] | None:
@@ -132,7 +157,7 @@ class StageStore:
         was_done = result is not None
         if result is None:
             started = time.perf_counter()
-            measured = processes.from_first(lambda: work(folder), f"the stage {kind}") if by_first else work(folder)
+            measured = work_of_first(lambda: work(folder), f"the stage {kind}") if by_first else work(folder)
 
             def finish() -> dict[str, Any]:
                 seconds = round(time.perf_counter() - started, 1)

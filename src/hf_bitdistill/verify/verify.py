@@ -21,7 +21,6 @@ from ..config import QUANT_METHOD
 from ..digests import check_digests
 from ..json_files import read_json
 from ..locate import find_model
-from ..processes import environment_alone
 from ..weight_files import find_weight_files, stale_files
 from .loaders import LOADERS
 from .reference import REFERENCE_FILE, deviation, read_reference
@@ -128,7 +127,7 @@ def _outputs(folder: Path) -> dict[str, dict[str, Any]]:
     if not reference.is_file():
         return {}
     command = [sys.executable, "-m", "hf_bitdistill.verify.worker", str(folder), str(reference)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment_alone())
+    done = subprocess.run(command, capture_output=True, text=True)
     outputs = {}
     for line in done.stdout.splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):

@@ -8,13 +8,9 @@ from typing import Any
 
 import torch
 
-from ..processes import is_first, together
-
 
 def write_checkpoint(file: Path, state: dict[str, Any]) -> None:
-    """Write so that the file is there completely or not at all; of several processes, which have the same state, the first one."""
-    if not is_first():
-        return
+    """Write so that the file is there completely or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
     with temporary.open("wb") as writer:
@@ -25,9 +21,5 @@ def write_checkpoint(file: Path, state: dict[str, Any]) -> None:
 
 
 def read_checkpoint(file: Path) -> dict[str, Any] | None:
-    """What [`write_checkpoint`] wrote; `None` where there is nothing. Of several processes all have read before one goes on and writes."""
-
-    def read() -> dict[str, Any] | None:
-        return torch.load(file, map_location="cpu", weights_only=True) if file.is_file() else None
-
-    return together(read, f"reading {file}")
+    """What [`write_checkpoint`] wrote; `None` where there is nothing."""
+    return torch.load(file, map_location="cpu", weights_only=True) if file.is_file() else None

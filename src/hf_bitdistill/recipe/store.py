@@ -13,12 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-<<<<<<< HEAD
-from .. import agreement, processes
-=======
 from .. import processes
 from ..agreement import check_shared
->>>>>>> many
 from ..atomic import lock_folder, write_text
 from ..environment import describe_environment
 from ..model_folder import RECORDS
@@ -53,11 +49,7 @@ def alone(folder: Path) -> Iterator[None]:
 
     processes.on_first(take, f"taking the output folder {folder}")
     try:
-<<<<<<< HEAD
-        agreement.check_shared(folder, "Give an output_dir that all machines share.")
-=======
         check_shared(folder, "Give one on a file system that all machines share.")
->>>>>>> many
         yield
     finally:
         if lock is not None:

@@ -61,7 +61,14 @@ class OptionsParser(HfArgumentParser):
         super().__init__(kinds, formatter_class=_Lines, **kwargs)
         self.everything = False
         if any(issubclass(kind, TrainingArguments) for kind in self.dataclass_types):
-            self.add_argument(HELP_ALL, action=_HelpAll, nargs=0, help=argparse.SUPPRESS)
+            self.add_argument(
+                HELP_ALL,
+                action=_HelpAll,
+                nargs=0,
+                dest=argparse.SUPPRESS,
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+            )
 
     def format_help(self) -> str:
         formatter = self.formatter_class(prog=self.prog)
@@ -87,7 +94,7 @@ class OptionsParser(HfArgumentParser):
                     yield self._section(owner, own[owner])
 
     def _section(self, owner: type, names: list[str]) -> tuple[str, list[str]]:
-        if owner.__module__.startswith("hf_bitdistill."):
+        if owner is not TrainingArguments:
             first = re.split(r"[.:](?:\s|$)", " ".join((owner.__doc__ or "").split()))[0]
             return re.sub(r"\[?`(\w+)`\]?", r"\1", first), names
         if self.everything:

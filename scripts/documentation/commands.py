@@ -11,7 +11,7 @@ from unittest import mock
 
 from transformers import TrainingArguments
 
-from hf_bitdistill.cli import main as commands
+import hf_bitdistill_cli as commands
 from hf_bitdistill.cli.export import FORMATS as EXPORTS
 from hf_bitdistill.cli.import_ import FORMATS as IMPORTS
 from hf_bitdistill.report.tables import markdown_table

@@ -125,7 +125,7 @@ def test_an_unknown_result_is_refused(tmp_path):
 
 def test_the_command_line_page_names_every_command_and_option():
     from documentation.commands import command_lines, page
-    from hf_bitdistill.cli.main import COMMANDS
+    from hf_bitdistill_cli import COMMANDS
 
     text = page()
     assert len(command_lines()) > len(COMMANDS)

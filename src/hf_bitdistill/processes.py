@@ -20,6 +20,10 @@ Value = TypeVar("Value")
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _LAUNCHER_PREFIXES = ("GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
 _alone = False
+# How long processes wait for the first one: what ends a dead run is the launcher.
+_PATIENCE = timedelta(days=1)
+# The group of all and the one for exchanges, made when it is first needed.
+_group: tuple[Any, Any] = (None, None)
 
 
 class ProcessesError(RuntimeError):
@@ -90,11 +94,18 @@ def place() -> str:
     return f"process {rank()} on {socket.gethostname()}"
 
 
-def _joined() -> None:
-    """Set the process group up as accelerate does, so that a `Trainer` finds the same one later."""
+def _exchange() -> Any:
+    """The group of all processes for what is exchanged here. The first one may write for hours while the others wait: longer than the groups of
+    a training allow."""
+    global _group
+    import torch.distributed as dist
     from accelerate import PartialState
 
-    PartialState()
+    PartialState()  # sets the processes up as accelerate does, so that a `Trainer` finds the same group later
+    world, group = _group
+    if group is None or world is not dist.group.WORLD:
+        _group = dist.group.WORLD, dist.new_group(backend="gloo", timeout=_PATIENCE)
+    return _group[1]
 
 
 def wait() -> None:
@@ -112,9 +123,9 @@ def gather(value: Value) -> list[Value]:
         return [value]
     import torch.distributed as dist
 
-    _joined()
+    group = _exchange()
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values
 
 
@@ -133,7 +144,7 @@ def from_first(make: Callable[[], Value], what: str) -> Value:
         return make()
     import torch.distributed as dist
 
-    _joined()
+    group = _exchange()
     result: list[Any] = [None, None]
     error: BaseException | None = None
     if is_first():
@@ -142,7 +153,7 @@ def from_first(make: Callable[[], Value], what: str) -> Value:
         except BaseException as caught:  # the others must not wait for it
             error = caught
             result[1] = f"{type(caught).__name__}: {caught}"
-    dist.broadcast_object_list(result, src=0)  # (accelerate's does nothing on CPUs)
+    dist.broadcast_object_list(result, src=0, group=group)  # (accelerate's does nothing on CPUs)
     if error is not None:
         raise error
     if result[1] is not None:

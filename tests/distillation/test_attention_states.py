@@ -254,7 +254,7 @@ def test_gradients_through_gradient_checkpointing(model_type):
     assert actual.keys() == expected.keys()
     for name, grad in expected.items():
         torch.testing.assert_close(actual[name], grad)
-    with pytest.raises(RuntimeError, match="non-reentrant gradient checkpointing"):
+    with pytest.raises(RuntimeError, match="non-reentrant activation checkpointing"):
         gradients(reentrant=True)
     assert model.config._attn_implementation == implementation
 

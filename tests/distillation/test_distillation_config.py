@@ -49,7 +49,7 @@ def test_command_line(tmp_path):
         ({"teacher_model_init_kwargs": "bfloat16"}, "not a JSON object"),
         (
             {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
-            "non-reentrant gradient checkpointing",
+            "non-reentrant activation checkpointing",
         ),
     ],
 )

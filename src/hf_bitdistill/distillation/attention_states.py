@@ -47,7 +47,7 @@ class AttentionStateCapture:
     and without a capture. Contexts of several models may be nested, also of models that share one config object.
 
     Works under autocast, with wrapped models (DDP, FSDP, PEFT: attention modules are found by walking the model) and
-    with non-reentrant gradient checkpointing: the backward pass recomputes the layers after the context was left,
+    with non-reentrant activation checkpointing: the backward pass recomputes the layers after the context was left,
     with the original function, which computes the same.
 
     ```python
@@ -151,8 +151,8 @@ class AttentionStateCapture:
             return
         if self._expects_gradient and not torch.is_grad_enabled():
             raise RuntimeError(
-                "attention distillation needs non-reentrant gradient checkpointing: set "
-                'gradient_checkpointing_kwargs={"use_reentrant": False}'
+                "attention distillation needs non-reentrant activation checkpointing: set "
+                'activation_checkpointing_kwargs={"use_reentrant": False}'
             )
         if layer in self._recorded:
             raise RuntimeError(

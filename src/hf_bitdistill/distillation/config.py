@@ -359,8 +359,8 @@ def _validate(config: DistillationConfig) -> None:
         checkpointing = config.gradient_checkpointing_kwargs or {}
         if config.gradient_checkpointing and checkpointing.get("use_reentrant"):
             raise ValueError(
-                "attention distillation needs non-reentrant gradient checkpointing: set "
-                'gradient_checkpointing_kwargs={"use_reentrant": False}'
+                "attention distillation needs non-reentrant activation checkpointing: set "
+                'activation_checkpointing_kwargs={"use_reentrant": False}'
             )
 
 

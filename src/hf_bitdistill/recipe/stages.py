@@ -274,6 +274,7 @@ class Work:
                 batches,
                 self.window_config(steps),
                 on_step=self.progress.show,
+                say=self.progress.done,
                 checkpoint=folder / CHECKPOINTS / WARM_START_FILE,
             )
             result["warm_start"] = report.to_dict()

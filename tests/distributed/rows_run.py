@@ -1,4 +1,4 @@
-"""Run by `test_rows.py` in several processes; its functions also in one. Usage: rows_run.py FOLDER
+"""Run by `test_streams_and_evaluations.py` in several processes; its functions also in one. Usage: rows_run.py FOLDER
 
 Evaluations of odd numbers of rows, and trainings on streams: with a shard a process and more, with one shard for all, gone on with.
 """

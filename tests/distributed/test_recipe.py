@@ -38,6 +38,7 @@ def results(output: Path) -> dict:
     return json.loads((output / "result.json").read_text())
 
 
+@pytest.mark.skipif(not LONG, reason="starts two processes: HF_BITDISTILL_LONG_TESTS=1")
 def test_two_processes(given, tmp_path, monkeypatch):
     file = tmp_path / "settings.json"
     file.write_text(json.dumps(given))

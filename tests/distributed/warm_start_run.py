@@ -1,4 +1,4 @@
-"""Run by `test_warm_start.py` in several processes. Usage: warm_start_run.py FOLDER MODEL CORPUS"""
+"""Run by `test_warm_start_processes.py` in several processes. Usage: warm_start_run.py FOLDER MODEL CORPUS"""
 
 import copy
 import json

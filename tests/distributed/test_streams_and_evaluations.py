@@ -1,6 +1,5 @@
 """Rows in several processes: evaluations have one process's numbers, and streams are read once, each part where it is trained on."""
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -9,13 +8,14 @@ import rows_run
 import torch
 from launching import run_script
 
+from faults.killing import LONG
 from hf_bitdistill.data.streams import Position, Readers
 
 
-LONG = os.environ.get("HF_BITDISTILL_LONG_TESTS") == "1"
+pytestmark = pytest.mark.skipif(not LONG, reason="starts several processes: HF_BITDISTILL_LONG_TESTS=1")
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.skipif(not LONG, reason="takes long"))])
+@pytest.fixture(scope="module", params=[2, 4])
 def found(request, tmp_path_factory):
     """What each process found, and the folder."""
     folder = tmp_path_factory.mktemp(f"rows{request.param}")

@@ -15,10 +15,11 @@ from hf_bitdistill.cli.main import main
 
 
 sys.path.insert(0, str(HERE.parent / "faults"))
-from killing import LONG
+from faults.killing import LONG
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.skipif(not LONG, reason="long"))])
+@pytest.mark.skipif(not LONG, reason="starts several processes: HF_BITDISTILL_LONG_TESTS=1")
+@pytest.mark.parametrize("processes", [2, 4])
 def test_it_is_that_of_one_process(tmp_path, tiny_llama_config, tiny_tokenizer, processes, capsys):
     torch.manual_seed(0)
     model, corpus = tmp_path / "model", tmp_path / "corpus.txt"

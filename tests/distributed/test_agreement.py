@@ -20,6 +20,8 @@ FIRST, SECOND = (f"process {rank} on {HOST}" for rank in range(2))
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """What the two processes found, and their folder."""
+    if not LONG:
+        pytest.skip("starts two processes: HF_BITDISTILL_LONG_TESTS=1")
     folder = tmp_path_factory.mktemp("agreement")
     write_inputs(folder)
     run_script("agreement_run.py", 2, str(folder))

@@ -168,7 +168,7 @@ def mnli() -> Shown:
         "teacher_again_warm_start_kept_longer": "student of FP-SFT of two times, BitDistill",
         "teacher_again_warm_start_kept_longer_alone": "its warm start alone",
         "teacher_warm_start_kept_longer": "student of FP-SFT, 300 steps, BitDistill",
-        "teacher_warm_start_kept_longer_alone": "its warm start alone",
+        "teacher_warm_start_kept_longer_alone": "300 steps, warm start alone",
         "teacher_warm_start_kept_hidden": "192 steps, BitDistill, hidden states",
         "teacher_warm_start_kept": "192 steps, BitDistill",
         "teacher_warm_start_kept_alone": "192 steps, warm start alone",
@@ -176,8 +176,6 @@ def mnli() -> Shown:
         "bitdistill": "1 M tokens of plain text, the paper's recipe",
         "bitnet_sft": "BitNet-SFT, no recipe",
     }
-    # Two rows would have the same label.
-    arms["teacher_warm_start_kept_longer_alone"] = "300 steps, warm start alone"
     return _task(MNLI, arms, 30, "accuracy on MNLI")
 
 

@@ -1,12 +1,14 @@
 """`bitdistill evaluate` without options: a student's folder knows what it was measured on, and only of itself."""
 
 import json
+import os
 import shutil
 
 import pytest
 from transformers import AutoModelForCausalLM
 
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack
+from hf_bitdistill.cli import evaluate as evaluate_command
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.cli.scores import agreement
 from hf_bitdistill.data import TASKS
@@ -84,6 +86,21 @@ def test_a_distilled_student_needs_no_options(teacher, data, task_file, tmp_path
     assert f"was measured on, {data}, cannot be found: give --dataset (or --data_dir)" in said
     assert "agrees with" in evaluate(capsys, packed, "--data_dir", tmp_path / "moved")[2]
     assert "agrees with" in evaluate(capsys, packed, "--dataset", tmp_path / "moved")[2]
+
+
+def test_a_model_is_loaded_whole_in_every_process(packed, data, capsys, monkeypatch):
+    """With FSDP's loading to save memory all processes but the first would score a model without weights."""
+    seen = []
+    load = evaluate_command.load_model
+
+    def watch(*args, **kwargs):
+        seen.append(os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"])
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(evaluate_command, "load_model", watch)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    status, *_ = evaluate(capsys, packed, "--task", "sst2", "--data_dir", data)
+    assert (status, seen) == (0, ["false"])
 
 
 def test_another_task_leaves_the_record(packed, data, tmp_path, capsys):

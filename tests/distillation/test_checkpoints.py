@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from hf_bitdistill.checkpoint import CheckpointError
-from hf_bitdistill.distillation.checkpoints import MANIFEST, choose, damage, list_checkpoints, rotate
+from hf_bitdistill.distillation.checkpoints import (
+    MANIFEST,
+    choose,
+    contents,
+    damage,
+    difference,
+    list_checkpoints,
+    rotate,
+)
 from hf_bitdistill.distillation.publishing import PublishingTrainer
 
 
@@ -156,6 +164,19 @@ def test_an_optimizer_that_does_not_fit_is_one_line(run, make_model, make_traine
     trainer = make_run(make_model, make_trainer, lm_rows, max_steps=4)
     with pytest.raises(CheckpointError, match=r"checkpoint-3: the optimizer .*cannot be restored"):
         trainer.train(resume_from_checkpoint=str(run / "checkpoint-3"))
+
+
+def test_copies_differ_by_more_than_what_each_process_writes(run, tmp_path):
+    """On disks of their own, machines keep the random states and places in a stream of their own processes alone."""
+    one = run / "checkpoint-3"
+    other = Path(shutil.copytree(one, tmp_path / "other"))
+    for name in ("rng_state_{}.pth", "stream_position_{}.json"):
+        (one / name.format(0)).write_text("first")
+        (other / name.format(1)).write_text("of another process")
+    expected = contents(one)
+    assert difference(other, expected) is None
+    (other / "scheduler.pt").unlink()
+    assert difference(other, expected) == "scheduler.pt is not there"
 
 
 def test_rotation_counts_whole_ones_only(run):

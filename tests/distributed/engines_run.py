@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from launching import message
 from pretending import shard_on_cpu
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
 
@@ -171,14 +172,6 @@ def _held(weight: torch.Tensor) -> int:
     """Numbers of a weight that this process holds."""
     weight = getattr(weight, "ds_tensor", weight)
     return (weight.to_local() if hasattr(weight, "to_local") else weight).numel()
-
-
-def message(work) -> str:
-    try:
-        work()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
 
 
 class _Harm(TrainerCallback):

@@ -1,11 +1,11 @@
-"""Starts the scripts of this folder in several processes on this machine, which meet over gloo."""
+"""Starts the scripts of this folder in several processes on this machine, which meet over gloo; and what the scripts share."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
@@ -49,3 +49,12 @@ def run_script(
     result = run([sys.executable, str(HERE / name), *arguments], processes, timeout, env)
     assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
     return result
+
+
+def message(work: Callable[[], object]) -> str:
+    """What a script says of an error that it expects; "nothing" where there was none."""
+    try:
+        work()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"

@@ -5,15 +5,9 @@ import os
 import sys
 from pathlib import Path
 
+from launching import message
+
 from hf_bitdistill import processes
-
-
-def message(work) -> str:
-    try:
-        work()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
 
 
 def fails() -> None:

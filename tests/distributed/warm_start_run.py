@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from launching import message
 
 from architectures import random_tokens, tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet, calibrate_sub_norm, processes
@@ -80,14 +81,6 @@ def interrupted(file: Path) -> dict:
     return {**result, "said": said}
 
 
-def refused(work) -> str:
-    try:
-        work()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
-
-
 def other_options() -> None:
     student, teacher, batches = models("packed")
     warm_start(student, teacher, batches, WarmStartConfig(steps_per_window=1 + processes.rank()))
@@ -114,12 +107,12 @@ def main() -> None:
     torch.set_num_threads(1)
     found = {name: run(name) for name in CASES}
     found["interrupted"] = interrupted(folder / "kept" / "warm_start.pt")
-    found["refused"] = [refused(work) for work in (other_options, other_teacher, too_long)]
+    found["refused"] = [message(work) for work in (other_options, other_teacher, too_long)]
     own = folder / f"own{rank}" / "warm_start.pt"
     if rank == 0:
         own.parent.mkdir()
         own.write_bytes((folder / "kept" / "warm_start.pt").read_bytes())
-    found["local disks"] = refused(lambda: run(next(iter(CASES)), checkpoint=own))
+    found["local disks"] = message(lambda: run(next(iter(CASES)), checkpoint=own))
     torch.save(found, folder / f"{rank}.pt")
     os.environ["TQDM_MININTERVAL"] = "1000"
     arguments = ["--model_name_or_path", model, "--corpus", corpus, "--sample_by", "line", "--block_size", 16]

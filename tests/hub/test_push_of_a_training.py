@@ -19,9 +19,9 @@ from hf_bitdistill.cards.base_model import base_model_id
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, ReliableTrainer
 from hf_bitdistill.distillation.checkpoints import damage
-from hf_bitdistill.distillation.publishing import whole_models
 from hf_bitdistill.hub import upload as upload_module
 from hf_bitdistill.hub.source import link_files, pack_folder
+from hf_bitdistill.whole_models import whole_models
 from students import make_student
 
 

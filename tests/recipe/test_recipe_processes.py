@@ -12,9 +12,10 @@ from transformers import AutoConfig, TrainerControl
 from hf_bitdistill import processes
 from hf_bitdistill.distillation import PretrainingConfig
 from hf_bitdistill.recipe import RecipeError, RecipeSettings, train
-from hf_bitdistill.recipe.engines import engine, shards, whole_models
+from hf_bitdistill.recipe.engines import engine, shards
 from hf_bitdistill.recipe.progress import Progress
 from hf_bitdistill.recipe.run import _Run
+from hf_bitdistill.whole_models import whole_models
 from tiny_recipe import own_settings
 
 

@@ -14,7 +14,7 @@ from architectures import tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.report import write_report
-from hf_bitdistill.report.tables import format_score, html_table, markdown_table
+from hf_bitdistill.report.tables import format_score, html_table, markdown_table, text_table
 from hf_bitdistill.report.weights import measure_weights, student_options
 
 
@@ -88,6 +88,12 @@ def test_refusals(run, tmp_path, capsys):
     run.teacher.write_text("{")
     assert main(["report", str(run.folder), "--compare", f"teacher={run.teacher}"]) == 1
     assert "not valid JSON" in capsys.readouterr().err
+
+
+def test_a_table_for_a_terminal():
+    lines = [("stage", "steps"), ("a long one", "7"), ("b", "")]
+    assert text_table(lines) == "stage       steps\na long one      7\nb"
+    assert text_table(lines, numbers=False) == "stage       steps\na long one  7\nb"
 
 
 def test_tables_escape():

@@ -17,12 +17,13 @@ from datasets import Dataset
 from ..cards import CardFacts, write_card
 from ..data import Task, build_dataset, collate, get_task, load_task_dataset
 from ..distillation import DistillationConfig, DistillationTrainer, check_training_room, needs_teacher
-from ..distillation.publishing import push_output, whole_models
+from ..distillation.publishing import push_output
 from ..distillation.reliable import check_one_folder
 from ..locate import find_model
 from ..model_folder import replace_model
 from ..room import check_writable
 from ..sizes import bytes_by_kind
+from ..whole_models import whole_models
 from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import CALIBRATION_ROWS, calibrate, load_model, load_student, load_tokenizer
 from .pretrain import train_and_save

@@ -24,6 +24,7 @@ from ..heads import head_is_quantized, quantize_head
 from ..locate import find_model
 from ..model_folder import EVALUATION_FILE
 from ..room import check_writable
+from ..whole_models import whole_models
 from .arguments import CorpusArguments, ModelArguments, TaskArguments, given_options, parse, require
 from .models import load_model, load_tokenizer
 from .runs import kept_options
@@ -151,7 +152,8 @@ def _recognized(how: Measurement) -> Measurement:
 
 def _load(model_arguments: ModelArguments, head_bits: int, head: str = "causal_lm") -> PreTrainedModel:
     """The model, on an accelerator if there is one that can compute with it."""
-    model = load_model(model_arguments, head)
+    with whole_models():
+        model = load_model(model_arguments, head)
     if head_bits != 16:
         quantize_head(model, head_bits)
     return model if head_is_quantized(model) else model.to(default_device())

@@ -35,6 +35,7 @@ from ..environment import default_device
 from ..model_folder import replace_model
 from ..room import check_room, check_writable, parameter_bytes
 from ..surgery import is_student
+from ..whole_models import whole_models
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, TaskArguments, parse, require
 from .models import calibrate, load_model, load_student, load_tokenizer
 from .runs import check_no_training, check_output_dir, set_card_aside
@@ -88,7 +89,8 @@ def run(argv: list[str], prog: str) -> None:
     for name in ("batch_size", "warm_start_tokens"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
-    teacher = load_model(model_arguments, task_arguments.head)
+    with whole_models():
+        teacher = load_model(model_arguments, task_arguments.head)
     if is_student(teacher):
         raise ValueError(
             f"{model_arguments.model_name_or_path} is a student already: start from its full-precision model"
@@ -127,7 +129,8 @@ def run(argv: list[str], prog: str) -> None:
             )
         student_arguments.modules_to_not_convert = [*(student_arguments.modules_to_not_convert or []), *found]
         _say(f"kept in full precision: {', '.join(found) or 'none'}")
-    student, _ = load_student(model_arguments, student_arguments, task_arguments.head, task)
+    with whole_models():
+        student, _ = load_student(model_arguments, student_arguments, task_arguments.head, task)
     if whole:
         student = student.to(device)
     with _computing(student, device, config.bf16):

@@ -30,6 +30,9 @@ from ..checkpoint import CheckpointError
 
 
 MANIFEST = "bitdistill_checkpoint.json"
+
+#: How the files begin that say where in a stream a process was.
+STREAM_POSITION = "stream_position"
 """Written last into a checkpoint: its files, their sizes and checksums."""
 
 _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
@@ -110,7 +113,11 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def _is_of_one_process(name: str) -> bool:
-    return name.startswith("rng_state") or name in (TRAINER_STATE_NAME, TRAINING_ARGS_NAME, MANIFEST)
+    return name.startswith(("rng_state", STREAM_POSITION)) or name in (
+        TRAINER_STATE_NAME,
+        TRAINING_ARGS_NAME,
+        MANIFEST,
+    )
 
 
 def difference(folder: Path, expected: Mapping[str, Any]) -> str | None:

@@ -62,6 +62,13 @@ class Engine:
         return "no engine (one process, or DDP)"
 
     @property
+    def writes(self) -> str:
+        """Whose checkpoints its are, for messages: another one cannot go on from them."""
+        if self.kind == "fsdp":
+            return f"{self.name}, {'SHARDED' if self.has_sharded_checkpoints else 'FULL'}_STATE_DICT"
+        return "DeepSpeed" if self.kind == "deepspeed" else self.name
+
+    @property
     def shards_weights(self) -> bool:
         """Whether a process holds but a part of the weights, and a forward pass needs all processes."""
         return self.kind == "fsdp" or (self.kind == "deepspeed" and self.level == 3)
@@ -136,30 +143,21 @@ def check_resumable(checkpoint: str | os.PathLike, engine: Engine, processes: in
                 "it (as the model)"
             )
         return
-    written = _written_by(folder)
-    here = f"{engine.name}{', SHARDED_STATE_DICT' if engine.has_sharded_checkpoints else ''}"
-    if engine.kind == "fsdp" and not engine.has_sharded_checkpoints:
-        here += ", FULL_STATE_DICT"
-    fits = {
-        "FSDP2, SHARDED_STATE_DICT": engine.kind == "fsdp" and engine.has_sharded_checkpoints,
-        "FSDP2, FULL_STATE_DICT": engine.kind == "fsdp" and not engine.has_sharded_checkpoints,
-        "DeepSpeed": engine.kind == "deepspeed",
-        "no engine (one process, or DDP)": engine.kind == "plain",
-    }
-    if not fits[written]:
+    written = _written_by(folder).writes
+    if written != engine.writes:
+        here = engine.name if engine.kind == "deepspeed" else engine.writes
         raise CheckpointError(f"{folder} was written by {written}, and this training runs with {here}: {advice}")
     if engine.kind == "deepspeed":
         _check_deepspeed_states(folder, engine, processes, advice)
 
 
-def _written_by(folder: Path) -> str:
+def _written_by(folder: Path) -> Engine:
+    """As far as its files tell."""
     if any(folder.glob(_DEEPSPEED_STATES)):
-        return "DeepSpeed"
+        return Engine("deepspeed")
     if (folder / _FSDP_SHARDS).is_dir():
-        return "FSDP2, SHARDED_STATE_DICT"
-    if (folder / _FSDP_FILE).is_file():
-        return "FSDP2, FULL_STATE_DICT"
-    return "no engine (one process, or DDP)"
+        return Engine("fsdp", 2, has_sharded_checkpoints=True)
+    return Engine("fsdp", 2) if (folder / _FSDP_FILE).is_file() else Engine()
 
 
 def _check_deepspeed_states(folder: Path, engine: Engine, processes: int, advice: str) -> None:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo, HfApi
-from transformers import Trainer, TrainingArguments
-from transformers.integrations.deepspeed import (
-    is_deepspeed_zero3_enabled,
-    set_hf_deepspeed_config,
-    unset_hf_deepspeed_config,
-)
+from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
@@ -39,6 +32,7 @@ from ..hub.source import (
     other_files,
 )
 from ..hub.upload import open_repository, upload
+from ..whole_models import whole_models
 from .published_checkpoint import checkpoint_files
 
 
@@ -220,20 +214,6 @@ class PublishingTrainer(Trainer):
                 name.split("/")[-1], name, config, base=base, push_format=self.args.push_format, tags=tags
             )
             write_card(Path(self.args.output_dir), facts)
-
-
-@contextmanager
-def whole_models(args: TrainingArguments) -> Iterator[None]:
-    """Models that are loaded meanwhile are not partitioned by DeepSpeed's ZeRO-3, for which all processes would have to load them."""
-    if not is_deepspeed_zero3_enabled():
-        yield
-        return
-    unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        plugin = getattr(args, "deepspeed_plugin", None)
-        set_hf_deepspeed_config(getattr(args, "hf_deepspeed_config", None) or plugin.hf_ds_config)
 
 
 def push_output(args: DistillationConfig, message: str) -> CommitInfo:

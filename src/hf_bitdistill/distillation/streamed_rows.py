@@ -16,12 +16,13 @@ from transformers.utils import logging
 
 from ..checkpoint import CheckpointError
 from ..data.streams import POSITION, Position, Readers, Stream
+from .checkpoints import STREAM_POSITION
 
 
 logger = logging.get_logger(__name__)
 
 # Beside the random states of a process in a checkpoint.
-_FILE = "stream_position_{}.json"
+_FILE = STREAM_POSITION + "_{}.json"
 
 
 class StreamedRowsTrainer(Trainer):

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate.utils import patch_environment
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -21,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from ..data.preprocessing import Head
+from ..whole_models import whole_models
 
 
 logger = logging.get_logger(__name__)
@@ -71,8 +71,8 @@ def load_teacher(
     if isinstance(teacher, (str, os.PathLike)):
         auto_class = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
         name = teacher
-        # Loading for FSDP may give the weights to one process, for sharding to spread them; each process shards a whole teacher.
-        with patch_environment(FSDP_CPU_RAM_EFFICIENT_LOADING="false"):
+        # Each process shards a whole teacher.
+        with whole_models():
             teacher, info = auto_class.from_pretrained(name, **(init_kwargs or {}), output_loading_info=True)
         missing = sorted(info["missing_keys"])
         if missing:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
+from accelerate.utils import parse_flag_from_env
 
 from .. import processes
-
-
-_RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 
 
 def engine() -> str:
@@ -17,7 +12,7 @@ def engine() -> str:
     if processes.world_size() == 1:
         return "one"
     for name in ("fsdp", "deepspeed"):
-        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() in ("true", "1"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{name.upper()}"):
             return name
     return "ddp"
 
@@ -25,20 +20,6 @@ def engine() -> str:
 def shards() -> bool:
     """Whether the engine places a model's shards on the devices itself, so that the whole need not be there before."""
     return engine() in ("fsdp", "deepspeed")
-
-
-@contextlib.contextmanager
-def whole_models() -> Iterator[None]:
-    """Models that are loaded within are whole in every process: FSDP's loading to save memory leaves all but the first process without weights,
-    which the recipe needs where no `Trainer` distributes them (measuring, the warm start, a teacher)."""
-    before = os.environ.get(_RAM_EFFICIENT)
-    if before is not None:
-        os.environ[_RAM_EFFICIENT] = "false"
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[_RAM_EFFICIENT] = before
 
 
 def forget_engine() -> None:

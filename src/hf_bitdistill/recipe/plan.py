@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import processes
 from ..evaluation import share_rows
+from ..report.tables import text_table
 from .efforts import Effort, scaled
 from .examples import Examples
 from .progress import Progress, duration
@@ -87,14 +88,7 @@ class Plan:
         if self.surely < self.seconds:
             total = f"{duration(self.surely)} to {total}"
         rows.append(("in all", "", "", total))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if number == 0 else cell.rjust(width)
-                for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        )
+        return text_table(rows)
 
 
 class _Ticks(Progress):

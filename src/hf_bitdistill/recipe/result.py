@@ -11,7 +11,7 @@ from ..json_files import read_json
 from ..model_folder import RESULT_FILE
 from ..report.figures import loss_names, loss_units, plot_bars, plot_panels, plot_points
 from ..report.page import image, write_page
-from ..report.tables import format_score, html_table
+from ..report.tables import format_score, html_table, text_table
 from .progress import duration
 from .store import write_json
 
@@ -160,12 +160,7 @@ class RecipeResult:
     def summary(self) -> str:
         """The table, the gap and the outlook as text."""
         header, rows = self.cells()
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in (header, *rows)
-        ]
-        return "\n".join([*lines, "", *self.sentences()])
+        return "\n".join([text_table([header, *rows], numbers=False), "", *self.sentences()])
 
     def sentences(self) -> list[str]:
         """What is left, and what more time would probably buy."""

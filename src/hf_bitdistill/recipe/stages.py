@@ -34,8 +34,9 @@ from ..packing import pack
 from ..surgery import apply_bitnet
 from ..verify import save_packed
 from ..warm_start import WarmStartConfig, warm_start
+from ..whole_models import whole_models
 from .efforts import Effort
-from .engines import shards, whole_models
+from .engines import shards
 from .examples import Examples
 from .measure import Measured
 from .order import in_order

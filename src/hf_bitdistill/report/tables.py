@@ -1,4 +1,4 @@
-"""Tables as Markdown and as HTML, and the scores in them."""
+"""Tables as Markdown, as HTML and as text, and the scores in them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,20 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     return "\n".join(["<table>", line("th", header), *(line("td", row) for row in rows), "</table>"])
+
+
+def text_table(lines: Sequence[Sequence[str]], numbers: bool = True) -> str:
+    """A table for a terminal, its header the first line.
+
+    Args:
+        numbers: all columns but the first one hold numbers, which stand on the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+    def cell(column: int, text: str) -> str:
+        return text.rjust(widths[column]) if numbers and column else text.ljust(widths[column])
+
+    return "\n".join("  ".join(cell(column, text) for column, text in enumerate(line)).rstrip() for line in lines)
 
 
 def is_share(metric: str) -> bool:

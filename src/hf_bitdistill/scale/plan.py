@@ -15,6 +15,7 @@ from ..config import BitNetConfig
 from ..recipe.efforts import Effort
 from ..recipe.progress import duration
 from ..recipe.settings import RecipeError, RecipeSettings
+from ..report.tables import text_table
 from .engines import ENGINES, PARTS, Engine, Memory, Training, Wire, memory, to_dict, wire
 from .hardware import HardwareArguments
 from .micro_step import Losses, MicroBatch, MicroStep, micro_step
@@ -163,14 +164,7 @@ class ScalePlan:
             micro = f"{row.training.micro} x {row.training.accumulation}"
             total = _gb(row.memory.total) + ("" if row.fits else " !")
             rows.append((row.name, micro, *parts, total, row.memory.moment, _gb(row.wire.total)))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if number == 0 else cell.rjust(width)
-                for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        )
+        return text_table(rows)
 
     def text(self) -> str:
         """Everything, for people."""

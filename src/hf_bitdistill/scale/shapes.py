@@ -90,11 +90,8 @@ class Shape:
         """Whether all its layers have the same weights, so that two of them tell what all take."""
         fused = list(fused_experts(whole).values())
         self.experts: int = fused[0].num_experts if fused else 0
-        self.expert_layers = len(fused)
         self._expert_key = next((key for key in _EXPERTS if getattr(text, key, None) == self.experts), None)
         self.experts_a_token: int = getattr(text, "num_experts_per_tok", 1) if fused else 1
-        # (A bias of the output layer is small, and goes with the rest.)
-        self.head_bias = getattr(whole.get_output_embeddings(), "bias", None) is not None
         self.is_tied = whole.get_output_embeddings().weight is whole.get_input_embeddings().weight
         self.weights = self._count(whole, layers)
 

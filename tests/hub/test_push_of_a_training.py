@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hub_double import TOKEN, Fault
-from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub import HfApi, ModelCard, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 
 from hf_bitdistill import pack
 from hf_bitdistill.cards.base_model import base_model_id
+from hf_bitdistill.checkpoint import CheckpointError
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, ReliableTrainer
 from hf_bitdistill.distillation.checkpoints import damage
@@ -91,6 +92,27 @@ def test_at_the_end(hub, make_trainer):
     assert AutoTokenizer.from_pretrained("owner/student").vocab_size == 384
     # Where nothing changed there is nothing to commit.
     assert trainer.push_to_hub(tags="tiny").oid == commit.oid
+
+
+def test_what_a_training_published_is_downloaded_and_verified(hub, make_trainer, monkeypatch):
+    trainer = make_trainer(hub_strategy="end")
+    trainer.train()
+    create = HfApi.create_commit
+
+    def harmed(self, repo_id, operations, **options):
+        for operation in operations:
+            if getattr(operation, "path_in_repo", "") == "config.json":
+                with operation.as_file() as file:
+                    text = file.read().decode().replace('"offline"', '"online"')
+                operation.__init__("config.json", text.encode())
+        return create(self, repo_id, operations, **options)
+
+    monkeypatch.setattr(HfApi, "create_commit", harmed)
+    with pytest.raises(CheckpointError, match=r"owner/student was published \(http.*is no packed student"):
+        trainer.push_to_hub()
+    with pytest.raises(CheckpointError, match="is no packed student"):
+        trainer.push_to_hub(blocking=False).result()
+    assert trainer.push_to_hub(check_download=False) is not None
 
 
 @pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])

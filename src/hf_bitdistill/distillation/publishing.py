@@ -19,6 +19,7 @@ from .. import processes
 from ..atomic import name_aside, remove_leftovers
 from ..cards import CARD, CardFacts, write_card
 from ..cards.base_model import base_model_id
+from ..hub import checks
 from ..hub.push import forms, hub_api, push_to_hub
 from ..hub.scrubbing import known_secrets
 from ..hub.source import (
@@ -85,12 +86,17 @@ class PublishingTrainer(Trainer):
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
+        check_download: bool = True,
         **kwargs: Any,
     ) -> CommitInfo | Future | None:
         """As in `Trainer`.
 
+        Args:
+            check_download: download the packed student that was published, and verify it.
+
         Raises:
             OSError: the Hub refuses or cannot be reached; the repository is as it was.
+            CheckpointError: what can be downloaded is not what was uploaded. (With `blocking=False`: of the future's `result()`.)
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token if token is not None else self.args.hub_token
@@ -112,9 +118,11 @@ class PublishingTrainer(Trainer):
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
+        check = check_download and self.args.push_format != "online" and is_student_folder(Path(self.args.output_dir))
+        options = (files, scratch, commit_message, token, revision, check)
         if blocking:
-            return self._upload(files, scratch, commit_message, token, revision)
-        return self._queue.run_as_future(self._upload, files, scratch, commit_message, token, revision)
+            return self._upload_and_check(*options)
+        return self._queue.run_as_future(self._upload_and_check, *options)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         args = self.args
@@ -154,6 +162,14 @@ class PublishingTrainer(Trainer):
             self._upload(files, scratch, message, *options)
         except Exception as error:  # of any kind: in a thread of its own nobody would see it
             logger.warning(f"{message}: the upload failed ({' '.join(str(error).split())}); the training goes on.")
+
+    def _upload_and_check(
+        self, files: Files, scratch: Path, message: str | None, token: str | None, revision: str | None, check: bool
+    ) -> CommitInfo:
+        commit = self._upload(files, scratch, message, token, revision)
+        if check:
+            checks.check_download(self.hub_model_id, commit, token)
+        return commit
 
     def _upload(
         self,

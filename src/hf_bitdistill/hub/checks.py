@@ -38,9 +38,13 @@ def check_download(repo_id: str, commit: CommitInfo, token: str | bool | None = 
             folder = snapshot_download(
                 repo_id, revision=commit.oid, cache_dir=cache, token=token, ignore_patterns=f"{ONLINE_FOLDER}/*"
             )
-        found = verify(folder)
-    if not found.passed:
+        try:
+            problems = verify(folder).problems()
+        except CheckpointError as error:
+            problems = [str(error)]
+    if problems:
+        # (Of the repository, not of the folder that is gone.)
+        told = "; ".join(problems).replace(str(folder), repo_id)
         raise CheckpointError(
-            f"{repo_id} was published ({commit.commit_url}), but what is downloaded from it is not what was uploaded: "
-            f"{'; '.join(found.problems())}"
+            f"{repo_id} was published ({commit.commit_url}), but what is downloaded from it is not what was uploaded: {told}"
         )

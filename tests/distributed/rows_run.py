@@ -81,6 +81,10 @@ def rows(count: int) -> list[dict]:
     return found
 
 
+def streamed_rows(count: int) -> IterableDataset:
+    return IterableDataset.from_generator(rows, gen_kwargs={"count": count})
+
+
 def predictions(prediction) -> dict[str, float]:
     """Sums over the real tokens, which padding does not change."""
     labels, logits, inputs = (
@@ -115,6 +119,10 @@ def evaluate(folder: Path) -> dict[str, dict[str, float]]:
     found = {}
     for count in EVALUATED:
         found[f"{count} rows"] = trainer.evaluate(rows(count))
+    found["streamed"] = trainer.evaluate(streamed_rows(7), metric_key_prefix="eval")
+    # By name, and to predict.
+    found["named"] = trainer.evaluate({"a": streamed_rows(7), "b": streamed_rows(5)})
+    found["predicted"] = trainer.predict(streamed_rows(7)).metrics
     trainer.compute_metrics = None
     found["losses"] = trainer.evaluate(rows(7))
     stock = ReliableTrainer(  # with the losses of the model itself

@@ -37,6 +37,7 @@ def test_evaluations_have_the_numbers_of_one_process(found, alone):
                 assert process["metrics"][name][key] == pytest.approx(value, rel=1e-6), (name, key)
     assert alone["7 rows"]["eval_loss_attention"] > 0
     assert alone["7 rows"]["eval_rows"] == 7
+    assert alone["streamed"] == alone["7 rows"] and alone["named"]["eval_b_rows"] == 5
 
 
 def blocks_of(process, name):

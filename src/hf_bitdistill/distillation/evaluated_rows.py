@@ -7,9 +7,11 @@ from math import ceil
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from transformers import Trainer
 from transformers.utils import logging
+
+from .. import processes
 
 
 logger = logging.get_logger(__name__)
@@ -47,10 +49,15 @@ class EvaluatedRowsTrainer(Trainer):
     Stock, the last batches are filled up with rows that were evaluated before, and their losses count; and batches that are evaluated at the
     same time share one mean over their tokens. Here the last batch holds what is left, as in one process, a process without a batch of its own
     repeats the first one, which counts nowhere, and each batch has a mean of its own.
+
+    Streamed rows have no places that could be dealt out: in several processes each reads all of them into memory, once, and they are evaluated
+    as rows that were loaded. In one process they are streamed.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        # The streamed dataset that was read last, and its rows.
+        self._read: tuple[IterableDataset, list[Any]] | None = None
         # In an evaluation: whether batches may be of different sizes, and whether the last one of this process is a repeated one.
         self._uneven = False
         self._repeats_last = False
@@ -59,6 +66,46 @@ class EvaluatedRowsTrainer(Trainer):
     def is_repeated_batch(self) -> bool:
         """Whether the batch that is evaluated is there only for the other processes' sake."""
         return self._repeats_last and self.accelerator.gradient_state.end_of_dataloader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As in `Trainer`.
+
+        Raises:
+            ProcessesError: the rows are streamed, and not the same in all processes.
+        """
+        if not isinstance(eval_dataset, str):
+            return super().get_eval_dataloader(
+                self._whole(self.eval_dataset if eval_dataset is None else eval_dataset)
+            )
+        # Named: loaders that are kept are kept by name.
+        given = self.eval_dataset
+        self.eval_dataset = {**given, eval_dataset: self._whole(given[eval_dataset])}
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.eval_dataset = given
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As in `Trainer`.
+
+        Raises:
+            ProcessesError: the rows are streamed, and not the same in all processes.
+        """
+        return super().get_test_dataloader(self._whole(test_dataset))
+
+    def _whole(self, dataset: Any) -> Any:
+        """A dataset whose rows have places: in several processes a streamed one is read here."""
+        if self.accelerator.num_processes == 1 or not isinstance(dataset, IterableDataset):
+            return dataset
+        if self._read is None or self._read[0] is not dataset:
+            rows = processes.together(lambda: list(dataset), "reading the streamed rows to evaluate")
+            processes.agree(
+                "the number of streamed rows to evaluate",
+                len(rows),
+                "Give every process the whole dataset: it is dealt out by the trainer.",
+            )
+            self._read = (dataset, rows)
+        return self._read[1]
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`."""
@@ -77,13 +124,6 @@ class EvaluatedRowsTrainer(Trainer):
         """Make the batches of a prepared loader those of one process. Returns whether it was done, and whether this process's last one is
         a repeated one."""
         if self.accelerator.num_processes == 1:
-            return False, False
-        if isinstance(getattr(dataloader, "dataset", None), IterableDataset):
-            if self.is_world_process_zero():
-                logger.warning_once(
-                    "The rows to evaluate are streamed: in several processes the last batch is filled up with rows that were evaluated "
-                    "before, and its losses count. Load them as a whole for the numbers of one process."
-                )
             return False, False
         # accelerate's, which deals batches out to the processes.
         turns = getattr(dataloader, "batch_sampler", None)

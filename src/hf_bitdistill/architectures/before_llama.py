@@ -1,4 +1,5 @@
-"""Architectures from before Llama. None of them carries a tensor-parallel plan that places its linear layers."""
+"""Architectures from before Llama, whose configs carry no tensor-parallel plan that places linear layers (those of gptj and codegen do in
+newer versions of transformers)."""
 
 from __future__ import annotations
 

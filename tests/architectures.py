@@ -63,6 +63,43 @@ ARCHITECTURES: dict[str, dict] = {
     },
 }
 
+_GPTJ = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 8}
+_BLOOM = {"hidden_size": 48, "n_layer": 2, "n_head": 4}
+
+# The same of those that have a record too, and nothing that any other would not show.
+MORE: dict[str, dict] = {
+    "diffllama": _LLAMA,
+    "hunyuan_v1_dense": {**_LLAMA, "head_dim": 12},
+    "stablelm": {**_LLAMA, "partial_rotary_factor": 0.5},
+    "afmoe": {**_LLAMA, **_EXPERTS, "num_experts": 4, "num_local_experts": 4},
+    "granitemoe": {**_LLAMA, "num_local_experts": 4, "intermediate_size": 40},
+    "granitemoeshared": {
+        **_LLAMA,
+        "num_local_experts": 4,
+        "intermediate_size": 40,
+        "shared_intermediate_size": 40,
+    },
+    "hunyuan_v1_moe": {**_LLAMA, "head_dim": 12, "num_experts": 4, "moe_topk": 2},
+    "phimoe": {**_LLAMA, "num_local_experts": 4, "intermediate_size": 40},
+    "gpt_bigcode": _GPT2,
+    "openai-gpt": _GPT2,
+    "gpt_neo": {
+        "hidden_size": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "max_position_embeddings": 64,
+    },
+    "gptj": _GPTJ,
+    "codegen": _GPTJ,
+    "biogpt": _NEOX,
+    "xglm": {"d_model": 48, "ffn_dim": 88, "num_layers": 2, "attention_heads": 4, "max_position_embeddings": 64},
+    "bloom": _BLOOM,
+    "gpt_neox_japanese": {**_NEOX, "intermediate_multiple_size": 2},
+    "persimmon": _NEOX,
+    "mpt": {"d_model": 48, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
+}
+
 # With several experts a layer.
 MIXTURES = {"qwen3_moe", "mixtral", "gpt_oss"}
 
@@ -71,7 +108,7 @@ HYBRID = {"qwen3_5_text"}
 
 
 def tiny_config(model_type: str, **overrides):
-    return CONFIG_MAPPING[model_type](**{**_TOKENS, **ARCHITECTURES[model_type], **overrides})
+    return CONFIG_MAPPING[model_type](**{**_TOKENS, **(ARCHITECTURES | MORE)[model_type], **overrides})
 
 
 def tiny_model(model_type: str, seed: int = 0, **overrides) -> PreTrainedModel:

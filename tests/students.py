@@ -8,8 +8,8 @@ from transformers import AutoConfig
 
 from architectures import tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet
+from hf_bitdistill.architectures import NATIVE
 from hf_bitdistill.decoder import Student
-from hf_bitdistill.decoder.families import FAMILIES
 
 
 LLAMA3_ROPE = {
@@ -22,7 +22,7 @@ LLAMA3_ROPE = {
 }
 
 # model_type -> options that switch on what its defaults leave off.
-VARIANTS = [(name, {}) for name in FAMILIES] + [
+VARIANTS = [(name, {}) for name in NATIVE] + [
     ("mistral", {"sliding_window": 5}),
     ("phi3", {"sliding_window": 5}),
     ("phi3", {"partial_rotary_factor": 0.5}),

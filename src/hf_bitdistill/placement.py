@@ -1,65 +1,30 @@
-"""Where the projections of a causal LM are.
+"""Where the projections of a causal LM are, and why.
 
-This is the only file that knows module names of architectures. Modern architectures say themselves which of their linear
-layers are projections: their tensor-parallel plan marks inputs of a block "colwise" and outputs "rowwise". A small table
-covers those that carry no plan.
+Modern architectures say themselves which of their linear layers are projections: their tensor-parallel plan marks inputs of a block
+"colwise" and outputs "rowwise". A record (`architectures/`) covers those that carry no plan. What decides about a layer is the first of
+[`RULES`][hf_bitdistill.placement.RULES] that knows it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+from .architectures import INPUT, OUTPUT, find_architecture
+from .architectures.module_names import GATED_MLP, GATES, PLAN_ADDITIONS, PLAN_ADDITIONS_1, PLAN_CORRECTIONS
 from .config import BitNetConfig
 from .direct_reads import find_direct_reads
 from .layers.experts import expert_projections, is_fused_experts
 
 
 logger = logging.get_logger(__name__)
-
-INPUT, OUTPUT = "input", "output"
-
-_GPT2 = {"attn.c_attn": INPUT, "attn.c_proj": OUTPUT, "mlp.c_fc": INPUT, "mlp.c_proj": OUTPUT}
-_GPTJ_MLP = {"mlp.fc_in": INPUT, "mlp.fc_out": OUTPUT}
-_SEPARATE_QKV = {"q_proj": INPUT, "k_proj": INPUT, "v_proj": INPUT}
-_MLP = {"gate_proj": INPUT, "up_proj": INPUT, "down_proj": OUTPUT}
-_LLAMA = {**_SEPARATE_QKV, "o_proj": OUTPUT, **_MLP}
-_OPT = {**_SEPARATE_QKV, "out_proj": OUTPUT, "fc1": INPUT, "fc2": OUTPUT}
-_BLOOM = {"query_key_value": INPUT, "dense": OUTPUT, "dense_h_to_4h": INPUT, "dense_4h_to_h": OUTPUT}
-
-# model_type -> name suffix of a projection -> its role. Only for architectures whose tensor-parallel plan places no linear layer.
-_PROJECTIONS_WITHOUT_PLAN = {
-    "bitnet": _LLAMA,
-    "diffllama": _LLAMA,
-    "hunyuan_v1_dense": _LLAMA,
-    "stablelm": _LLAMA,
-    "afmoe": _LLAMA,
-    "gpt_oss": _LLAMA,
-    "granitemoe": _LLAMA,
-    "granitemoeshared": {**_LLAMA, "shared_mlp.input_linear": INPUT, "shared_mlp.output_linear": OUTPUT},
-    "hunyuan_v1_moe": _LLAMA,
-    "phimoe": _LLAMA,
-    "gpt2": _GPT2,
-    "gpt_bigcode": _GPT2,
-    "openai-gpt": _GPT2,
-    "gpt_neo": {**_SEPARATE_QKV, "out_proj": OUTPUT, "mlp.c_fc": INPUT, "mlp.c_proj": OUTPUT},
-    "gptj": {**_SEPARATE_QKV, "out_proj": OUTPUT, **_GPTJ_MLP},
-    "codegen": {"qkv_proj": INPUT, "out_proj": OUTPUT, **_GPTJ_MLP},
-    "opt": _OPT,
-    "biogpt": _OPT,
-    "xglm": _OPT,
-    "falcon": _BLOOM,
-    "bloom": _BLOOM,
-    "gpt_neox_japanese": _BLOOM,
-    "persimmon": _BLOOM,
-    "mpt": {"attn.Wqkv": INPUT, "attn.out_proj": OUTPUT, "ffn.up_proj": INPUT, "ffn.down_proj": OUTPUT},
-}
 
 
 class SurgeryError(ValueError):
@@ -71,11 +36,28 @@ class Projection:
     """A linear layer to convert: its full module name, and its role, `"input"` or `"output"` of its block.
 
     `fused_in` names the module of fused experts that the layer is a part of: there is no module `name` before [`unfuse_experts`].
+    `reason` says for people what gave it the role.
     """
 
     name: str
     role: str
     fused_in: str | None = None
+    reason: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a linear layer.
+
+    Attributes:
+        role: `"input"`, `"output"`, or `None`: it stays in full precision.
+        reason: why, for people.
+        expected: whether somebody decided so; otherwise the layer was overlooked.
+    """
+
+    role: str | None
+    reason: str
+    expected: bool = True
 
 
 def _ends_with(name: str, suffix: str) -> bool:
@@ -89,62 +71,9 @@ def is_named(name: str, entries: Iterable[str] | None) -> bool:
     return any(_ends_with(ancestor, entry) for entry in entries or () for ancestor in ancestors)
 
 
-# Where the plan of an architecture splits a block's output projection by its rows, only to gather them again.
-_PLAN_CORRECTIONS = {"linear_attn.out_proj": OUTPUT}
-
-# What plans of several architectures leave out, without splitting it otherwise; in layers of which they place something.
-_PLAN_ADDITIONS_1 = {
-    f"{experts}.{name}": role for experts in ("shared_expert", "shared_experts") for name, role in _MLP.items()
-}
-# Latent attention (the down projections too: they read the whole hidden state, and a norm follows, which takes their scale away), linear
-# attention beside a planned one, and the output gates that have the width of the attention.
-_ATTENTION = {
-    **_SEPARATE_QKV,
-    **dict.fromkeys(("qkv_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"), INPUT),
-    **dict.fromkeys(("in_proj_qkv", "in_proj_z", "g_proj", "output_gate"), INPUT),
-    **dict.fromkeys(("o_proj", "out_proj"), OUTPUT),
-}
-_PLAN_ADDITIONS = {
-    **_PLAN_ADDITIONS_1,
-    **{f"{experts}.gate_up_proj": INPUT for experts in ("shared_expert", "shared_experts")},
-    **{f"{block}.{name}": role for block in ("self_attn", "linear_attn") for name, role in _ATTENTION.items()},
-}
-
-# Linear layers that compute a gate, a few numbers per token: hardly any weights, and an error in one of them
-# (how fast a linear attention forgets, which expert is asked) reaches a whole head or expert.
-_GATES = (
-    "linear_attn.in_proj_a",
-    "linear_attn.in_proj_b",
-    "linear_attn.in_proj_ba",
-    "linear_attn.a_proj",
-    "linear_attn.b_proj",
-    # Delta attention: the low-rank pairs of its gates, which decide what a head keeps.
-    "self_attn.forget_gate",
-    "self_attn.b_proj",
-    "self_attn.g_a_proj",
-    "self_attn.g_b_proj",
-    # Which tokens are attended to.
-    "self_attn.indexer",
-    "self_attn.dt_proj",
-    "mlp.router_gate",
-    "mlp.router",
-    "mlp.gate",
-    "mlp.shared_expert_gate",
-)
-
-
-def _plan_roles(model: PreTrainedModel) -> list[tuple[re.Pattern, str]]:
-    """The model's tensor-parallel plan as `(pattern of a module name, role)`; only entries inside repeated layers."""
-    roles = []
-    for pattern, style in (getattr(model, "tp_plan", None) or {}).items():
-        role = INPUT if style.startswith("colwise") else OUTPUT if style.startswith("rowwise") else None
-        if role is not None and "*" in pattern:
-            roles.append((re.compile(re.escape(pattern).replace(r"\*", r"[^.]+") + "$"), role))
-    return roles
-
-
-def _first_role(name: str, suffixes: dict[str, str | None]) -> str | None:
-    return next((role for suffix, role in suffixes.items() if _ends_with(name, suffix)), None)
+def _named_by(name: str, suffixes: Mapping[str, str | None]) -> str | None:
+    """The first of `suffixes` that `name` ends with."""
+    return next((suffix for suffix in suffixes if _ends_with(name, suffix)), None)
 
 
 def _stack(name: str) -> str:
@@ -152,71 +81,177 @@ def _stack(name: str) -> str:
     return re.split(r"\.\d+\.", name, maxsplit=1)[0]
 
 
-def _automatic_roles(
-    model: PreTrainedModel, linears: list[str], experts: list[Projection], surgery_version: int
-) -> dict[str, str | None]:
-    """What the plan or the table says of each linear layer."""
-    plan = _plan_roles(model)
-    planned = {name: next((role for pattern, role in plan if pattern.match(name)), None) for name in linears}
-    if not any(planned.values()):
-        table = _PROJECTIONS_WITHOUT_PLAN.get(getattr(model.config, "model_type", ""), {})
-        return {name: _first_role(name, table) for name in linears}
-    # (Not the layers of an encoder of images or sounds beside the language model.)
-    stacks = {_stack(name) for name in [*(n for n, role in planned.items() if role), *(e.name for e in experts)]}
-    old = surgery_version == 1
-    additions = _PLAN_ADDITIONS_1 if old else _PLAN_ADDITIONS
+class _Model:
+    """What the rules look at.
+
+    Args:
+        model: before surgery.
+        config: what its user says.
+
+    Attributes:
+        linears: names of all linear layers but the head. fused: modules of fused experts, by name. experts: the layers they will become.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: BitNetConfig):
+        self.config = config
+        self.told: Mapping[str, str | None] = config.projections or {}
+        self.is_old = config.surgery_version == 1
+        self.record = find_architecture(getattr(model.config, "model_type", ""))
+        head = model.get_output_embeddings()
+        self.linears = [
+            name for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head
+        ]
+        self.fused = fused_experts(model)
+        self.experts = {projection.name: projection for projection in _expert_projections(self.fused)}
+        self.names = [*self.linears, *self.experts]
+        # Those that nobody would miss are not asked for, and do not tell whether a plan is one.
+        self.ordinary = [name for name in self.linears if not is_named(name, GATES)]
+        self._plan = getattr(model, "tp_plan", None) or {}
+
+    @cached_property
+    def planned(self) -> dict[str, str]:
+        """Ordinary linear layers that the tensor-parallel plan places -> how it splits them; entries inside repeated layers only."""
+        styles = [
+            (re.compile(re.escape(pattern).replace(r"\*", r"[^.]+") + "$"), style)
+            for pattern, style in self._plan.items()
+            if "*" in pattern and style.startswith(("colwise", "rowwise"))
+        ]
+        found = {name: next((s for pattern, s in styles if pattern.match(name)), None) for name in self.ordinary}
+        return {name: style for name, style in found.items() if style is not None}
+
+    @cached_property
+    def stacks(self) -> set[str]:
+        """Lists of layers of which something is placed (not those of an encoder of images or sounds beside the language model)."""
+        return {_stack(name) for name in (*self.planned, *self.experts)}
+
+
+def _taken_out(model: _Model, name: str) -> Decision | None:
+    if is_named(name, model.config.modules_to_not_convert):
+        return Decision(None, "modules_to_not_convert names it")
+    return None
+
+
+def _told(model: _Model, name: str) -> Decision | None:
+    suffix = _named_by(name, model.told)
+    return None if suffix is None else Decision(model.told[suffix], f"BitNetConfig(projections={{{suffix!r}: ...}})")
+
+
+def _gate(model: _Model, name: str) -> Decision | None:
+    if name not in model.experts and is_named(name, GATES):
+        return Decision(None, "a gate: hardly any weights, and an error in one reaches a whole head or expert")
+    return None
+
+
+def _told_others(model: _Model, name: str) -> Decision | None:
+    # In the first version what a user named took the place of everything else.
+    if model.is_old and model.told:
+        return Decision(None, "projections names others, with surgery_version=1", expected=False)
+    return None
+
+
+def _part_of_an_expert(model: _Model, name: str) -> Decision | None:
+    expert = model.experts.get(name)
+    return None if expert is None else Decision(expert.role, "a part of an expert")
+
+
+def _planned(model: _Model, name: str) -> Decision | None:
+    style = model.planned.get(name)
+    if style is None:
+        return None
+    if (suffix := _named_by(name, PLAN_CORRECTIONS)) is not None:
+        return Decision(PLAN_CORRECTIONS[suffix], f"the end of a block, though its tensor-parallel plan says {style}")
+    role = INPUT if style.startswith("colwise") else OUTPUT
+    return Decision(role, f"{style} in its tensor-parallel plan")
+
+
+def _beside_the_planned(model: _Model, name: str) -> Decision | None:
+    additions = PLAN_ADDITIONS_1 if model.is_old else PLAN_ADDITIONS
+    suffix = _named_by(name, additions)
+    if suffix is None or not model.planned or not (model.is_old or _stack(name) in model.stacks):
+        return None
+    return Decision(additions[suffix], "a projection that its tensor-parallel plan leaves out")
+
+
+def _recorded(model: _Model, name: str) -> Decision | None:
+    suffix = None if model.planned else _named_by(name, model.record.projections)
+    if suffix is None:
+        return None
+    return Decision(model.record.projections[suffix], f"the record of {model.record.model_type!r}")
+
+
+# In the order of authority: the first that knows a layer decides.
+RULES: tuple[Callable[[_Model, str], Decision | None], ...] = (
+    _taken_out,
+    _told,
+    _gate,
+    _told_others,
+    _part_of_an_expert,
+    _planned,
+    _beside_the_planned,
+    _recorded,
+)
+_UNKNOWN = Decision(None, "in no plan and no record", expected=False)
+
+
+def _decide(model: _Model) -> dict[str, Decision]:
     return {
-        name: (_first_role(name, _PLAN_CORRECTIONS) or role)
-        if role
-        else (_first_role(name, additions) if old or _stack(name) in stacks else None)
-        for name, role in planned.items()
+        name: next((found for rule in RULES if (found := rule(model, name)) is not None), _UNKNOWN)
+        for name in model.names
     }
 
 
 def find_projections(model: PreTrainedModel, config: BitNetConfig) -> list[Projection]:
     """The projections of `model` that a student computes with ternary weights.
 
-    Order of authority: `config.projections`, then the tensor-parallel plan, then a table by `model_type`.
+    Order of authority: `config`, then the tensor-parallel plan, then the record of the `model_type`. What stays in full precision is logged
+    with the reason.
 
     Raises:
         SurgeryError: nothing could be placed, an entry of `config` matches nothing, names a layer whose weight other code reads, or
             the model keeps experts in fused tensors of an unknown kind. The message names the modules that were looked at and the
             option to set.
     """
-    model_type = getattr(model.config, "model_type", type(model).__name__)
-    skip, told = config.modules_to_not_convert, config.projections or {}
-    replaces = bool(told) and config.surgery_version == 1
-    head = model.get_output_embeddings()
-    linears = [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head]
-    fused = fused_experts(model)
-    experts = _expert_projections(fused)
-    names = [*linears, *(projection.name for projection in experts)]
-    _check_entries(model, config, names)
+    facts = _Model(model, config)
+    _check_entries(model, config, facts.names)
+    decisions = _decide(facts)
+    _check_placed(model, facts, decisions)
+    _check_experts(model, facts.fused, config.modules_to_not_convert)
+    _warn_of_leftovers(model, {name: decisions[name] for name in facts.linears})
+    decisions = _without_direct_reads(model, decisions, facts.told, config.sub_norm)
+    if kept := {name: decision for name, decision in decisions.items() if decision.role is None}:
+        logger.info(f"{type(model).__name__}: in full precision: {explain(kept)}.")
+    return [
+        Projection(
+            name, decision.role, facts.experts[name].fused_in if name in facts.experts else None, decision.reason
+        )
+        for name, decision in decisions.items()
+        if decision.role is not None
+    ]
 
-    ordinary = [name for name in linears if not is_named(name, _GATES)]
-    automatic = {} if replaces else _automatic_roles(model, ordinary, experts, config.surgery_version)
-    automatic |= {} if replaces else {projection.name: projection.role for projection in experts}
-    roles, fused_in = {}, {projection.name: projection.fused_in for projection in experts}
-    for name in names:
-        own = [role for suffix, role in told.items() if _ends_with(name, suffix)]
-        role = own[0] if own else automatic.get(name)
-        if role and not is_named(name, skip):
-            roles[name] = role
 
-    # Experts alone are not what was asked for, unless it was.
-    expected = any(not is_named(name, skip) for name in ordinary)
-    unknown = not replaces and expected and not any(name in roles for name in linears)
-    if unknown or not roles or (config.sub_norm == "output" and OUTPUT not in roles.values()):
+def explain(decisions: Mapping[str, Decision]) -> str:
+    """Names of layers by the reasons for what becomes of them, for messages."""
+    reasons = dict.fromkeys(decision.reason for decision in decisions.values())
+    return "; ".join(
+        f"{summary(name for name, decision in decisions.items() if decision.reason == reason)} ({reason})"
+        for reason in reasons
+    )
+
+
+def _check_placed(model: PreTrainedModel, facts: _Model, decisions: dict[str, Decision]) -> None:
+    """Refuse a model of which nothing was placed, or nothing but experts: they alone are not what was asked for, unless it was."""
+    placed = {name: decision.role for name, decision in decisions.items() if decision.role is not None}
+    wanted = any(not is_named(name, facts.config.modules_to_not_convert) for name in facts.ordinary)
+    replaces = facts.is_old and bool(facts.told)
+    unknown = not replaces and wanted and not any(name in placed for name in facts.linears)
+    if unknown or not placed or (facts.config.sub_norm == "output" and OUTPUT not in placed.values()):
+        looked_at = explain({name: decisions[name] for name in facts.ordinary}) or "none"
+        model_type = getattr(model.config, "model_type", type(model).__name__)
         raise SurgeryError(
             f"Cannot tell where the projections of {type(model).__name__} (model_type {model_type!r}) are: it carries no "
-            f"usable tensor-parallel plan and is in no table. Linear layers looked at: {summary(ordinary)}. Say it with "
+            f"usable tensor-parallel plan and has no record. Linear layers looked at: {looked_at}. Say it with "
             "BitNetConfig(projections={name suffix: 'input' | 'output', ...})."
         )
-    _check_experts(model, fused, skip)
-    taken_away = [*(skip or ()), *(suffix for suffix, role in told.items() if role is None)]
-    _warn_of_leftovers(model, [name for name in ordinary if name not in roles], taken_away)
-    roles = _without_direct_reads(model, roles, told, config.sub_norm)
-    return [Projection(name, role, fused_in.get(name)) for name, role in roles.items()]
 
 
 def _check_entries(model: PreTrainedModel, config: BitNetConfig, names: list[str]) -> None:
@@ -232,13 +267,13 @@ def _check_entries(model: PreTrainedModel, config: BitNetConfig, names: list[str
 
 
 def _without_direct_reads(
-    model: PreTrainedModel, roles: dict[str, str], told: dict[str, str | None], sub_norm: str
-) -> dict[str, str]:
-    """`roles` without the layers whose weight other code reads; those that `told` names are refused."""
-    reads = find_direct_reads(model, list(roles))
+    model: PreTrainedModel, decisions: dict[str, Decision], told: Mapping[str, str | None], sub_norm: str
+) -> dict[str, Decision]:
+    """`decisions`, with layers in full precision whose weight other code reads; those that `told` names are refused."""
+    reads = find_direct_reads(model, [name for name, decision in decisions.items() if decision.role is not None])
     if not reads:
-        return roles
-    named = [name for name in reads if _first_role(name, told)]
+        return decisions
+    named = [name for name in reads if _named_by(name, told) is not None]
     what = "; ".join(
         f"{summary(name for name in (named or reads) if reads[name] == method)} (in {method})"
         for method in dict.fromkeys(reads[name] for name in named or reads)
@@ -246,13 +281,15 @@ def _without_direct_reads(
     message = f"{type(model).__name__} multiplies by the weight of these layers itself, past a ternary layer: {what}."
     if named:
         raise SurgeryError(f"{message} They cannot be ternary: take them out of BitNetConfig(projections=...).")
-    kept = {name: role for name, role in roles.items() if name not in reads}
-    if not kept or (sub_norm == "output" and OUTPUT not in kept.values()):
+    kept = {name: Decision(None, f"{method} multiplies by its weight itself") for name, method in reads.items()}
+    left = {**decisions, **kept}
+    roles = {decision.role for decision in left.values()} - {None}
+    if not roles or (sub_norm == "output" and OUTPUT not in roles):
         raise SurgeryError(
             f"{message} That leaves no output projection, so no place for a SubLN: BitNetConfig(sub_norm='none') converts the rest."
         )
     logger.warning(f"{message} They stay in full precision; list them in modules_to_not_convert to silence this.")
-    return kept
+    return left
 
 
 def summary(names: Iterable[str]) -> str:
@@ -267,7 +304,7 @@ def fused_experts(model: PreTrainedModel) -> dict[str, nn.Module]:
 def _expert_projections(fused: dict[str, nn.Module]) -> list[Projection]:
     """The linear layers that [`unfuse_experts`] will make."""
     return [
-        Projection(f"{name}.{index}.{part}", _MLP[part], name)
+        Projection(f"{name}.{index}.{part}", GATED_MLP[part], name)
         for name, module in fused.items()
         for index in range(module.num_experts)
         for part in expert_projections(module)
@@ -291,12 +328,13 @@ def _check_experts(model: PreTrainedModel, known: Iterable[str], skip: list[str]
         )
 
 
-def _warn_of_leftovers(model: PreTrainedModel, leftovers: list[str], taken_away: list[str]) -> None:
+def _warn_of_leftovers(model: PreTrainedModel, decisions: dict[str, Decision]) -> None:
     repeated = re.compile(r"\.\d+\.")
-    leftovers = [name for name in leftovers if repeated.search(name) and not is_named(name, taken_away)]
-    if leftovers:
+    overlooked = {
+        name: decision for name, decision in decisions.items() if repeated.search(name) and not decision.expected
+    }
+    if overlooked:
         logger.warning(
-            f"{type(model).__name__}: these linear layers are in no plan and stay in full precision: "
-            f"{summary(leftovers)}. Add them with BitNetConfig(projections={{...}}) to convert them, or list them in "
-            "modules_to_not_convert to silence this."
+            f"{type(model).__name__}: these linear layers stay in full precision: {explain(overlooked)}. Add them with "
+            "BitNetConfig(projections={...}) to convert them, or list them in modules_to_not_convert to silence this."
         )

@@ -11,18 +11,16 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+from .architectures import INPUT, OUTPUT, Architecture, find_architecture
 from .config import QUANT_METHOD, BitNetConfig
 from .conversions import convert_when_saved
 from .layers import BitLinear, Experts, TernaryLinear
-from .placement import INPUT, OUTPUT, Projection, SurgeryError, find_projections, fused_experts, is_named, summary
+from .placement import Projection, SurgeryError, find_projections, fused_experts, is_named, summary
 from .saving import save_safely
 from .source_dtype import dtype_of_source
 
 
 logger = logging.get_logger(__name__)
-
-# Architectures that already normalise the input of their output projections.
-_HAS_OWN_SUB_NORM = {"bitnet"}
 
 # A student of which less is ternary is hardly one.
 _EXPECTED_SHARE = 0.9
@@ -89,8 +87,8 @@ def unfuse_experts(model: PreTrainedModel) -> None:
         model.set_submodule(name, Experts.from_fused(model.get_submodule(name)))
 
 
-def _wants_sub_norm(projection: Projection, config: BitNetConfig, model_type: str) -> bool:
-    if projection.role == OUTPUT and model_type in _HAS_OWN_SUB_NORM:
+def _wants_sub_norm(projection: Projection, config: BitNetConfig, architecture: Architecture) -> bool:
+    if projection.role == OUTPUT and architecture.own_sub_norms:
         return False
     if is_named(projection.name, config.modules_without_sub_norm):
         return False
@@ -111,7 +109,7 @@ def convert_modules(
     """
     if any(isinstance(module, (BitLinear, TernaryLinear)) for module in model.modules()):
         raise SurgeryError(f"{type(model).__name__} is already a BitNet student.")
-    model_type = getattr(model.config, "model_type", "")
+    architecture = find_architecture(getattr(model.config, "model_type", ""))
     if projections is None:
         projections = find_projections(model, config)
     if any(projection.fused_in for projection in projections):
@@ -119,7 +117,7 @@ def convert_modules(
         unfuse_experts(model)
     for projection in projections:
         linear = model.get_submodule(projection.name)
-        sub_norm = _wants_sub_norm(projection, config, model_type)
+        sub_norm = _wants_sub_norm(projection, config, architecture)
         layer: nn.Module = BitLinear.from_linear(linear, config, sub_norm)
         if config.quantization_mode == "offline":
             layer = TernaryLinear(

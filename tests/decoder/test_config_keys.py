@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from architectures import random_tokens, tiny_config, tiny_model
+from hf_bitdistill.architectures import NATIVE
 from hf_bitdistill.decoder import UnsupportedModelError, describe, load_decoder
-from hf_bitdistill.decoder.families import FAMILIES
 from students import assert_close, make_student, open_student
 
 
@@ -125,7 +125,7 @@ def native_logits(folder, tokens):
     return decoder.forward(decoder.new_cache(1), tokens[0], torch.zeros_like(tokens[0]), torch.arange(tokens.shape[1]))
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", sorted(NATIVE))
 @torch.no_grad()
 def test_keys_of_other_architectures_count_for_nothing(saved, native_decoder, model_type):
     _, folder = saved(model_type, packed=False, **_START.get(model_type, {}))
@@ -148,7 +148,7 @@ def test_keys_of_other_architectures_count_for_nothing(saved, native_decoder, mo
     assert_close(before, model(tokens, use_cache=False).logits[0])
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", sorted(NATIVE))
 @torch.no_grad()
 def test_every_own_key_is_honoured_or_refused(saved, native_decoder, model_type):
     start, tokens = _START.get(model_type, {}), random_tokens(1, 23)
@@ -252,7 +252,7 @@ class Recorder:
         return getattr(self._config, name)
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", sorted(NATIVE))
 def test_what_is_read_is_what_the_modelling_file_reads(model_type):
     start = _START.get(model_type, {})
     theirs = keys_in_source(tiny_model(model_type, **start))

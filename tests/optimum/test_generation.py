@@ -16,9 +16,9 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from architectures import random_tokens
+from hf_bitdistill.architectures import NATIVE
 from hf_bitdistill.cache_name import CACHE_NAME
 from hf_bitdistill.decoder import ContextLengthError
-from hf_bitdistill.decoder.families import FAMILIES
 from hf_bitdistill.decoder.native import DecoderHandle
 from optimum.bitnet import BitNetCache, BitNetModelForCausalLM
 
@@ -38,7 +38,7 @@ def prompts(side):
     return tokens, mask
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", sorted(NATIVE))
 def test_greedy(pair, model_type):
     packed, native = pair(model_type)
     tokens = random_tokens(1, 7)

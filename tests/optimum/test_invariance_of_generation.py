@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM
 
 from architectures import VOCAB_SIZE
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack
+from hf_bitdistill.architectures import NATIVE
 from hf_bitdistill.cache_name import CACHE_NAME
-from hf_bitdistill.decoder.families import FAMILIES
 from optimum.bitnet import BitNetModelForCausalLM
 
 
@@ -67,7 +67,7 @@ def check(model, assistants, vocab_size=VOCAB_SIZE):
         equal(greedy(model, rows[0][None], assistant_model=assistant), 0)
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", sorted(NATIVE))
 def test_greedy_decoding_is_one_thing(pair, tmp_path, model_type):
     pair(model_type, max_position_embeddings=96)
     model = BitNetModelForCausalLM.from_pretrained(tmp_path / model_type)

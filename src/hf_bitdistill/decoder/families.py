@@ -1,4 +1,5 @@
-"""What a decoder of each architecture consists of, as data: names of tensors, windows, rotary frequencies, scales.
+"""What the decoder of a student consists of, as data: names of tensors, windows, rotary frequencies, scales. How its architecture differs
+from Llama is in the record of its `model_type` (`architectures/`).
 
 Whatever is not understood is refused, so that the native decoder never computes something else than transformers would:
 an unknown architecture, activation or attention type, frequencies that depend on the length, a projection that is
@@ -7,13 +8,13 @@ no linear layer, and any tensor of the model that no part of the description use
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..architectures import NATIVE, Architecture, NativeDecoder, find_architecture
 from ..layers import BitLinear, Experts, TernaryLinear
 
 
@@ -113,67 +114,6 @@ class DecoderSpec:
     activation: int
 
 
-_PRE_NORMS = {"input_norm": "input_layernorm", "pre_feedforward_norm": "post_attention_layernorm"}
-_POST_NORMS = {
-    "post_attention_norm": "post_attention_layernorm",
-    "post_feedforward_norm": "post_feedforward_layernorm",
-}
-_SANDWICH_NORMS = {
-    **_POST_NORMS,
-    "input_norm": "input_layernorm",
-    "pre_feedforward_norm": "pre_feedforward_layernorm",
-}
-
-
-@dataclass(frozen=True)
-class _Family:
-    """How an architecture differs from Llama.
-
-    A key of the config counts only for the architectures whose modelling file reads it: a `config.json` may hold any number of
-    others. What follows therefore says which keys are read.
-
-    Attributes:
-        norms: field of [`Layer`] -> module in a layer.
-        windows: whether `sliding_window` holds for no layer, all, or those of `layer_types`.
-        gemma: norms store weight - 1, embeddings are scaled by sqrt(hidden_size), logits are capped, the attention
-            scale is `query_pre_attn_scalar ** -0.5`, and attention may be bidirectional.
-        attention_softcap: the scores are capped by `attn_logit_softcapping` (Gemma 3 has the option and ignores it).
-        own_sub_norms: it has norms of its own before the output projections.
-        partial_rotary: it leaves the rest of a head alone where there are fewer frequencies than half a head.
-        rotary_layers: `no_rope_layers` says which layers have rotary embeddings.
-        mixtures: layers may be mixtures of experts, whose weights are normalised always, or where `norm_topk_prob` says so.
-    """
-
-    norms: dict[str, str]
-    windows: Literal["none", "all", "layer_types"] = "none"
-    qk_norm: bool = False
-    fused: bool = False
-    gemma: bool = False
-    attention_softcap: bool = False
-    own_sub_norms: bool = False
-    partial_rotary: bool = False
-    rotary_layers: bool = False
-    mixtures: Literal["", "normalised", "norm_topk_prob"] = ""
-
-
-_LLAMA = _Family(_PRE_NORMS)
-_GEMMA = _Family(_SANDWICH_NORMS, windows="layer_types", gemma=True)
-
-FAMILIES: dict[str, _Family] = {
-    "llama": _LLAMA,
-    "mistral": replace(_LLAMA, windows="all"),
-    "qwen2": replace(_LLAMA, windows="layer_types"),
-    "qwen3": replace(_LLAMA, windows="layer_types", qk_norm=True),
-    "smollm3": replace(_LLAMA, windows="layer_types", rotary_layers=True),
-    "gemma2": replace(_GEMMA, attention_softcap=True),
-    "gemma3_text": replace(_GEMMA, qk_norm=True),
-    "phi3": replace(_LLAMA, windows="all", fused=True, partial_rotary=True),
-    "olmo2": replace(_LLAMA, norms=_POST_NORMS, qk_norm=True),
-    "bitnet": replace(_LLAMA, own_sub_norms=True),
-    "mixtral": replace(_LLAMA, windows="all", mixtures="normalised"),
-    "qwen3_moe": replace(_LLAMA, windows="all", qk_norm=True, mixtures="norm_topk_prob"),
-}
-
 _SILU, _GELU, _GELU_TANH, _RELU, _RELU_SQUARED = range(5)
 _ACTIVATIONS = {
     "silu": _SILU,
@@ -198,14 +138,15 @@ def describe(model: PreTrainedModel) -> DecoderSpec:
         UnsupportedModelError: naming what the native decoder cannot compute.
     """
     config = model.config
-    family = FAMILIES.get(config.model_type)
+    architecture = find_architecture(config.model_type)
+    family = architecture.decoder
     if family is None:
-        raise UnsupportedModelError(f"architecture {config.model_type!r} (there are: {', '.join(sorted(FAMILIES))})")
+        raise UnsupportedModelError(f"architecture {config.model_type!r} (there are: {', '.join(sorted(NATIVE))})")
     if getattr(config, "is_heterogeneous", False):
         raise UnsupportedModelError("layers that differ from each other (per_layer_config)")
     # The first is read by transformers' masks, whatever the architecture.
     causal = getattr(config, "is_causal", True)
-    if not causal or (family.gemma and getattr(config, "use_bidirectional_attention", False)):
+    if not causal or (family.may_be_bidirectional and getattr(config, "use_bidirectional_attention", False)):
         raise UnsupportedModelError("bidirectional attention")
     body = model.base_model_prefix
     embedding = f"{body}.embed_tokens.weight"
@@ -220,25 +161,25 @@ def describe(model: PreTrainedModel) -> DecoderSpec:
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         layers=tuple(
-            _layer(model, family, f"{body}.layers.{index}", rope_of[index], _window(config, family, index))
+            _layer(model, architecture, f"{body}.layers.{index}", rope_of[index], _window(config, family, index))
             for index in range(config.num_hidden_layers)
         ),
         ropes=ropes,
         embedding=embedding,
         head=_head(model, embedding),
         final_norm=_norm(f"{body}.norm", config, family),
-        embedding_scale=config.hidden_size**0.5 if family.gemma else 1.0,
-        attention_scale=(config.query_pre_attn_scalar if family.gemma else head_dim) ** -0.5,
+        embedding_scale=config.hidden_size**0.5 if family.scaled_embedding else 1.0,
+        attention_scale=_attention_width(config, family, head_dim) ** -0.5,
         attention_softcap=_cap(config, "attn_logit_softcapping") if family.attention_softcap else 0.0,
-        logit_softcap=_cap(config, "final_logit_softcapping") if family.gemma else 0.0,
+        logit_softcap=_cap(config, "final_logit_softcapping") if family.logit_softcap else 0.0,
         activation=_activation(config, family),
     )
     _check_complete(model, spec)
     return spec
 
 
-def _norm(module: str, config: PreTrainedConfig, family: _Family) -> Norm:
-    return Norm(f"{module}.weight", config.rms_norm_eps, 1.0 if family.gemma else 0.0)
+def _norm(module: str, config: PreTrainedConfig, family: NativeDecoder) -> Norm:
+    return Norm(f"{module}.weight", config.rms_norm_eps, family.norm_offset)
 
 
 def _projection(model: PreTrainedModel, name: str, norm: Norm | None = None) -> Projection:
@@ -254,12 +195,12 @@ def _projection(model: PreTrainedModel, name: str, norm: Norm | None = None) -> 
     return Projection(name, norm)
 
 
-def _layer(model: PreTrainedModel, family: _Family, name: str, rope: int, window: int) -> Layer:
+def _layer(model: PreTrainedModel, architecture: Architecture, name: str, rope: int, window: int) -> Layer:
+    family, own = architecture.decoder, architecture.own_sub_norms
     config, attention, mlp = model.config, f"{name}.self_attn", f"{name}.mlp"
     norms = {field: _norm(f"{name}.{module}", config, family) for field, module in family.norms.items()}
     qk = [_norm(f"{attention}.{part}_norm", config, family) if family.qk_norm else None for part in "qk"]
     inputs = ["qkv_proj"] if family.fused else ["q_proj", "k_proj", "v_proj"]
-    own = family.own_sub_norms
     experts = _experts(model, family, mlp)
     sub_norm = _norm(f"{mlp}.ffn_sub_norm", config, family) if own else None
     names = [mlp] if experts is None else [f"{mlp}.experts.{index}" for index in range(len(experts))]
@@ -281,7 +222,7 @@ def _layer(model: PreTrainedModel, family: _Family, name: str, rope: int, window
     )
 
 
-def _mlp(model: PreTrainedModel, family: _Family, name: str, sub_norm: Norm | None) -> Mlp:
+def _mlp(model: PreTrainedModel, family: NativeDecoder, name: str, sub_norm: Norm | None) -> Mlp:
     inputs = ["gate_up_proj"] if family.fused else ["gate_proj", "up_proj"]
     return Mlp(
         tuple(_projection(model, f"{name}.{part}") for part in inputs),
@@ -289,20 +230,20 @@ def _mlp(model: PreTrainedModel, family: _Family, name: str, sub_norm: Norm | No
     )
 
 
-def _experts(model: PreTrainedModel, family: _Family, mlp: str) -> Experts | None:
+def _experts(model: PreTrainedModel, family: NativeDecoder, mlp: str) -> Experts | None:
     experts = getattr(model.get_submodule(mlp), "experts", None) if family.mixtures else None
     if experts is not None and not isinstance(experts, Experts):
         raise UnsupportedModelError(f"{mlp}.experts in full precision")
     return experts
 
 
-def _mixture(config: PreTrainedConfig, family: _Family, experts: Experts, mlp: str) -> Mixture:
+def _mixture(config: PreTrainedConfig, family: NativeDecoder, experts: Experts, mlp: str) -> Mixture:
     normalise = family.mixtures == "normalised" or bool(config.norm_topk_prob)
     router = Projection(f"{mlp}.gate", ternary=False)
     return Mixture(router, config.num_experts_per_tok, experts[0].down_proj.in_features, normalise)
 
 
-def _window(config: PreTrainedConfig, family: _Family, index: int) -> int:
+def _window(config: PreTrainedConfig, family: NativeDecoder, index: int) -> int:
     # A window W lets a token at p see (p - W, p], in transformers (`sliding_window_overlay`) as in the library.
     if family.windows == "none":
         return 0
@@ -313,6 +254,11 @@ def _window(config: PreTrainedConfig, family: _Family, index: int) -> int:
     if kind != "sliding_attention" or window is None or window < 1:
         raise UnsupportedModelError(f"attention of type {kind!r} with sliding_window={window} (layer {index})")
     return window
+
+
+def _attention_width(config: PreTrainedConfig, family: NativeDecoder, head_dim: int) -> float:
+    """What scores are divided by, squared."""
+    return head_dim if family.attention_scale_key is None else getattr(config, family.attention_scale_key)
 
 
 def _cap(config: PreTrainedConfig, key: str) -> float:
@@ -326,7 +272,7 @@ def _cap(config: PreTrainedConfig, key: str) -> float:
 
 
 def _ropes(
-    module: torch.nn.Module, config: PreTrainedConfig, family: _Family, head_dim: int
+    module: torch.nn.Module, config: PreTrainedConfig, family: NativeDecoder, head_dim: int
 ) -> tuple[tuple[Rope, ...], list[int]]:
     """All rotary frequencies, computed by transformers, and which of them each layer has."""
     rotary = type(module)(config)  # the given one may be on the meta device
@@ -352,8 +298,8 @@ def _ropes(
     return tuple(ropes), [0 if config.no_rope_layers[index] else -1 for index in layers]  # 1 means "has one"
 
 
-def _activation(config: PreTrainedConfig, family: _Family) -> int:
-    name = config.hidden_activation if family.gemma else config.hidden_act
+def _activation(config: PreTrainedConfig, family: NativeDecoder) -> int:
+    name = getattr(config, family.activation_key)
     if name not in _ACTIVATIONS:
         raise UnsupportedModelError(f"activation {name!r} (there are: {', '.join(_ACTIVATIONS)})")
     return _ACTIVATIONS[name]

@@ -108,7 +108,7 @@ def export_file(
         student.files.close()
     return ExportedFile(
         path=output,
-        architecture=found.architecture,
+        architecture=found.graph.name,
         size=output.stat().st_size,
         types=list(names_by_type(planned.tensors)),
         fallbacks=_fallbacks(planned.tensors),

@@ -57,7 +57,7 @@ def write_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     check_room(path.parent, {"the file": sum(each.size for each in tensors) + _METADATA_BYTES})
     with file_aside(path) as aside:
-        writer = gguf.GGUFWriter(aside, model.architecture)
+        writer = gguf.GGUFWriter(aside, model.graph.name)
         try:
             _add_general(writer, general, file_type)
             _add_model(gguf, writer, model)

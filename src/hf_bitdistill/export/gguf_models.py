@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
+from ..architectures import GgufGraph, find_architecture
 from ..decoder.families import DecoderSpec, Layer, Norm, Projection, UnsupportedModelError, describe
 from ..layers import BitLinear, TernaryLinear
 from .errors import UnsupportedExportError
@@ -65,7 +66,7 @@ class FileModel:
     """A student as llama.cpp computes it.
 
     Attributes:
-        architecture: its name there.
+        graph: what its file names.
         spec: what it consists of here.
         context: tokens it may read.
         tensors: in the order of the file.
@@ -73,7 +74,7 @@ class FileModel:
         notes: what is computed in another way, for people.
     """
 
-    architecture: str
+    graph: GgufGraph
     spec: DecoderSpec
     context: int
     tensors: tuple[FileTensor, ...]
@@ -108,74 +109,65 @@ class _Builder:
         self.modules = dict(model.named_modules())
 
     def build(self) -> FileModel:
-        architecture = self._architecture()
-        base, factor, rope_tensor = self._rope(architecture)
-        tensors = (*self._around(), *rope_tensor, *self._layers(architecture))
-        return FileModel(architecture, self.spec, self._context(), tensors, base, factor, self.notes)
+        graph = self._graph()
+        base, factor, rope_tensor = self._rope(graph)
+        tensors = (*self._around(), *rope_tensor, *self._layers(graph))
+        return FileModel(graph, self.spec, self._context(), tensors, base, factor, self.notes)
 
-    def _architecture(self) -> str:
+    def _graph(self) -> GgufGraph:
         spec, kind = self.spec, self.config.model_type
+        record = find_architecture(kind)
         if spec.head is None:
             raise UnsupportedExportError(f"a classifier; only language models are exported. {INSTEAD}")
         projections = [p for layer in spec.layers for p in layer.projections]
         sub_norms = [p.module for p in projections if self._sub_norm_eps(p) is not None]
-        if kind not in ("llama", "mistral", "qwen2", "qwen3") or any(layer.mixture for layer in spec.layers):
+        graph = record.gguf_with_sub_norms if sub_norms else record.gguf
+        if graph is None or any(layer.mixture for layer in spec.layers):
             raise UnsupportedExportError(f"students of {kind!r} are not exported to GGUF. {INSTEAD}")
         if self.config.hidden_act not in _SILU:
             raise UnsupportedExportError(
                 f"the activation {self.config.hidden_act!r}; llama.cpp computes SiLU in these architectures. {INSTEAD}"
             )
-        if not sub_norms:
-            architecture = {"mistral": "llama"}.get(kind, kind)
-            self._check_biases(architecture)
-            if architecture == "qwen2" and spec.heads * spec.head_dim != spec.hidden_size:
-                raise UnsupportedExportError(
-                    f"heads that are not as wide as the model, which 'qwen2' cannot have. {INSTEAD}"
-                )
-            return architecture
-        self._check_bitnet(sub_norms)
-        return "bitnet"
+        if sub_norms:
+            self._check_sub_norms(graph, sub_norms)
+        self._check_biases(graph)
+        if graph.wide_heads and spec.heads * spec.head_dim != spec.hidden_size:
+            raise UnsupportedExportError(
+                f"heads that are not as wide as the model, which {graph.name!r} cannot have. {INSTEAD}"
+            )
+        return graph
 
-    def _check_bitnet(self, sub_norms: list[str]) -> None:
-        """Whether the architecture `bitnet` computes this student with SubLNs."""
+    def _check_sub_norms(self, graph: GgufGraph, sub_norms: list[str]) -> None:
+        """Whether a graph with SubLNs computes this student with SubLNs."""
         spec = self.spec
         outputs = {p.module for layer in spec.layers for p in (layer.o, layer.mlps[0].down)}
         elsewhere = [name for name in sub_norms if name not in outputs]
         if elsewhere:
             raise UnsupportedExportError(
-                f"a SubLN before {elsewhere[0]} (sub_norm='all'); 'bitnet' has them before output projections only. {INSTEAD}"
+                f"a SubLN before {elsewhere[0]} (sub_norm='all'); {graph.name!r} has them before output projections only. {INSTEAD}"
             )
         if any(layer.q_norm or layer.k_norm for layer in spec.layers):
             raise UnsupportedExportError(
-                f"norms of queries and keys beside SubLNs, which 'bitnet' does not have. {INSTEAD}"
+                f"norms of queries and keys beside SubLNs, which {graph.name!r} does not have. {INSTEAD}"
             )
         if spec.head != spec.embedding:
             raise UnsupportedExportError(
-                f"an output head of its own beside SubLNs; 'bitnet' uses the embedding. {INSTEAD}"
+                f"an output head of its own beside SubLNs; {graph.name!r} uses the embedding. {INSTEAD}"
             )
-        if spec.heads * spec.head_dim != spec.hidden_size:
-            raise UnsupportedExportError(
-                f"heads that are not as wide as the model, which 'bitnet' cannot have. {INSTEAD}"
-            )
-        self._check_biases("bitnet")
         for layer in spec.layers:
             if self._sub_norm_eps(layer.o) is None:
                 raise UnsupportedExportError(
-                    f"no SubLN before {layer.o.module} while others have one; 'bitnet' has one in every attention. {INSTEAD}"
+                    f"no SubLN before {layer.o.module} while others have one; {graph.name!r} has one in every attention. {INSTEAD}"
                 )
 
-    def _check_biases(self, architecture: str) -> None:
-        # Where the architecture reads a bias of q, k and v, of o, and of the feed-forward.
-        qkv, output, mlp = {"llama": (1, 1, 1), "qwen2": (1, 0, 0), "qwen3": (1, 0, 0), "bitnet": (0, 0, 0)}[
-            architecture
-        ]
+    def _check_biases(self, graph: GgufGraph) -> None:
         for layer in self.spec.layers:
-            groups = ((layer.qkv, qkv), ((layer.o,), output), ((*layer.mlps[0].gate_up, layer.mlps[0].down), mlp))
-            for projection, allowed in ((p, allowed) for group, allowed in groups for p in group):
-                if self.modules[projection.module].bias is not None and not allowed:
-                    raise UnsupportedExportError(
-                        f"a bias of {projection.module}, which {architecture!r} does not read. {INSTEAD}"
-                    )
+            mlp = layer.mlps[0]
+            groups = {"qkv": layer.qkv, "o": (layer.o,), "mlp": (*mlp.gate_up, mlp.down)}
+            unread = [p.module for part, group in groups.items() if part not in graph.biases for p in group]
+            for name in unread:
+                if self.modules[name].bias is not None:
+                    raise UnsupportedExportError(f"a bias of {name}, which {graph.name!r} does not read. {INSTEAD}")
 
     def _sub_norm_eps(self, projection: Projection) -> float | None:
         module = self.modules[projection.module]
@@ -192,7 +184,7 @@ class _Builder:
         )
         return min(windows)
 
-    def _rope(self, architecture: str) -> tuple[float, float, tuple[FileTensor, ...]]:
+    def _rope(self, graph: GgufGraph) -> tuple[float, float, tuple[FileTensor, ...]]:
         """Base and common factor of the frequencies, and factors for each frequency as a tensor."""
         spec = self.spec
         if len(spec.ropes) != 1 or any(layer.rope != 0 for layer in spec.layers):
@@ -210,9 +202,9 @@ class _Builder:
         common = float(factors.mean())
         if torch.allclose(factors, torch.full_like(factors, common), rtol=1e-5):
             return base, 1.0 if abs(common - 1) < 1e-5 else common, ()
-        if architecture != "llama":
+        if not graph.frequency_factors:
             raise UnsupportedExportError(
-                f"the rotary embedding {parameters.get('rope_type')!r}, whose factors {architecture!r} does not read. {INSTEAD}"
+                f"the rotary embedding {parameters.get('rope_type')!r}, whose factors {graph.name!r} does not read. {INSTEAD}"
             )
         values = tuple(factors.tolist())
         return base, 1.0, (FileTensor("rope_freqs.weight", (len(values),), "constant", values=values),)
@@ -225,15 +217,15 @@ class _Builder:
         if spec.head != spec.embedding:
             yield FileTensor("output.weight", table, "table", spec.head)
 
-    def _layers(self, architecture: str) -> Iterator[FileTensor]:
+    def _layers(self, graph: GgufGraph) -> Iterator[FileTensor]:
         for index, layer in enumerate(self.spec.layers):
-            yield from self._layer(f"blk.{index}", layer, architecture)
+            yield from self._layer(f"blk.{index}", layer, graph)
 
-    def _layer(self, name: str, layer: Layer, architecture: str) -> Iterator[FileTensor]:
+    def _layer(self, name: str, layer: Layer, graph: GgufGraph) -> Iterator[FileTensor]:
         spec, mlp = self.spec, layer.mlps[0]
         yield self._norm(f"{name}.attn_norm", layer.input_norm)
         for part, projection, heads in zip("qkv", layer.qkv, (spec.heads, spec.kv_heads, 0), strict=True):
-            yield from self._projection(f"{name}.attn_{part}", projection, heads if architecture == "llama" else 0)
+            yield from self._projection(f"{name}.attn_{part}", projection, heads if graph.pairs_rotated else 0)
         for part, norm in (("q", layer.q_norm), ("k", layer.k_norm)):
             if norm is not None:
                 yield self._norm(f"{name}.attn_{part}_norm", norm)
@@ -242,7 +234,7 @@ class _Builder:
         for part, projection in zip(("gate", "up"), mlp.gate_up, strict=True):
             yield from self._projection(f"{name}.ffn_{part}", projection)
         yield from self._projection(f"{name}.ffn_down", mlp.down)
-        if architecture == "bitnet":
+        if graph.sub_norm == "output":
             yield from self._sub_norm(f"{name}.attn_sub_norm", layer.o, f"{name}.attn_v")
             yield from self._sub_norm(f"{name}.ffn_sub_norm", mlp.down, f"{name}.ffn_up")
 

@@ -21,7 +21,6 @@ from .result import ExportedFile
 
 _I2_S = TensorType("I2_S", i2_s.NUMBER, 4, 1)  # (and a tail a tensor: see `i2_s.size`)
 _FILE_TYPE = 40
-_ARCHITECTURES = ("bitnet", "llama", "qwen2")
 
 
 def export_i2_s(
@@ -54,9 +53,9 @@ def export_i2_s(
         raise ValueError(f"layout {layout!r} is not supported; choose {', '.join(i2_s.LAYOUTS)}.")
 
     def plan(student: Student, found: FileModel) -> TensorPlan:
-        if found.architecture not in _ARCHITECTURES:
+        if not found.graph.in_bitnet_cpp:
             raise UnsupportedExportError(
-                f"bitnet.cpp has no architecture {found.architecture!r} without norms of its own before every matrix. "
+                f"bitnet.cpp has no architecture {found.graph.name!r} without norms of its own before every matrix. "
                 "llama.cpp does: bitdistill export gguf."
             )
         return _Plan(student, found, layout)

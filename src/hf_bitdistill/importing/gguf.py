@@ -21,7 +21,7 @@ from ..quantization import exact_dtype, least_lossy_dtype, quantize_table
 from ..room import check_room
 from ..surgery import convert_modules
 from .answers import ActivationCost, keep_answers
-from .gguf_config import FREQUENCIES, architecture_of, config_of, generation_config_of, read_frequencies
+from .gguf_config import FREQUENCIES, config_of, generation_config_of, graph_of, read_frequencies
 from .gguf_file import GgufFile
 from .gguf_tensors import GgufTensors
 from .gguf_tokenizer import TokenizerError, tokenizer_of
@@ -77,7 +77,7 @@ def import_gguf(
     """
     source = GgufFile(file)
     config = config_of(source)
-    tensors = GgufTensors(source, architecture_of(source), config)
+    tensors = GgufTensors(source, graph_of(source), config)
     if FREQUENCIES in tensors.names:
         read_frequencies(source, config, tensors.floats(FREQUENCIES).numpy())
     linear = [name for name in tensors.names if name.endswith("_proj.weight")]
@@ -87,7 +87,7 @@ def import_gguf(
         raise CheckpointError(f"{source.path}: holds no ternary matrix ({types}): it is no ternary model.")
     options = BitNetConfig(
         quantization_mode="offline",
-        sub_norm=architecture_of(source).sub_norm,
+        sub_norm=graph_of(source).sub_norm,
         sub_norm_eps=config.rms_norm_eps or 1e-6,
         activation_bits=activation_bits,
         modules_to_not_convert=sorted(kept) or None,

@@ -8,41 +8,19 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from ..architectures import GGUF_GRAPHS, GgufGraph
 from ..checkpoint import CheckpointError
 from ..preflight import check_sizes
 from .gguf_file import GgufFile
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """How an architecture of llama.cpp maps to one of transformers.
-
-    Attributes:
-        model_type: of transformers.
-        pairs_rotated: its Q and K rows are stored for a rotation of neighbours, where transformers rotates halves.
-        sub_norm: the student's, because the file has norms before the output projections.
-    """
-
-    model_type: str
-    pairs_rotated: bool = False
-    sub_norm: str = "none"
-
-
-ARCHITECTURES = {
-    "llama": Architecture("llama", pairs_rotated=True),
-    "qwen2": Architecture("qwen2"),
-    "qwen3": Architecture("qwen3"),
-    # llama.cpp's: SiLU, and norms before the output projections; not microsoft/bitnet-b1.58-2B-4T, whose files say "bitnet-b1.58".
-    "bitnet": Architecture("llama", sub_norm="output"),
-}
 
 _ROTATION = re.compile(r"hadamard|rotation|rotated|quarot|spinquant", re.IGNORECASE)
 # What says nothing about the computation of these architectures, and what must be as given where it is said.
@@ -112,8 +90,8 @@ class _Keys:
                 )
 
 
-def architecture_of(file: GgufFile) -> Architecture:
-    """The architecture of a file that can be imported.
+def graph_of(file: GgufFile) -> GgufGraph:
+    """The graph of a file that can be imported.
 
     Raises:
         CheckpointError: an architecture that is not known here, a declared rotation, or a part of a model that is in several files.
@@ -128,20 +106,20 @@ def architecture_of(file: GgufFile) -> Architecture:
             f"{file.path}: is one of {file.metadata['split.count']} files of a model: merge them first (llama-gguf-split --merge)."
         )
     name = file.metadata.get("general.architecture")
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+    if not isinstance(name, str) or name not in GGUF_GRAPHS:
+        known = ", ".join(GGUF_GRAPHS)
         raise CheckpointError(f"{file.path}: the architecture {name!r} is not imported; there are {known}.")
-    return ARCHITECTURES[name]
+    return GGUF_GRAPHS[name]
 
 
 def config_of(file: GgufFile) -> PreTrainedConfig:
     """The configuration of a file's model in transformers.
 
     Raises:
-        CheckpointError: as [`architecture_of`]; a key is missing, or says what is not understood; names it.
+        CheckpointError: as [`graph_of`]; a key is missing, or says what is not understood; names it.
     """
-    architecture = architecture_of(file)
-    keys = _Keys(file, file.metadata["general.architecture"])
+    graph = graph_of(file)
+    keys = _Keys(file, graph.name)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError(f"{file.path}: tensor 'token_embd.weight' is missing.")
@@ -169,24 +147,25 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
         "dtype": torch.float32,
         **_token_ids(file),
     }
-    if architecture.model_type != "qwen2":  # (which has biases by its nature, and no other length of keys)
-        values |= {"head_dim": head_dim, "attention_bias": "blk.0.attn_q.bias" in file.tensors}
-    elif head_dim * heads != width:
-        raise CheckpointError(f"{file.path}: keys of {head_dim} are not those of a qwen2 model ({width} / {heads}).")
-    if architecture.model_type == "llama":
-        values["mlp_bias"] = "blk.0.ffn_up.bias" in file.tensors
+    options = {
+        "head_dim": head_dim,
+        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
+    }
+    values |= {key: options[key] for key in graph.config_keys}
+    if "head_dim" not in graph.config_keys and head_dim * heads != width:
+        raise CheckpointError(
+            f"{file.path}: keys of {head_dim} are not those of a {graph.model_type} model ({width} / {heads})."
+        )
     keys.check_rest()
     try:
-        config = AutoConfig.for_model(architecture.model_type, **values)
+        config = AutoConfig.for_model(graph.model_type, **values)
     except Exception as error:  # whatever a config class raises for values that it does not expect
         line = " ".join(str(error).split())
         raise CheckpointError(f"{file.path}: transformers makes no config of its metadata ({line}).") from error
-    config.architectures = [_CLASSES[architecture.model_type]]
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[graph.model_type]]
     check_sizes(config, str(file.path))
     return config
-
-
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
 def _rope(file: GgufFile, keys: _Keys) -> dict[str, Any]:

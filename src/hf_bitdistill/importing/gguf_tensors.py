@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from ..architectures import GgufGraph
 from ..checkpoint import CheckpointError
 from ..gguf_format import BlockFormat, unpack_blocks
 from ..quantization import PackedWeightError, check_packed_weight, check_weight_scale, pack_ternary
-from .gguf_config import FREQUENCIES, Architecture
+from .gguf_config import FREQUENCIES
 from .gguf_file import GgufFile, GgufTensor
 from .gguf_types import as_floats, row_bytes, tensor_formats
 from .scales import BlockScales
@@ -59,7 +60,7 @@ class GgufTensors:
 
     Args:
         file: the file.
-        architecture, config: what its metadata say.
+        graph, config: what its metadata say.
 
     Attributes:
         names: of the student's tensors (`model.layers.0.mlp.up_proj.weight`) -> of the file's.
@@ -68,9 +69,9 @@ class GgufTensors:
         CheckpointError: a tensor that has no place in such a model, or of a type or size that is not understood; names it.
     """
 
-    def __init__(self, file: GgufFile, architecture: Architecture, config: PreTrainedConfig):
+    def __init__(self, file: GgufFile, graph: GgufGraph, config: PreTrainedConfig):
         self.file, self._config = file, config
-        self._pairs_rotated = architecture.pairs_rotated
+        self._pairs_rotated = graph.pairs_rotated
         self._formats = tensor_formats(file)
         self.names: dict[str, str] = {}
         for name in file.tensors:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..export.gguf_vocabulary import named_pre_tokenizer
-from .gguf_config import architecture_of
+from .gguf_config import graph_of
 from .gguf_file import GgufFile, Strings
 
 
@@ -38,7 +38,7 @@ def tokenizer_of(file: GgufFile) -> PreTrainedTokenizerFast:
         )
     with tempfile.TemporaryDirectory() as folder:
         # The tensors, some of types that transformers does not know, and an architecture, are none of a tokenizer's business.
-        file.write_metadata(Path(folder) / _FILE, ["tokenizer."], architecture_of(file).model_type)
+        file.write_metadata(Path(folder) / _FILE, ["tokenizer."], graph_of(file).model_type)
         try:
             return _as_it_computes(AutoTokenizer.from_pretrained(folder, gguf_file=_FILE), file)
         except Exception as error:  # of any kind, and naming no file

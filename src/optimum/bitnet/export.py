@@ -10,10 +10,10 @@ from optimum.exporters.base import ExporterConfig
 from optimum.exporters.tasks import TasksManager
 from transformers import AutoConfig
 
+from hf_bitdistill.architectures import NATIVE
 from hf_bitdistill.companions import carry_settings
 from hf_bitdistill.config import is_classifier
 from hf_bitdistill.decoder import Student
-from hf_bitdistill.decoder.families import FAMILIES
 from hf_bitdistill.evaluation.record import carry_record
 from hf_bitdistill.model_folder import check_output, replace_model
 from hf_bitdistill.verify import keep_answers
@@ -43,7 +43,7 @@ class BitNetExportConfig(ExporterConfig):
         return {"input_ids": axes, "attention_mask": axes}
 
 
-for _model_type in FAMILIES:
+for _model_type in NATIVE:
     register_tasks_manager_bitnet(_model_type, "text-generation", "text-generation-with-past", "text-classification")(
         BitNetExportConfig
     )
@@ -81,7 +81,7 @@ def export(
         task = "text-classification" if is_classifier(config) else "text-generation"
     if task not in TASKS:
         raise ValueError(f"task {task!r} is not supported; choose auto, {' or '.join(TASKS)}.")
-    if config.model_type not in FAMILIES:
+    if config.model_type not in NATIVE:
         logger.warning(
             f"{model_id}: the native decoder cannot compute {config.model_type!r}; the exported checkpoint will run on "
             "packed layers in transformers."

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "bitdistill.h"
+#include "kernels/isa_file.h"
 #include "kernels/matrix.h"
 #include "kernels/split_kernels.h"
 

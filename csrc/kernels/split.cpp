@@ -294,7 +294,7 @@ class InParts {
     tile.groups = 1;
     tile.x = x_.block(0) + first_chunk * tokens_ * kChunkCols;
     tile.tokens = tokens_;
-    tile.group_sums = tile.token_sums = x_sums;
+    tile.group_sums = x_sums;
     tile.act_scale = x_.inverse_scale(0);
     tile.scales = split_.scales + panel * kPanelRows;
     tile.scale_panel_stride = tile.scale_group_stride = kPanelRows;
@@ -387,7 +387,7 @@ void multiply_joined(const Kernels& kernels, const Split& split, const Quantized
         tile.groups = 1;
         tile.x = x.block(block);
         tile.tokens = x.tokens_in(block);
-        tile.group_sums = tile.token_sums = x.token_sums(token);
+        tile.group_sums = x.token_sums(token);
         tile.act_scale = x.inverse_scale(token);
         tile.scales = split.scales + row;
         tile.scale_panel_stride = tile.scale_group_stride = kPanelRows;

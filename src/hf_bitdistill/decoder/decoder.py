@@ -383,7 +383,6 @@ class _Builder:
             qkv_count=len(layer.qkv),
             o=self._projection(layer.o),
             rope=layer.rope,
-            has_gate=1,
             window=layer.window,
         )
         for index, projection in enumerate(layer.qkv):

@@ -95,7 +95,6 @@ class LayerStruct(ctypes.Structure):
         ("o", ProjectionStruct),
         ("down", ProjectionStruct),
         ("rope", c_int32),
-        ("has_gate", c_int32),
         ("window", c_int64),
         ("mixture", MixtureStruct),
     ]

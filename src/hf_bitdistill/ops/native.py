@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 ALIGNMENT = 64
 MAX_THREADS = 256
 """`BD_MAX_THREADS`: more are refused. Nothing here gains by as many."""
@@ -35,17 +35,16 @@ _SIGNATURES = {
     "bd_set_isa": [c_char_p],
     "bd_set_num_threads": [c_int],
     "bd_set_team": [c_void_p],
-    "bd_ternary_packed_size": [c_int64, c_int64, c_int64, c_size_t, c_int, POINTER(c_size_t)],
-    "bd_ternary_pack": [c_void_p, c_size_t, c_int64, c_int64, c_void_p, c_size_t, c_int64]
-    + [c_void_p, c_size_t, c_void_p, c_size_t],
+    "bd_ternary_packed_size": [c_int64, c_int64, c_int64, c_size_t, POINTER(c_size_t)],
+    "bd_ternary_pack": [c_void_p, c_size_t, c_int64, c_int64, c_void_p, c_size_t, c_int64, c_void_p, c_size_t],
     "bd_ternary_from_dense": [c_void_p, c_size_t, c_int64, c_int64, c_void_p, c_size_t],
     "bd_ternary_dense_is_fast": [POINTER(c_int)],
     "bd_ternary_dense_size": [c_void_p, c_size_t, POINTER(c_size_t)],
     "bd_ternary_dense_pack": [c_void_p, c_size_t, c_void_p, c_size_t],
     "bd_int8_packed_size": [c_int64, c_int64, POINTER(c_size_t)],
     "bd_int8_pack": [c_void_p, c_size_t, c_int64, c_int64, c_void_p, c_size_t, c_void_p, c_size_t],
-    "bd_int4_packed_size": [c_int64, c_int64, c_int, POINTER(c_size_t)],
-    "bd_int4_pack": [c_void_p, c_size_t, c_int64, c_int64, c_void_p, c_size_t, c_int, c_void_p, c_size_t],
+    "bd_int4_packed_size": [c_int64, c_int64, POINTER(c_size_t)],
+    "bd_int4_pack": [c_void_p, c_size_t, c_int64, c_int64, c_void_p, c_size_t, c_void_p, c_size_t],
     "bd_weight_describe": [c_void_p, c_size_t, c_void_p],
     "bd_linear": [c_void_p, c_size_t, c_void_p, c_size_t, c_int, c_int64, c_void_p, c_size_t, c_float]
     + [c_void_p, c_size_t, c_void_p, c_size_t],
@@ -75,13 +74,11 @@ class WeightInfo(ctypes.Structure):
 
     _fields_ = [
         ("format", ctypes.c_int32),
-        ("scale_is_f16", ctypes.c_int32),
+        ("tensor_scale", ctypes.c_int32),
         ("rows", c_int64),
         ("cols", c_int64),
         ("group_size", c_int64),
         ("groups", c_int64),
-        ("tensor_scale", ctypes.c_int32),
-        ("has_row_offset", ctypes.c_int32),
     ]
 
 

@@ -44,19 +44,17 @@ def _contiguous_bytes(packed: Tensor) -> Tensor:
 
 
 @implement("ternary_pack", "CPU")
-def ternary_pack(weight, weight_scale, out_features, group_size=0, row_offset=None):
-    weight, scale, offset = weight.contiguous(), _floats(weight_scale), _floats(row_offset)
+def ternary_pack(weight, weight_scale, out_features, group_size=0):
+    weight, scale = weight.contiguous(), _floats(weight_scale)
     if weight.dtype != torch.uint8 or weight.ndim != 2:
         raise ValueError("packed ternary storage is a uint8 matrix")
     library = _native()
     if library is None:
-        return reference.ternary_pack(weight, scale, out_features, group_size, offset)
+        return reference.ternary_pack(weight, scale, out_features, group_size)
     shape = (out_features, weight.shape[1])
-    size = library.size("ternary_packed_size", *shape, group_size, scale.numel(), offset is not None)
+    size = library.size("ternary_packed_size", *shape, group_size, scale.numel())
     out = torch.empty(size, dtype=torch.uint8)
-    library.call(
-        "ternary_pack", *_pointer(weight), *shape, *_pointer(scale), group_size, *_pointer(offset), *_pointer(out)
-    )
+    library.call("ternary_pack", *_pointer(weight), *shape, *_pointer(scale), group_size, *_pointer(out))
     return _dense(out, library) if library.packs_densely else out
 
 
@@ -85,16 +83,17 @@ def int8_pack(weight, weight_scale):
 
 @implement("int4_pack", "CPU")
 def int4_pack(weight, weight_scale, in_features):
-    f16 = weight_scale.dtype == torch.float16
-    weight, scale = weight.contiguous(), weight_scale.contiguous() if f16 else _floats(weight_scale)
+    weight, scale = weight.contiguous(), weight_scale.contiguous()
     if weight.dtype != torch.uint8 or weight.ndim != 2:
         raise ValueError("int4 storage is a uint8 matrix")
+    if scale.dtype != torch.float16:
+        raise ValueError(f"int4 scales are float16, not {scale.dtype}: convert them first (weight_scale.half())")
     library = _native()
     if library is None:
         return reference.int4_pack(weight, scale, in_features)
     shape = (weight.shape[0], in_features)
-    out = torch.empty(library.size("int4_packed_size", *shape, f16), dtype=torch.uint8)
-    library.call("int4_pack", *_pointer(weight), *shape, *_pointer(scale), f16, *_pointer(out))
+    out = torch.empty(library.size("int4_packed_size", *shape), dtype=torch.uint8)
+    library.call("int4_pack", *_pointer(weight), *shape, *_pointer(scale), *_pointer(out))
     return out
 
 

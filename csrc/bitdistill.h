@@ -93,6 +93,16 @@ BD_API int bd_abi_version(void);
 BD_API const char* bd_version(void);
 BD_API const char* bd_strerror(int status);
 
+// The structures of this header as the compiler laid them out, for callers that declare them in another language. Rows in the order of
+// the header: of each structure one for the whole, then one a field.
+typedef struct bd_layout_row {
+  const char* structure;
+  const char* field;  // "": the structure
+  size_t offset;
+  size_t bytes;
+} bd_layout_row;
+BD_API int bd_layout(const bd_layout_row** rows, size_t* count);
+
 // Instruction set in use. The first use picks the best that the CPU has, or what HF_BITDISTILL_ISA names
 // (scalar, avx2, avxvnni, avx512vnni, amx, neon, i8mm). BD_ERROR_ISA if that name is unknown or cannot run here; then every
 // computing function fails the same way, until bd_set_isa succeeds.

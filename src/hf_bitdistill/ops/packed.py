@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .c_header import ABI_VERSION, INT4, INT8, TERNARY, TERNARY_DENSE
+from .c_header import ALIGNMENT as _ALIGNMENT
 from .huge_pages import zeros
-from .native import ABI_VERSION, INT4, INT8, TERNARY, TERNARY_DENSE
-from .native import ALIGNMENT as _ALIGNMENT
 
 
 _MAGIC = 0x6C6C697473646962

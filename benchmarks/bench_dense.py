@@ -22,7 +22,7 @@ from bench_kernels import best_times, copies, last_level_cache_bytes
 import native_library
 from hf_bitdistill import ops
 from hf_bitdistill.environment import describe_environment
-from hf_bitdistill.ops import native
+from hf_bitdistill.ops.c_header import FLOAT32
 from hf_bitdistill.ops.dense import unpack_stored
 from hf_bitdistill.quantization import check_packed_weight, pack_dense, pack_ternary, unpack_dense
 
@@ -48,7 +48,7 @@ def compare(library, weights: dict[str, list[torch.Tensor]], rows: int, cols: in
 
     def product(packed: list[torch.Tensor]) -> Callable[[], None]:
         calls = [
-            (w.data_ptr(), w.numel(), x.data_ptr(), x.numel(), native.FLOAT32, tokens, None, 0, 0.0, None, 0)
+            (w.data_ptr(), w.numel(), x.data_ptr(), x.numel(), FLOAT32, tokens, None, 0, 0.0, None, 0)
             + (out.data_ptr(), out.numel())
             for w in packed
         ]

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 import native_library
 from hf_bitdistill import ops
 from hf_bitdistill.environment import processor_name
-from hf_bitdistill.ops import native
+from hf_bitdistill.ops.c_header import FLOAT32
 from hf_bitdistill.ops.huge_pages import HugePageArena, aligned
 
 
@@ -95,7 +95,7 @@ def product_with_vector(library, rows: int, cols: int) -> Callable[[torch.Tensor
 
     def kernel(w):
         status = library.linear(
-            w.data_ptr(), w.numel(), x.data_ptr(), cols, native.FLOAT32, 1, None, 0, 0.0, None, 0, out.data_ptr(), rows
+            w.data_ptr(), w.numel(), x.data_ptr(), cols, FLOAT32, 1, None, 0, 0.0, None, 0, out.data_ptr(), rows
         )
         library.check(status, "linear")
 

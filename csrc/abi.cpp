@@ -39,17 +39,15 @@ void advise_large_pages(void* data, size_t bytes) {
 }
 
 // Checks the destination and writes the header.
-int start_packing(const Matrix& matrix, const Layout& layout, bool has_row_offset, void* packed, size_t packed_bytes,
-                  PackedParts* parts) {
+int start_packing(const Matrix& matrix, const Layout& layout, void* packed, size_t packed_bytes, PackedParts* parts) {
   if (packed == nullptr) return BD_ERROR_NULL_POINTER;
   if (reinterpret_cast<uintptr_t>(packed) % BD_ALIGNMENT != 0) return BD_ERROR_ALIGNMENT;
   if (packed_bytes != layout.total) return BD_ERROR_BUFFER_SIZE;
   advise_large_pages(packed, packed_bytes);
   uint8_t* base = static_cast<uint8_t*>(packed);
   std::memset(base, 0, layout.panel_data);
-  write_header(matrix, has_row_offset, packed);
+  write_header(matrix, packed);
   parts->scales = base + layout.scales;
-  parts->row_offset = has_row_offset ? reinterpret_cast<float*>(base + layout.row_offset) : nullptr;
   parts->panel_data = base + layout.panel_data;
   return BD_OK;
 }
@@ -100,7 +98,7 @@ const char* bd_strerror(int status) {
     case BD_ERROR_ALIGNMENT: return "a packed weight is not aligned to 64 bytes";
     case BD_ERROR_ARGUMENT: return "an argument has a value without a meaning";
     case BD_ERROR_CODE: return "the weight holds an invalid code";
-    case BD_ERROR_SCALE: return "a scale or row offset is not finite";
+    case BD_ERROR_SCALE: return "a scale is not finite";
     case BD_ERROR_HEADER: return "not a weight packed by this version of the library";
     case BD_ERROR_INDEX: return "a row index is out of range";
     case BD_ERROR_ISA: return "unknown instruction set, or one that this CPU or build does not have";
@@ -133,32 +131,25 @@ int bd_set_team(bd_team team) {
   return BD_OK;
 }
 
-int bd_ternary_packed_size(int64_t rows, int64_t cols, int64_t group_size, size_t scale_count, int has_row_offset,
-                           size_t* bytes) {
+int bd_ternary_packed_size(int64_t rows, int64_t cols, int64_t group_size, size_t scale_count, size_t* bytes) {
   if (bytes == nullptr) return BD_ERROR_NULL_POINTER;
   Matrix matrix;
   Layout layout;
-  BD_RETURN_IF_ERROR(
-      describe_matrix(BD_TERNARY, rows, cols, group_size, scale_count, has_row_offset != 0, false, &matrix, &layout));
+  BD_RETURN_IF_ERROR(describe_matrix(BD_TERNARY, rows, cols, group_size, scale_count, &matrix, &layout));
   *bytes = layout.total;
   return BD_OK;
 }
 
 int bd_ternary_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, int64_t cols, const float* weight_scale,
-                    size_t scale_count, int64_t group_size, const float* row_offset, size_t offset_count, void* packed,
-                    size_t packed_bytes) {
+                    size_t scale_count, int64_t group_size, void* packed, size_t packed_bytes) {
   if (weight == nullptr || weight_scale == nullptr) return BD_ERROR_NULL_POINTER;
   Matrix matrix;
   Layout layout;
-  const bool has_row_offset = row_offset != nullptr;
-  BD_RETURN_IF_ERROR(
-      describe_matrix(BD_TERNARY, rows, cols, group_size, scale_count, has_row_offset, false, &matrix, &layout));
+  BD_RETURN_IF_ERROR(describe_matrix(BD_TERNARY, rows, cols, group_size, scale_count, &matrix, &layout));
   if (weight_bytes != static_cast<size_t>(div_up(rows, 4) * cols)) return BD_ERROR_BUFFER_SIZE;
-  if (offset_count != (has_row_offset ? static_cast<size_t>(rows) : 0)) return BD_ERROR_BUFFER_SIZE;
   PackedParts parts;
-  BD_RETURN_IF_ERROR(start_packing(matrix, layout, has_row_offset, packed, packed_bytes, &parts));
+  BD_RETURN_IF_ERROR(start_packing(matrix, layout, packed, packed_bytes, &parts));
   int status = pack_scales(matrix, weight_scale, parts);
-  if (status == BD_OK && has_row_offset) status = pack_row_offset(matrix, row_offset, parts);
   if (status == BD_OK) status = pack_ternary(matrix, weight, parts);
   return finish_packing(status, packed);
 }
@@ -206,8 +197,8 @@ int bd_ternary_dense_pack(const void* packed, size_t packed_bytes, void* dense_p
   if (matrix.format != BD_TERNARY || matrix.group_size != 0) return BD_ERROR_ARGUMENT;
   BD_RETURN_IF_ERROR(describe_in_form(matrix, BD_TERNARY_DENSE, &dense, &layout));
   PackedParts parts;
-  BD_RETURN_IF_ERROR(start_packing(dense, layout, matrix.row_offset != nullptr, dense_packed, dense_bytes, &parts));
-  // Scales and offsets have the same places in both forms.
+  BD_RETURN_IF_ERROR(start_packing(dense, layout, dense_packed, dense_bytes, &parts));
+  // Scales have the same places in both forms.
   std::memcpy(static_cast<uint8_t*>(dense_packed) + layout.scales, matrix.scales, layout.panel_data - layout.scales);
   pack_dense(matrix, dense, parts.panel_data);
   return BD_OK;
@@ -218,8 +209,7 @@ int bd_int8_packed_size(int64_t rows, int64_t cols, size_t* bytes) {
   if (rows < 1) return BD_ERROR_SHAPE;
   Matrix matrix;
   Layout layout;
-  BD_RETURN_IF_ERROR(
-      describe_matrix(BD_INT8, rows, cols, 0, static_cast<size_t>(rows), false, false, &matrix, &layout));
+  BD_RETURN_IF_ERROR(describe_matrix(BD_INT8, rows, cols, 0, static_cast<size_t>(rows), &matrix, &layout));
   *bytes = layout.total;
   return BD_OK;
 }
@@ -229,37 +219,35 @@ int bd_int8_pack(const int8_t* weight, size_t weight_bytes, int64_t rows, int64_
   if (weight == nullptr || weight_scale == nullptr) return BD_ERROR_NULL_POINTER;
   Matrix matrix;
   Layout layout;
-  BD_RETURN_IF_ERROR(describe_matrix(BD_INT8, rows, cols, 0, scale_count, false, false, &matrix, &layout));
+  BD_RETURN_IF_ERROR(describe_matrix(BD_INT8, rows, cols, 0, scale_count, &matrix, &layout));
   if (weight_bytes != static_cast<size_t>(rows * cols)) return BD_ERROR_BUFFER_SIZE;
   PackedParts parts;
-  BD_RETURN_IF_ERROR(start_packing(matrix, layout, false, packed, packed_bytes, &parts));
+  BD_RETURN_IF_ERROR(start_packing(matrix, layout, packed, packed_bytes, &parts));
   int status = pack_scales(matrix, weight_scale, parts);
   if (status == BD_OK) status = pack_int8(matrix, weight, parts);
   return finish_packing(status, packed);
 }
 
-int bd_int4_packed_size(int64_t rows, int64_t cols, int scale_is_f16, size_t* bytes) {
+int bd_int4_packed_size(int64_t rows, int64_t cols, size_t* bytes) {
   if (bytes == nullptr) return BD_ERROR_NULL_POINTER;
   if (rows < 1 || rows > BD_MAX_ROWS || cols < 1 || cols > BD_MAX_COLS) return BD_ERROR_SHAPE;
   Matrix matrix;
   Layout layout;
   BD_RETURN_IF_ERROR(describe_matrix(BD_INT4, rows, cols, kInt4Group,
-                                     static_cast<size_t>(rows * div_up(cols, kInt4Group)), false, scale_is_f16 != 0,
-                                     &matrix, &layout));
+                                     static_cast<size_t>(rows * div_up(cols, kInt4Group)), &matrix, &layout));
   *bytes = layout.total;
   return BD_OK;
 }
 
-int bd_int4_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, int64_t cols, const void* weight_scale,
-                 size_t scale_count, int scale_is_f16, void* packed, size_t packed_bytes) {
+int bd_int4_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, int64_t cols, const uint16_t* weight_scale,
+                 size_t scale_count, void* packed, size_t packed_bytes) {
   if (weight == nullptr || weight_scale == nullptr) return BD_ERROR_NULL_POINTER;
   Matrix matrix;
   Layout layout;
-  BD_RETURN_IF_ERROR(
-      describe_matrix(BD_INT4, rows, cols, kInt4Group, scale_count, false, scale_is_f16 != 0, &matrix, &layout));
+  BD_RETURN_IF_ERROR(describe_matrix(BD_INT4, rows, cols, kInt4Group, scale_count, &matrix, &layout));
   if (weight_bytes != static_cast<size_t>(rows * div_up(cols, 2))) return BD_ERROR_BUFFER_SIZE;
   PackedParts parts;
-  BD_RETURN_IF_ERROR(start_packing(matrix, layout, false, packed, packed_bytes, &parts));
+  BD_RETURN_IF_ERROR(start_packing(matrix, layout, packed, packed_bytes, &parts));
   int status = pack_scales(matrix, weight_scale, parts);
   if (status == BD_OK) status = pack_int4(matrix, weight, parts);
   return finish_packing(status, packed);
@@ -280,20 +268,18 @@ int bd_table_pack_rows(int format, const void* table, size_t table_bytes, int ki
   Matrix matrix;
   Layout layout;
   BD_RETURN_IF_ERROR(describe_matrix(format, rows, cols, int4 ? kInt4Group : 0,
-                                     static_cast<size_t>(rows * (int4 ? div_up(cols, kInt4Group) : 1)), false, int4,
-                                     &matrix, &layout));
+                                     static_cast<size_t>(rows * (int4 ? div_up(cols, kInt4Group) : 1)), &matrix,
+                                     &layout));
   PackedParts parts;
   if (first_row == 0) {
-    BD_RETURN_IF_ERROR(start_packing(matrix, layout, false, packed, packed_bytes, &parts));
+    BD_RETURN_IF_ERROR(start_packing(matrix, layout, packed, packed_bytes, &parts));
   } else {
     // What an earlier call began, and nothing else.
     Matrix begun;
     BD_RETURN_IF_ERROR(open_matrix(packed, packed_bytes, &begun));
-    if (begun.format != matrix.format || begun.rows != rows || begun.cols != cols || begun.scale_is_f16 != int4) {
-      return BD_ERROR_HEADER;
-    }
+    if (begun.format != matrix.format || begun.rows != rows || begun.cols != cols) return BD_ERROR_HEADER;
     uint8_t* base = static_cast<uint8_t*>(packed);
-    parts = {base + layout.scales, nullptr, base + layout.panel_data};
+    parts = {base + layout.scales, base + layout.panel_data};
   }
   if (first_row + row_count == rows) {  // the rows that fill up the last panel are zeros
     const int64_t last = (matrix.panels - 1) * matrix.panel_bytes;
@@ -325,8 +311,7 @@ int bd_weight_describe(const void* packed, size_t packed_bytes, bd_weight_info* 
   if (info == nullptr) return BD_ERROR_NULL_POINTER;
   Matrix matrix;
   BD_RETURN_IF_ERROR(open_matrix(packed, packed_bytes, &matrix));
-  *info = {matrix.format, matrix.scale_is_f16, matrix.rows, matrix.cols, matrix.group_size, matrix.groups,
-           matrix.tensor_scale, matrix.row_offset != nullptr};
+  *info = {matrix.format, matrix.tensor_scale, matrix.rows, matrix.cols, matrix.group_size, matrix.groups};
   return BD_OK;
 }
 

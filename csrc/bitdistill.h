@@ -13,7 +13,7 @@
 //    s    = 127 * (1 / max(max|v|, 1e-5))                                       (float32, as torch evaluates 127 / max)
 //    x_q  = clip(round_half_even(v * s), -128, 127)
 //    acc  = x_q . W, exact in int32, one sum a group of columns
-//    y    = (sum over groups of acc * weight_scale + row_offset * sum(x_q)) * (1 / s) + bias
+//    y    = (sum over groups of acc * weight_scale) * (1 / s) + bias
 // A token whose v holds a NaN or an infinity has x_q = 0, s = NaN and therefore NaN in all its outputs; the other tokens
 // of the call are not affected.
 #ifndef BITDISTILL_H
@@ -33,7 +33,7 @@ extern "C" {
 #endif
 
 // Raised when a signature or the layout of a packed weight changes: a caller built for another version must refuse.
-#define BD_ABI_VERSION 7
+#define BD_ABI_VERSION 8
 
 typedef enum bd_status {
   BD_OK = 0,
@@ -43,7 +43,7 @@ typedef enum bd_status {
   BD_ERROR_ALIGNMENT = 4,         // a packed weight does not start at a multiple of BD_ALIGNMENT
   BD_ERROR_ARGUMENT = 5,          // an enum or flag has no meaning
   BD_ERROR_CODE = 6,              // a weight code that no weight has (2-bit code 3, int8 -128)
-  BD_ERROR_SCALE = 7,             // a scale or offset that is not finite
+  BD_ERROR_SCALE = 7,             // a scale that is not finite
   BD_ERROR_HEADER = 8,            // not a weight packed by this version of the library
   BD_ERROR_INDEX = 9,             // a row index out of range
   BD_ERROR_ISA = 10,              // unknown instruction set, or one that this CPU or this build lacks
@@ -81,19 +81,27 @@ typedef enum bd_table_kind {
 
 typedef struct bd_weight_info {
   int32_t format;        // bd_format
-  int32_t scale_is_f16;  // int4 only
+  int32_t tensor_scale;  // 1: a single scale for all rows
   int64_t rows;
   int64_t cols;
   int64_t group_size;    // 0: one scale a row (or one a tensor)
   int64_t groups;
-  int32_t tensor_scale;  // 1: a single scale for all rows
-  int32_t has_row_offset;
 } bd_weight_info;
 
 // ---- Library ---------------------------------------------------------------------------------------------------------
 BD_API int bd_abi_version(void);
 BD_API const char* bd_version(void);
 BD_API const char* bd_strerror(int status);
+
+// The structures of this header as the compiler laid them out, for callers that declare them in another language. Rows in the order of
+// the header: of each structure one for the whole, then one a field.
+typedef struct bd_layout_row {
+  const char* structure;
+  const char* field;  // "": the structure
+  size_t offset;
+  size_t bytes;
+} bd_layout_row;
+BD_API int bd_layout(const bd_layout_row** rows, size_t* count);
 
 // Instruction set in use. The first use picks the best that the CPU has, or what HF_BITDISTILL_ISA names
 // (scalar, avx2, avxvnni, avx512vnni, amx, neon, i8mm). BD_ERROR_ISA if that name is unknown or cannot run here; then every
@@ -119,12 +127,10 @@ BD_API int bd_set_team(bd_team team);
 
 // `weight`: uint8 [ceil(rows / 4), cols]; row r + k * ceil(rows / 4) is bits 2k, 2k + 1 of packed row r; codes {0, 1, 2}
 // for {-1, 0, 1}. `weight_scale`: 1, rows, or rows * ceil(cols / group_size) floats; group_size 0 (none), 64 or 128.
-// `row_offset`: rows floats, or NULL with count 0.
-BD_API int bd_ternary_packed_size(int64_t rows, int64_t cols, int64_t group_size, size_t scale_count, int has_row_offset,
-                                  size_t* bytes);
+BD_API int bd_ternary_packed_size(int64_t rows, int64_t cols, int64_t group_size, size_t scale_count, size_t* bytes);
 BD_API int bd_ternary_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, int64_t cols,
-                           const float* weight_scale, size_t scale_count, int64_t group_size, const float* row_offset,
-                           size_t offset_count, void* packed, size_t packed_bytes);
+                           const float* weight_scale, size_t scale_count, int64_t group_size, void* packed,
+                           size_t packed_bytes);
 
 // `dense`: uint8 [ceil(rows * cols / 5)], five weights in a byte, as files may hold them. With n = ceil(rows * cols / 5), byte i has
 // weights i, i + n, .. i + 4n of the rows one after another, each plus one, as the digits of a number v < 243 in base 3, the first
@@ -146,13 +152,13 @@ BD_API int bd_int8_pack(const int8_t* weight, size_t weight_bytes, int64_t rows,
                         size_t scale_count, void* packed, size_t packed_bytes);
 
 // `weight`: uint8 [rows, ceil(cols / 2)], even column in the low nibble, value + 8. `weight_scale`: rows * ceil(cols / 32)
-// floats, or IEEE half floats if scale_is_f16.
-BD_API int bd_int4_packed_size(int64_t rows, int64_t cols, int scale_is_f16, size_t* bytes);
-BD_API int bd_int4_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, int64_t cols, const void* weight_scale,
-                        size_t scale_count, int scale_is_f16, void* packed, size_t packed_bytes);
+// IEEE half floats.
+BD_API int bd_int4_packed_size(int64_t rows, int64_t cols, size_t* bytes);
+BD_API int bd_int4_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, int64_t cols, const uint16_t* weight_scale,
+                        size_t scale_count, void* packed, size_t packed_bytes);
 
 // An int8 or int4 weight from a table of floats (bd_table_kind but BD_TABLE_PACKED), of bd_int8_packed_size or
-// bd_int4_packed_size (with half scales) bytes, a stretch of rows a call, the first stretch first: rows [first_row,
+// bd_int4_packed_size bytes, a stretch of rows a call, the first stretch first: rows [first_row,
 // first_row + row_count), first_row a multiple of 16 and row_count too unless the stretch is the last.
 //   int8: scale = max|w| / 127 of the row, code = round_half_even(w / scale)
 //   int4: scale = half(w_largest / -8) of 32 columns, w_largest the value of largest magnitude (the positive one of two),
@@ -206,7 +212,7 @@ BD_API int bd_matmul_int32(const void* packed, size_t packed_bytes, const int8_t
 //     a = o(softmax(cap(q . k * attention_scale)) . v) over the positions (p - window, p] of the sequence
 //     h = h + post_attention_norm(a)
 //     a = pre_feedforward_norm(h)
-//     a = down(act(gate(a)) * up(a))       (no gate: act(up(a)))
+//     a = down(act(gate(a)) * up(a))
 //         or, in a mixture, the sum over a's experts of weight * the same of the expert; p = softmax(router . a), the experts
 //         are those of the largest p (the first of equal ones), their weights p, or p / their sum where it normalises
 //     h = h + post_feedforward_norm(a)
@@ -283,7 +289,6 @@ typedef struct bd_layer {
   bd_projection gate_up[2];  // their rows, one after another, are gate, up
   bd_projection o, down;
   int32_t rope;              // index into ropes; -1: no rotary embedding
-  int32_t has_gate;          // 0: gate_up holds up alone (in experts too)
   int64_t window;            // positions a token sees, itself included; 0: all
   bd_mixture mixture;        // in place of gate_up and down, which are not looked at then
 } bd_layer;

@@ -288,16 +288,16 @@ class Chunk {
   }
 
   // out [tokens, hidden] = mlp(norm(x [tokens, hidden]))
-  int perceptron(const Layer& layer, const Mlp& mlp, const NormWeights* norm, const float* x, int64_t tokens, float* out) {
+  int perceptron(const Mlp& mlp, const NormWeights* norm, const float* x, int64_t tokens, float* out) {
     const int64_t n = mlp.intermediate_size();
-    const int64_t width = layer.has_gate ? 2 * n : n;
+    const int64_t width = 2 * n;
     float* const gate_up = reserve(w_.gate_up, tokens * width);
     BD_RETURN_IF_ERROR(
         project(mlp.gate_up.data(), mlp.gate_up.size(), norm, x, tokens, model_.hidden_size, gate_up, width));
     float* const inner = reserve(w_.inner, tokens * n);
     for_tokens(tokens, 4 * n, [&](int64_t t) {
       const float* const row = gate_up + t * width;
-      floats_.activate(model_.activation, layer.has_gate ? row : nullptr, layer.has_gate ? row + n : row, n, inner + t * n);
+      floats_.activate(model_.activation, row, row + n, n, inner + t * n);
     });
     return project(&mlp.down, 1, nullptr, inner, tokens, n, out, model_.hidden_size);
   }
@@ -321,7 +321,7 @@ class Chunk {
       for_tokens(count, n, [&](int64_t i) {
         std::copy_n(x + routed[static_cast<size_t>(i)].token * n, n, gathered + i * n);
       });
-      BD_RETURN_IF_ERROR(perceptron(layer, layer.mlps[e], nullptr, gathered, count, output));
+      BD_RETURN_IF_ERROR(perceptron(layer.mlps[e], nullptr, gathered, count, output));
       for_tokens(count, n, [&](int64_t i) {
         const Routed& r = routed[static_cast<size_t>(i)];
         for (int64_t j = 0; j < n; ++j) out[r.token * n + j] += r.weight * output[i * n + j];
@@ -335,7 +335,7 @@ class Chunk {
     if (layer.router.exists()) {
       BD_RETURN_IF_ERROR(mixture(layer, projected));
     } else {
-      BD_RETURN_IF_ERROR(perceptron(layer, layer.mlps[0], &layer.pre_feedforward_norm, h_, tokens_, projected));
+      BD_RETURN_IF_ERROR(perceptron(layer.mlps[0], &layer.pre_feedforward_norm, h_, tokens_, projected));
     }
     add_residual(layer.post_feedforward_norm, projected);
     return BD_OK;

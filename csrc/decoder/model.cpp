@@ -102,8 +102,8 @@ int open_vocabulary(const bd_table& table, const Model& model, Table* out) {
 }
 
 int open_mlp(const bd_projection* gate_up, int gate_up_count, const bd_projection& down, int64_t hidden, int64_t inner,
-             bool has_gate, Mlp* out) {
-  BD_RETURN_IF_ERROR(open_projections(gate_up, gate_up_count, hidden, inner * (has_gate ? 2 : 1), &out->gate_up));
+             Mlp* out) {
+  BD_RETURN_IF_ERROR(open_projections(gate_up, gate_up_count, hidden, 2 * inner, &out->gate_up));
   BD_RETURN_IF_ERROR(open_projection(down, inner, &out->down));
   return out->down.weight.rows == hidden ? BD_OK : BD_ERROR_MODEL;
 }
@@ -123,7 +123,7 @@ int open_mixture(const bd_mixture& mixture, int64_t hidden, Layer* out) {
   for (size_t i = 0; i < out->mlps.size(); ++i) {
     const bd_expert& expert = mixture.experts[i];
     BD_RETURN_IF_ERROR(open_mlp(expert.gate_up, mixture.gate_up_count, expert.down, hidden, mixture.intermediate_size,
-                                out->has_gate, &out->mlps[i]));
+                                &out->mlps[i]));
   }
   return BD_OK;
 }
@@ -136,7 +136,6 @@ int build_layer(const bd_layer& layer, const Model& model, Layer* out) {
     return BD_ERROR_ARGUMENT;
   }
   out->rope = layer.rope;
-  out->has_gate = layer.has_gate != 0;
   out->window = layer.window;
   BD_RETURN_IF_ERROR(copy_norm(layer.input_norm, hidden, hidden, &out->input_norm));
   BD_RETURN_IF_ERROR(copy_norm(layer.post_attention_norm, hidden, hidden, &out->post_attention_norm));
@@ -149,7 +148,7 @@ int build_layer(const bd_layer& layer, const Model& model, Layer* out) {
   if (out->o.weight.rows != hidden) return BD_ERROR_MODEL;
   if (mixture) return open_mixture(layer.mixture, hidden, out);
   out->mlps.resize(1);
-  return open_mlp(layer.gate_up, layer.gate_up_count, layer.down, hidden, model.intermediate_size, out->has_gate,
+  return open_mlp(layer.gate_up, layer.gate_up_count, layer.down, hidden, model.intermediate_size,
                   &out->mlps[0]);
 }
 

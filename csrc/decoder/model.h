@@ -60,7 +60,6 @@ struct Layer {
   int64_t experts_per_token = 0;
   bool normalise = false;
   int rope = -1;
-  bool has_gate = true;
   int64_t window = 0;
 };
 

@@ -155,15 +155,12 @@ constexpr Kernels kAmx = {"amx", Amx<kTileCols>::kBlock, 128, quantize_token, mu
                           avx512_float_kernels, {kTileTokens, kTileCols, 2}, kTileTokens, avx512vnni_kernels};
 
 }  // namespace
-
-const Kernels* amx_kernels() { return &kAmx; }
-
 }  // namespace bitdistill
+
+BITDISTILL_GIVES(amx_kernels, &kAmx)
 
 #else
 
-namespace bitdistill {
-const Kernels* amx_kernels() { return nullptr; }
-}  // namespace bitdistill
+BITDISTILL_GIVES(amx_kernels, nullptr)
 
 #endif

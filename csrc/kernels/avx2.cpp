@@ -43,15 +43,12 @@ constexpr Kernels kAvx2 = {"avx2", Int8Sums::kTokens, 0, quantize_token, Impleme
                            Implementation::multiply_add_loop, Implementation::read_loop, avx2_float_kernels};
 
 }  // namespace
-
-const Kernels* avx2_kernels() { return &kAvx2; }
-
 }  // namespace bitdistill
+
+BITDISTILL_GIVES(avx2_kernels, &kAvx2)
 
 #else
 
-namespace bitdistill {
-const Kernels* avx2_kernels() { return nullptr; }
-}  // namespace bitdistill
+BITDISTILL_GIVES(avx2_kernels, nullptr)
 
 #endif

@@ -10,14 +10,10 @@ constexpr int kAccumulators = 16;
 
 #include "kernels/float_portable.h"
 
-namespace bitdistill {
-const FloatKernels* avx512_float_kernels() { return &kFloatKernels; }
-}  // namespace bitdistill
+BITDISTILL_GIVES(avx512_float_kernels, &kFloatKernels)
 
 #else
 
-namespace bitdistill {
-const FloatKernels* avx512_float_kernels() { return nullptr; }
-}  // namespace bitdistill
+BITDISTILL_GIVES(avx512_float_kernels, nullptr)
 
 #endif

@@ -202,14 +202,12 @@ void multiply(const Tile& tile) {
 
 }  // namespace
 
-MultiplyFunction avx512vbmi_dense_multiply() { return multiply; }
-
 }  // namespace bitdistill
+
+BITDISTILL_GIVES(avx512vbmi_dense_multiply, multiply)
 
 #else
 
-namespace bitdistill {
-MultiplyFunction avx512vbmi_dense_multiply() { return nullptr; }
-}  // namespace bitdistill
+BITDISTILL_GIVES(avx512vbmi_dense_multiply, nullptr)
 
 #endif

@@ -218,15 +218,12 @@ double multiply_add_loop(int64_t iterations) {
 constexpr Kernels kAvx512Vnni = {"avx512vnni", kTokens, 128, quantize_token, multiply, multiply_add_loop, read_loop, avx512_float_kernels};
 
 }  // namespace
-
-const Kernels* avx512vnni_kernels() { return &kAvx512Vnni; }
-
 }  // namespace bitdistill
+
+BITDISTILL_GIVES(avx512vnni_kernels, &kAvx512Vnni)
 
 #else
 
-namespace bitdistill {
-const Kernels* avx512vnni_kernels() { return nullptr; }
-}  // namespace bitdistill
+BITDISTILL_GIVES(avx512vnni_kernels, nullptr)
 
 #endif

@@ -25,15 +25,12 @@ constexpr Kernels kAvxVnni = {"avxvnni", Int32Sums::kTokens, 128, quantize_token
                               Implementation::multiply_add_loop, Implementation::read_loop, avxvnni_float_kernels};
 
 }  // namespace
-
-const Kernels* avxvnni_kernels() { return &kAvxVnni; }
-
 }  // namespace bitdistill
+
+BITDISTILL_GIVES(avxvnni_kernels, &kAvxVnni)
 
 #else
 
-namespace bitdistill {
-const Kernels* avxvnni_kernels() { return nullptr; }
-}  // namespace bitdistill
+BITDISTILL_GIVES(avxvnni_kernels, nullptr)
 
 #endif

@@ -71,7 +71,7 @@ struct Forms {
 
   bool reserve(int64_t rows) {
     Layout layout;
-    if (describe_matrix(BD_TERNARY, rows, kCols, 0, 1, false, false, &matrices[0], &layout) != BD_OK ||
+    if (describe_matrix(BD_TERNARY, rows, kCols, 0, 1, &matrices[0], &layout) != BD_OK ||
         describe_in_form(matrices[0], BD_TERNARY_DENSE, &matrices[1], &layout) != BD_OK) {
       return false;
     }
@@ -139,8 +139,8 @@ void unpack_dense(const Matrix& dense, const Matrix& matrix, uint8_t* panel_data
 }
 
 int describe_in_form(const Matrix& matrix, bd_format form, Matrix* other, Layout* layout) {
-  return describe_matrix(form, matrix.rows, matrix.cols, 0, matrix.tensor_scale ? 1 : static_cast<size_t>(matrix.rows),
-                         matrix.row_offset != nullptr, false, other, layout);
+  return describe_matrix(form, matrix.rows, matrix.cols, 0, matrix.tensor_scale ? 1 : static_cast<size_t>(matrix.rows), other,
+                         layout);
 }
 
 MultiplyFunction dense_multiply(const Kernels& kernels) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "bitdistill.h"
+#include "kernels/isa_file.h"
 #include "kernels/matrix.h"
 #include "kernels/split_kernels.h"
 
@@ -67,7 +68,7 @@ struct FloatKernels {
   // Rotates the first 2 * half elements of a head; cos and sin have `half` elements.
   void (*rotate)(float* head, const float* cos, const float* sin, int64_t half);
 
-  // out[i] = act(gate[i]) * up[i], or act(up[i]) if gate is null.
+  // out[i] = act(gate[i]) * up[i].
   void (*activate)(bd_activation activation, const float* gate, const float* up, int64_t n, float* out);
 
   void (*add)(const float* x, int64_t n, float* sum);  // sum += x

@@ -36,9 +36,7 @@ inline Floats activated(bd_activation activation, const Floats& x) {
 
 void activate(bd_activation activation, const float* gate, const float* up, int64_t n, float* out) {
   in_vectors(n, [&](int64_t i, int lanes) {
-    const Floats u = load_some(up + i, lanes);
-    const Floats y = gate == nullptr ? activated(activation, u) : activated(activation, load_some(gate + i, lanes)) * u;
-    store_some(out + i, y, lanes);
+    store_some(out + i, activated(activation, load_some(gate + i, lanes)) * load_some(up + i, lanes), lanes);
   });
 }
 

@@ -23,14 +23,12 @@ struct Tile {
   const int8_t* x;
   int tokens;
   const int32_t* group_sums;  // [tokens][groups]: sums of x_q
-  const int32_t* token_sums;  // [tokens]
   const float* act_scale;     // [tokens]: 1 / s
 
   const void* scales;          // of the first panel
   int64_t scale_panel_stride;  // in scales
   int64_t scale_group_stride;
   bool scale_is_f16;
-  const float* row_offset;     // of the first panel, or null
   const float* bias;           // of the first row, or null
   float* out;                  // of the first row and token
   int64_t out_stride;          // from token to token

@@ -47,14 +47,11 @@ struct Product {
     t.x = x->block(block);
     t.tokens = x->tokens_in(block);
     t.group_sums = group_sums + token * matrix->groups;
-    t.token_sums = x->token_sums(token);
     t.act_scale = x->inverse_scale(token);
-    t.scale_is_f16 = matrix->scale_is_f16;
+    t.scale_is_f16 = matrix->half_scales();
     t.scale_panel_stride = matrix->tensor_scale ? 0 : matrix->groups * kPanelRows;
     t.scale_group_stride = kPanelRows;
-    t.scales = static_cast<const uint8_t*>(matrix->scales) + panel * t.scale_panel_stride *
-                   static_cast<int64_t>(matrix->scale_is_f16 ? sizeof(uint16_t) : sizeof(float));
-    t.row_offset = matrix->row_offset == nullptr ? nullptr : matrix->row_offset + row;
+    t.scales = static_cast<const uint8_t*>(matrix->scales) + panel * t.scale_panel_stride * static_cast<int64_t>(matrix->scale_bytes());
     t.bias = output->bias == nullptr ? nullptr : output->bias + row;
     t.rows = static_cast<int>(rows_left < panels * kPanelRows ? rows_left : panels * kPanelRows);
     if (output->acc != nullptr) {
@@ -151,7 +148,6 @@ struct Widened {
     if (!panels.reserve(static_cast<size_t>(matrix.panels * matrix.panel_bytes))) return BD_ERROR_OUT_OF_MEMORY;
     unpack_dense(dense, matrix, panels.as<uint8_t>());
     matrix.scales = dense.scales;
-    matrix.row_offset = dense.row_offset;
     matrix.panel_data = panels.as<uint8_t>();
     return BD_OK;
   }
@@ -199,17 +195,16 @@ void dequantize_row(const Matrix& matrix, int64_t row, float* out) {
   const int lane = static_cast<int>(row % kPanelRows);
   const uint8_t* data = matrix.panel_data + panel * matrix.panel_bytes;
   const int zero_point = matrix.format == BD_INT4 ? 8 : matrix.format == BD_INT8 ? 0 : 1;
-  const float offset = matrix.row_offset == nullptr ? 0.0f : matrix.row_offset[row];
   for (int64_t col = 0; col < matrix.cols; ++col) {
     const int64_t group = matrix.group_size == 0 ? 0 : col / matrix.group_size;
     const int64_t at = (matrix.tensor_scale ? 0 : panel * matrix.groups + group) * kPanelRows + lane;
-    const float scale = matrix.scale_is_f16 ? half_to_float(static_cast<const uint16_t*>(matrix.scales)[at])
+    const float scale = matrix.half_scales() ? half_to_float(static_cast<const uint16_t*>(matrix.scales)[at])
                                             : static_cast<const float*>(matrix.scales)[at];
     const int byte = lane * kStepCols + static_cast<int>(col % kStepCols);
     const int code = matrix.format == BD_TERNARY_DENSE ? dense_code_of(data, matrix.chunks(), col / kStepCols, byte)
                                                        : code_of(data, matrix.format, col / kStepCols, byte);
     const int value = code - zero_point;
-    out[col] = static_cast<float>(value) * scale + offset;
+    out[col] = static_cast<float>(value) * scale + 0.0f;  // a weight of zero is never -0
   }
 }
 

@@ -18,9 +18,7 @@ struct Header {
   int64_t cols;
   int64_t group_size;
   int32_t tensor_scale;
-  int32_t scale_is_f16;
-  int32_t has_row_offset;
-  int32_t reserved[3];
+  int32_t reserved[5];
 };
 static_assert(sizeof(Header) == BD_ALIGNMENT, "the parts after the header stay aligned");
 
@@ -45,14 +43,13 @@ bool group_size_fits(bd_format format, int64_t group_size) {
 
 }  // namespace
 
-int describe_matrix(int format, int64_t rows, int64_t cols, int64_t group_size, size_t scale_count, bool has_row_offset,
-                    bool scale_is_f16, Matrix* matrix, Layout* layout) {
+int describe_matrix(int format, int64_t rows, int64_t cols, int64_t group_size, size_t scale_count, Matrix* matrix,
+                    Layout* layout) {
   if (format < BD_TERNARY || format > BD_TERNARY_DENSE) return BD_ERROR_ARGUMENT;
   if (rows < 1 || rows > BD_MAX_ROWS || cols < 1 || cols > BD_MAX_COLS) return BD_ERROR_SHAPE;
   const bd_format kind = static_cast<bd_format>(format);
-  if (!group_size_fits(kind, group_size) || (scale_is_f16 && kind != BD_INT4)) return BD_ERROR_ARGUMENT;
+  if (!group_size_fits(kind, group_size)) return BD_ERROR_ARGUMENT;
   const bool ternary = kind == BD_TERNARY || kind == BD_TERNARY_DENSE;
-  if (has_row_offset && !ternary) return BD_ERROR_ARGUMENT;
 
   Matrix m{};
   m.format = kind;
@@ -60,7 +57,6 @@ int describe_matrix(int format, int64_t rows, int64_t cols, int64_t group_size, 
   m.cols = cols;
   m.group_size = group_size;
   m.groups = group_size == 0 ? 1 : div_up(cols, group_size);
-  m.scale_is_f16 = scale_is_f16;
   m.panels = div_up(rows, kPanelRows);
   m.panel_bytes = panel_bytes_of(kind, cols);
   if (scale_count != static_cast<size_t>(rows * m.groups)) {
@@ -70,16 +66,14 @@ int describe_matrix(int format, int64_t rows, int64_t cols, int64_t group_size, 
   // rows * cols <= 2^41, so none of the sizes below overflows.
   const size_t scales = m.tensor_scale ? kPanelRows : static_cast<size_t>(m.panels * m.groups * kPanelRows);
   layout->scales = sizeof(Header);
-  layout->row_offset = layout->scales + static_cast<size_t>(round_up(
-                           static_cast<int64_t>(scales * (scale_is_f16 ? sizeof(uint16_t) : sizeof(float))), BD_ALIGNMENT));
   layout->panel_data =
-      layout->row_offset + (has_row_offset ? static_cast<size_t>(m.panels) * kPanelRows * sizeof(float) : 0);
+      layout->scales + static_cast<size_t>(round_up(static_cast<int64_t>(scales * m.scale_bytes()), BD_ALIGNMENT));
   layout->total = layout->panel_data + static_cast<size_t>(m.panels * m.panel_bytes);
   *matrix = m;
   return BD_OK;
 }
 
-void write_header(const Matrix& matrix, bool has_row_offset, void* packed) {
+void write_header(const Matrix& matrix, void* packed) {
   Header header{};
   header.magic = kMagic;
   header.version = BD_ABI_VERSION;
@@ -88,8 +82,6 @@ void write_header(const Matrix& matrix, bool has_row_offset, void* packed) {
   header.cols = matrix.cols;
   header.group_size = matrix.group_size;
   header.tensor_scale = matrix.tensor_scale;
-  header.scale_is_f16 = matrix.scale_is_f16;
-  header.has_row_offset = has_row_offset;
   std::memcpy(packed, &header, sizeof header);
 }
 
@@ -99,9 +91,7 @@ int open_matrix(const void* packed, size_t packed_bytes, Matrix* matrix) {
   if (packed_bytes < sizeof(Header)) return BD_ERROR_BUFFER_SIZE;
   Header header;
   std::memcpy(&header, packed, sizeof header);
-  const auto flag = [](int32_t value) { return value == 0 || value == 1; };
-  if (header.magic != kMagic || header.version != BD_ABI_VERSION || !flag(header.tensor_scale) ||
-      !flag(header.scale_is_f16) || !flag(header.has_row_offset)) {
+  if (header.magic != kMagic || header.version != BD_ABI_VERSION || (header.tensor_scale & ~1) != 0) {
     return BD_ERROR_HEADER;
   }
   // The header holds no positions: they follow from the shape, and the total must be the size of the buffer.
@@ -115,14 +105,12 @@ int open_matrix(const void* packed, size_t packed_bytes, Matrix* matrix) {
     scale_count = static_cast<size_t>(header.rows * groups);
   }
   Layout layout;
-  if (describe_matrix(header.format, header.rows, header.cols, header.group_size, scale_count,
-                      header.has_row_offset != 0, header.scale_is_f16 != 0, matrix, &layout) != BD_OK) {
+  if (describe_matrix(header.format, header.rows, header.cols, header.group_size, scale_count, matrix, &layout) != BD_OK) {
     return BD_ERROR_HEADER;
   }
   if (layout.total != packed_bytes) return BD_ERROR_BUFFER_SIZE;
   const uint8_t* base = static_cast<const uint8_t*>(packed);
   matrix->scales = base + layout.scales;
-  matrix->row_offset = header.has_row_offset ? reinterpret_cast<const float*>(base + layout.row_offset) : nullptr;
   matrix->panel_data = base + layout.panel_data;
   return BD_OK;
 }

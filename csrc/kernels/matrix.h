@@ -11,8 +11,8 @@
 //
 //   TERNARY_DENSE  256 bytes hold 20 steps (80 columns): dense.h. Only AVX-512 VBMI decodes it as fast as it reads.
 //
-// A packed weight is one buffer: header | scales | row offsets | panels, each part aligned to 64 bytes. Scales are
-// [panels, groups, 16] floats (or halves), or 16 equal floats for a tensor scale; row offsets are [panels, 16] floats.
+// A packed weight is one buffer: header | scales | panels, each part aligned to 64 bytes. Scales are [panels, groups, 16]
+// floats (INT4: halves), or 16 equal floats for a tensor scale.
 // Padding holds arbitrary codes: activations of padding columns are zero, outputs of padding rows are not stored.
 #pragma once
 
@@ -36,7 +36,6 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return div_up(a, b) * b; }
 struct Matrix {
   bd_format format;
   bool tensor_scale;
-  bool scale_is_f16;
   int64_t rows, cols;
   int64_t group_size;  // columns that share a scale; 0: all
   int64_t groups;
@@ -44,24 +43,25 @@ struct Matrix {
   int64_t panel_bytes;
   // Null in a matrix that only describes sizes.
   const void* scales;
-  const float* row_offset;  // or null
   const uint8_t* panel_data;
 
+  bool half_scales() const { return format == BD_INT4; }
+  size_t scale_bytes() const { return half_scales() ? sizeof(uint16_t) : sizeof(float); }
   int64_t chunks() const { return div_up(cols, kChunkCols); }
   int64_t group_chunks() const { return group_size == 0 ? chunks() : group_size / kChunkCols; }
 };
 
 // Byte positions of the parts of a packed weight.
 struct Layout {
-  size_t scales, row_offset, panel_data, total;
+  size_t scales, panel_data, total;
 };
 
 // Fills sizes and the layout; BD_ERROR_SHAPE / BD_ERROR_ARGUMENT if there is no such matrix. `scale_count` is the
 // number of scales in storage; it decides between tensor and row scale.
-int describe_matrix(int format, int64_t rows, int64_t cols, int64_t group_size, size_t scale_count, bool has_row_offset,
-                    bool scale_is_f16, Matrix* matrix, Layout* layout);
+int describe_matrix(int format, int64_t rows, int64_t cols, int64_t group_size, size_t scale_count, Matrix* matrix,
+                    Layout* layout);
 
-void write_header(const Matrix& matrix, bool has_row_offset, void* packed);
+void write_header(const Matrix& matrix, void* packed);
 
 // Checks a packed weight and points into it. Afterwards every address that the kernels derive lies inside the buffer.
 int open_matrix(const void* packed, size_t packed_bytes, Matrix* matrix);

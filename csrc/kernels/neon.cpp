@@ -79,30 +79,19 @@ void multiply(const Tile& tile) {
 // ---- Limits ----------------------------------------------------------------------------------------------------------
 
 double multiply_add_loop(int64_t iterations) {
-  int32x4_t acc[16];
-  for (int32x4_t& a : acc) a = vdupq_n_s32(0);
-  int8x16_t codes = vdupq_n_s8(2), x = vdupq_n_s8(3);
-  for (int64_t n = 0; n < iterations; ++n) {
-    asm volatile("" : "+w"(codes), "+w"(x));
-#pragma GCC unroll 16
-    for (int32x4_t& a : acc) a = vdotq_laneq_s32(a, codes, x, 0);
-  }
-  for (int32x4_t& a : acc) asm volatile("" : : "w"(a));
+  add_again(iterations, [](int32x4_t a, int8x16_t codes, int8x16_t x) { return vdotq_laneq_s32(a, codes, x, 0); });
   return static_cast<double>(iterations) * 16 * 16;
 }
 
 constexpr Kernels kNeon = {"neon", kTokens, 0, quantize_token, multiply, multiply_add_loop, read_loop, neon_float_kernels};
 
 }  // namespace
-
-const Kernels* neon_kernels() { return &kNeon; }
-
 }  // namespace bitdistill
+
+BITDISTILL_GIVES(neon_kernels, &kNeon)
 
 #else
 
-namespace bitdistill {
-const Kernels* neon_kernels() { return nullptr; }
-}  // namespace bitdistill
+BITDISTILL_GIVES(neon_kernels, nullptr)
 
 #endif

@@ -120,15 +120,7 @@ void multiply(const Tile& tile) {
 }
 
 double multiply_add_loop(int64_t iterations) {
-  int32x4_t acc[16];
-  for (int32x4_t& a : acc) a = vdupq_n_s32(0);
-  int8x16_t codes = vdupq_n_s8(2), x = vdupq_n_s8(3);
-  for (int64_t n = 0; n < iterations; ++n) {
-    asm volatile("" : "+w"(codes), "+w"(x));
-#pragma GCC unroll 16
-    for (int32x4_t& a : acc) a = vmmlaq_s32(a, codes, x);
-  }
-  for (int32x4_t& a : acc) asm volatile("" : : "w"(a));
+  add_again(iterations, [](int32x4_t a, int8x16_t codes, int8x16_t x) { return vmmlaq_s32(a, codes, x); });
   return static_cast<double>(iterations) * 16 * 32;
 }
 
@@ -136,15 +128,12 @@ constexpr Kernels kI8mm = {"i8mm", I8mm::kBlock, 0, quantize_token, multiply, mu
                            neon_float_kernels, {I8mm::kTokens, kPairCols, 1}, kFewestTokens, neon_kernels};
 
 }  // namespace
-
-const Kernels* i8mm_kernels() { return &kI8mm; }
-
 }  // namespace bitdistill
+
+BITDISTILL_GIVES(i8mm_kernels, &kI8mm)
 
 #else
 
-namespace bitdistill {
-const Kernels* i8mm_kernels() { return nullptr; }
-}  // namespace bitdistill
+BITDISTILL_GIVES(i8mm_kernels, nullptr)
 
 #endif

@@ -68,6 +68,20 @@ inline void load_codes(const uint8_t* chunk, int i, uint8x16_t (&v)[Codes::kLoad
 
 // ---- Limits ----------------------------------------------------------------------------------------------------------
 
+// 16 sums of add(sum, codes, x), again and again.
+template <class Add>
+inline void add_again(int64_t iterations, Add add) {
+  int32x4_t acc[16];
+  for (int32x4_t& a : acc) a = vdupq_n_s32(0);
+  int8x16_t codes = vdupq_n_s8(2), x = vdupq_n_s8(3);
+  for (int64_t n = 0; n < iterations; ++n) {
+    asm volatile("" : "+w"(codes), "+w"(x));
+#pragma GCC unroll 16
+    for (int32x4_t& a : acc) a = add(a, codes, x);
+  }
+  for (int32x4_t& a : acc) asm volatile("" : : "w"(a));
+}
+
 uint64_t read_loop(const uint8_t* data, int64_t bytes) {
   uint64x2_t acc[4] = {vdupq_n_u64(0), vdupq_n_u64(0), vdupq_n_u64(0), vdupq_n_u64(0)};
   for (int64_t i = 0; i + 64 <= bytes; i += 64) {

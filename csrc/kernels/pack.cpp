@@ -127,7 +127,7 @@ int pack_scales(const Matrix& m, const void* scales, const PackedParts& packed) 
         const int64_t row = panel * kPanelRows + lane;
         const int64_t from = row * m.groups + group;
         const int64_t to = (panel * m.groups + group) * kPanelRows + lane;
-        if (m.scale_is_f16) {
+        if (m.half_scales()) {
           const uint16_t half = row < m.rows ? halves[from] : 0;
           finite &= (half & 0x7c00) != 0x7c00;
           static_cast<uint16_t*>(packed.scales)[to] = half;
@@ -138,16 +138,6 @@ int pack_scales(const Matrix& m, const void* scales, const PackedParts& packed) 
         }
       }
     }
-  }
-  return finite ? BD_OK : BD_ERROR_SCALE;
-}
-
-int pack_row_offset(const Matrix& m, const float* row_offset, const PackedParts& packed) {
-  bool finite = true;
-  for (int64_t row = 0; row < m.panels * kPanelRows; ++row) {
-    const float value = row < m.rows ? row_offset[row] : 0.0f;
-    finite &= std::isfinite(value);
-    packed.row_offset[row] = value;
   }
   return finite ? BD_OK : BD_ERROR_SCALE;
 }

@@ -9,7 +9,6 @@ namespace bitdistill {
 // Destination of the parts of a packed weight.
 struct PackedParts {
   void* scales;
-  float* row_offset;  // or null
   uint8_t* panel_data;
 };
 
@@ -18,9 +17,8 @@ int pack_ternary(const Matrix& matrix, const uint8_t* weight, const PackedParts&
 int pack_int8(const Matrix& matrix, const int8_t* weight, const PackedParts& packed);
 int pack_int4(const Matrix& matrix, const uint8_t* weight, const PackedParts& packed);
 
-// BD_ERROR_SCALE if one is not finite. `scales`: floats, or halves if matrix.scale_is_f16.
+// BD_ERROR_SCALE if one is not finite. `scales`: floats, or halves if matrix.half_scales().
 int pack_scales(const Matrix& matrix, const void* scales, const PackedParts& packed);
-int pack_row_offset(const Matrix& matrix, const float* row_offset, const PackedParts& packed);
 
 // Rows [first_row, first_row + rows) of an int8 or int4 matrix from floats: `table` starts with the first of them, which
 // is the first of a panel. BD_ERROR_SCALE if one is not finite, BD_ERROR_ARGUMENT if one is too large for a half scale.

@@ -204,9 +204,6 @@ inline void finish_output(const Tile& tile, int panel, int token, const Floats& 
   if (tile.acc != nullptr) return;
   const int first = panel * kPanelRows;
   Floats y = total;
-  if (tile.row_offset != nullptr) {
-    y += load_vector<Floats>(tile.row_offset + first) * static_cast<float>(tile.token_sums[token]);
-  }
   y *= tile.act_scale[token];
   float* out = tile.out + token * tile.out_stride + first;
   if (tile.rows - first >= kPanelRows) {

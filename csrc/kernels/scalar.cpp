@@ -56,7 +56,6 @@ uint64_t read_loop(const uint8_t* data, int64_t bytes) {
 constexpr Kernels kScalar = {"scalar", kTokens, 0, quantize_token, multiply, multiply_add_loop, read_loop, scalar_float_kernels};
 
 }  // namespace
-
-const Kernels* scalar_kernels() { return &kScalar; }
-
 }  // namespace bitdistill
+
+BITDISTILL_GIVES(scalar_kernels, &kScalar)

@@ -8,6 +8,4 @@ constexpr int kAccumulators = 8;
 
 #include "kernels/float_portable.h"
 
-namespace bitdistill {
-const FloatKernels* scalar_float_kernels() { return &kFloatKernels; }
-}  // namespace bitdistill
+BITDISTILL_GIVES(scalar_float_kernels, &kFloatKernels)

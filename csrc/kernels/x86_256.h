@@ -160,10 +160,6 @@ inline void write_outputs(const Tile& tile, int panel, const Row16* total) {
     float* const out = tile.out + t * tile.out_stride + first;
     for (int half = 0; half < 2; ++half) {
       __m256 y = total[t].half[half];
-      if (tile.row_offset != nullptr) {
-        const __m256 offset = _mm256_loadu_ps(tile.row_offset + first + 8 * half);
-        y = _mm256_add_ps(y, _mm256_mul_ps(offset, _mm256_set1_ps(static_cast<float>(tile.token_sums[t]))));
-      }
       y = _mm256_mul_ps(y, _mm256_set1_ps(tile.act_scale[t]));
       if (tile.bias != nullptr) y = _mm256_add_ps(y, bias.half[half]);
       _mm256_storeu_ps((rows == kPanelRows ? out : last) + 8 * half, y);

@@ -43,8 +43,7 @@ struct Case {
   int64_t rows = 1, cols = 1, group_size = 0, groups = 1;
   std::vector<int8_t> values;       // [rows, cols]
   std::vector<float> scale;         // 1, rows or rows * groups
-  std::vector<uint16_t> half_scale; // int4: instead
-  std::vector<float> row_offset;    // or empty
+  std::vector<uint16_t> half_scale; // int4: the same as halves
 
   float scale_of(int64_t row, int64_t group) const {
     const size_t at = scale.size() == 1 ? 0 : static_cast<size_t>(row * groups + group);
@@ -84,20 +83,17 @@ struct Case {
       return packed;
     }
     if (format == BD_INT4) {
-      const bool half = !half_scale.empty();
-      const void* scales = half ? static_cast<const void*>(half_scale.data()) : scale.data();
       const std::vector<uint8_t> storage = int4_storage();
-      CHECK_OK(bd_int4_packed_size(rows, cols, half, &bytes));
+      CHECK_OK(bd_int4_packed_size(rows, cols, &bytes));
       Packed packed(bytes);
-      CHECK_OK(bd_int4_pack(storage.data(), storage.size(), rows, cols, scales, scale.size(), half, packed.data(), bytes));
+      CHECK_OK(bd_int4_pack(storage.data(), storage.size(), rows, cols, half_scale.data(), half_scale.size(), packed.data(), bytes));
       return packed;
     }
     const std::vector<uint8_t> storage = ternary_storage();
-    CHECK_OK(bd_ternary_packed_size(rows, cols, group_size, scale.size(), !row_offset.empty(), &bytes));
+    CHECK_OK(bd_ternary_packed_size(rows, cols, group_size, scale.size(), &bytes));
     Packed packed(bytes);
     CHECK_OK(bd_ternary_pack(storage.data(), storage.size(), rows, cols, scale.data(), scale.size(), group_size,
-                             row_offset.empty() ? nullptr : row_offset.data(), row_offset.size(), packed.data(),
-                             bytes));
+                             packed.data(), bytes));
     if (format == BD_TERNARY_DENSE) return densify(packed);
     return packed;
   }
@@ -131,7 +127,7 @@ struct Case {
   }
 };
 
-inline Case random_case(Random& random, bd_format format, int64_t rows, int64_t cols, int scale_kind, bool offset) {
+inline Case random_case(Random& random, bd_format format, int64_t rows, int64_t cols, int scale_kind) {
   Case made;
   made.format = format;
   made.rows = rows;
@@ -147,18 +143,14 @@ inline Case random_case(Random& random, bd_format format, int64_t rows, int64_t 
   made.scale.resize(tensor ? 1 : static_cast<size_t>(rows * made.groups));
   std::uniform_real_distribution<float> positive(0.01f, 2.0f);
   for (float& s : made.scale) s = positive(random);
-  if (format == BD_INT4 && scale_kind == 1) {
-    // Powers of two from 2^-10 to 2^4, negative ones too: the same value in both types.
+  if (format == BD_INT4) {
+    // From 2^-10 to 2^5, negative ones too: the same value in both types.
     for (float& s : made.scale) {
-      const int exponent = static_cast<int>(uniform(random, -10, 4));
+      const int exponent = static_cast<int>(uniform(random, -10, 4)), fraction = static_cast<int>(uniform(random, 0, 1023));
       const bool negative = random() % 2 != 0;
-      s = std::ldexp(negative ? -1.0f : 1.0f, exponent);
-      made.half_scale.push_back(static_cast<uint16_t>((negative ? 0x8000 : 0) | (exponent + 15) << 10));
+      s = std::ldexp(static_cast<float>(negative ? -1024 - fraction : 1024 + fraction), exponent - 10);
+      made.half_scale.push_back(static_cast<uint16_t>((negative ? 0x8000 : 0) | (exponent + 15) << 10 | fraction));
     }
-  }
-  if (offset && ternary) {
-    made.row_offset.resize(static_cast<size_t>(rows));
-    for (float& o : made.row_offset) o = positive(random) - 1.0f;
   }
   return made;
 }

@@ -31,22 +31,22 @@ void test_sizes() {
   size_t bytes;
   const int64_t huge = std::numeric_limits<int64_t>::max();
   for (const int64_t bad : {int64_t{0}, int64_t{-1}, huge, std::numeric_limits<int64_t>::min()}) {
-    CHECK_STATUS(bd_ternary_packed_size(bad, 4, 0, 1, 0, &bytes), BD_ERROR_SHAPE);
-    CHECK_STATUS(bd_ternary_packed_size(4, bad, 0, 1, 0, &bytes), BD_ERROR_SHAPE);
+    CHECK_STATUS(bd_ternary_packed_size(bad, 4, 0, 1, &bytes), BD_ERROR_SHAPE);
+    CHECK_STATUS(bd_ternary_packed_size(4, bad, 0, 1, &bytes), BD_ERROR_SHAPE);
     CHECK_STATUS(bd_int8_packed_size(bad, 4, &bytes), BD_ERROR_SHAPE);
     CHECK_STATUS(bd_int8_packed_size(4, bad, &bytes), BD_ERROR_SHAPE);
-    CHECK_STATUS(bd_int4_packed_size(bad, 4, 0, &bytes), BD_ERROR_SHAPE);
-    CHECK_STATUS(bd_int4_packed_size(4, bad, 0, &bytes), BD_ERROR_SHAPE);
+    CHECK_STATUS(bd_int4_packed_size(bad, 4, &bytes), BD_ERROR_SHAPE);
+    CHECK_STATUS(bd_int4_packed_size(4, bad, &bytes), BD_ERROR_SHAPE);
   }
   for (const int64_t group : {int64_t{1}, int64_t{32}, int64_t{63}, int64_t{256}, int64_t{-64}, huge}) {
-    CHECK_STATUS(bd_ternary_packed_size(4, 256, group, 4, 0, &bytes), BD_ERROR_ARGUMENT);
+    CHECK_STATUS(bd_ternary_packed_size(4, 256, group, 4, &bytes), BD_ERROR_ARGUMENT);
   }
   for (const size_t scales : {size_t{0}, size_t{2}, size_t{5}, std::numeric_limits<size_t>::max()}) {
-    CHECK_STATUS(bd_ternary_packed_size(4, 256, 0, scales, 0, &bytes), BD_ERROR_SHAPE);
+    CHECK_STATUS(bd_ternary_packed_size(4, 256, 0, scales, &bytes), BD_ERROR_SHAPE);
   }
-  CHECK_STATUS(bd_ternary_packed_size(4, 256, 64, 1, 0, &bytes), BD_ERROR_SHAPE);
-  CHECK_STATUS(bd_ternary_packed_size(4, 256, 0, 1, 0, nullptr), BD_ERROR_NULL_POINTER);
-  CHECK_OK(bd_ternary_packed_size(BD_MAX_ROWS, BD_MAX_COLS, 64, static_cast<size_t>(BD_MAX_ROWS * BD_MAX_COLS / 64), 1,
+  CHECK_STATUS(bd_ternary_packed_size(4, 256, 64, 1, &bytes), BD_ERROR_SHAPE);
+  CHECK_STATUS(bd_ternary_packed_size(4, 256, 0, 1, nullptr), BD_ERROR_NULL_POINTER);
+  CHECK_OK(bd_ternary_packed_size(BD_MAX_ROWS, BD_MAX_COLS, 64, static_cast<size_t>(BD_MAX_ROWS * BD_MAX_COLS / 64),
                                   &bytes));
 }
 
@@ -56,7 +56,7 @@ void test_table_pack() {
   std::vector<float> table(rows * cols, 0.5f);
   table[3] = -1.0f;
   size_t bytes;
-  CHECK_OK(bd_int4_packed_size(rows, cols, 1, &bytes));
+  CHECK_OK(bd_int4_packed_size(rows, cols, &bytes));
   Packed packed(bytes);
   const auto pack = [&](int format, const void* data, size_t data_bytes, int kind, int64_t first, int64_t count, size_t size) {
     return bd_table_pack_rows(format, data, data_bytes, kind, rows, cols, first, count, packed.data(), size);
@@ -90,43 +90,42 @@ void test_table_pack() {
 }
 
 void test_pack(test::Random& random) {
-  const Case made = random_case(random, BD_TERNARY, kRows, kCols, 1, true);
+  const Case made = random_case(random, BD_TERNARY, kRows, kCols, 1);
   std::vector<uint8_t> storage = made.ternary_storage();
   size_t bytes;
-  CHECK_OK(bd_ternary_packed_size(kRows, kCols, 0, kRows, 1, &bytes));
+  CHECK_OK(bd_ternary_packed_size(kRows, kCols, 0, kRows, &bytes));
   Packed packed(bytes + BD_ALIGNMENT);
-  const auto pack = [&](const uint8_t* weight, size_t weight_bytes, const std::vector<float>& scale,
-                        const std::vector<float>& offset, void* to, size_t size) {
-    return bd_ternary_pack(weight, weight_bytes, kRows, kCols, scale.data(), scale.size(), 0, offset.data(),
-                           offset.size(), to, size);
+  const auto pack = [&](const uint8_t* weight, size_t weight_bytes, const std::vector<float>& scale, void* to,
+                        size_t size) {
+    return bd_ternary_pack(weight, weight_bytes, kRows, kCols, scale.data(), scale.size(), 0, to, size);
   };
   uint8_t* to = static_cast<uint8_t*>(packed.data());
-  CHECK_OK(pack(storage.data(), storage.size(), made.scale, made.row_offset, to, bytes));
-  CHECK_STATUS(pack(nullptr, storage.size(), made.scale, made.row_offset, to, bytes), BD_ERROR_NULL_POINTER);
-  CHECK_STATUS(pack(storage.data(), storage.size(), made.scale, made.row_offset, nullptr, bytes), BD_ERROR_NULL_POINTER);
-  CHECK_STATUS(pack(storage.data(), storage.size() - 1, made.scale, made.row_offset, to, bytes), BD_ERROR_BUFFER_SIZE);
-  CHECK_STATUS(pack(storage.data(), storage.size(), made.scale, made.row_offset, to, bytes - 1), BD_ERROR_BUFFER_SIZE);
-  CHECK_STATUS(pack(storage.data(), storage.size(), made.scale, made.row_offset, to + 1, bytes), BD_ERROR_ALIGNMENT);
-  const std::vector<float> short_offset(kRows - 1, 1.0f), bad(kRows, NAN), infinite(kRows, INFINITY);
-  CHECK_STATUS(pack(storage.data(), storage.size(), made.scale, short_offset, to, bytes), BD_ERROR_BUFFER_SIZE);
-  CHECK_STATUS(pack(storage.data(), storage.size(), bad, made.row_offset, to, bytes), BD_ERROR_SCALE);
-  CHECK_STATUS(pack(storage.data(), storage.size(), made.scale, infinite, to, bytes), BD_ERROR_SCALE);
+  CHECK_OK(pack(storage.data(), storage.size(), made.scale, to, bytes));
+  CHECK_STATUS(pack(nullptr, storage.size(), made.scale, to, bytes), BD_ERROR_NULL_POINTER);
+  CHECK_STATUS(pack(storage.data(), storage.size(), made.scale, nullptr, bytes), BD_ERROR_NULL_POINTER);
+  CHECK_STATUS(pack(storage.data(), storage.size() - 1, made.scale, to, bytes), BD_ERROR_BUFFER_SIZE);
+  CHECK_STATUS(pack(storage.data(), storage.size(), made.scale, to, bytes - 1), BD_ERROR_BUFFER_SIZE);
+  CHECK_STATUS(pack(storage.data(), storage.size(), made.scale, to + 1, bytes), BD_ERROR_ALIGNMENT);
+  const std::vector<float> few(kRows - 1, 1.0f), bad(kRows, NAN), infinite(kRows, INFINITY);
+  CHECK_STATUS(pack(storage.data(), storage.size(), few, to, bytes), BD_ERROR_SHAPE);
+  CHECK_STATUS(pack(storage.data(), storage.size(), bad, to, bytes), BD_ERROR_SCALE);
+  CHECK_STATUS(pack(storage.data(), storage.size(), infinite, to, bytes), BD_ERROR_SCALE);
   // Code 3 anywhere is refused, and what was written is then no weight.
   for (const size_t at : {size_t{0}, size_t{kCols - 1}, storage.size() - 1}) {
     for (const int field : {0, 1, 2, 3}) {
       std::vector<uint8_t> damaged = storage;
       damaged[at] = static_cast<uint8_t>(damaged[at] | 3 << (2 * field));
-      CHECK_STATUS(pack(damaged.data(), damaged.size(), made.scale, made.row_offset, to, bytes), BD_ERROR_CODE);
+      CHECK_STATUS(pack(damaged.data(), damaged.size(), made.scale, to, bytes), BD_ERROR_CODE);
       bd_weight_info info;
       CHECK_STATUS(bd_weight_describe(to, bytes, &info), BD_ERROR_HEADER);
     }
   }
   // In padding rows (17 rows are stored as 5 x 4) any code is fine.
-  const Case odd = random_case(random, BD_TERNARY, 17, kCols, 0, false);
+  const Case odd = random_case(random, BD_TERNARY, 17, kCols, 0);
   std::vector<uint8_t> padded = odd.ternary_storage();
   padded.back() |= 0xc0;
-  CHECK_OK(bd_ternary_packed_size(17, kCols, 0, 1, 0, &bytes));
-  CHECK_OK(bd_ternary_pack(padded.data(), padded.size(), 17, kCols, odd.scale.data(), 1, 0, nullptr, 0, to, bytes));
+  CHECK_OK(bd_ternary_packed_size(17, kCols, 0, 1, &bytes));
+  CHECK_OK(bd_ternary_pack(padded.data(), padded.size(), 17, kCols, odd.scale.data(), 1, 0, to, bytes));
 
   const std::vector<int8_t> int8(kRows * kCols, -128);
   CHECK_OK(bd_int8_packed_size(kRows, kCols, &bytes));
@@ -135,14 +134,14 @@ void test_pack(test::Random& random) {
                BD_ERROR_CODE);
   const std::vector<uint16_t> half(kRows * 3, 0x7c00);  // infinity
   const std::vector<uint8_t> int4(kRows * kCols / 2);
-  CHECK_OK(bd_int4_packed_size(kRows, kCols, 1, &bytes));
+  CHECK_OK(bd_int4_packed_size(kRows, kCols, &bytes));
   Packed int4_packed(bytes);
-  CHECK_STATUS(bd_int4_pack(int4.data(), int4.size(), kRows, kCols, half.data(), half.size(), 1, int4_packed.data(), bytes),
+  CHECK_STATUS(bd_int4_pack(int4.data(), int4.size(), kRows, kCols, half.data(), half.size(), int4_packed.data(), bytes),
                BD_ERROR_SCALE);
 }
 
 void test_dense(test::Random& random) {
-  const Packed two_bits = random_case(random, BD_TERNARY, kRows, 200, 1, true).pack();
+  const Packed two_bits = random_case(random, BD_TERNARY, kRows, 200, 1).pack();
   size_t bytes = 0;
   CHECK_OK(bd_ternary_dense_size(two_bits.data(), two_bits.size(), &bytes));
   // 13 chunks of 16 columns in 8 + 3 vectors instead of 13.
@@ -154,7 +153,7 @@ void test_dense(test::Random& random) {
   CHECK_OK(pack(two_bits, dense.data(), bytes));
   bd_weight_info info;
   CHECK_OK(bd_weight_describe(dense.data(), bytes, &info));
-  CHECK(info.format == BD_TERNARY_DENSE && info.rows == kRows && info.cols == 200 && info.has_row_offset == 1);
+  CHECK(info.format == BD_TERNARY_DENSE && info.rows == kRows && info.cols == 200);
   CHECK_STATUS(bd_ternary_dense_size(two_bits.data(), two_bits.size(), nullptr), BD_ERROR_NULL_POINTER);
   CHECK_STATUS(bd_ternary_dense_size(dense.data(), bytes, &bytes), BD_ERROR_ARGUMENT);  // it is one already
   CHECK_STATUS(pack(dense, dense.data(), bytes), BD_ERROR_ARGUMENT);
@@ -162,14 +161,14 @@ void test_dense(test::Random& random) {
   CHECK_STATUS(pack(two_bits, dense.data(), bytes - 64), BD_ERROR_BUFFER_SIZE);
   CHECK_STATUS(pack(two_bits, static_cast<uint8_t*>(dense.data()) + 1, bytes), BD_ERROR_ALIGNMENT);
   // Scales of groups, another format, few columns: nothing to gain, or nothing to do.
-  const Packed groups = random_case(random, BD_TERNARY, kRows, 200, 2, true).pack();
+  const Packed groups = random_case(random, BD_TERNARY, kRows, 200, 2).pack();
   CHECK_OK(bd_ternary_dense_size(groups.data(), groups.size(), &bytes));
   CHECK(bytes == 0);
   CHECK_STATUS(pack(groups, dense.data(), dense.size()), BD_ERROR_ARGUMENT);
-  const Packed narrow = random_case(random, BD_TERNARY, kRows, 64, 1, true).pack();
+  const Packed narrow = random_case(random, BD_TERNARY, kRows, 64, 1).pack();
   CHECK_OK(bd_ternary_dense_size(narrow.data(), narrow.size(), &bytes));
   CHECK(bytes == 0);
-  const Packed int8 = random_case(random, BD_INT8, kRows, 200, 1, false).pack();
+  const Packed int8 = random_case(random, BD_INT8, kRows, 200, 1).pack();
   CHECK_STATUS(bd_ternary_dense_size(int8.data(), int8.size(), &bytes), BD_ERROR_ARGUMENT);
   // As files hold it: weights 2, 1, 0, 2, 1, 0, 2 (plus one) in the digits (2, 0, 1, 2, -) and (1, 2, 0, -, -).
   const uint8_t stored[] = {187, 143};
@@ -212,7 +211,7 @@ struct LinearCall {
 };
 
 void test_linear(test::Random& random) {
-  const Packed packed = random_case(random, BD_TERNARY, kRows, kCols, 2, true).pack();
+  const Packed packed = random_case(random, BD_TERNARY, kRows, kCols, 2).pack();
   const std::vector<float> x(kTokens * kCols, 1.0f), norm(kCols, 1.0f), bias(kRows);
   std::vector<float> out(kTokens * kRows);
   LinearCall good;

@@ -66,7 +66,7 @@ struct Floats {
 struct Weight {
   Weight(Random& random, int64_t rows, int64_t cols, int scale_kind, bool with_bias, bool with_norm, bd_table_kind kind,
          int64_t adapter_rank)
-      : made(random_case(random, BD_TERNARY, rows, cols, scale_kind, false)), packed(made.pack()), rank(adapter_rank) {
+      : made(random_case(random, BD_TERNARY, rows, cols, scale_kind)), packed(made.pack()), rank(adapter_rank) {
     if (kind != BD_TABLE_PACKED) floats.emplace_back(random, rows * cols, 0.3f, kind);
     // A trained layer keeps the size of what goes through it.
     if (with_bias) fill(random, rows, 0.0f, 0.1f, &bias);
@@ -96,7 +96,7 @@ struct Options {
   int64_t heads = 4, kv_heads = 2, head_dim = 16, hidden = 48, inner = 80, vocab = 67, layers = 2, max_positions = 300;
   int qk_norm = 0;  // 1: a head, 2: all heads
   bool pre_norms = true, post_norms = false, sub_norms = false, all_sub_norms = false, bias = false, fused = false;
-  bool gate = true, packed_head = false;
+  bool packed_head = false;
   int64_t experts = 0, experts_per_token = 2;  // of the last layer; 0: it is no mixture
   bool normalise = false;
   int rotary = 16;  // 0: none
@@ -158,14 +158,14 @@ struct TestModel {
       w.mlps.resize(static_cast<size_t>(mixture ? o.experts : 1));
       for (MlpWeights& mlp : w.mlps) {
         const int64_t inner = mixture ? o.inner + 9 : o.inner;
-        if (o.fused) add(&mlp.gate_up, (o.gate ? 2 : 1) * inner, o.hidden, o.all_sub_norms);
-        for (int i = 0; !o.fused && i < (o.gate ? 2 : 1); ++i) add(&mlp.gate_up, inner, o.hidden, o.all_sub_norms);
+        if (o.fused) add(&mlp.gate_up, 2 * inner, o.hidden, o.all_sub_norms);
+        for (int i = 0; !o.fused && i < 2; ++i) add(&mlp.gate_up, inner, o.hidden, o.all_sub_norms);
         add(&mlp.down, o.hidden, inner, o.sub_norms || o.all_sub_norms);
       }
       layers.push_back(std::move(w));
     }
     fill(random, o.hidden, 1.0f, 0.2f, &final_norm);
-    if (o.packed_head) head.push_back(random_case(random, BD_INT8, o.vocab, o.hidden, 1, false));
+    if (o.packed_head) head.push_back(random_case(random, BD_INT8, o.vocab, o.hidden, 1));
     if (o.packed_head) packed_head.push_back(head[0].pack());
     for (int i = 0; i < o.rotary / 2; ++i) inv_freq.push_back(std::pow(100.0f, -2.0f * static_cast<float>(i) / static_cast<float>(o.rotary)));
 
@@ -197,7 +197,6 @@ struct TestModel {
                          static_cast<int32_t>(o.experts_per_token), gate_up_count, o.normalise, o.inner + 9};
       }
       layer.rope = o.rotary == 0 ? -1 : 0;
-      layer.has_gate = o.gate;
       layer.window = views.size() % 2 == 0 ? o.window : 0;
       views.push_back(layer);
     }
@@ -316,9 +315,9 @@ double act(bd_activation kind, double x) {
 
 Vector feedforward(const Options& o, const MlpWeights& mlp, const Vector& x) {
   const Vector gate_up = linear(mlp.gate_up, x);
-  const size_t n = gate_up.size() / (o.gate ? 2 : 1);
+  const size_t n = gate_up.size() / 2;
   Vector inner(n);
-  for (size_t i = 0; i < n; ++i) inner[i] = o.gate ? act(o.activation, gate_up[i]) * gate_up[n + i] : act(o.activation, gate_up[i]);
+  for (size_t i = 0; i < n; ++i) inner[i] = act(o.activation, gate_up[i]) * gate_up[n + i];
   return linear(mlp.down, inner);
 }
 
@@ -504,7 +503,7 @@ std::vector<std::pair<std::string, Options>> variants() {
   add("olmo", [](Options& o) { o.pre_norms = false; o.post_norms = true; o.qk_norm = 2; o.scale_kind = 1; });
   add("bitnet", [](Options& o) { o.sub_norms = true; o.activation = BD_RELU_SQUARED; o.packed_head = true; });
   add("all sub norms", [](Options& o) { o.all_sub_norms = true; o.rotary = 0; o.scale_kind = 2; o.hidden = 130; });
-  add("no gate", [](Options& o) { o.gate = false; o.activation = BD_GELU; o.heads = 9; o.kv_heads = 1; o.head_dim = 17; o.rotary = 16; o.kv_dtype = BD_FLOAT16; });
+  add("17 dimensions a head", [](Options& o) { o.activation = BD_GELU; o.heads = 9; o.kv_heads = 1; o.head_dim = 17; o.rotary = 16; o.kv_dtype = BD_FLOAT16; });
   add("relu", [](Options& o) { o.activation = BD_RELU; o.inner = 33; o.hidden = 31; o.vocab = 5; });
   add("some in float32", [](Options& o) { o.every_second = BD_TABLE_FLOAT32; o.bias = true; o.inner = 33; });
   add("some in bfloat16", [](Options& o) { o.every_second = BD_TABLE_BFLOAT16; o.all_sub_norms = o.bias = true; o.hidden = 31; });
@@ -519,7 +518,7 @@ std::vector<std::pair<std::string, Options>> variants() {
     o.adapter_rank = 3; o.every_second = BD_TABLE_BFLOAT16; o.all_sub_norms = true; o.hidden = 130; o.inner = 700; o.fused = true;
   });
   add("adapters of experts", [](Options& o) { o.adapter_rank = 17; o.experts = 5; o.sub_norms = true; o.pre_norms = false; o.post_norms = true; });
-  add("mixture without gate", [](Options& o) { o.experts = 3; o.experts_per_token = 1; o.gate = false; o.all_sub_norms = true; });
+  add("mixture of one expert a token", [](Options& o) { o.experts = 3; o.experts_per_token = 1; o.all_sub_norms = true; });
   add("8-bit cache", [](Options& o) { o.kv_dtype = BD_SCALED_INT8; o.bias = o.sub_norms = true; o.head_dim = 40; });
   add("8-bit cache, softcap and window", [](Options& o) {
     o.kv_dtype = BD_SCALED_INT8; o.post_norms = true; o.attention_softcap = 5; o.window = 7; o.head_dim = 23; o.heads = 6; o.kv_heads = 1;

@@ -74,18 +74,12 @@ void check_outputs(Random& random, const Case& made, const Packed& packed, const
                                    norm.size(), 1e-6f, x_q.data(), x_q.size(), s.data(), s.size()));
   const std::vector<int32_t> acc = made.accumulate(x_q, tokens);
   for (int64_t t = 0; t < tokens; ++t) {
-    double x_sum = 0;
-    for (int64_t c = 0; c < made.cols; ++c) x_sum += x_q[static_cast<size_t>(t * made.cols + c)];
     for (int64_t r = 0; r < made.rows; ++r) {
       double y = 0, size = 0;
       for (int64_t g = 0; g < made.groups; ++g) {
         const double term = double{made.scale_of(r, g)} * acc[static_cast<size_t>((t * made.rows + r) * made.groups + g)];
         y += term;
         size += std::fabs(term);
-      }
-      if (!made.row_offset.empty()) {
-        y += x_sum * made.row_offset[static_cast<size_t>(r)];
-        size += std::fabs(x_sum * made.row_offset[static_cast<size_t>(r)]);
       }
       y /= s[static_cast<size_t>(t)];
       size /= s[static_cast<size_t>(t)];
@@ -134,7 +128,7 @@ void test_small_shapes(Random& random) {
     for (const int64_t rows : {1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 48, 50}) {
       for (const int64_t cols : {1, 3, 4, 5, 15, 16, 17, 19, 20, 21, 31, 32, 33, 40, 63, 64, 65, 127, 128, 129, 200, 257}) {
         const int kind = static_cast<int>(uniform(random, 0, 3));
-        const Case made = random_case(random, format, rows, cols, kind, random() % 2 != 0);
+        const Case made = random_case(random, format, rows, cols, kind);
         const Packed packed = made.pack();
         const int64_t tokens = uniform(random, 1, 30);
         check_sums(made, packed, random_int8(random, tokens * cols), tokens);
@@ -149,7 +143,7 @@ void test_small_shapes(Random& random) {
 void test_every_token_count(Random& random) {
   for (const bd_format format : kFormats) {
     for (const int kind : {0, 1, 2, 3}) {
-      const Case made = random_case(random, format, 37, 150, kind, true);
+      const Case made = random_case(random, format, 37, 150, kind);
       const Packed packed = made.pack();
       for (int64_t tokens = 1; tokens <= 70; ++tokens) {
         check_sums(made, packed, random_int8(random, tokens * made.cols), tokens);
@@ -165,7 +159,7 @@ void test_blocks_and_spans(Random& random) {
     for (const int kind : {0, 1, 3}) {
       if (kind > (format == BD_TERNARY ? 3 : format == BD_INT4 ? 1 : 0)) continue;
       for (const int64_t cols : {530, 1040}) {
-        const Case made = random_case(random, format, 19, cols, kind, true);
+        const Case made = random_case(random, format, 19, cols, kind);
         const Packed packed = made.pack();
         for (const int64_t tokens : {17, 130}) check_sums(made, packed, random_int8(random, tokens * cols), tokens);
         check_outputs(random, made, packed, random_floats(random, 17 * cols), 17, false, true);
@@ -182,7 +176,7 @@ void test_random_shapes(Random& random, int count, int64_t largest) {
     int64_t cols = static_cast<int64_t>(std::exp2(exponent(random)));
     if (i % 8 == 0) cols = largest - i / 8 % 3;
     const int kind = static_cast<int>(uniform(random, 0, 3));
-    const Case made = random_case(random, format, rows, cols, kind, random() % 2 != 0);
+    const Case made = random_case(random, format, rows, cols, kind);
     const Packed packed = made.pack();
     const int64_t tokens = rows * cols > 1000000 ? uniform(random, 1, 3) : uniform(random, 1, 40);
     check_sums(made, packed, random_int8(random, tokens * cols), tokens);
@@ -198,7 +192,7 @@ void test_extreme_sums(Random& random) {
     const int high = format == BD_INT8 ? 127 : format == BD_INT4 ? 7 : 1;
     for (const int64_t cols : {int64_t{256}, int64_t{4095}, int64_t{BD_MAX_COLS}}) {
       for (const int weight : {low, 0, high}) {
-        Case made = random_case(random, format, 17, cols, 0, false);
+        Case made = random_case(random, format, 17, cols, 0);
         std::fill(made.values.begin(), made.values.end(), static_cast<int8_t>(weight));
         const Packed packed = made.pack();
         for (const int activation : {127, -128, 0}) {
@@ -217,7 +211,7 @@ void test_extreme_sums(Random& random) {
 // Sums of unsigned codes that pass 2^31 on the way, of so many tokens that matrix instructions add them.
 void test_sums_that_wrap(Random& random) {
   constexpr int64_t kTokens = 16;
-  Case made = random_case(random, BD_INT8, 1, BD_MAX_COLS, 0, false);
+  Case made = random_case(random, BD_INT8, 1, BD_MAX_COLS, 0);
   std::fill(made.values.begin(), made.values.end(), int8_t{127});
   const std::vector<int8_t> x(static_cast<size_t>(kTokens * made.cols), int8_t{-128});
   check_sums(made, made.pack(), x, kTokens);
@@ -225,7 +219,7 @@ void test_sums_that_wrap(Random& random) {
 
 void test_not_finite(Random& random) {
   for (const bd_format format : kFormats) {
-    const Case made = random_case(random, format, 33, 100, 1, true);
+    const Case made = random_case(random, format, 33, 100, 1);
     const Packed packed = made.pack();
     for (const int64_t tokens : {1, 3, 20}) {
       for (const float bad : {NAN, INFINITY, -INFINITY}) {
@@ -277,7 +271,7 @@ void test_rounding() {
 void test_embedding(Random& random) {
   for (const bd_format format : kFormats) {
     for (const int kind : {0, 1, 2}) {
-      const Case made = random_case(random, format, 45, 77, kind, true);
+      const Case made = random_case(random, format, 45, 77, kind);
       const Packed packed = made.pack();
       const int64_t index[] = {44, 0, 16, 15, 44};
       std::vector<float> out(5 * 77);
@@ -285,10 +279,9 @@ void test_embedding(Random& random) {
       for (size_t i = 0; i < 5; ++i) {
         for (int64_t c = 0; c < 77; ++c) {
           const int64_t group = made.group_size == 0 ? 0 : c / made.group_size;
-          const float offset = made.row_offset.empty() ? 0.0f : made.row_offset[static_cast<size_t>(index[i])];
           const volatile float product =
               static_cast<float>(made.values[static_cast<size_t>(index[i] * 77 + c)]) * made.scale_of(index[i], group);
-          CHECK(out[i * 77 + static_cast<size_t>(c)] == product + offset);
+          CHECK(out[i * 77 + static_cast<size_t>(c)] == product);
         }
       }
     }

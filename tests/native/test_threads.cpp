@@ -50,7 +50,7 @@ void test_several_callers() {
   for (int c = 0; c < 4; ++c) {
     callers.emplace_back([c] {
       test::Random random(static_cast<unsigned>(c));
-      const test::Case made = random_case(random, BD_TERNARY, 300, 200, c % 3, true);
+      const test::Case made = random_case(random, BD_TERNARY, 300, 200, c % 3);
       const test::Packed packed = made.pack();
       for (int i = 0; i < 30; ++i) {
         const int64_t tokens = 1 + i % 20;

@@ -19,8 +19,8 @@ def storage(codes):
     return fields[0] | fields[1] << 2 | fields[2] << 4 | fields[3] << 6
 
 
-def make(kind, rows, cols, generator, offset=False):
-    """Values `[rows, cols]`, scales `[rows, groups]` (or `[1, 1]`), columns a group, packed weight, row offset."""
+def make(kind, rows, cols, generator):
+    """Values `[rows, cols]`, scales `[rows, groups]` (or `[1, 1]`), columns a group, packed weight."""
 
     def scales(*shape):
         return torch.rand(shape, generator=generator) + 0.1
@@ -28,26 +28,23 @@ def make(kind, rows, cols, generator, offset=False):
     if kind == "int8":
         values = torch.randint(-127, 128, (rows, cols), generator=generator, dtype=torch.int8)
         scale = scales(rows, 1)
-        return values, scale, cols, ops.int8_pack(values, scale.view(-1)), None
-    if kind.startswith("int4"):
+        return values, scale, cols, ops.int8_pack(values, scale.view(-1))
+    if kind == "int4":
         values = torch.randint(-8, 8, (rows, cols), generator=generator, dtype=torch.int8)
         codes = F.pad((values + 8).to(torch.uint8), (0, cols % 2))
-        scale = scales(rows, math.ceil(cols / 32))
-        if kind == "int4-f16":
-            scale = scale.half()
-        return values, scale.float(), 32, ops.int4_pack(codes[:, ::2] | codes[:, 1::2] << 4, scale, cols), None
+        scale = scales(rows, math.ceil(cols / 32)).half()
+        return values, scale.float(), 32, ops.int4_pack(codes[:, ::2] | codes[:, 1::2] << 4, scale, cols)
     values = torch.randint(-1, 2, (rows, cols), generator=generator, dtype=torch.int8)
-    row_offset = torch.randn(rows, generator=generator) * 0.1 if offset else None
     group = {"tensor": 0, "row": 0, "group64": 64, "group128": 128, "dense": 0, "dense-row": 0}[kind]
     scale = scales(1, 1) if kind in ("tensor", "dense") else scales(rows, math.ceil(cols / group) if group else 1)
     flat = scale if group else scale.view(-1)
     # (Whatever is faster here.)
     with mock.patch.dict(os.environ, HF_BITDISTILL_DENSE="1" if kind.startswith("dense") else "0"):
-        packed = ops.ternary_pack(storage(values), flat, rows, group, row_offset)
-    return values, scale, group or cols, packed, row_offset
+        packed = ops.ternary_pack(storage(values), flat, rows, group)
+    return values, scale, group or cols, packed
 
 
-KINDS = ["tensor", "row", "group64", "group128", "int8", "int4", "int4-f16", "dense", "dense-row"]
+KINDS = ["tensor", "row", "group64", "group128", "int8", "int4", "dense", "dense-row"]
 SHAPES = [(1, 1), (3, 5), (17, 33), (576, 1536), (100, 4095), (64, 128), (1000, 576)]
 
 
@@ -62,7 +59,7 @@ def expected_sums(values, x_q, group):
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 def test_sums_are_exact(backend, kind, rows, cols):
     generator = torch.Generator().manual_seed(rows * 10007 + cols)
-    values, _, group, packed, _ = make(kind, rows, cols, generator)
+    values, _, group, packed = make(kind, rows, cols, generator)
     for tokens in (1, 2, 11, 65):
         x_q = torch.randint(-128, 128, (tokens, cols), generator=generator, dtype=torch.int8)
         acc = ops.packed_matmul_int32(x_q, packed, rows, math.ceil(cols / group))
@@ -74,15 +71,13 @@ def test_sums_are_exact(backend, kind, rows, cols):
 def test_linear_matches_the_formula(backend, kind):
     generator = torch.Generator().manual_seed(1)
     rows, cols = 50, 200
-    values, scale, group, packed, row_offset = make(kind, rows, cols, generator, offset=True)
+    values, scale, group, packed = make(kind, rows, cols, generator)
     x = torch.randn(3, 7, cols, generator=generator)
     bias, norm = torch.randn(rows, generator=generator), torch.rand(cols, generator=generator) + 0.5
     y = ops.packed_linear(x, packed, rows, bias, norm, 1e-5)
     h = F.rms_norm(x.double(), (cols,), norm.double(), 1e-5)
     s = 127 / h.abs().amax(-1, keepdim=True)
     dense = values.double() * scale.double().repeat_interleave(group, dim=1)[:, :cols].expand(rows, cols)
-    if row_offset is not None:
-        dense = dense + row_offset.double()[:, None]
     torch.testing.assert_close(y.double(), ((h * s).round() / s) @ dense.T + bias.double(), rtol=1e-4, atol=1e-3)
 
 
@@ -90,7 +85,7 @@ def test_linear_matches_the_formula(backend, kind):
 def test_native_equals_torch_bit_for_bit(library, monkeypatch, kind):
     generator = torch.Generator().manual_seed(2)
     for rows, cols in [(33, 70), (64, 257)]:
-        _, _, _, packed, _ = make(kind, rows, cols, generator, offset=True)
+        _, _, _, packed = make(kind, rows, cols, generator)
         x = torch.randn(9, cols, generator=generator) * torch.logspace(-6, 6, 9)[:, None]
         x[4, 3] = math.nan
         x[5, 2] = -math.inf
@@ -117,7 +112,7 @@ def test_packed_form_is_the_same(library, monkeypatch, kind):
         with monkeypatch.context() as patch:
             if name == "torch":
                 patch.setattr(ops.native, "library", lambda: None)
-            packed[name] = make(kind, 45, 150, torch.Generator().manual_seed(3), offset=True)[3]
+            packed[name] = make(kind, 45, 150, torch.Generator().manual_seed(3))[3]
     assert torch.equal(packed["native"], packed["torch"])
 
 
@@ -173,6 +168,7 @@ def test_wrong_arguments_are_refused(backend):
         lambda: ops.ternary_pack(storage(values), torch.tensor([math.inf]), 20),
         lambda: ops.ternary_pack(storage(values), torch.ones(7), 20),
         lambda: ops.int8_pack(torch.full((4, 4), -128, dtype=torch.int8), torch.ones(4)),
+        lambda: ops.int4_pack(torch.zeros((4, 16), dtype=torch.uint8), torch.ones((4, 1)), 32),  # scales not float16
     ):
         with pytest.raises(error):
             call()
@@ -182,7 +178,7 @@ def test_wrong_arguments_are_refused(backend):
 
 def test_gradient_is_straight_through(backend):
     generator = torch.Generator().manual_seed(6)
-    _, _, _, packed, _ = make("row", 20, 40, generator)
+    _, _, _, packed = make("row", 20, 40, generator)
     dense = ops.packed_embedding(torch.arange(20), packed, 40)
     x = torch.randn(3, 40, generator=generator, requires_grad=True)
     bias = torch.zeros(20, requires_grad=True)
@@ -201,23 +197,22 @@ def test_gradient_is_straight_through(backend):
 
 def test_opcheck(backend):
     generator = torch.Generator().manual_seed(7)
-    values, _, _, packed, _ = make("row", 20, 70, generator)
+    values, _, _, packed = make("row", 20, 70, generator)
     x = torch.randn(3, 70, generator=generator)
     library = torch.ops.hf_bitdistill
     check = torch.library.opcheck
     stored = storage(values)
     check(library.ternary_pack.default, (stored, torch.rand(20), 20))
-    check(library.ternary_pack.default, (stored, torch.rand(20, 2), 20, 64, torch.rand(20)))
+    check(library.ternary_pack.default, (stored, torch.rand(20, 2), 20, 64))
     check(library.ternary_pack.default, (stored, torch.rand(1), 20))
     check(library.int8_pack.default, (values, torch.rand(20)))
-    check(library.int4_pack.default, (torch.zeros((20, 35), dtype=torch.uint8), torch.rand(20, 3), 70))
     check(library.int4_pack.default, (torch.zeros((20, 35), dtype=torch.uint8), torch.rand(20, 3).half(), 70))
     check(library.packed_linear.default, (x, packed, 20))
     check(
         library.packed_linear.default, (x.clone().requires_grad_(), packed, 20, torch.rand(20), torch.rand(70), 1e-6)
     )
     check(library.packed_embedding.default, (torch.tensor([1, 2]), packed, 70))
-    for kind in ("int8", "int4-f16"):
+    for kind in ("int8", "int4"):
         table = make(kind, 20, 70, generator)[3]
         check(library.packed_embedding.default, (torch.tensor([[1, 2], [0, 19]]), table, 70))
         check(library.packed_linear.default, (x.bfloat16(), table, 20))
@@ -240,7 +235,7 @@ def test_compile(backend):
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_without_gradients(backend, context):
-    values, _, _, packed, _ = make("row", 20, 70, torch.Generator().manual_seed(9))
+    values, _, _, packed = make("row", 20, 70, torch.Generator().manual_seed(9))
     x = torch.randn(3, 70, requires_grad=True)
     with context():
         y = ops.packed_linear(x, packed, 20)

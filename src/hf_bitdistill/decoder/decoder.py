@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops import c_header as c
 from ..ops import native as ops_native
 from . import native
 from .families import DecoderSpec, Layer, Mixture, Mlp, Norm, Projection, UnsupportedModelError
@@ -23,7 +24,7 @@ CHUNK = 512
 """Tokens a call of the library: between calls Python sees a KeyboardInterrupt."""
 
 KvDtype = Literal["float32", "float16", "int8"]
-_KV_DTYPES = {"float32": native.KV_FLOAT32, "float16": native.KV_FLOAT16, "int8": native.KV_INT8}
+_KV_DTYPES = {"float32": c.FLOAT32, "float16": c.FLOAT16, "int8": c.SCALED_INT8}
 
 KV_BITS: dict[int, KvDtype] = {32: "float32", 16: "float16", 8: "int8"}
 """How keys and values are kept, by their bits. With 8, every head of every position has a scale of its own."""
@@ -44,7 +45,7 @@ class LoadedProjection:
     bias: Tensor | None = None
     norm_weight: Tensor | None = None
     norm_eps: float = 0.0
-    kind: int = native.TABLE_PACKED
+    kind: int = c.TABLE_PACKED
 
 
 @dataclass(frozen=True)
@@ -223,8 +224,8 @@ class NativeDecoder:
         self._library.set_threads(self.num_threads or ops.num_threads())
         starts = list(range(0, count, CHUNK))
         bounds = torch.searchsorted(output_index, torch.tensor([*starts, count])).tolist()
-        output = native.OUTPUT_GREATEST if greatest else native.OUTPUT_LOGITS
-        output = native.OUTPUT_HIDDEN if hidden else output
+        output = c.OUTPUT_GREATEST if greatest else c.OUTPUT_LOGITS
+        output = c.OUTPUT_HIDDEN if hidden else output
         try:
             for number, start in enumerate(starts):
                 size = min(CHUNK, count - start)
@@ -273,18 +274,14 @@ class NativeDecoder:
 
 
 def load_library() -> ops_native.NativeLibrary:
-    """The native library with its decoder functions.
+    """The native library.
 
     Raises:
-        UnsupportedModelError: there is none, or it has no decoder.
+        UnsupportedModelError: there is none.
     """
     library, reason = ops_native.load()
     if library is None:
         raise UnsupportedModelError(f"there is no native library ({reason})")
-    try:
-        native.declare_decoder(library)
-    except native.NativeLibraryError as error:
-        raise UnsupportedModelError(str(error)) from None
     return library
 
 
@@ -295,7 +292,7 @@ class _Description:
         borrowed, kept: of a [`_Builder`].
     """
 
-    def __init__(self, spec: DecoderSpec, config: native.ConfigStruct, borrowed: list[Tensor], kept: list[object]):
+    def __init__(self, spec: DecoderSpec, config: c.ConfigStruct, borrowed: list[Tensor], kept: list[object]):
         self._config, self._borrowed, self._kept = config, borrowed, kept
         self._projections = {
             name: struct
@@ -311,14 +308,14 @@ class _Description:
                 for projection, struct in structs.values():
                     projection.adapter = struct
                 return native.DecoderHandle(library, self._config, (self._borrowed, adapter))
-            except native.NativeLibraryError as error:
+            except ops_native.NativeLibraryError as error:
                 raise UnsupportedModelError(f"the native library refuses the model ({error})") from None
             finally:
                 for projection, _ in structs.values():
-                    projection.adapter = native.AdapterStruct()
+                    projection.adapter = c.AdapterStruct()
 
 
-def _projections_of(layer: Layer, struct: native.LayerStruct) -> Iterator[tuple[str, native.ProjectionStruct]]:
+def _projections_of(layer: Layer, struct: c.LayerStruct) -> Iterator[tuple[str, c.ProjectionStruct]]:
     """Each projection's name, and its place in the structure."""
     yield layer.o.module, struct.o
     for index, projection in enumerate(layer.qkv):
@@ -330,12 +327,12 @@ def _projections_of(layer: Layer, struct: native.LayerStruct) -> Iterator[tuple[
             yield projection.module, place.gate_up[index]
 
 
-def _adapter_struct(name: str, adapter: LowRank) -> native.AdapterStruct:
+def _adapter_struct(name: str, adapter: LowRank) -> c.AdapterStruct:
     for factor in (adapter.a, adapter.b):
         if factor.dtype != torch.float32 or factor.ndim != 2 or not factor.is_contiguous():
             raise ValueError(f"the adapter of {name} is no pair of contiguous float32 matrices")
     a, b = adapter.a, adapter.b
-    return native.AdapterStruct(a.data_ptr(), a.numel(), b.data_ptr(), b.numel(), a.shape[0])
+    return c.AdapterStruct(a.data_ptr(), a.numel(), b.data_ptr(), b.numel(), a.shape[0])
 
 
 class _Builder:
@@ -355,25 +352,25 @@ class _Builder:
         self.kept.append(tensor)
         return tensor.data_ptr()
 
-    def _norm_struct(self, weight: Tensor | None, eps: float) -> native.NormStruct:
-        return native.NormStruct(self._address(weight), 0 if weight is None else weight.numel(), eps)
+    def _norm_struct(self, weight: Tensor | None, eps: float) -> c.NormStruct:
+        return c.NormStruct(self._address(weight), 0 if weight is None else weight.numel(), eps)
 
-    def _norm(self, norm: Norm | None) -> native.NormStruct:
-        return native.NormStruct() if norm is None else self._norm_struct(self.weights.norm(norm), norm.eps)
+    def _norm(self, norm: Norm | None) -> c.NormStruct:
+        return c.NormStruct() if norm is None else self._norm_struct(self.weights.norm(norm), norm.eps)
 
-    def _projection(self, projection: Projection) -> native.ProjectionStruct:
+    def _projection(self, projection: Projection) -> c.ProjectionStruct:
         loaded = self.weights.projection(projection)
         weight = loaded.weight
         self.borrowed.append(weight)
-        return native.ProjectionStruct(
-            native.TableStruct(loaded.kind, weight.data_ptr(), weight.nbytes),
+        return c.ProjectionStruct(
+            c.TableStruct(loaded.kind, weight.data_ptr(), weight.nbytes),
             self._address(loaded.bias),
             0 if loaded.bias is None else loaded.bias.numel(),
             self._norm_struct(loaded.norm_weight, loaded.norm_eps),
         )
 
-    def _layer(self, layer: Layer) -> native.LayerStruct:
-        struct = native.LayerStruct(
+    def _layer(self, layer: Layer) -> c.LayerStruct:
+        struct = c.LayerStruct(
             input_norm=self._norm(layer.input_norm),
             post_attention_norm=self._norm(layer.post_attention_norm),
             pre_feedforward_norm=self._norm(layer.pre_feedforward_norm),
@@ -383,7 +380,6 @@ class _Builder:
             qkv_count=len(layer.qkv),
             o=self._projection(layer.o),
             rope=layer.rope,
-            has_gate=1,
             window=layer.window,
         )
         for index, projection in enumerate(layer.qkv):
@@ -396,20 +392,20 @@ class _Builder:
         self._fill(struct, mlp)
         return struct
 
-    def _fill(self, struct: native.LayerStruct | native.ExpertStruct, mlp: Mlp) -> None:
+    def _fill(self, struct: c.LayerStruct | c.ExpertStruct, mlp: Mlp) -> None:
         for index, projection in enumerate(mlp.gate_up):
             struct.gate_up[index] = self._projection(projection)
         struct.down = self._projection(mlp.down)
 
-    def _mixture(self, mixture: Mixture, mlps: tuple[Mlp, ...]) -> native.MixtureStruct:
-        experts = (native.ExpertStruct * len(mlps))()
+    def _mixture(self, mixture: Mixture, mlps: tuple[Mlp, ...]) -> c.MixtureStruct:
+        experts = (c.ExpertStruct * len(mlps))()
         others = len(self.borrowed)
         for expert, mlp in zip(experts, mlps, strict=True):
             self._fill(expert, mlp)
         expert_bytes = sum(tensor.nbytes for tensor in self.borrowed[others:])
         self.idle_bytes += expert_bytes * (1 - mixture.experts_per_token / len(mlps))
         self.kept.append(experts)
-        return native.MixtureStruct(
+        return c.MixtureStruct(
             router=self._projection(mixture.router).weight,
             experts=experts,
             expert_count=len(mlps),
@@ -419,30 +415,27 @@ class _Builder:
             intermediate_size=mixture.intermediate_size,
         )
 
-    def _table(self, table: Table | None) -> native.TableStruct:
+    def _table(self, table: Table | None) -> c.TableStruct:
         if table is None:
-            return native.TableStruct(native.TABLE_FLOAT32, None, 0)
+            return c.TableStruct(c.TABLE_FLOAT32, None, 0)
         if not any(table.data is tensor for tensor in self.borrowed):
             self.borrowed.append(table.data)
-        return native.TableStruct(table.kind, table.data.data_ptr(), table.data.nbytes)
+        return c.TableStruct(table.kind, table.data.data_ptr(), table.data.nbytes)
 
-    def config(self, kv_dtype: int) -> native.ConfigStruct:
+    def config(self, kv_dtype: int) -> c.ConfigStruct:
         spec = self.spec
         # Tables first: packing one takes as much memory again for a moment.
         embedding = self.weights.table(spec.embedding)
         head = None if spec.head is None else self.weights.table(spec.head)
         tables = self._table(embedding), self._table(head)
-        layers = (native.LayerStruct * len(spec.layers))(*(self._layer(layer) for layer in spec.layers))
-        ropes = (native.RopeStruct * len(spec.ropes))(
-            *(
-                native.RopeStruct(self._address(r.inv_freq), r.inv_freq.numel(), r.attention_scaling)
-                for r in spec.ropes
-            )
+        layers = (c.LayerStruct * len(spec.layers))(*(self._layer(layer) for layer in spec.layers))
+        ropes = (c.RopeStruct * len(spec.ropes))(
+            *(c.RopeStruct(self._address(r.inv_freq), r.inv_freq.numel(), r.attention_scaling) for r in spec.ropes)
         )
         self.kept += [layers, ropes]
         # transformers multiplies by the scale in the dtype of the embedding.
         scale = torch.tensor(spec.embedding_scale, dtype=embedding.dtype).item()
-        return native.ConfigStruct(
+        return c.ConfigStruct(
             vocab_size=spec.vocab_size,
             hidden_size=spec.hidden_size,
             intermediate_size=spec.intermediate_size,
@@ -452,8 +445,8 @@ class _Builder:
             kv_heads=spec.kv_heads,
             layer_count=len(spec.layers),
             rope_count=len(spec.ropes),
-            layers=ctypes.cast(layers, ctypes.POINTER(native.LayerStruct)),
-            ropes=ctypes.cast(ropes, ctypes.POINTER(native.RopeStruct)),
+            layers=ctypes.cast(layers, ctypes.POINTER(c.LayerStruct)),
+            ropes=ctypes.cast(ropes, ctypes.POINTER(c.RopeStruct)),
             embedding=tables[0],
             head=tables[1],
             final_norm=self._norm(spec.final_norm),

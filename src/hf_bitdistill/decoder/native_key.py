@@ -31,6 +31,7 @@ from ..digests import digest_of_file
 from ..environment import processor_name
 from ..model_folder import NATIVE_FOLDER, NATIVE_SUFFIX
 from ..ops import native
+from ..ops.c_header import ABI_VERSION
 from ..weight_files import EXPLICIT_NAME, is_staging
 from .native_format import NativeFile
 
@@ -80,7 +81,7 @@ def make_key(config: PreTrainedConfig, head: str, head_bits: int) -> dict[str, A
         "config": xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode()),
         "head": head,
         "head_bits": head_bits,
-        "layout": [native.ABI_VERSION, sys.byteorder, *_kernels()],
+        "layout": [ABI_VERSION, sys.byteorder, *_kernels()],
         "versions": [
             __version__,
             transformers.__version__,

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..checkpoint import CheckpointError
 from ..ops import TablePacker, packed_bits, split_table
+from ..ops import c_header as c
 from ..ops.huge_pages import zeros
 from ..quantization import check_table, dequantize_table, least_lossy_dtype, quantize_table
-from . import native
 from .files import TensorFiles
 
 
@@ -21,9 +21,9 @@ SPLIT_FROM = 2 << 20
 """Bytes of an output head from which on it is worth reading less of it: what stays in a cache is read soon enough."""
 
 _KINDS = {
-    torch.float32: native.TABLE_FLOAT32,
-    torch.bfloat16: native.TABLE_BFLOAT16,
-    torch.float16: native.TABLE_FLOAT16,
+    torch.float32: c.TABLE_FLOAT32,
+    torch.bfloat16: c.TABLE_BFLOAT16,
+    torch.float16: c.TABLE_FLOAT16,
 }
 
 
@@ -47,9 +47,9 @@ def split_head(table: Table, norm_weight: Tensor) -> Table:
     Args:
         norm_weight: of the norm in front of it, float32 `[columns]`.
     """
-    if table.kind != native.TABLE_PACKED or table.data.numel() < SPLIT_FROM or packed_bits(table.data) != 8:
+    if table.kind != c.TABLE_PACKED or table.data.numel() < SPLIT_FROM or packed_bits(table.data) != 8:
         return table
-    return replace(table, kind=native.TABLE_SPLIT, data=split_table(table.data, norm_weight))
+    return replace(table, kind=c.TABLE_SPLIT, data=split_table(table.data, norm_weight))
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def load_table(files: TensorFiles, name: str, bits: int | None, stored: StoredFo
             data[start : start + len(piece)] = finite(piece, files, name)
     else:
         raise ValueError(f"head_bits={bits!r} is not supported; choose one of {HEAD_BITS}.")
-    return Table(_KINDS.get(data.dtype, native.TABLE_PACKED), data, rows, columns, dtype)
+    return Table(_KINDS.get(data.dtype, c.TABLE_PACKED), data, rows, columns, dtype)
 
 
 def _load_integers(files: TensorFiles, name: str, bits: int | None, stored: StoredForm) -> Table:
@@ -110,7 +110,7 @@ def _load_integers(files: TensorFiles, name: str, bits: int | None, stored: Stor
             packer.add_codes(codes, part)
         else:
             packer.add(dequantize_table(codes, part, stored.columns))
-    return Table(native.TABLE_PACKED, packer.packed(), rows, stored.columns, stored.dtype)
+    return Table(c.TABLE_PACKED, packer.packed(), rows, stored.columns, stored.dtype)
 
 
 def _float_dtype(files: TensorFiles, name: str, stored: torch.dtype, bits: int | None) -> torch.dtype:

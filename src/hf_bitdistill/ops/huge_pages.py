@@ -12,7 +12,7 @@ import mmap
 import torch
 from torch import Tensor
 
-from .native import ALIGNMENT
+from .c_header import ALIGNMENT
 
 
 _HUGE_PAGE = 2 << 20

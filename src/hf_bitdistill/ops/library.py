@@ -72,24 +72,21 @@ def has_kernel(name: str, device: torch.device) -> bool:
 # ---- Packing --------------------------------------------------------------------------------------------------------
 
 
-def _ternary_header(weight: Tensor, scale: Tensor, out_features: int, group_size: int, offset: Tensor | None):
-    header = form.PackedWeight(
-        form.TERNARY, out_features, weight.shape[1], group_size, has_row_offset=offset is not None
-    )
+def _ternary_header(weight: Tensor, scale: Tensor, out_features: int, group_size: int):
+    header = form.PackedWeight(form.TERNARY, out_features, weight.shape[1], group_size)
     header.tensor_scale = scale.numel() == 1 and group_size == 0
     return header
 
 
 def _fake_int4_pack(weight, weight_scale, in_features):
-    f16 = weight_scale.dtype == torch.float16
-    header = form.PackedWeight(form.INT4, weight.shape[0], in_features, INT4_GROUP, scale_is_f16=f16)
+    header = form.PackedWeight(form.INT4, weight.shape[0], in_features, INT4_GROUP)
     return weight.new_empty(header.layout.total, dtype=torch.uint8)
 
 
 _define(
-    "ternary_pack(Tensor weight, Tensor weight_scale, int out_features, int group_size=0, Tensor? row_offset=None) -> Tensor",
-    lambda weight, weight_scale, out_features, group_size=0, row_offset=None: weight.new_empty(
-        _ternary_header(weight, weight_scale, out_features, group_size, row_offset).layout.total
+    "ternary_pack(Tensor weight, Tensor weight_scale, int out_features, int group_size=0) -> Tensor",
+    lambda weight, weight_scale, out_features, group_size=0: weight.new_empty(
+        _ternary_header(weight, weight_scale, out_features, group_size).layout.total
     ),
 )
 _define(

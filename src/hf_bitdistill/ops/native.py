@@ -1,4 +1,4 @@
-"""Finds and loads the native library, and declares its C functions (`csrc/bitdistill.h`)."""
+"""Finds and loads the native library, and calls its C functions (`c_header.py`)."""
 
 from __future__ import annotations
 
@@ -7,59 +7,30 @@ import functools
 import os
 import sys
 import warnings
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int64, c_size_t, c_void_p
+from collections.abc import Callable
+from ctypes import c_char_p, c_double, c_int, c_size_t, c_void_p
 from pathlib import Path
 
 import torch
 
+from .c_header import (
+    ABI_VERSION,
+    ERROR_ISA,
+    ERROR_OUT_OF_MEMORY,
+    MAX_THREADS,
+    SIGNATURES,
+    WeightInfo,
+    check_layout,
+    read_layout,
+)
 
-ABI_VERSION = 7
-ALIGNMENT = 64
-MAX_THREADS = 256
-"""`BD_MAX_THREADS`: more are refused. Nothing here gains by as many."""
 
 #: "0" or "1": whether ternary weights get the dense form, whatever a measurement says.
 DENSE_SWITCH = "HF_BITDISTILL_DENSE"
 
-FLOAT32, BFLOAT16 = 0, 1
-TERNARY, INT8, INT4, TERNARY_DENSE = 0, 1, 2, 3
-TABLE_PACKED, TABLE_FLOAT32, TABLE_BFLOAT16, TABLE_FLOAT16, TABLE_SPLIT = 0, 1, 2, 3, 4
-ERROR_ARGUMENT, ERROR_SCALE = 5, 7
-_ERROR_ISA, _ERROR_OUT_OF_MEMORY = 10, 11
-
 _LIBRARY_NAMES = {"win32": "bitdistill.dll", "darwin": "libbitdistill.dylib"}
 
-# Pointers are passed as plain addresses (`Tensor.data_ptr()`): building typed pointers costs more than small layers do.
-_SIGNATURES = {
-    "bd_get_isa": [POINTER(c_char_p)],
-    "bd_set_isa": [c_char_p],
-    "bd_set_num_threads": [c_int],
-    "bd_set_team": [c_void_p],
-    "bd_ternary_packed_size": [c_int64, c_int64, c_int64, c_size_t, c_int, POINTER(c_size_t)],
-    "bd_ternary_pack": [c_void_p, c_size_t, c_int64, c_int64, c_void_p, c_size_t, c_int64]
-    + [c_void_p, c_size_t, c_void_p, c_size_t],
-    "bd_ternary_from_dense": [c_void_p, c_size_t, c_int64, c_int64, c_void_p, c_size_t],
-    "bd_ternary_dense_is_fast": [POINTER(c_int)],
-    "bd_ternary_dense_size": [c_void_p, c_size_t, POINTER(c_size_t)],
-    "bd_ternary_dense_pack": [c_void_p, c_size_t, c_void_p, c_size_t],
-    "bd_int8_packed_size": [c_int64, c_int64, POINTER(c_size_t)],
-    "bd_int8_pack": [c_void_p, c_size_t, c_int64, c_int64, c_void_p, c_size_t, c_void_p, c_size_t],
-    "bd_int4_packed_size": [c_int64, c_int64, c_int, POINTER(c_size_t)],
-    "bd_int4_pack": [c_void_p, c_size_t, c_int64, c_int64, c_void_p, c_size_t, c_int, c_void_p, c_size_t],
-    "bd_weight_describe": [c_void_p, c_size_t, c_void_p],
-    "bd_linear": [c_void_p, c_size_t, c_void_p, c_size_t, c_int, c_int64, c_void_p, c_size_t, c_float]
-    + [c_void_p, c_size_t, c_void_p, c_size_t],
-    "bd_embedding": [c_void_p, c_size_t, c_void_p, c_size_t, c_void_p, c_size_t],
-    "bd_quantize_activations": [c_void_p, c_size_t, c_int, c_int64, c_int64, c_void_p, c_size_t, c_float]
-    + [c_void_p, c_size_t, c_void_p, c_size_t],
-    "bd_matmul_int32": [c_void_p, c_size_t, c_void_p, c_size_t, c_int64, c_void_p, c_size_t],
-    "bd_table_pack_rows": [c_int, c_void_p, c_size_t, c_int] + [c_int64] * 4 + [c_void_p, c_size_t],
-    "bd_split_size": [c_int64, c_int64, POINTER(c_size_t)],
-    "bd_split_pack": [c_void_p, c_size_t] * 3,
-    "bd_split_linear": [c_void_p, c_size_t, c_void_p, c_size_t, c_int64, c_int, c_void_p, c_size_t],
-    "bd_measure_read_bandwidth": [c_void_p, c_size_t, c_int, POINTER(c_double)],
-    "bd_measure_multiply_add": [c_int, POINTER(c_double)],
-}
+_BUILD_AGAIN = "install the package again (in a checkout: pip install -e .), or unset HF_BITDISTILL_LIBRARY"
 
 
 class NativeLibraryError(RuntimeError):
@@ -68,21 +39,6 @@ class NativeLibraryError(RuntimeError):
 
 class UnsupportedISAError(NativeLibraryError):
     """`HF_BITDISTILL_ISA` asks for an instruction set that cannot be used here."""
-
-
-class WeightInfo(ctypes.Structure):
-    """`bd_weight_info`."""
-
-    _fields_ = [
-        ("format", ctypes.c_int32),
-        ("scale_is_f16", ctypes.c_int32),
-        ("rows", c_int64),
-        ("cols", c_int64),
-        ("group_size", c_int64),
-        ("groups", c_int64),
-        ("tensor_scale", ctypes.c_int32),
-        ("has_row_offset", ctypes.c_int32),
-    ]
 
 
 def default_path() -> Path:
@@ -102,7 +58,7 @@ class NativeLibrary:
         path: the shared library.
 
     Raises:
-        NativeLibraryError: no such file, not loadable, or another ABI.
+        NativeLibraryError: no such file, not loadable, or built from another `csrc/bitdistill.h`; says what differs.
         UnsupportedISAError: `HF_BITDISTILL_ISA` names an instruction set that cannot run here.
     """
 
@@ -112,19 +68,16 @@ class NativeLibrary:
             raise NativeLibraryError(f"{path} does not exist (the package was built without its native library)")
         try:
             self._library = ctypes.CDLL(str(path))
-            self._library.bd_strerror.restype = c_char_p
-            self._library.bd_strerror.argtypes = [c_int]
-            self._library.bd_version.restype = c_char_p
-            self._library.bd_supported_isas.restype = POINTER(c_char_p)
             abi = self._library.bd_abi_version()
-            functions = {name: getattr(self._library, name) for name in _SIGNATURES}
         except (OSError, AttributeError) as error:
             raise NativeLibraryError(f"{path} cannot be loaded: {error}") from None
         if abi != ABI_VERSION:
-            raise NativeLibraryError(f"{path} has ABI version {abi}, this package needs {ABI_VERSION}")
-        for name, function in functions.items():
-            function.argtypes = _SIGNATURES[name]
-            function.restype = c_int
+            raise NativeLibraryError(f"{path} has ABI version {abi}, this package needs {ABI_VERSION}; {_BUILD_AGAIN}")
+        functions = self._declare()
+        try:
+            check_layout(read_layout(self._library))
+        except ValueError as error:
+            raise NativeLibraryError(f"{path} was built from another bitdistill.h: {error}; {_BUILD_AGAIN}") from None
         self.linear = functions["bd_linear"]  # the hot one: its status is checked where it is called
         self._functions = functions
         self._threads = 0
@@ -148,21 +101,17 @@ class NativeLibrary:
         self.call("set_team", ctypes.cast(team, c_void_p))
         return True
 
-    def declare(self, signatures: dict[str, list]) -> None:
-        """Add functions, for [`call`] and [`size`]: `bd_name` -> types of its arguments.
-
-        Raises:
-            NativeLibraryError: the library has no such function.
-        """
-        for name, arguments in signatures.items():
+    def _declare(self) -> dict[str, Callable]:
+        """The functions by their names, with the types of their arguments."""
+        functions = {}
+        for name, (result, arguments) in SIGNATURES.items():
             try:
                 function = getattr(self._library, name)
             except AttributeError:
-                raise NativeLibraryError(
-                    f"{self.path} has no function {name}: it was built from older sources, build it again"
-                ) from None
-            function.argtypes, function.restype = arguments, c_int
-            self._functions[name] = function
+                raise NativeLibraryError(f"{self.path} has no function {name}; {_BUILD_AGAIN}") from None
+            function.argtypes, function.restype = arguments, result
+            functions[name] = function
+        return functions
 
     def status(self, name: str, *args) -> int:
         """Call `bd_<name>` and leave its status to the caller."""
@@ -170,7 +119,7 @@ class NativeLibrary:
 
     def check(self, status: int, what: str) -> None:
         """Raise for a status that is not success: `MemoryError` if that is what it means, else [`NativeLibraryError`]."""
-        if status == _ERROR_OUT_OF_MEMORY:
+        if status == ERROR_OUT_OF_MEMORY:
             raise MemoryError(f"{what}: {self._library.bd_strerror(status).decode()}")
         if status != 0:
             raise NativeLibraryError(f"{what}: {self._library.bd_strerror(status).decode()}")
@@ -194,7 +143,7 @@ class NativeLibrary:
         """Instruction set in use."""
         name = c_char_p()
         status = self._functions["bd_get_isa"](ctypes.byref(name))
-        if status == _ERROR_ISA:
+        if status == ERROR_ISA:
             raise UnsupportedISAError(
                 f"HF_BITDISTILL_ISA={os.environ.get('HF_BITDISTILL_ISA')!r} cannot be used here; "
                 f"possible: {', '.join(self.supported_isas)}"

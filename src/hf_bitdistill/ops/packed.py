@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .c_header import ABI_VERSION, INT4, INT8, TERNARY, TERNARY_DENSE
+from .c_header import ALIGNMENT as _ALIGNMENT
 from .huge_pages import zeros
-from .native import ABI_VERSION, INT4, INT8, TERNARY, TERNARY_DENSE
-from .native import ALIGNMENT as _ALIGNMENT
 
 
 _MAGIC = 0x6C6C697473646962
-_HEADER = struct.Struct("<QIiqqqiii3i")
+_HEADER = struct.Struct("<QIiqqqi5i")
 _PANEL, _STEP, _CHUNK = 16, 4, 16
 _BITS = {TERNARY: 2, INT8: 8, INT4: 4, TERNARY_DENSE: 2}  # (of a dense one once it is widened)
 _ZERO_POINT = {TERNARY: 1, INT8: 0, INT4: 8, TERNARY_DENSE: 1}
@@ -33,7 +33,6 @@ def _up(a: int, b: int) -> int:
 
 class _Layout(NamedTuple):
     scales: int
-    row_offset: int
     panels: int
     total: int
 
@@ -52,26 +51,25 @@ class PackedWeight:
     cols: int
     group_size: int = 0
     tensor_scale: bool = False
-    scale_is_f16: bool = False
-    has_row_offset: bool = False
 
     @property
     def groups(self) -> int:
         return 1 if self.group_size == 0 else (self.cols + self.group_size - 1) // self.group_size
 
     @property
+    def scale_dtype(self) -> torch.dtype:
+        return torch.float16 if self.format == INT4 else torch.float32
+
+    @property
     def layout(self) -> _Layout:
         """Byte positions of the parts."""
         panels = _up(self.rows, _PANEL) // _PANEL
         scales = _PANEL if self.tensor_scale else panels * self.groups * _PANEL
-        row_offset = _ALIGNMENT + _up(scales * (2 if self.scale_is_f16 else 4), _ALIGNMENT)
-        data = row_offset + (panels * _PANEL * 4 if self.has_row_offset else 0)
+        data = _ALIGNMENT + _up(scales * self.scale_dtype.itemsize, _ALIGNMENT)
         chunks = _up(self.cols, _CHUNK) // _CHUNK
         if self.format == TERNARY_DENSE:
             chunks -= chunks // _DENSE_CHUNKS
-        return _Layout(
-            _ALIGNMENT, row_offset, data, data + panels * _PANEL * chunks * _CHUNK * _BITS[self.format] // 8
-        )
+        return _Layout(_ALIGNMENT, data, data + panels * _PANEL * chunks * _CHUNK * _BITS[self.format] // 8)
 
 
 def read_header(packed: Tensor) -> PackedWeight:
@@ -82,10 +80,10 @@ def read_header(packed: Tensor) -> PackedWeight:
     """
     if packed.dtype != torch.uint8 or packed.ndim != 1 or packed.numel() < _HEADER.size:
         raise ValueError("not a packed weight")
-    magic, version, kind, rows, cols, group, tensor, f16, offset, *_ = _HEADER.unpack(bytes(packed[:64].tolist()))
+    magic, version, kind, rows, cols, group, tensor, *_ = _HEADER.unpack(bytes(packed[:64].tolist()))
     if magic != _MAGIC or version != ABI_VERSION or kind not in _BITS or rows < 1 or cols < 1 or group < 0:
         raise ValueError("not a packed weight of this version")
-    header = PackedWeight(kind, rows, cols, group, bool(tensor), bool(f16), bool(offset))
+    header = PackedWeight(kind, rows, cols, group, bool(tensor))
     if header.layout.total != packed.numel():
         raise ValueError(f"a packed weight of {packed.numel()} bytes should have {header.layout.total}")
     return header
@@ -96,7 +94,7 @@ def empty(header: PackedWeight) -> Tensor:
     out = zeros(header.layout.total)
     fields = _HEADER.pack(
         _MAGIC, ABI_VERSION, header.format, header.rows, header.cols, header.group_size,
-        header.tensor_scale, header.scale_is_f16, header.has_row_offset, 0, 0, 0,
+        header.tensor_scale, 0, 0, 0, 0, 0,
     )  # fmt: skip
     out[: len(fields)] = torch.frombuffer(bytearray(fields), dtype=torch.uint8)
     return out
@@ -111,7 +109,7 @@ def put_rows(packed: Tensor, header: PackedWeight, piece: Tensor, first_row: int
     """
     source = read_header(piece)
     panels = _up(source.rows, _PANEL) // _PANEL
-    scales = panels * header.groups * _PANEL * (2 if header.scale_is_f16 else 4)
+    scales = panels * header.groups * _PANEL * header.scale_dtype.itemsize
     for start, size, origin in (
         (header.layout.scales, scales, source.layout.scales),
         (header.layout.panels, source.layout.total - source.layout.panels, source.layout.panels),
@@ -120,7 +118,7 @@ def put_rows(packed: Tensor, header: PackedWeight, piece: Tensor, first_row: int
         packed[at : at + size] = piece[origin : origin + size]
 
 
-def pack(header: PackedWeight, codes: Tensor, scale: Tensor, row_offset: Tensor | None) -> Tensor:
+def pack(header: PackedWeight, codes: Tensor, scale: Tensor) -> Tensor:
     """Lay out a weight.
 
     Args:
@@ -129,7 +127,7 @@ def pack(header: PackedWeight, codes: Tensor, scale: Tensor, row_offset: Tensor 
     """
     layout = header.layout
     out = empty(header)
-    dtype = torch.float16 if header.scale_is_f16 else torch.float32
+    dtype = header.scale_dtype
     panels = _up(header.rows, _PANEL) // _PANEL
     if header.tensor_scale:
         scales = scale.reshape(1).to(dtype).expand(_PANEL)
@@ -139,10 +137,6 @@ def pack(header: PackedWeight, codes: Tensor, scale: Tensor, row_offset: Tensor 
         scales = scales.view(panels, _PANEL, header.groups).transpose(1, 2)
     scales = scales.contiguous().view(torch.uint8).reshape(-1)
     out[layout.scales : layout.scales + scales.numel()] = scales
-    if row_offset is not None:
-        offsets = torch.zeros(panels * _PANEL)
-        offsets[: header.rows] = row_offset
-        out[layout.row_offset : layout.panels] = offsets.view(torch.uint8)
 
     bits = _BITS[header.format]
     padded = torch.zeros((panels * _PANEL, _up(header.cols, _CHUNK)), dtype=torch.uint8)
@@ -198,17 +192,12 @@ def _dense_code() -> tuple[Tensor, Tensor]:
     return steps, fifth
 
 
-def scales_and_offsets(packed: Tensor, header: PackedWeight) -> tuple[Tensor, Tensor | None]:
-    """float32 scales `[rows, groups]` (or `[1, 1]`) and row offsets `[rows]`."""
+def scales_of(packed: Tensor, header: PackedWeight) -> Tensor:
+    """float32 scales `[rows, groups]`, or `[1, 1]`."""
     layout = header.layout
-    dtype = torch.float16 if header.scale_is_f16 else torch.float32
-    stored = packed[layout.scales : layout.row_offset].view(dtype).float()
+    stored = packed[layout.scales : layout.panels].view(header.scale_dtype).float()
     if header.tensor_scale:
-        scale = stored[:1].view(1, 1)
-    else:
-        panels = _up(header.rows, _PANEL) // _PANEL
-        scale = stored[: panels * _PANEL * header.groups].view(panels, header.groups, _PANEL).transpose(1, 2)
-        scale = scale.reshape(-1, header.groups)[: header.rows]
-    if not header.has_row_offset:
-        return scale, None
-    return scale, packed[layout.row_offset : layout.panels].view(torch.float32)[: header.rows]
+        return stored[:1].view(1, 1)
+    panels = _up(header.rows, _PANEL) // _PANEL
+    scale = stored[: panels * _PANEL * header.groups].view(panels, header.groups, _PANEL).transpose(1, 2)
+    return scale.reshape(-1, header.groups)[: header.rows]

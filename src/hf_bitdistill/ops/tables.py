@@ -6,16 +6,17 @@ import torch
 from torch import Tensor
 
 from ..quantization import INT4_GROUP, quantize_table
+from . import c_header as c
 from . import native as n
 from . import packed as form
 from .library import _ops, num_threads
 
 
-_FORMATS = {8: n.INT8, 4: n.INT4}
+_FORMATS = {8: c.INT8, 4: c.INT4}
 _KINDS = {
-    torch.float32: n.TABLE_FLOAT32,
-    torch.bfloat16: n.TABLE_BFLOAT16,
-    torch.float16: n.TABLE_FLOAT16,
+    torch.float32: c.TABLE_FLOAT32,
+    torch.bfloat16: c.TABLE_BFLOAT16,
+    torch.float16: c.TABLE_FLOAT16,
 }
 
 
@@ -38,8 +39,8 @@ class TablePacker:
             raise ValueError(f"bits={bits!r}: a table is packed with 8 or 4 bits")
         self._shape, self.bits, self._done = (rows, columns), bits, 0
         self._library = n.library()
-        group, half = (0, False) if bits == 8 else (INT4_GROUP, True)
-        self._header = form.PackedWeight(_FORMATS[bits], rows, columns, group, scale_is_f16=half)
+        group = 0 if bits == 8 else INT4_GROUP
+        self._header = form.PackedWeight(_FORMATS[bits], rows, columns, group)
         self._packed = form.empty(self._header)
 
     def add(self, piece: Tensor) -> None:
@@ -88,9 +89,9 @@ class TablePacker:
             self._packed.data_ptr(),
             self._packed.numel(),
         )
-        if status == n.ERROR_SCALE:
+        if status == c.ERROR_SCALE:
             raise ValueError("a value is not finite")
-        if status == n.ERROR_ARGUMENT:
+        if status == c.ERROR_ARGUMENT:
             raise ValueError("a value is too large for a scale in float16")
         self._library.check(status, "table_pack_rows")
 
@@ -123,7 +124,7 @@ def packed_bits(packed: Tensor) -> int:
     Raises:
         ValueError: this is no packed weight.
     """
-    return {n.INT8: 8, n.INT4: 4}[form.read_header(packed).format]
+    return {c.INT8: 8, c.INT4: 4}[form.read_header(packed).format]
 
 
 def split_table(packed: Tensor, norm_weight: Tensor | None = None) -> Tensor:

@@ -18,18 +18,14 @@ from .packed import INT4, INT8, TERNARY, PackedWeight
 _ROWS = 4096
 
 
-def ternary_pack(
-    weight: Tensor, weight_scale: Tensor, out_features: int, group_size: int = 0, row_offset: Tensor | None = None
-) -> Tensor:
+def ternary_pack(weight: Tensor, weight_scale: Tensor, out_features: int, group_size: int = 0) -> Tensor:
     codes = torch.cat([(weight >> (2 * k)) & 3 for k in range(4)])[:out_features]
     if (codes == 3).any():
         raise ValueError("the weight holds an invalid code")
-    header = PackedWeight(TERNARY, out_features, weight.shape[1], group_size, has_row_offset=row_offset is not None)
+    header = PackedWeight(TERNARY, out_features, weight.shape[1], group_size)
     header.tensor_scale = weight_scale.numel() == 1 and header.rows * header.groups != 1
     _check_scales(header, weight_scale)
-    if row_offset is not None and not torch.isfinite(row_offset).all():
-        raise ValueError("a row offset is not finite")
-    return form.pack(header, codes, weight_scale, row_offset)
+    return form.pack(header, codes, weight_scale)
 
 
 def int8_pack(weight: Tensor, weight_scale: Tensor) -> Tensor:
@@ -37,15 +33,14 @@ def int8_pack(weight: Tensor, weight_scale: Tensor) -> Tensor:
         raise ValueError("the weight holds an invalid code")
     header = PackedWeight(INT8, *weight.shape)
     _check_scales(header, weight_scale)
-    return form.pack(header, weight, weight_scale, None)
+    return form.pack(header, weight, weight_scale)
 
 
 def int4_pack(weight: Tensor, weight_scale: Tensor, in_features: int) -> Tensor:
     codes = torch.stack([weight & 15, weight >> 4], dim=-1).view(weight.shape[0], -1)[:, :in_features]
-    f16 = weight_scale.dtype == torch.float16
-    header = PackedWeight(INT4, weight.shape[0], in_features, INT4_GROUP, scale_is_f16=f16)
+    header = PackedWeight(INT4, weight.shape[0], in_features, INT4_GROUP)
     _check_scales(header, weight_scale)
-    return form.pack(header, codes, weight_scale, None)
+    return form.pack(header, codes, weight_scale)
 
 
 def _check_scales(header: PackedWeight, scale: Tensor) -> None:
@@ -86,7 +81,7 @@ def linear(
 ) -> Tensor:
     header = _header(packed, out_features, x.shape[-1])
     x_q, s = quantize_activations(x.reshape(-1, header.cols), norm_weight, norm_eps)
-    scale, row_offset = form.scales_and_offsets(packed, header)
+    scale = form.scales_of(packed, header)
     parts = []
     for start in range(0, header.rows, _ROWS):
         stop = min(start + _ROWS, header.rows)
@@ -95,8 +90,6 @@ def linear(
         y = 0.0
         for group, columns in enumerate(_group_slices(header)):
             y = y + _product(x_q, values, columns).float() * row_scale[:, group]
-        if row_offset is not None:
-            y = y + row_offset[start:stop] * x_q.sum(-1, keepdim=True, dtype=torch.int32).float()
         parts.append(y * s.reciprocal()[:, None])
     y = torch.cat(parts, dim=1)
     if bias is not None:
@@ -121,7 +114,7 @@ def embedding(index: Tensor, packed: Tensor, embedding_dim: int) -> Tensor:
     if header.cols != embedding_dim:
         raise ValueError(f"the weight has {header.cols} columns, not {embedding_dim}")
     check_tokens(index, header.rows)
-    scale, row_offset = form.scales_and_offsets(packed, header)
+    scale = form.scales_of(packed, header)
     out = torch.empty(index.numel(), header.cols)
     for i, row in enumerate(index.reshape(-1).tolist()):
         start = row // 16 * 16
@@ -129,7 +122,7 @@ def embedding(index: Tensor, packed: Tensor, embedding_dim: int) -> Tensor:
         row_scale = scale[0 if header.tensor_scale else row]
         if header.group_size:
             row_scale = row_scale.repeat_interleave(header.group_size)[: header.cols]
-        out[i] = values * row_scale + (0.0 if row_offset is None else row_offset[row])
+        out[i] = values * row_scale + 0.0
     return out.view(*index.shape, header.cols)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .. import c_header as c
 from .. import native as n
 from .. import torch_reference as reference
 from ..library import MAX_COLUMNS, implement, num_threads
@@ -30,7 +31,7 @@ def _pointer(t: Tensor | None) -> tuple[int | None, int]:
     return (None, 0) if t is None else (t.data_ptr(), t.numel())
 
 
-def _describe(packed: Tensor, rows: int, cols: int, library: n.NativeLibrary) -> n.WeightInfo:
+def _describe(packed: Tensor, rows: int, cols: int, library: n.NativeLibrary) -> c.WeightInfo:
     info = library.describe(packed.data_ptr(), packed.numel())
     if (info.rows, info.cols) != (rows, cols):
         raise ValueError(f"the packed weight is {info.rows} x {info.cols}, the call asks for {rows} x {cols}")
@@ -40,23 +41,21 @@ def _describe(packed: Tensor, rows: int, cols: int, library: n.NativeLibrary) ->
 def _contiguous_bytes(packed: Tensor) -> Tensor:
     if packed.dtype != torch.uint8 or packed.ndim != 1 or not packed.is_contiguous():
         raise ValueError("a packed weight is a contiguous 1-dimensional uint8 tensor")
-    return packed if packed.data_ptr() % n.ALIGNMENT == 0 else packed.clone()
+    return packed if packed.data_ptr() % c.ALIGNMENT == 0 else packed.clone()
 
 
 @implement("ternary_pack", "CPU")
-def ternary_pack(weight, weight_scale, out_features, group_size=0, row_offset=None):
-    weight, scale, offset = weight.contiguous(), _floats(weight_scale), _floats(row_offset)
+def ternary_pack(weight, weight_scale, out_features, group_size=0):
+    weight, scale = weight.contiguous(), _floats(weight_scale)
     if weight.dtype != torch.uint8 or weight.ndim != 2:
         raise ValueError("packed ternary storage is a uint8 matrix")
     library = _native()
     if library is None:
-        return reference.ternary_pack(weight, scale, out_features, group_size, offset)
+        return reference.ternary_pack(weight, scale, out_features, group_size)
     shape = (out_features, weight.shape[1])
-    size = library.size("ternary_packed_size", *shape, group_size, scale.numel(), offset is not None)
+    size = library.size("ternary_packed_size", *shape, group_size, scale.numel())
     out = torch.empty(size, dtype=torch.uint8)
-    library.call(
-        "ternary_pack", *_pointer(weight), *shape, *_pointer(scale), group_size, *_pointer(offset), *_pointer(out)
-    )
+    library.call("ternary_pack", *_pointer(weight), *shape, *_pointer(scale), group_size, *_pointer(out))
     return _dense(out, library) if library.packs_densely else out
 
 
@@ -85,16 +84,17 @@ def int8_pack(weight, weight_scale):
 
 @implement("int4_pack", "CPU")
 def int4_pack(weight, weight_scale, in_features):
-    f16 = weight_scale.dtype == torch.float16
-    weight, scale = weight.contiguous(), weight_scale.contiguous() if f16 else _floats(weight_scale)
+    weight, scale = weight.contiguous(), weight_scale.contiguous()
     if weight.dtype != torch.uint8 or weight.ndim != 2:
         raise ValueError("int4 storage is a uint8 matrix")
+    if scale.dtype != torch.float16:
+        raise ValueError(f"int4 scales are float16, not {scale.dtype}: convert them first (weight_scale.half())")
     library = _native()
     if library is None:
         return reference.int4_pack(weight, scale, in_features)
     shape = (weight.shape[0], in_features)
-    out = torch.empty(library.size("int4_packed_size", *shape, f16), dtype=torch.uint8)
-    library.call("int4_pack", *_pointer(weight), *shape, *_pointer(scale), f16, *_pointer(out))
+    out = torch.empty(library.size("int4_packed_size", *shape), dtype=torch.uint8)
+    library.call("int4_pack", *_pointer(weight), *shape, *_pointer(scale), *_pointer(out))
     return out
 
 
@@ -115,7 +115,7 @@ def _linear(x, weight, out_features, bias, norm_weight, norm_eps, dtype):
     if library is None:
         return reference.linear(values, weight, out_features, bias, norm_weight, norm_eps).to(dtype)
     out = torch.empty((*x.shape[:-1], out_features), dtype=torch.float32)
-    kind = n.FLOAT32 if values.dtype == torch.float32 else n.BFLOAT16
+    kind = c.FLOAT32 if values.dtype == torch.float32 else c.BFLOAT16
     tokens = values.numel() // values.shape[-1]
     status = library.linear(
         *_pointer(weight),
@@ -161,7 +161,7 @@ def quantize_activations(x, norm_weight=None, norm_eps=1e-6):
     x_q = torch.empty(x.shape, dtype=torch.int8)
     s = torch.empty(x.shape[:-1], dtype=torch.float32)
     if x.numel():
-        dtype = n.FLOAT32 if values.dtype == torch.float32 else n.BFLOAT16
+        dtype = c.FLOAT32 if values.dtype == torch.float32 else c.BFLOAT16
         shape = (s.numel(), x.shape[-1])
         library.call(
             "quantize_activations",

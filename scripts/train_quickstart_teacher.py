@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 import transformers
 from datasets import Dataset
+from quickstart_base_model import new_base_model, train_tokenizer
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_bitdistill.data import pack_corpus
 from hf_bitdistill.evaluation import perplexity
-from hf_bitdistill.quickstart.base_model import TEACHER_FOLDER, new_base_model, train_tokenizer
 from hf_bitdistill.quickstart.corpus import QUICKSTART_PACKAGES, extract, split_texts
+from hf_bitdistill.quickstart.settings import TEACHER_FOLDER
 from hf_bitdistill.recipe.train import Machine, training_arguments
 
 

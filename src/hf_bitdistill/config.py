@@ -7,7 +7,6 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from transformers import PreTrainedConfig
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -38,11 +37,6 @@ _CHOICES = {
 def _short(value: Any) -> str:
     """As `repr`, but a line whatever a file holds."""
     return reprlib.repr(value)
-
-
-def is_classifier(config: PreTrainedConfig) -> bool:
-    """Whether a model that was saved with this config has a sequence classification head instead of a language model's."""
-    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
 
 
 def quant_method(config: Any) -> str | None:

@@ -1,16 +1,14 @@
 """Teachers: loading by name, freezing, tokenizers that differ."""
 
-import copy
 import os
 
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from architectures import random_tokens, tiny_model
 from hf_bitdistill.distillation import check_same_tokenizer, load_teacher
-from hf_bitdistill.distillation.teacher import model_head
 
 
 def other_tokenizer(tokenizer, **special):
@@ -104,18 +102,6 @@ def test_a_teacher_is_loaded_whole_on_every_process(make_model, tmp_path, monkey
     )
     load_teacher(str(tmp_path), "causal_lm")
     assert seen == ["false"] and os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
-
-
-def test_heads(make_model):
-    assert model_head(make_model(0)) == "causal_lm"
-    assert model_head(make_model(0, classes=2)) == "sequence_classification"
-    config = BertConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    with pytest.raises(ValueError, match="BertForMaskedLM has neither"):
-        model_head(BertForMaskedLM(config))
-    multi = copy.deepcopy(make_model(0, classes=3))
-    multi.config.problem_type = "multi_label_classification"
-    with pytest.raises(ValueError, match="multi_label"):
-        model_head(multi)
 
 
 def test_an_adapter_is_a_teacher(tmp_path):

@@ -7,7 +7,9 @@ from hf_bitdistill.quantization import (
     absmean_scale,
     expand_weight_scale,
     fake_quantized_linear,
+    leaking_linear,
     leaking_weight,
+    mixed_linear,
     mixed_weight,
     row_sums,
     scale_of_row_sums,
@@ -57,20 +59,27 @@ def test_two_bits_a_weight_and_a_scale_a_row():
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("scale_gradient", [False, True])
 @pytest.mark.parametrize(
-    "options", [{}, {"dead_zone_leak": torch.tensor(0.25)}, {"quantization_share": torch.tensor(0.5)}]
+    ("linear", "own"),
+    [
+        (fake_quantized_linear, {}),
+        (leaking_linear, {"leak": torch.tensor(0.25)}),
+        (mixed_linear, {"share": torch.tensor(0.5)}),
+    ],
 )
 @pytest.mark.parametrize(("granularity", "group_size"), GRANULARITIES)
-def test_the_product_is_that_of_the_latent_weight(granularity, group_size, options, scale_gradient, half):
+def test_the_product_is_that_of_the_latent_weight(granularity, group_size, linear, own, scale_gradient, half):
     """Bit for bit, and so are its gradients, a row of zeros and zeros in others included."""
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(9, 130, generator=generator), torch.randn(4, 130, generator=generator)
     weight[2], weight[:, 5] = 0.0, 0.0
     grad = torch.randn(4, 9, generator=generator)
-    options = {"granularity": granularity, "group_size": group_size, "scale_gradient": scale_gradient, **options}
+    options = {"granularity": granularity, "group_size": group_size, **own}
+    if linear is not mixed_linear:
+        options["scale_gradient"] = scale_gradient
 
     latent, its_x = weight.clone().requires_grad_(), x.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        expected = fake_quantized_linear(its_x, latent, **options)
+        expected = linear(its_x, latent, **options)
     expected.backward(grad.to(expected.dtype))
 
     layout, sent, scale = gathered(weight, 2, granularity, group_size)
@@ -78,15 +87,15 @@ def test_the_product_is_that_of_the_latent_weight(granularity, group_size, optio
     scale = scales if scale is None else scale
     codes, divisor = ternary_codes(weight, scale, group_size), expand_weight_scale(scale, 130, group_size)
     held = codes
-    if "quantization_share" in options:
-        held = mixed_weight(weight, codes, divisor, options["quantization_share"])
-    elif "dead_zone_leak" in options:
-        held = leaking_weight(weight, codes, divisor, options["dead_zone_leak"])
+    if linear is mixed_linear:
+        held = mixed_weight(weight, codes, divisor, **own)
+    elif linear is leaking_linear:
+        held = leaking_weight(weight, codes, divisor, **own)
     signs = torch.stack([layout.pack_codes(part.sign()) for part in (weight[:5], weight[5:])])
     what = GatheredWeight(layout, scale, packed, held is not codes, signs if scale_gradient else None)
     parameter, our_x = held.clone().requires_grad_(), x.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        found = fake_quantized_linear(our_x, parameter, gathered=what, **options)
+        found = linear(our_x, parameter, gathered=what, **options)
     found.backward(grad.to(found.dtype))
 
     assert torch.equal(found, expected)

@@ -1,5 +1,7 @@
 """The arithmetic against formulas written out naively here."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,8 @@ from hf_bitdistill.quantization import (
     expand_weight_scale,
     fake_quantized_linear,
     integer_accumulators,
+    leaking_linear,
+    mixed_linear,
     quantize_activations,
     sum_per_scale,
     ternarize,
@@ -189,13 +193,8 @@ def test_gradients_against_finite_differences_of_the_surrogate(granularity, grou
         return (F.linear(x + x_offset, weight + weight_offset, bias) * upstream.double()).sum()
 
     inputs = [x.clone().requires_grad_(), weight.clone().requires_grad_(), bias.clone().requires_grad_()]
-    y = fake_quantized_linear(
-        *inputs,
-        granularity=granularity,
-        group_size=group_size,
-        activation_bits=activation_bits,
-        quantization_share=share,
-    )
+    options = {"granularity": granularity, "group_size": group_size, "activation_bits": activation_bits}
+    y = fake_quantized_linear(*inputs, **options) if share == 1.0 else mixed_linear(*inputs, share=share, **options)
     (y * upstream).sum().backward()
     step = 1e-4
     for index, leaf in enumerate(inputs):
@@ -212,7 +211,7 @@ def test_gradients_against_finite_differences_of_the_surrogate(granularity, grou
 
 def test_share_zero_is_full_precision():
     x, weight = torch.randn(3, 16), torch.randn(4, 16)
-    torch.testing.assert_close(fake_quantized_linear(x, weight, quantization_share=0.0), F.linear(x, weight))
+    torch.testing.assert_close(mixed_linear(x, weight, share=0.0), F.linear(x, weight))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -243,7 +242,7 @@ def test_dead_zone_leak(granularity, group_size):
     x_q, s = quantize_activations(x.detach())
     expected = torch.where(codes == 0, 0.25 * weight.detach(), codes * expand_weight_scale(scale, 128, group_size))
     assert 0 < (codes == 0).sum() < codes.numel()
-    y = fake_quantized_linear(x, weight, dead_zone_leak=0.25, **options)
+    y = leaking_linear(x, weight, leak=0.25, **options)
     torch.testing.assert_close(y, (x_q / s) @ expected.T, rtol=1e-5, atol=1e-5)
     y.sum().backward()
     torch.testing.assert_close(weight.grad, (x_q / s).sum(0).expand(5, -1), rtol=1e-5, atol=1e-5)
@@ -256,11 +255,12 @@ def test_scale_gradient(granularity, group_size, leak):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((3, 96), generator=generator)
     weight = torch.randn((5, 96), generator=generator)
-    options = {"granularity": granularity, "group_size": group_size, "dead_zone_leak": leak}
+    options = {"granularity": granularity, "group_size": group_size}
+    linear = partial(leaking_linear, leak=leak) if leak else fake_quantized_linear
 
     def run(**more):
         latent = weight.clone().requires_grad_()
-        y = fake_quantized_linear(x, latent, **options, **more)
+        y = linear(x, latent, **options, **more)
         y.square().sum().backward()
         return y.detach(), latent.grad
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from hf_bitdistill.quickstart.corpus import Document, extract, split_texts
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +30,7 @@ def few_documents(documents):
 @pytest.fixture(scope="session")
 def base_folder(documents, tmp_path_factory):
     """An untrained base model with a tokenizer of 512 tokens, stored as the shipped one is."""
-    from hf_bitdistill.quickstart.base_model import new_base_model, train_tokenizer
+    from quickstart_base_model import new_base_model, train_tokenizer
 
     folder = tmp_path_factory.mktemp("base")
     tokenizer = train_tokenizer(split_texts(documents, "train")[:200], 512)

@@ -140,7 +140,7 @@ def test_command(tmp_path, monkeypatch, capsys):
 def test_shipped_base_model_is_small_and_loads():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from hf_bitdistill.quickstart.base_model import TEACHER_FOLDER
+    from hf_bitdistill.quickstart.settings import TEACHER_FOLDER
 
     assert sum(file.stat().st_size for file in TEACHER_FOLDER.iterdir()) <= 4e6
     model = AutoModelForCausalLM.from_pretrained(TEACHER_FOLDER)

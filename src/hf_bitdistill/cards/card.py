@@ -12,8 +12,9 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from ..atomic import write_text
-from ..config import is_classifier, ternary_method
+from ..config import ternary_method
 from ..evaluation.record import Measurement, Record
+from ..model_heads import PIPELINE_TASKS, head_of
 from ..report.tables import format_score, markdown_table
 from ..sizes import Sizes
 from .base_model import base_model_id, exact_model_id, hub_model_id, license_of
@@ -97,8 +98,9 @@ class CardFacts:
 
     @property
     def task_type(self) -> str:
-        classifier = is_classifier(self.config) if self.classifier is None else self.classifier
-        return "text-classification" if classifier else "text-generation"
+        if self.classifier is None:
+            return PIPELINE_TASKS[head_of(self.config)]
+        return PIPELINE_TASKS["sequence_classification" if self.classifier else "causal_lm"]
 
     @property
     def how(self) -> Measurement | None:

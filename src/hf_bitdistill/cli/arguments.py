@@ -18,6 +18,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from transformers.utils import is_torch_xla_available
 
 from ..config import BitNetConfig
+from ..model_heads import HEADS
 from .options_help import OptionsParser
 
 
@@ -87,7 +88,7 @@ class TaskArguments:
         default="causal_lm",
         metadata={
             "help": "Continue the prompt with the label word, or classify.",
-            "choices": ["causal_lm", "sequence_classification"],
+            "choices": list(HEADS),
         },
     )
     use_chat_template: bool = field(

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,6 +20,7 @@ from .. import processes
 from ..calibration import calibrate_sub_norm
 from ..data import Task, ensure_pad_token
 from ..locate import find_model
+from ..model_heads import Head, auto_class
 from ..preflight import is_student_checkpoint
 from ..surgery import is_student
 from .arguments import ModelArguments, StudentArguments, require
@@ -58,7 +57,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    arguments: ModelArguments, head: str = "causal_lm", task: Task | None = None, **kwargs: Any
+    arguments: ModelArguments, head: Head = "causal_lm", task: Task | None = None, **kwargs: Any
 ) -> PreTrainedModel:
     """Load a model with one of the two heads.
 
@@ -72,12 +71,11 @@ def load_model(
     """
     path = find_model(require(arguments.model_name_or_path, "model_name_or_path"))
     dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    auto_class = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
     may_add_head = head == "sequence_classification" and task is not None
     if may_add_head:
         kwargs["id2label"] = task.id2label
         kwargs["label2id"] = {word: index for index, word in task.id2label.items()}
-    model, info = auto_class.from_pretrained(
+    model, info = auto_class(head).from_pretrained(
         path,
         dtype=dtype,
         attn_implementation=arguments.attn_implementation,

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedModel
 
-from ..config import WEIGHT_BITS, is_classifier
+from ..config import WEIGHT_BITS
 from ..decoder import make_native_file
 from ..decoder.native_key import check_enabled
 from ..evaluation.record import carry_record
 from ..layers import BitLinear
 from ..locate import find_model
 from ..model_folder import replace_model
+from ..model_heads import HEADS, head_of
 from ..packing import TABLE_BITS, pack
 from ..room import check_room, check_writable, parameter_bytes, size_text
 from ..sizes import bytes_by_kind
@@ -29,9 +30,7 @@ def run(argv: list[str], prog: str) -> None:
     parser.add_argument("model", help="folder or Hub id of an online student")
     parser.add_argument("output_dir", type=Path, help="folder for the packed model")
     parser.add_argument("--max_shard_size", default="50GB", help="largest file")
-    parser.add_argument(
-        "--head", default=None, choices=["causal_lm", "sequence_classification"], help="default: what the student has"
-    )
+    parser.add_argument("--head", default=None, choices=list(HEADS), help="default: what the student has")
     parser.add_argument(
         "--head_bits",
         type=int,
@@ -52,7 +51,7 @@ def run(argv: list[str], prog: str) -> None:
     check_output_dir(options.output_dir, {"student": path})
     check_no_training(options.output_dir)
     check_writable(options.output_dir)
-    head = options.head or _head_of(path)
+    head = options.head or head_of(AutoConfig.from_pretrained(path))
     tokenizer = load_tokenizer(path)
     # The classes of a classification head are in the student's own config; no task has to be named.
     model = load_model(ModelArguments(path, dtype="auto"), head)
@@ -117,10 +116,6 @@ def add_storage_options(
 
 def _weight_bits(text: str) -> float:
     return next((bits for bits in WEIGHT_BITS if float(text) == bits), float(text))
-
-
-def _head_of(path: str) -> str:
-    return "sequence_classification" if is_classifier(AutoConfig.from_pretrained(path)) else "causal_lm"
 
 
 def _packed_bytes(model: PreTrainedModel, weight_bits: float) -> int:

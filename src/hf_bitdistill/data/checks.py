@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..model_heads import Head
 from .batches import DOCUMENTS, PreparedBatch, prepare_batch, text_positions
-from .preprocessing import IGNORE_INDEX, Head
+from .preprocessing import IGNORE_INDEX
 
 
 def context_length(config: Any) -> int | None:

@@ -16,8 +16,9 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from ..model_heads import Head, check_known_head
 from .pieces import text_encoder
 from .tasks import Task, get_task
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Head = Literal["causal_lm", "sequence_classification"]
-HEADS: tuple[str, ...] = ("causal_lm", "sequence_classification")
 IGNORE_INDEX = -100
 
 
@@ -39,8 +38,7 @@ def check_head(head: str, task: Task) -> None:
     Raises:
         ValueError: In these two cases.
     """
-    if head not in HEADS:
-        raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+    check_known_head(head)
     if head == "sequence_classification" and task.kind != "classification":
         raise ValueError(f"task {task.name} is {task.kind}: it has no classes for a sequence classification head")
 
@@ -371,8 +369,7 @@ def collate(
     """
     from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
-    if head not in HEADS:
-        raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
+    check_known_head(head)
     tokenizer = ensure_pad_token(copy.deepcopy(tokenizer))
     tokenizer.padding_side = "right"
     if head == "sequence_classification":

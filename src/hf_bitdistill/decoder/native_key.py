@@ -69,7 +69,7 @@ def make_key(config: PreTrainedConfig, head: str, head_bits: int) -> dict[str, A
 
     Args:
         config: of the checkpoint.
-        head: key of `HEADS`.
+        head: of [`hf_bitdistill.model_heads.HEADS`].
         head_bits: of embedding and head in memory.
     """
     from .. import __version__

@@ -92,7 +92,7 @@ def open_native_file(
     Args:
         config: of the checkpoint.
         files: its weights.
-        head: key of `HEADS`.
+        head: of [`hf_bitdistill.model_heads.HEADS`].
         head_bits, kv_dtype, num_threads: see [`load_decoder`]; `None`: what the config says.
 
     Raises:

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from .. import processes
 from ..atomic import file_aside, lock_folder
-from ..config import is_classifier
+from ..model_heads import head_of
 from ..preflight import read_config
 from ..room import check_room, size_text
 from ..weight_files import find_weight_files
@@ -75,7 +75,7 @@ class NativeSource:
     Attributes:
         config: of the checkpoint.
         files: its weights, and `states` what the system said of them before they were read.
-        head: key of `HEADS`.
+        head: of [`hf_bitdistill.model_heads.HEADS`].
     """
 
     config: PreTrainedConfig
@@ -144,7 +144,7 @@ def make_native_file(folder: str | Path, head_bits: int | None = None) -> Path:
     check_enabled()
     config = read_config(Path(folder))
     files = find_weight_files(folder, config)
-    head = "sequence_classification" if is_classifier(config) else "causal_lm"
+    head = head_of(config)
     source = NativeSource.of(config, files, head)
     student = Student(config, files, head)
     if student.is_trainable:

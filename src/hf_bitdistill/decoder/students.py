@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -36,6 +34,7 @@ from ..digests import check_digests
 from ..heads import expect_stored_tables
 from ..layers import BitLinear, TernaryLinear
 from ..model_folder import check_output, replace_model
+from ..model_heads import auto_class
 from ..offline_files import write_offline
 from ..packing import check_weight_bits, float32_names, packed_dtype
 from ..preflight import build_on_meta
@@ -45,9 +44,6 @@ from ..surgery import convert_modules
 from ..weight_files import EXPLICIT_NAME, folder_of, warn_of_stale_files
 from .files import TensorFiles
 from .tables import StoredForm, load_table, place, round_table
-
-
-HEADS = {"causal_lm": AutoModelForCausalLM, "sequence_classification": AutoModelForSequenceClassification}
 
 
 class NotAStudentError(ValueError):
@@ -60,7 +56,7 @@ class Student:
     Args:
         config: of the checkpoint, with its `quantization_config`.
         files: its safetensors files.
-        head: key of [`HEADS`].
+        head: of [`hf_bitdistill.model_heads.HEADS`].
 
     Attributes:
         model: the model on the meta device, with [`BitLinear`] or [`TernaryLinear`] layers.
@@ -86,7 +82,7 @@ class Student:
         self.needs_export = self._stock is not None or self.is_trainable
         full_precision = copy.deepcopy(config)
         del full_precision.quantization_config
-        self.model: PreTrainedModel = build_on_meta(HEADS[head], full_precision, files)
+        self.model: PreTrainedModel = build_on_meta(auto_class(head), full_precision, files)
         if self._stock is not None:
             source.source_dtype = dtype_in_files(files)
             source.modules_to_not_convert = _kept_by_stock(self.model, self._stock, source)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..data.batches import DOCUMENTS
-from ..data.preprocessing import IGNORE_INDEX, Head
+from ..data.preprocessing import IGNORE_INDEX
+from ..model_heads import Head
 from .divergences import divergence_of
 from .head_losses import HeadPlan, HeadTeacher, TokenWeights, head_token_losses, product_tokens
 from .head_tap import HeadTap, Take

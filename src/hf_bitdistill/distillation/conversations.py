@@ -13,7 +13,7 @@ from transformers.utils import logging
 from ..data.checks import context_length
 from ..data.conversations import encode_completions, encode_conversations
 from ..data.recognition import conversation_columns
-from .teacher import model_head
+from ..model_heads import model_head
 
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data.preprocessing import IGNORE_INDEX, Head
+from ..data.preprocessing import IGNORE_INDEX
+from ..model_heads import Head
 from .head_tap import HeadTap, Take
 from .teacher import forward_parameters, model_inputs
 from .teacher_scores import TopLogits

@@ -6,10 +6,11 @@ import os
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..config import BitNetConfig, ternary_method
+from ..model_heads import auto_class, head_of
 from ..preflight import is_student_checkpoint
 from ..surgery import is_student
 
@@ -31,10 +32,8 @@ def load_student_model(name_or_path: str | os.PathLike) -> PreTrainedModel:
             f"{name_or_path} is a full-precision model: it becomes a ternary student with the options of BitNetConfig(). Its SubLNs start "
             "at one: calibrate_sub_norm or a warm start give a better start."
         )
-    architectures = AutoConfig.from_pretrained(name_or_path).architectures or [""]
-    is_classifier = architectures[0].endswith("ForSequenceClassification")
-    auto_class = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
-    model, info = auto_class.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True, **options)
+    kind = auto_class(head_of(AutoConfig.from_pretrained(name_or_path)))
+    model, info = kind.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True, **options)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(f"{name_or_path} has no weights for {', '.join(missing[:3])}: its checkpoint is incomplete")

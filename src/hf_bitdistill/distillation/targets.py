@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.batches import DOCUMENTS
-from ..data.preprocessing import IGNORE_INDEX, Head
+from ..data.preprocessing import IGNORE_INDEX
+from ..model_heads import Head
 from .documents import labelled_tokens, within_documents
 
 

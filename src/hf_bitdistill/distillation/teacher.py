@@ -10,16 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from ..data.preprocessing import Head
+from ..model_heads import Head, auto_class, model_head
 from ..whole_models import whole_models
 
 
@@ -29,29 +26,6 @@ _SHOWN_TOKENS = 3
 
 # Borders of packed documents, which forwards hand on to attention (and recurrent) layers without naming them.
 PACKING_INPUTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
-
-
-def model_head(model: nn.Module) -> Head:
-    """Which of the two supported heads a model (unwrapped from DDP and the like; PEFT is looked through) has.
-
-    Raises:
-        ValueError: another head, a regression or a multi-label head.
-    """
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    name = type(model).__name__
-    names = {cls.__name__ for cls in type(model).__mro__}
-    if any(base.endswith("ForSequenceClassification") for base in names):
-        problem, labels = getattr(model.config, "problem_type", None), model.config.num_labels
-        if problem not in (None, "single_label_classification") or labels < 2:
-            raise ValueError(
-                f"{name} with problem_type={problem!r} and num_labels={labels}: only single-label classification with "
-                "at least two classes can be distilled, not regression or multi-label classification"
-            )
-        return "sequence_classification"
-    if names & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) or name.endswith("ForCausalLM"):
-        return "causal_lm"
-    raise ValueError(f"{name} has neither a causal language modelling nor a sequence classification head")
 
 
 def load_teacher(
@@ -69,11 +43,10 @@ def load_teacher(
             `init_kwargs` come with a model object.
     """
     if isinstance(teacher, (str, os.PathLike)):
-        auto_class = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
         name = teacher
         # Each process shards a whole teacher.
         with whole_models():
-            teacher, info = auto_class.from_pretrained(name, **(init_kwargs or {}), output_loading_info=True)
+            teacher, info = auto_class(head).from_pretrained(name, **(init_kwargs or {}), output_loading_info=True)
         missing = sorted(info["missing_keys"])
         if missing:
             raise ValueError(

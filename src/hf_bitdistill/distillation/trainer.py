@@ -17,6 +17,7 @@ from ..data.batches import PreparedBatch, prepare_batch
 from ..data.checks import CheckedCollator, ModelLimits, check_batch
 from ..data.preprocessing import IGNORE_INDEX, collate
 from ..layers import warn_of_16_bit_weights
+from ..model_heads import model_head
 from .both_passes import BothPasses
 from .callbacks import training_callbacks
 from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, check_one_device, needs_teacher
@@ -30,7 +31,7 @@ from .reliable import ReliableTrainer
 from .sharding import prepare_for_shards
 from .student import check_ternary, load_student_model
 from .targets import batch_targets, taking_part
-from .teacher import choose_teacher, load_teacher_tokenizer, model_head
+from .teacher import choose_teacher, load_teacher_tokenizer
 from .teacher_cache import CachedCollator, TeacherCache
 from .teacher_placement import PlacedTeacher, place_teacher
 from .terms import TERMS, LossTerm, Progress

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..data.checks import ModelLimits
-from ..data.preprocessing import Head, PromptEncoder, build_dataset, label_word_ids
+from ..data.preprocessing import PromptEncoder, build_dataset, label_word_ids
 from ..data.tasks import Task, get_task
+from ..model_heads import Head
 from .answers import predict_answers, score_answers
 from .batching import (
     check_finite,

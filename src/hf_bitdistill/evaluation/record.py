@@ -20,6 +20,7 @@ from ..atomic import write_text
 from ..data.tasks import Task, task_of, task_values
 from ..json_files import read_json, shorten
 from ..model_folder import EVALUATION_FILE
+from ..model_heads import HEADS
 from ..redaction import redact_text
 
 
@@ -93,7 +94,7 @@ class Measurement:
             kind = {"task": dict, "max_length": int, "limit": int, "use_chat_template": bool}.get(name, str)
             if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
                 raise ValueError(f"{file}: {_MEASURED}: {name} must be a {kind.__name__}, it is {shorten(value)}")
-        choices = {"kind": KINDS, "turns": ("all", "last"), "head": ("causal_lm", "sequence_classification")}
+        choices = {"kind": KINDS, "turns": ("all", "last"), "head": HEADS}
         for name, allowed in choices.items():
             if values.get(name, allowed[0]) not in allowed:
                 raise ValueError(f"{file}: {_MEASURED}: {name} is {shorten(values[name])}, not {' or '.join(allowed)}")

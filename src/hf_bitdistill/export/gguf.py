@@ -10,10 +10,10 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..cards.base_model import base_model_id, license_of
-from ..config import is_classifier
 from ..decoder.students import Student
 from ..gguf_format import Q2_0
 from ..locate import find_model
+from ..model_heads import is_classifier
 from ..weight_files import find_weight_files, folder_of
 from .errors import UnsupportedExportError
 from .gguf_file import check_file, names_by_type, write_file

@@ -16,11 +16,11 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import BitNetQuantConfig
 
 from ..companions import carry_card, carry_settings
-from ..config import is_classifier
 from ..config_note import remove_note
-from ..decoder.students import HEADS, Student
+from ..decoder.students import Student
 from ..evaluation.record import carry_record
 from ..model_folder import check_output, replace_model
+from ..model_heads import auto_class, head_of
 from ..packing import float32_names, packed_dtype
 from ..quantization import dequantize_table, effective_weight, packed_rows, unpack_ternary
 from ..weight_files import find_weight_files
@@ -83,11 +83,11 @@ def export_transformers(
         raise ValueError(f"linear_class={linear_class!r} is not supported; choose one of {LINEAR_CLASSES}.")
     check_output(folder, model=model_id)
     config = AutoConfig.from_pretrained(model_id, **hub)
-    head = "sequence_classification" if is_classifier(config) else "causal_lm"
+    head = head_of(config)
     student = Student(config, find_weight_files(model_id, config, **hub), head)
     form = find_form(student, None if dense else linear_class)
     with torch.device("meta"):
-        stock = HEADS[head].from_config(form.config)
+        stock = auto_class(head).from_config(form.config)
     kept = _kept_modules(stock, student)
     target = _dtype(student, dense, dtype)
     written_dtype = target or student.model.dtype
@@ -238,9 +238,9 @@ def _warn_of_floats(ternary: dict[str, nn.Module], model_id: str) -> None:
 
 
 def _note(config: PreTrainedConfig, linear_class: LinearClass | None) -> str:
-    auto_class = "AutoModelForSequenceClassification" if is_classifier(config) else "AutoModelForCausalLM"
+    name = auto_class(head_of(config)).__name__
     how = "" if linear_class is not None else " --dense"
-    note = f"**transformers alone loads this copy**: `{auto_class}.from_pretrained`, no `import hf_bitdistill`. It was written by "
+    note = f"**transformers alone loads this copy**: `{name}.from_pretrained`, no `import hf_bitdistill`. It was written by "
     note += f"`bitdistill export transformers{how}`, and what is said of loading below is about the student that it was made from."
     if linear_class is None:
         note += " Its ternary weights are floats, and its activations are not rounded to 8 bits, so that its logits differ a little."

@@ -14,18 +14,17 @@ from typing import Any
 
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
 )
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..cards import CARD
-from ..config import QUANT_METHOD, is_classifier
+from ..config import QUANT_METHOD
 from ..json_files import read_json
 from ..locate import find_model
 from ..model_folder import EVALUATION_FILE, PACKED, REFERENCE_FILE, RESULT_FILE, STAGES, WARM_START_REPORT
+from ..model_heads import auto_class, head_of
 from ..packing import pack
 from ..verify import save_packed
 from ..weight_files import EXPLICIT_NAME, local_weight_files
@@ -125,8 +124,7 @@ def pack_folder(folder: Path, output: Path, max_shard_size: int | str = "50GB") 
     Raises:
         CheckpointError, PackedWeightError: a file or a weight is not usable.
     """
-    classifier = is_classifier(AutoConfig.from_pretrained(folder))
-    kind = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+    kind = auto_class(head_of(AutoConfig.from_pretrained(folder)))
     packed = pack(kind.from_pretrained(folder, dtype="auto"), inplace=True)
     tokenizer = AutoTokenizer.from_pretrained(folder) if tokenizer_files(folder) else None
     save_packed(packed, output, tokenizer, max_shard_size=max_shard_size)

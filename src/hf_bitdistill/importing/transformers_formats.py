@@ -12,11 +12,12 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..checkpoint import CheckpointError
 from ..companions import carry_settings
-from ..config import QUANT_METHOD, is_classifier, quant_method
+from ..config import QUANT_METHOD, quant_method
 from ..decoder import NotAStudentError, Student
 from ..decoder.tables import place
 from ..layers import BitLinear
 from ..model_folder import check_output, replace_model
+from ..model_heads import head_of
 from ..room import check_room
 from ..verify import keep_answers
 from ..weight_files import find_weight_files
@@ -68,7 +69,7 @@ def import_transformers(
         config.quantization_config = dict(_LATENT)
     # (The publisher's own code, which is not used and does not come along.)
     config.__dict__.pop("auto_map", None)
-    student = Student(config, files, "sequence_classification" if is_classifier(config) else "causal_lm")
+    student = Student(config, files, head_of(config))
     if latent:
         _check_latent(student)
     check_room(output, {"the imported model": _size(student, weight_bits)})

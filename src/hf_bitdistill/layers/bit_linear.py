@@ -13,7 +13,15 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from ..config import BitNetConfig
-from ..quantization import GatheredWeight, effective_weight, fake_quantized_linear, ternarize, ternary_linear
+from ..quantization import (
+    GatheredWeight,
+    effective_weight,
+    fake_quantized_linear,
+    leaking_linear,
+    mixed_linear,
+    ternarize,
+    ternary_linear,
+)
 from .sub_norm import SubLN
 
 
@@ -37,8 +45,9 @@ def from_checkpoint(weight: Tensor) -> Tensor:
 class BitLinear(nn.Linear):
     """A linear layer that computes with ternary weights and int8 activations and trains latent weights.
 
-    In training mode (or where a gradient is asked for) the forward is [`fake_quantized_linear`]; otherwise it is
-    [`ternary_linear`] on the ternarised weight: exactly what the packed layer computes.
+    Without a gradient the forward is [`ternary_linear`] on the ternarised weight: exactly what the packed layer computes. Where a gradient
+    is asked for it is [`fake_quantized_linear`]; in training mode it is that, [`mixed_linear`] or [`leaking_linear`], as the three switches
+    below have chosen.
 
     Args:
         in_features, out_features, bias, device, dtype: as `nn.Linear`.
@@ -49,8 +58,9 @@ class BitLinear(nn.Linear):
     Attributes:
         weight: latent weight `[R, C]`.
         rms_norm: the [`SubLN`] or `None`.
-        quantization_share: 1 is ternary; less is the warm-up mix of [`fake_quantized_linear`], training mode only.
-        dead_zone_leak: share of their value with which weights of code 0 take part, training mode only.
+        quantization_share: 1 is ternary; less is the warm-up of [`mixed_linear`], training mode only. While it is less, the other two
+            wait.
+        dead_zone_leak: share of their value with which weights of code 0 take part ([`leaking_linear`]), training mode only.
         scale_gradient: the scales are learned too (see [`fake_quantized_linear`]), training mode only.
         quantize: `False` computes with the latent weight itself, see [`full_precision`].
     """
@@ -79,6 +89,7 @@ class BitLinear(nn.Linear):
         self._quantization_share: float | Tensor = 1.0
         self._dead_zone_leak: float | Tensor = 0.0
         self._scale_gradient = False
+        self._choose_training_linear()
         self._quantize = True
         self.transposed_source = transposed_source
         self.rms_norm = SubLN(in_features, config.sub_norm_eps, device=device, dtype=dtype) if sub_norm else None
@@ -107,6 +118,7 @@ class BitLinear(nn.Linear):
     def quantization_share(self, share: float) -> None:
         self._forget_gathered()
         self._quantization_share = 1.0 if share == 1.0 else torch.tensor(float(share), device="cpu")
+        self._choose_training_linear()
 
     @property
     def dead_zone_leak(self) -> float:
@@ -116,6 +128,7 @@ class BitLinear(nn.Linear):
     def dead_zone_leak(self, leak: float) -> None:
         self._forget_gathered()
         self._dead_zone_leak = 0.0 if leak == 0.0 else torch.tensor(float(leak), device="cpu")
+        self._choose_training_linear()
 
     @property
     def scale_gradient(self) -> bool:
@@ -125,6 +138,7 @@ class BitLinear(nn.Linear):
     def scale_gradient(self, scale_gradient: bool) -> None:
         self._forget_gathered()
         self._scale_gradient = scale_gradient
+        self._choose_training_linear()
 
     @property
     def quantize(self) -> bool:
@@ -134,6 +148,17 @@ class BitLinear(nn.Linear):
     def quantize(self, quantize: bool) -> None:
         self._forget_gathered()
         self._quantize = quantize
+
+    def _choose_training_linear(self) -> None:
+        """What the layer computes in training mode, and with which options of its own: said by its switches, once for each change."""
+        if isinstance(self._quantization_share, Tensor):
+            self._training_linear, self._training_options = mixed_linear, {"share": self._quantization_share}
+        elif isinstance(self._dead_zone_leak, Tensor):
+            options = {"leak": self._dead_zone_leak, "scale_gradient": self._scale_gradient}
+            self._training_linear, self._training_options = leaking_linear, options
+        else:
+            options = {"scale_gradient": self._scale_gradient}
+            self._training_linear, self._training_options = fake_quantized_linear, options
 
     def _forget_gathered(self) -> None:
         """What was gathered of the weight is not what the layer needs now."""
@@ -178,17 +203,11 @@ class BitLinear(nn.Linear):
             return F.linear(x, self.weight, self.bias)
         options = {"group_size": self.group_size, "activation_bits": self.activation_bits}
         if self.training or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)):
-            return fake_quantized_linear(
-                x,
-                self.weight,
-                self.bias,
-                granularity=self.weight_granularity,
-                quantization_share=self._quantization_share if self.training else 1.0,
-                dead_zone_leak=self._dead_zone_leak if self.training else 0.0,
-                scale_gradient=self._scale_gradient and self.training,
-                gathered=gathered,
-                **options,
+            linear, own = (
+                (self._training_linear, self._training_options) if self.training else (fake_quantized_linear, {})
             )
+            granularity = self.weight_granularity
+            return linear(x, self.weight, self.bias, granularity=granularity, gathered=gathered, **own, **options)
         if gathered is None:
             codes, weight_scale = self.ternarize()
         else:

@@ -28,7 +28,9 @@ from ..quantization import (
     ShardLayout,
     absmean_scale,
     expand_weight_scale,
+    fake_quantized_linear,
     leaking_weight,
+    mixed_linear,
     mixed_weight,
     row_sums,
     scale_of_row_sums,
@@ -173,14 +175,13 @@ class LatentGather:
     def _effective(self, shard: Tensor, sent: _Sent, device: torch.device) -> Tensor | None:
         """What the layer multiplies by, of the rows of this process, float32; `None` if it is codes and scales."""
         layer, layout = self.layer, sent.layout
-        share, leak = layer._quantization_share, layer._dead_zone_leak
+        linear, options = layer._training_linear, layer._training_options
         if not layer.quantize:
             self._say(
                 "A student in full precision needs its latent weights, which are gathered beside their codes while that lasts"
             )
             return shard.to(device)
-        mixes = isinstance(share, Tensor) or share < 1.0
-        if not mixes and not isinstance(leak, Tensor):
+        if linear is fake_quantized_linear:
             return None
         self._say(
             "The warm-up of quantisation and the leak of the dead zone need more than codes of a weight: their effective weights are "
@@ -189,9 +190,9 @@ class LatentGather:
         shard = shard.to(device)
         codes = ternary_codes(shard, sent.weight_scale, layout.group_size)
         divisor = expand_weight_scale(sent.weight_scale, layout.columns, layout.group_size)
-        if mixes:
-            return mixed_weight(shard, codes, divisor, share)
-        return leaking_weight(shard, codes, divisor, leak)
+        if linear is mixed_linear:
+            return mixed_weight(shard, codes, divisor, options["share"])
+        return leaking_weight(shard, codes, divisor, options["leak"])
 
     @staticmethod
     def _say(message: str) -> None:

@@ -27,10 +27,7 @@ from .ternary import (
     accumulation_dtype,
     effective_weight,
     expand_weight_scale,
-    fake_quantized_linear,
     integer_accumulators,
-    leaking_weight,
-    mixed_weight,
     num_groups,
     product_dtype,
     quantize_activations,
@@ -43,6 +40,7 @@ from .ternary import (
     ternary_linear,
     weight_scale_shape,
 )
+from .training import fake_quantized_linear, leaking_linear, leaking_weight, mixed_linear, mixed_weight
 
 
 __all__ = [
@@ -63,9 +61,11 @@ __all__ = [
     "fake_quantized_linear",
     "fold_ternary",
     "integer_accumulators",
+    "leaking_linear",
     "leaking_weight",
     "least_lossy_dtype",
     "least_squares_start",
+    "mixed_linear",
     "mixed_weight",
     "num_groups",
     "pack_dense",

@@ -8,23 +8,20 @@ Source of the formulas: *The Era of 1-bit LLMs* (arXiv 2402.17764) and *BitNet D
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-if TYPE_CHECKING:
-    from .shards import GatheredWeight
+from .straight_through import StraightThrough
 
 
 MIN_SCALE = 1e-5
 """Lower clamp of the absmean of a weight and of the absmax of a token."""
 
-# Integers enter a floating-point product as x_q / 128: exact in every float format, and it keeps float16 from
-# overflowing (|accumulator| <= C instead of 128 * C).
-_INT8_UNIT = 2.0**-7
+INT8_UNIT = 2.0**-7
+"""Integers enter a floating-point product as x_q / 128: exact in every float format, and it keeps float16 from overflowing
+(|accumulator| <= C instead of 128 * C)."""
 
 # With more, results of all groups at once would take more memory than starting their products costs time.
 _FEW_TOKENS = 32
@@ -179,69 +176,6 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.mul(x, s).round_().clamp_(-128, 127), s
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Forward: the given quantised tensor. Backward: the gradient of `value * factor`, as if nothing were rounded; without a factor,
-    of `value`."""
-
-    @staticmethod
-    def forward(ctx, value: Tensor, quantized: Tensor, factor: Tensor | None) -> Tensor:
-        ctx.save_for_backward(factor)
-        ctx.value_dtype = value.dtype
-        return quantized
-
-    @staticmethod
-    def backward(ctx, grad_output: Tensor):
-        (factor,) = ctx.saved_tensors
-        gradient = grad_output if factor is None else grad_output * factor
-        return gradient.to(ctx.value_dtype), None, None
-
-
-class _ScaledSums(torch.autograd.Function):
-    """Forward: `sums * weight_scale * reciprocal`. Backward: the gradient times `reciprocal` alone."""
-
-    @staticmethod
-    def forward(ctx, sums: Tensor, weight_scale: Tensor, reciprocal: Tensor) -> Tensor:
-        ctx.save_for_backward(reciprocal)
-        if sums.dtype != weight_scale.dtype:
-            return (sums * weight_scale).mul_(reciprocal).to(sums.dtype)
-        # In place: nobody reads the sums again, and new memory costs as much as the pass.
-        ctx.mark_dirty(sums)
-        return sums.mul_(weight_scale).mul_(reciprocal)
-
-    @staticmethod
-    def backward(ctx, grad_output: Tensor):
-        (reciprocal,) = ctx.saved_tensors
-        return (grad_output * reciprocal).to(grad_output.dtype), None, None
-
-
-class _GatheredProduct(torch.autograd.Function):
-    """Forward: `F.linear` with gathered codes, in the dtype of `x`. Backward: that, and the gradient of the codes times `factor`.
-
-    A copy in that dtype is not kept for the backward pass: the codes themselves are given back and gathered again for it.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, codes: Tensor, factor: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, codes, factor)
-        return F.linear(x, codes.to(x.dtype))
-
-    @staticmethod
-    def backward(ctx, grad_output: Tensor):
-        x, codes, factor = ctx.saved_tensors
-        grad_x = grad_output @ codes.to(x.dtype)
-        gradient = (grad_output.flatten(0, -2).T @ x.flatten(0, -2)).to(codes.dtype)
-        return grad_x, gradient if factor is None else gradient * factor, None
-
-
-def _scale_sums(sums: Tensor, weight_scale: Tensor, reciprocal: Tensor) -> Tensor:
-    """[`_ScaledSums`]; a compiler, which needs no hint about memory, is given a form that it understands."""
-    if not torch.compiler.is_compiling():
-        return _ScaledSums.apply(sums, weight_scale, reciprocal)
-    scaled = (sums.detach() * weight_scale * reciprocal).to(sums.dtype)
-    # (What a function returns as it was given is a view, which a model could not change in place.)
-    return _StraightThrough.apply(sums, scaled, reciprocal).clone()
-
-
 def _product(x: Tensor, weight: Tensor, compute_dtype: torch.dtype) -> Tensor:
     return F.linear(x.to(compute_dtype), weight.to(compute_dtype))
 
@@ -275,11 +209,6 @@ def result_dtype(x: Tensor) -> torch.dtype:
     if device == "meta":  # (no autocast there)
         return x.dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-def _operand_dtype(operand: Tensor) -> torch.dtype:
-    """In which `F.linear` multiplies an operand, autocast included (which leaves float64 alone)."""
-    return operand.dtype if operand.dtype == torch.float64 else result_dtype(operand)
 
 
 def product_dtype(device: torch.device, out_dtype: torch.dtype) -> torch.dtype:
@@ -324,8 +253,8 @@ def ternary_linear(
         values, token_scale = x.float(), None
     else:
         x_q, s = quantize_activations(x)
-        token_scale = s * _INT8_UNIT
-        values = _StraightThrough.apply(x, x_q * _INT8_UNIT, token_scale)
+        token_scale = s * INT8_UNIT
+        values = StraightThrough.apply(x, x_q * INT8_UNIT, token_scale)
     out_dtype = out_dtype or result_dtype(x)
     dtype = product_dtype(x.device, out_dtype)
     with torch.autocast(device_type=x.device.type, enabled=False):
@@ -366,115 +295,3 @@ def integer_accumulators(x: Tensor, codes: Tensor, group_size: int | None = None
         for start in range(0, codes.shape[1], group_size)
     ]
     return torch.stack(groups, dim=-1).to(torch.int32)
-
-
-def _with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
-    return y if bias is None else y + bias.to(y.dtype)
-
-
-def mixed_weight(weight: Tensor, codes: Tensor, divisor: Tensor, quantization_share: float | Tensor) -> Tensor:
-    """What the warm-up multiplies by, `[R, C]`, with the gradient of `weight` (see [`fake_quantized_linear`])."""
-    return weight + quantization_share * (codes * divisor - weight.detach()).to(weight.dtype)
-
-
-def leaking_weight(weight: Tensor, codes: Tensor, divisor: Tensor, dead_zone_leak: float | Tensor) -> Tensor:
-    """The dequantised weight, `[R, C]`, with a share of the latent value where the code is 0; no gradient."""
-    return torch.where(codes == 0, dead_zone_leak * weight.detach(), codes * divisor)
-
-
-def fake_quantized_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    granularity: str = "tensor",
-    group_size: int | None = None,
-    activation_bits: int | None = 8,
-    quantization_share: float | Tensor = 1.0,
-    dead_zone_leak: float | Tensor = 0.0,
-    scale_gradient: bool = False,
-    gathered: GatheredWeight | None = None,
-) -> Tensor:
-    """The training forward: same value as [`ternary_linear`] on the ternarised weight, straight-through gradients.
-
-    The gradient is that of `F.linear(x_dq, W_dq)` with respect to its two dequantised operands, passed on unchanged to
-    `x` and `W` (straight-through estimator on both roundings; scales are treated as constants, see `scale_gradient`).
-
-    Args:
-        x: `[..., C]`.
-        weight: `[R, C]` latent weights, in the training dtype.
-        quantization_share: 1 = ternary; below 1 the operands are `v + share * (dequantised(v) - v)` (warm-up from full
-            precision to ternary). A scalar tensor (on the CPU, or with `x`) always mixes.
-        dead_zone_leak: weights with code 0 take part with this share of their value, so that their gradients say what
-            they do (after Tequila, arXiv 2509.23809, which keeps such a share for ever, as a bias; here it must be 0
-            when training ends). Without effect while `quantization_share` is below 1. A scalar tensor, likewise, is never
-            taken for 0.
-        scale_gradient: `W` also gets the gradient of its scale, `dL/dgamma * sign(W) / n` for each of the `n` weights that
-            share it: the scale is learned, and stays the absmean. Without effect while `quantization_share` is below 1.
-        gathered: the latent weight is in shards, and `weight` is what came of it (see there). The gradient of `weight` is that of
-            the latent weight.
-
-    Returns:
-        `[..., R]`, in the dtype that `F.linear` returns (the autocast dtype under autocast).
-    """
-    columns = weight.shape[1]
-    mixes = isinstance(quantization_share, Tensor) or quantization_share < 1.0
-    if gathered is not None:
-        codes, weight_scale = None if mixes else gathered.codes(weight), gathered.weight_scale
-    else:
-        codes, weight_scale = ternarize(weight, granularity, group_size)
-    divisor = expand_weight_scale(weight_scale, columns, group_size)
-    x_q, s = (None, None) if activation_bits is None else quantize_activations(x)
-
-    if mixes:
-        if gathered is None:
-            weight = mixed_weight(weight, codes, divisor, quantization_share)
-        if x_q is not None:
-            x = x + quantization_share * (x_q / s - x.detach()).to(x.dtype)
-        return F.linear(x, weight, bias)
-
-    if scale_gradient:
-        if gathered is None:
-            weight_scale = absmean_scale(weight, granularity, group_size, differentiable=True)
-        else:
-            weight_scale = gathered.learned_scale(weight)
-    # The product runs on integers, which bfloat16 holds exactly, and the scales are applied to its result: under
-    # autocast only that result is rounded, and the training forward equals the deployed one.
-    leaks = isinstance(dead_zone_leak, Tensor) or dead_zone_leak != 0.0
-    scale_result = weight_scale.ndim == 1 and not leaks
-    if not scale_result:
-        # One scale a row and group cannot leave the product, so here the weights are dequantised first.
-        if gathered is None or not leaks:
-            dequantized = leaking_weight(weight, codes, divisor, dead_zone_leak) if leaks else codes * divisor
-            weight = _StraightThrough.apply(weight, dequantized.to(weight.dtype), divisor.new_ones(()))
-        if scale_gradient:
-            # Adds nothing but the gradient.
-            learned = expand_weight_scale(weight_scale, columns, group_size)
-            weight = weight + (codes * (learned - learned.detach())).to(weight.dtype)
-    # Of the whole weight there is one scale, which the gradient of the result would be multiplied by and that of the weight divided:
-    # that of the input alone is.
-    one_scale = scale_result and weight_scale.numel() == 1 and x_q is not None and not scale_gradient
-    operand_dtype = _operand_dtype(weight)
-    holds_codes = gathered is not None and scale_result and not gathered.effective and operand_dtype != weight.dtype
-    if scale_result and not holds_codes:
-        # (In the dtype of the product at once: a copy that autocast would make costs a pass more each way.)
-        codes = codes.to(operand_dtype)
-        weight = _StraightThrough.apply(weight, codes, None if one_scale else 1.0 / divisor)
-    token_scale = None
-    if x_q is not None:
-        token_scale = s * _INT8_UNIT
-        values = x_q.mul_(_INT8_UNIT).to(_operand_dtype(x))
-        x = _StraightThrough.apply(x, values, token_scale * weight_scale if one_scale else token_scale)
-    if holds_codes:
-        y = _GatheredProduct.apply(x.to(operand_dtype), weight, None if one_scale else 1.0 / divisor)
-    else:
-        y = F.linear(x, weight)
-    dtype = y.dtype
-    # In the order of ternary_linear: a last-bit difference here can move an int8 rounding in the next layer.
-    if one_scale:
-        return _with_bias(_scale_sums(y, weight_scale, token_scale.reciprocal()), bias)
-    if scale_result:
-        y = y * weight_scale
-    if token_scale is not None:
-        y = y * token_scale.reciprocal()
-    return _with_bias(y.to(dtype), bias)

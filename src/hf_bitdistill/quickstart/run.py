@@ -17,9 +17,8 @@ from ..recipe.progress import Progress, quiet
 from ..recipe.result import RecipeResult, Written
 from ..recipe.run import run_recipe
 from ..recipe.store import work_of_first
-from .base_model import TEACHER_FOLDER
 from .data import DataFiles, prepare
-from .settings import QuickstartError, QuickstartSettings
+from .settings import TEACHER_FOLDER, QuickstartError, QuickstartSettings
 from .task import TASK
 
 

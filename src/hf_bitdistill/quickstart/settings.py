@@ -10,8 +10,11 @@ from types import MappingProxyType
 from typing import Any
 
 from ..recipe.settings import RecipeError, RecipeSettings
-from .base_model import TEACHER_FOLDER
 from .task import TASK
+
+
+TEACHER_FOLDER = Path(__file__).parent / "teacher"
+"""The base model of the package, which `scripts/train_quickstart_teacher.py` has made."""
 
 
 class QuickstartError(RecipeError):

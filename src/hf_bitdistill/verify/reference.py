@@ -15,9 +15,9 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..atomic import write_text
-from ..config import is_classifier
 from ..evaluation.batching import evaluating, forward_logits, model_device
 from ..model_folder import REFERENCE_FILE
+from ..model_heads import is_classifier
 
 
 _TEXTS = (

@@ -70,6 +70,15 @@ class Residents:
             self._have({key: tensor for layer in layers for key, tensor in _tensors(layer).items()})
 
     @contextmanager
+    def holding(self, first: int, last: int) -> Iterator[None]:
+        """Have layers `first` to `last - 1` on the device while it lasts, and nothing else; nothing afterwards."""
+        try:
+            self.only(self.layers[first:last])
+            yield
+        finally:
+            self.only()
+
+    @contextmanager
     def whole(self) -> Iterator[None]:
         """While it lasts the model can be called on the device: each layer is there while it computes, all else throughout."""
         if not self._elsewhere:

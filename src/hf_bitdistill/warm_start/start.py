@@ -123,17 +123,13 @@ def warm_start(
     before = {parameter: parameter.requires_grad for parameter in student.parameters()}
     modes = {module: module.training for module in (student, teacher_model)}
     places = (Residents(student, device, changes=True), Residents(teacher_model, device, changes=False))
-    run = None
     try:
         student.requires_grad_(False).eval()
         teacher_model.eval()
-        run = Run(
-            student, teacher_model, places, states, config, progress and processes.is_first(), on_step, checkpoint, say
-        )
-        return run(batches)
+        show = progress and processes.is_first()
+        run = Run(student, teacher_model, batches, places, states, config, show, on_step, checkpoint, say)
+        return run()
     finally:
-        if run is not None:
-            run.restore()
         for place in places:
             place.only()
         states.close()

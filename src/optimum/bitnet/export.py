@@ -12,17 +12,17 @@ from transformers import AutoConfig
 
 from hf_bitdistill.architectures import NATIVE
 from hf_bitdistill.companions import carry_settings
-from hf_bitdistill.config import is_classifier
 from hf_bitdistill.decoder import Student
 from hf_bitdistill.evaluation.record import carry_record
 from hf_bitdistill.model_folder import check_output, replace_model
+from hf_bitdistill.model_heads import PIPELINE_TASKS, head_of
 from hf_bitdistill.verify import keep_answers
 from hf_bitdistill.weight_files import find_weight_files
 
 
 logger = logging.getLogger(__name__)
 
-TASKS = {"text-generation": "causal_lm", "text-classification": "sequence_classification"}
+TASKS = {task: head for head, task in PIPELINE_TASKS.items()}
 
 register_tasks_manager_bitnet = TasksManager.create_register("bitnet")
 
@@ -78,7 +78,7 @@ def export(
     check_output(output, model=model_id)
     config = AutoConfig.from_pretrained(model_id, **hub)
     if task == "auto":
-        task = "text-classification" if is_classifier(config) else "text-generation"
+        task = PIPELINE_TASKS[head_of(config)]
     if task not in TASKS:
         raise ValueError(f"task {task!r} is not supported; choose auto, {' or '.join(TASKS)}.")
     if config.model_type not in NATIVE:

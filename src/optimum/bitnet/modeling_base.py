@@ -27,10 +27,10 @@ from hf_bitdistill.decoder import (
     load_and_keep,
     open_native_file,
 )
-from hf_bitdistill.decoder.students import HEADS
 from hf_bitdistill.hub_errors import explained
 from hf_bitdistill.locate import find_model
 from hf_bitdistill.model_folder import check_output, replace_model
+from hf_bitdistill.model_heads import auto_class
 from hf_bitdistill.preflight import read_config, read_hub_config
 from hf_bitdistill.surgery import is_student, student_config
 from hf_bitdistill.verify import carry_answers, keep_answers
@@ -66,7 +66,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
     base_model_prefix = "bitnet_model"
     main_input_name = "input_ids"
     input_modalities = ("text",)
-    head = ""  # key of `HEADS`
+    head = ""  # of `hf_bitdistill.model_heads.HEADS`
     _auto_class = None
 
     def __init__(
@@ -294,7 +294,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         if isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD:
             # Asked for here, not there: it may say more bits than the checkpoint's config.
             config.quantization_config = {**quantization, "head_bits": 16}
-        model = HEADS[cls.head].from_pretrained(model_id, config=config, **options, **hub)
+        model = auto_class(cls.head).from_pretrained(model_id, config=config, **options, **hub)
         if is_student(model):
             if needs_export:
                 model = pack(model, inplace=True)

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_bitdistill.decoder import Student
-from hf_bitdistill.decoder.students import HEADS
+from hf_bitdistill.model_heads import auto_class
 from hf_bitdistill.surgery import is_student
 from hf_bitdistill.weight_files import folder_of
 
@@ -147,8 +147,9 @@ class Reloading:
         # (Asked for in memory only: rounded tables would stay rounded.)
         config.quantization_config = {**config.quantization_config.to_dict(), "head_bits": 16}
         trust = self._loaded.options["trust_remote_code"]
-        auto_class = HEADS[self.head]
-        model = auto_class.from_pretrained(folder, config=config, dtype=dtype or "auto", trust_remote_code=trust)
+        model = auto_class(self.head).from_pretrained(
+            folder, config=config, dtype=dtype or "auto", trust_remote_code=trust
+        )
         return model.dequantize()
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ...checkpoint import CheckpointError
 from ...data.batches import PreparedBatch
-from ...data.preprocessing import IGNORE_INDEX, Head
+from ...data.preprocessing import IGNORE_INDEX
+from ...model_heads import Head
 from ..targets import batch_targets
 from ..teacher_scores import TopLogits
 from .files import INFO, CacheInfo, read_info

@@ -20,10 +20,11 @@ from transformers.utils import logging
 from ...atomic import file_aside, lock_folder
 from ...data.batches import prepare_batch
 from ...data.checks import ModelLimits, check_batch, check_examples
-from ...data.preprocessing import IGNORE_INDEX, Head, collate
+from ...data.preprocessing import IGNORE_INDEX, collate
+from ...model_heads import Head, model_head
 from ..layout import batch_layouts, check_layout
 from ..targets import batch_targets
-from ..teacher import forward_parameters, model_head, model_inputs
+from ..teacher import forward_parameters, model_inputs
 from .files import INFO, CacheInfo, read_info, shard_name
 from .keys import Example, batch_examples, tokenizer_digest
 from .tail import TEMPERATURES, tail_masses

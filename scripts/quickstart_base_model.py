@@ -1,17 +1,13 @@
-"""The small Llama that the quickstart starts from, and its tokenizer: how they are made, and where the shipped ones are."""
+"""How the small Llama that the quickstart starts from is made, and its tokenizer. What ships is the result."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import chain
-from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-
-TEACHER_FOLDER = Path(__file__).parent / "teacher"
-"""The base model of the package: pre-trained by `scripts/train_quickstart_teacher.py`."""
 
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|pad|>"
 MAX_POSITIONS = 512

@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 SOURCES := src tests examples scripts benchmarks
 
-.PHONY: demo test test-distributed test-floors test-newest docs bench-kernels bench-decode bench-train results style check clean
+.PHONY: demo test test-slow test-distributed test-floors test-newest docs bench-kernels bench-decode bench-train results style check clean
 
 # The main job: the whole recipe on a small model, in minutes, on two cores. Writes quickstart/report.html.
 # On a machine with more than twice as much work as cores, threads that spin while they wait take the cores from those that they wait for.
@@ -16,13 +16,17 @@ demo: $(VENV)/.installed
 	if awk -v cores="$$(nproc)" '{exit !($$1 > 2 * cores)}' /proc/loadavg 2>/dev/null; then export OMP_WAIT_POLICY="$${OMP_WAIT_POLICY:-passive}"; fi; \
 	$(BIN)/bitdistill quickstart --output_dir quickstart
 
-# The test suite.
+# The test suite, without what is slow.
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -p no:cacheprovider -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
+# What is slow, an hour or more: thousands of damaged files, kills at every moment, every engine, blocks of the docs that train.
+test-slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -p no:cacheprovider -m slow $(PYTEST_ARGS)
+
 # All that starts several processes on this machine: every engine, kills, two and four processes.
 test-distributed: $(VENV)/.installed-test
-	HF_BITDISTILL_LONG_TESTS=1 $(BIN)/python -m pytest -q -p no:cacheprovider tests/distributed tests/examples/test_launch.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -p no:cacheprovider -m "" tests/distributed tests/examples/test_launch.py $(PYTEST_ARGS)
 
 # A quick part of it with every dependency at its lower bound, and with all at their newest, each in an environment of its own.
 test-floors test-newest:

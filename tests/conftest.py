@@ -28,6 +28,14 @@ SENTENCES = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What asks for `shared_dir` is marked, before `-m` chooses."""
+    for item in items:
+        if "shared_dir" in item.fixturenames:
+            item.add_marker("needs_shared")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_objects_to_collect():
     """`Trainer` collects garbage at every end of a training, which looks at all that the libraries have made since they were imported."""

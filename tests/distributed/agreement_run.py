@@ -18,7 +18,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from faults.killing import LONG
 from hf_bitdistill import agreement, processes
 from hf_bitdistill.cli import main as cli
 from hf_bitdistill.data import get_task
@@ -167,7 +166,7 @@ def scores(folder: Path) -> dict:
     return {**found, "same": shared == alone, "alone": alone["perplexity"], "forwards": [len(forwards), both]}
 
 
-def native(folder: Path) -> bool | str:
+def native(folder: Path) -> bool:
     """The native decoder's evaluation, shared, against that of one process."""
     from optimum.bitnet import BitNetModelForCausalLM
 
@@ -224,7 +223,7 @@ def main() -> None:
         "scores": scores(folder),
         "cache": cache(folder),
         "commands": commands(folder),
-        "native": native(folder) if LONG else None,
+        "native": native(folder),
     }
     (folder / f"{processes.rank()}.json").write_text(json.dumps(found))
     processes.wait()

@@ -1,8 +1,8 @@
 """Run by `test_ternary_gather.py` in several processes: students under FSDP2 whose weights are gathered as codes, against the same
 students in one piece.
 
-Usage: ternary_gather_run.py FOLDER (results go to FOLDER/results-RANK.json). With HF_BITDISTILL_LONG_TESTS=1 students are deeper and
-trained in every mode.
+Usage: ternary_gather_run.py FOLDER [deep] (results go to FOLDER/results-RANK.json). With `deep` students are deeper and trained in every
+mode.
 """
 
 import copy
@@ -48,14 +48,14 @@ GRANULARITIES = {
     "group": BitNetConfig(sub_norm="all", weight_granularity="group", group_size=64),
 }
 FOLDER = sys.argv[1]
-LONG = os.environ.get("HF_BITDISTILL_LONG_TESTS") == "1"
+DEEP = "deep" in sys.argv[2:]
 # What was measured, for whoever wants to know.
 NUMBERS: dict[str, float] = {}
 
 
 def student(granularity: str = "tensor", seed: int = 0):
     """Odd numbers of rows, so that the shards are of unequal size."""
-    sizes = {"intermediate_size": 91, "vocab_size": 97, "num_hidden_layers": 3 if LONG else 1}
+    sizes = {"intermediate_size": 91, "vocab_size": 97, "num_hidden_layers": 3 if DEEP else 1}
     model = tiny_model("llama", seed, tie_word_embeddings=False, **sizes)
     return apply_bitnet(model, GRANULARITIES[granularity])
 
@@ -255,7 +255,7 @@ def train(model, mode: str, spread: bool = False, steps: int = 3) -> list[float]
 def training_is_that_of_one_process():
     """Bit for bit, in every mode, evaluated in between, whether weights are given back after a forward pass or not."""
     combinations = [("ternary", "tensor"), ("leak and learned scales", "row")]
-    if LONG:
+    if DEEP:
         combinations = [(mode, granularity) for mode in MODES for granularity in GRANULARITIES]
     for number, (mode, granularity) in enumerate(combinations):
         whole, sharded = student(granularity), shard(student(granularity), reshard=number % 2 == 0)

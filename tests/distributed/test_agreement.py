@@ -8,7 +8,6 @@ import pytest
 from agreement_data import write_inputs
 from launching import run_script
 
-from faults.killing import LONG
 from hf_bitdistill import agreement
 from hf_bitdistill.processes import ProcessesError
 
@@ -20,14 +19,13 @@ FIRST, SECOND = (f"process {rank} on {HOST}" for rank in range(2))
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """What the two processes found, and their folder."""
-    if not LONG:
-        pytest.skip("starts two processes: HF_BITDISTILL_LONG_TESTS=1")
     folder = tmp_path_factory.mktemp("agreement")
     write_inputs(folder)
     run_script("agreement_run.py", 2, str(folder))
     return folder, *(json.loads((folder / f"{rank}.json").read_text()) for rank in range(2))
 
 
+@pytest.mark.slow
 def test_what_differs_ends_all_of_them_with_one_message(both):
     _, first, second = both
     assert first["checks"] == second["checks"]
@@ -44,6 +42,7 @@ def test_what_differs_ends_all_of_them_with_one_message(both):
     )
 
 
+@pytest.mark.slow
 def test_the_first_process_chooses_the_checkpoint_and_all_have_it(both):
     folder, first, second = both
     assert first["checkpoints"] == second["checkpoints"]
@@ -67,6 +66,7 @@ def test_the_first_process_chooses_the_checkpoint_and_all_have_it(both):
     assert found["copies"] == "nothing: out/checkpoint-2" and found["each node"] == "nothing: 3"
 
 
+@pytest.mark.slow
 def test_a_training_with_other_options_data_or_teacher_does_not_begin(both):
     _, first, second = both
     found = first["checkpoints"]
@@ -75,6 +75,7 @@ def test_a_training_with_other_options_data_or_teacher_does_not_begin(both):
     assert found["begun"] == second["checkpoints"]["begun"] == []
 
 
+@pytest.mark.slow
 def test_shared_evaluations_give_the_numbers_of_one_process(both):
     _, first, second = both
     for found in (first["scores"], second["scores"]):
@@ -86,12 +87,13 @@ def test_shared_evaluations_give_the_numbers_of_one_process(both):
     assert mine + other == all_of_them and 0 < other <= mine <= all_of_them / 2 + 12
 
 
-@pytest.mark.skipif(not LONG, reason="imports more in each process: HF_BITDISTILL_LONG_TESTS=1")
+@pytest.mark.slow
 def test_a_shared_evaluation_of_the_native_decoder(both, native_decoder):
     _, first, second = both
     assert first["native"] and second["native"]
 
 
+@pytest.mark.slow
 def test_a_teachers_cache_is_written_once(both):
     _, first, second = both
     found = [first["cache"], second["cache"]]
@@ -99,6 +101,7 @@ def test_a_teachers_cache_is_written_once(both):
     assert min(each["forwards"] for each in found) == 0 < max(each["forwards"] for each in found)
 
 
+@pytest.mark.slow
 def test_a_command_of_one_process_is_done_once(both):
     folder, first, second = both
     status, printed, said = first["commands"]["pack"]
@@ -107,6 +110,7 @@ def test_a_command_of_one_process_is_done_once(both):
     assert second["commands"]["pack"] == [0, "", []]
 
 
+@pytest.mark.slow
 def test_evaluate_prints_once_and_writes_once(both):
     folder, first, second = both
     status, printed, _ = first["commands"]["evaluate"]
@@ -117,6 +121,7 @@ def test_evaluate_prints_once_and_writes_once(both):
         assert second["commands"][name] == [0, "", []]
 
 
+@pytest.mark.slow
 def test_an_error_of_all_is_printed_once(both):
     _, first, second = both
     for name, text in {"wrong": "nothing.yaml", "data": "the rows to measure on differs: "}.items():

@@ -14,13 +14,11 @@ from safetensors.torch import load_file
 from torch.distributed import TCPStore
 from transformers import LlamaForCausalLM
 
-from faults.killing import LONG
 from hf_bitdistill import processes
 from hf_bitdistill.cli import main as cli
 from hf_bitdistill_cli import COMMANDS
 
 
-long = pytest.mark.skipif(not LONG, reason="starts many processes: HF_BITDISTILL_LONG_TESTS=1")
 SCRIPT = [sys.executable, str(HERE / "command_run.py")]
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true"]
 
@@ -125,7 +123,7 @@ def lines(result):
     return [line for line in result.stderr.splitlines() if line.startswith("bitdistill")]
 
 
-@long
+@pytest.mark.slow
 def test_a_killed_training_goes_on_with_the_same_command(folder):
     weights = {}
     for name, happens in (("whole", "nothing"), ("killed", "kill-step")):
@@ -150,7 +148,7 @@ def test_a_killed_training_goes_on_with_the_same_command(folder):
         assert record["n"] == 11
 
 
-@long
+@pytest.mark.slow
 def test_a_killed_evaluation_is_done_again_with_the_numbers_of_one_process(folder, capsys):
     asked = ["evaluate", str(folder / "models" / "student"), f"--task={folder / 'data' / 'tone.yaml'}", f"--data_dir={folder / 'data'}",
              "--eval_batch_size=1"]  # fmt: skip
@@ -165,7 +163,7 @@ def test_a_killed_evaluation_is_done_again_with_the_numbers_of_one_process(folde
     assert found == expected
 
 
-@long
+@pytest.mark.slow
 def test_disks_of_their_own_end_all_with_one_message(folder):
     result = run([*SCRIPT, "disks", str(folder), *distill(folder, "out")], 2)
     started = min(float(each) for each in re.findall(r"started at (\S+)", result.stderr))
@@ -177,7 +175,7 @@ def test_disks_of_their_own_end_all_with_one_message(folder):
     assert result.stderr.count("Traceback") == 1  # (the launcher's own)
 
 
-@long
+@pytest.mark.slow
 def test_module_under_torchrun(folder):
     command = [sys.executable, "-m", "hf_bitdistill"]
     student, packed = folder / "models" / "student", folder / "packed"

@@ -10,7 +10,6 @@ from launching import run_script
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from faults.killing import LONG
 from hf_bitdistill import pack
 from hf_bitdistill.layers import TernaryLinear
 
@@ -18,7 +17,6 @@ from hf_bitdistill.layers import TernaryLinear
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("needs torch.distributed with gloo", allow_module_level=True)
 
-long = pytest.mark.skipif(not LONG, reason="long: set HF_BITDISTILL_LONG_TESTS=1")
 deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed (extra `distributed`)")
 
 
@@ -108,7 +106,7 @@ def test_ddp_after_an_evaluation_and_fsdp2_in_shards(folder, one):
         assert "was written by no engine (one process, or DDP), and this training runs with FSDP2" in result["foreign"]
 
 
-@long
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddp", "fsdp_full", "fsdp_checkpointing", "fsdp_root"])
 def test_torch(folder, one, name):
     found = _launched(folder, name)
@@ -116,7 +114,7 @@ def test_torch(folder, one, name):
     assert all(result["refusal"] is None for result in found[name])
 
 
-@long
+@pytest.mark.slow
 @deepspeed
 def test_deepspeed(folder, one):
     names = ("zero1", "zero2", "zero3")
@@ -137,7 +135,7 @@ def test_deepspeed(folder, one):
     assert found["guards-zero"][0]["evaluated"] == found["guards-zero"][1]["evaluated"]
 
 
-@long
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fsdp_sharded", pytest.param("zero3", marks=deepspeed)])
 def test_tied_embeddings(folder, name):
     save_models(folder / "tied", tied=True)
@@ -146,7 +144,7 @@ def test_tied_embeddings(folder, name):
     _check(folder, f"tied-{name}", found[f"tied-{name}"], one, "tied/one")
 
 
-@long
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao (extra `torchao`)")
 def test_optimizers_of_low_bits(folder):
     save_models(folder / "wide", width=64)  # (small weights keep their states in full)
@@ -158,7 +156,7 @@ def test_optimizers_of_low_bits(folder):
         assert result["resumed"] == result["losses"]
 
 
-@long
+@pytest.mark.slow
 def test_a_model_is_gathered_once_and_in_one_process(folder):
     first, second = _launched(folder, "memory")["memory"]
     assert first["tensors"] and not second["tensors"]

@@ -10,8 +10,6 @@ import check_memory_plan as check
 import pytest
 from torch.profiler import ProfilerActivity, profile
 
-from faults.killing import LONG
-
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -33,7 +31,7 @@ def test_one_process(tmp_path):
     assert abs(wrong["peak"] / measured - 1) > check.TOLERANCE
 
 
-@pytest.mark.skipif(not LONG, reason="HF_BITDISTILL_LONG_TESTS=1")
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["DDP", "FSDP2", "ZeRO-1", "ZeRO-2", "ZeRO-3"])
 def test_two_processes(engine, tmp_path):
     if engine.startswith("ZeRO"):

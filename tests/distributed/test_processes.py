@@ -5,11 +5,10 @@ import socket
 import pytest
 from launching import run_script
 
-from faults.killing import LONG
 from hf_bitdistill import processes
 
 
-@pytest.mark.skipif(not LONG, reason="starts two processes: HF_BITDISTILL_LONG_TESTS=1")
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     run_script("processes_run.py", 2, str(tmp_path))
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))

@@ -8,7 +8,6 @@ import pytest
 from launching import HERE, run, run_script
 from safetensors.torch import load_file
 
-from faults.killing import LONG
 from hf_bitdistill.recipe import RecipeSettings, run_recipe
 from tiny_recipe import make_csv, make_model, own_settings, without_figures
 
@@ -38,7 +37,7 @@ def results(output: Path) -> dict:
     return json.loads((output / "result.json").read_text())
 
 
-@pytest.mark.skipif(not LONG, reason="starts two processes: HF_BITDISTILL_LONG_TESTS=1")
+@pytest.mark.slow
 def test_two_processes(given, tmp_path, monkeypatch):
     file = tmp_path / "settings.json"
     file.write_text(json.dumps(given))
@@ -76,7 +75,7 @@ def test_two_processes(given, tmp_path, monkeypatch):
     assert others["one"][:-1] == others["two"][:-1] and kinds["one"] != kinds["two"]
 
 
-@pytest.mark.skipif(not LONG, reason="starts six times two processes: HF_BITDISTILL_LONG_TESTS=1")
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_at_every_stage(given, tmp_path):
     given |= {"teacher_examples": 320, "window_steps": 3, "window_stride": 1}

@@ -8,11 +8,10 @@ import rows_run
 import torch
 from launching import run_script
 
-from faults.killing import LONG
 from hf_bitdistill.data.streams import Position, Readers
 
 
-pytestmark = pytest.mark.skipif(not LONG, reason="starts several processes: HF_BITDISTILL_LONG_TESTS=1")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=[2, 4])

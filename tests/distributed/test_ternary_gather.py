@@ -6,8 +6,6 @@ import pytest
 import torch
 from launching import run_script
 
-from faults.killing import LONG
-
 
 CHECKS = (
     "codes_are_those_of_one_process",
@@ -23,18 +21,25 @@ CHECKS = (
     "accelerate_shards_it",
     "what_cannot_be_is_left_out",
 )
-PROCESSES = (2, 4) if LONG else (2,)
+# Processes, and whether students are deeper and trained in every mode.
+LAUNCHES = (
+    pytest.param((2, False), id="2 processes"),
+    pytest.param((2, True), id="2 processes, all modes", marks=pytest.mark.slow),
+    pytest.param((4, True), id="4 processes, all modes", marks=pytest.mark.slow),
+)
 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("needs torch.distributed with gloo", allow_module_level=True)
 
 
-@pytest.fixture(scope="module", params=PROCESSES, ids=lambda count: f"{count} processes")
+@pytest.fixture(scope="module", params=LAUNCHES)
 def run(request, tmp_path_factory):
     """What the processes printed, and what came of every check in each; one launch."""
     folder = tmp_path_factory.mktemp("ternary_gather")
-    output = run_script("ternary_gather_run.py", request.param, str(folder), timeout=900.0 if LONG else 240.0)
-    results = [json.loads((folder / f"results-{rank}.json").read_text()) for rank in range(request.param)]
+    processes, deep = request.param
+    more, timeout = (["deep"], 900.0) if deep else ([], 240.0)
+    output = run_script("ternary_gather_run.py", processes, str(folder), *more, timeout=timeout)
+    results = [json.loads((folder / f"results-{rank}.json").read_text()) for rank in range(processes)]
     return output, results
 
 

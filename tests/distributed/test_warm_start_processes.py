@@ -2,23 +2,18 @@
 
 import json
 import socket
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from launching import HERE, run_script
+from launching import run_script
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from warm_start_run import CASES, run
 
 from hf_bitdistill.cli.main import main
 
 
-sys.path.insert(0, str(HERE.parent / "faults"))
-from faults.killing import LONG
-
-
-@pytest.mark.skipif(not LONG, reason="starts several processes: HF_BITDISTILL_LONG_TESTS=1")
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_it_is_that_of_one_process(tmp_path, tiny_llama_config, tiny_tokenizer, processes, capsys):
     torch.manual_seed(0)

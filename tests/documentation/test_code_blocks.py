@@ -1,13 +1,12 @@
 """Every block of Python and shell in README.md and docs/ runs as it stands, in a folder that has what the pages name.
 
-A comment in front of a block says why it is not run, or that it takes long: those run with HF_BITDISTILL_LONG_TESTS=1. Of every `bitdistill` line the
+A comment in front of a block says why it is not run, or that it takes long: those run with the tests marked `slow`. Of every `bitdistill` line the
 options are parsed, whether or not it runs; of one that a launcher starts they are all that is looked at.
 """
 
 import argparse
 import contextlib
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -18,8 +17,6 @@ import torch
 
 from pages import PAGES, README, ROOT, blocks
 
-
-LONG = os.environ.get("HF_BITDISTILL_LONG_TESTS") == "1"
 
 # Commands whose options are those of other programs, or that are no options.
 NOT_PARSED = ("exec", "autoload", "serve", "chat")
@@ -118,8 +115,26 @@ def check_options(words, monkeypatch):
 WITH_BLOCKS = [page for page in PAGES if any(b.language in ("python", "bash", "yaml") for b in blocks(page))]
 
 
-@pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: str(page.relative_to(ROOT)))
+WITH_LONG_BLOCKS = [page for page in WITH_BLOCKS if any(block.mark == "long" for block in blocks(page))]
+
+
+def page_id(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", WITH_BLOCKS, ids=page_id)
 def test_blocks(page, scene, tmp_path, monkeypatch, capsys):
+    run_blocks(page, (None,), scene, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", WITH_LONG_BLOCKS, ids=page_id)
+def test_all_blocks(page, scene, tmp_path, monkeypatch, capsys):
+    run_blocks(page, (None, "long"), scene, tmp_path, monkeypatch)
+
+
+def run_blocks(page, marks, scene, tmp_path, monkeypatch):
+    """Runs the blocks of a page that have one of the marks, in its order; of the others the options are parsed."""
     from hf_bitdistill.recipe import efforts
 
     # The smallest effort that teaches one word to the small model.
@@ -139,7 +154,7 @@ def test_blocks(page, scene, tmp_path, monkeypatch, capsys):
         if block.language == "yaml" and block.code.startswith("# "):
             Path(block.code.split("\n", 1)[0].removeprefix("# ")).write_text(block.code)
     for block in blocks(page):
-        runs = block.mark is None or (block.mark == "long" and LONG)
+        runs = block.mark in marks
         if block.language == "python":
             compiled = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
             if runs:

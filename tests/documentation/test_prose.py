@@ -1,7 +1,6 @@
 """README.md and docs/ stay short, their links lead somewhere, and their figures are those of the recorded results."""
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -161,10 +160,9 @@ def test_names_in_docstrings_are_code():
     assert plain_names("of [`~a.b.Name`], [`pack`], [`x`](y)") == "of `Name`, `pack`, [`x`](y)"
 
 
+@pytest.mark.slow
 def test_the_site_builds(tmp_path):
     """`make docs`, where its packages are installed."""
-    if os.environ.get("HF_BITDISTILL_LONG_TESTS") != "1":
-        pytest.skip("HF_BITDISTILL_LONG_TESTS=1 builds the site")
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]

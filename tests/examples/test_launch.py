@@ -15,7 +15,6 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType, is_deepspeed_available
 from torch.distributed.run import get_args_parser
 
-from faults.killing import LONG
 from hf_bitdistill.cli.arguments import parse
 from hf_bitdistill.recipe import RecipeSettings, run_recipe
 from tiny_recipe import flags, make_csv, make_model, own_settings
@@ -117,7 +116,7 @@ def launch(commands: list[list[str]], env: dict[str, str]) -> str:
     return "".join(outputs)
 
 
-@pytest.mark.skipif(not LONG, reason="starts up to four processes: HF_BITDISTILL_LONG_TESTS=1")
+@pytest.mark.slow
 @pytest.mark.timeout(700)
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("name", [*CONFIGS, *SCRIPTS])

@@ -21,9 +21,6 @@ import safetensors.torch
 import torch
 
 
-LONG = os.environ.get("HF_BITDISTILL_LONG_TESTS") == "1"
-"""Whether the long modes run."""
-
 _PATH_EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 
 

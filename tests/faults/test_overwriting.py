@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from killing import LONG, kill_points, number_of_operations, run_and_kill
+from killing import kill_points, number_of_operations, run_and_kill
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_bitdistill import pack
@@ -18,9 +18,6 @@ from hf_bitdistill.weight_files import find_weight_files
 from optimum.bitnet import BitNetModelForCausalLM
 from optimum.bitnet.export import export
 from students import make_student
-
-
-KILLS = None if LONG else 3  # of each case; in the long mode at every file operation
 
 
 @dataclass
@@ -123,8 +120,9 @@ def snapshot(folder):
     return {name: (folder / name).read_text() for name in ("README.md", "checkpoint-7/trainer_state.json")}
 
 
+@pytest.mark.parametrize("kills", [3, pytest.param(None, id="every operation", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_old_model_or_the_new_one(name, cases, tmp_path, native_decoder):
+def test_the_old_model_or_the_new_one(name, kills, cases, tmp_path, native_decoder):
     case = cases[name]
     old, new, folder = tmp_path / "old", tmp_path / "new", tmp_path / "model"
     case.old(old)
@@ -144,7 +142,7 @@ def test_the_old_model_or_the_new_one(name, cases, tmp_path, native_decoder):
     assert same(what_loads(folder), after)
     found = {"old": 0, "new": 0}
     generator = random.Random(name)
-    for point in kill_points(operations, KILLS or operations, seed=generator.randrange(1000)):
+    for point in kill_points(operations, kills or operations, seed=generator.randrange(1000)):
         fresh()
         outcome = run_and_kill(lambda: case.new(folder), folder, at_operation=point)
         assert outcome.killed, outcome.output
@@ -153,10 +151,10 @@ def test_the_old_model_or_the_new_one(name, cases, tmp_path, native_decoder):
         assert state, f"killed at operation {point}: neither the old model nor the new one"
         found[state] += 1
         assert snapshot(folder) == others
-        if LONG or point == operations - 1:
+        if kills is None or point == operations - 1:
             case.new(folder)
             assert same(what_loads(folder), after)
             assert snapshot(folder) == others
             assert not [path.name for path in folder.rglob("*") if ".tmp" in path.name]
     print(f"{name}: killed at {sum(found.values())} of {operations} operations, found {found}")
-    assert not LONG or (found["old"] and found["new"])
+    assert kills or (found["old"] and found["new"])

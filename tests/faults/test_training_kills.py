@@ -11,18 +11,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from faults.killing import LONG, kill_points, number_of_operations, run_and_kill
+from faults.killing import kill_points, number_of_operations, run_and_kill
 from hf_bitdistill.cli.main import main
 
 
 if not hasattr(os, "fork"):
     pytest.skip("needs fork", allow_module_level=True)
 
-pytestmark = pytest.mark.timeout(7200 if LONG else 300)
-
 # Kills at file operations, and at random moments.
-KILLS = {"pretrain": (30, 10), "distill": (25, 8), "warm-start": (20, 7)} if LONG else {}
 FEW = {"pretrain": (2, 1), "distill": (1, 0), "warm-start": (1, 0)}
+MANY = {"pretrain": (30, 10), "distill": (25, 8), "warm-start": (20, 7)}
+
+slow = (pytest.mark.slow, pytest.mark.timeout(7200))
 
 
 def assert_same_weights(folder, expected):
@@ -54,13 +54,18 @@ def assert_complete(folder, expected):
         assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 3
 
 
-@pytest.mark.parametrize("name", FEW)
-def test_the_same_command_ends_with_the_same_weights(name, commands, tmp_path):
+@pytest.mark.parametrize(
+    "name, at_operations, at_moments",
+    [
+        *(pytest.param(name, *kills, id=name) for name, kills in FEW.items()),
+        *(pytest.param(name, *kills, id=f"{name}, many", marks=slow) for name, kills in MANY.items()),
+    ],
+)
+def test_the_same_command_ends_with_the_same_weights(name, at_operations, at_moments, commands, tmp_path):
     expected, output = tmp_path / "expected", tmp_path / "output"
     started = time.monotonic()
     operations = number_of_operations(lambda: main(commands(name, expected)), expected)
     seconds = time.monotonic() - started
-    at_operations, at_moments = KILLS.get(name, FEW[name])
     moments = random.Random(1)
     disturbances = [{"at_operation": point} for point in kill_points(operations, at_operations, seed=2)]
     disturbances += [{"after_seconds": moments.uniform(0.3, 1.0) * seconds} for _ in range(at_moments)]
@@ -76,14 +81,15 @@ def test_the_same_command_ends_with_the_same_weights(name, commands, tmp_path):
         assert_complete(output, expected)
 
 
-def test_an_older_model_is_the_old_one_or_the_new_one(commands, tmp_path):
+@pytest.mark.parametrize("kills", [2, pytest.param(None, id="every operation", marks=slow)])
+def test_an_older_model_is_the_old_one_or_the_new_one(kills, commands, tmp_path):
     """A warm start over one with another seed and another granularity."""
     old, new, output = (tmp_path / name for name in ("old", "new", "output"))
     assert main(commands("warm-start", old, weight_granularity="row")) == 0
     shutil.copytree(old, new)
     operations = number_of_operations(lambda: main(commands("warm-start", new)), new)
     states = [AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (old, new)]
-    for point in kill_points(operations, operations if LONG else 2, seed=3):
+    for point in kill_points(operations, kills or operations, seed=3):
         shutil.rmtree(output, ignore_errors=True)
         shutil.copytree(old, output)
         assert run_and_kill(lambda: main(commands("warm-start", output)), output, at_operation=point).killed

@@ -2,7 +2,6 @@
 the whole one. The exceptions are listed here, each with its reason."""
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -13,8 +12,6 @@ from mutator import CONFIG, TOKENIZER, mutate, read_folder
 from safetensors import safe_open
 
 
-LONG = os.environ.get("HF_BITDISTILL_LONG_TESTS") == "1"
-MUTANTS = 10_000 if LONG else 150
 SECONDS, BYTES = 20, 1 << 30
 WEIGHTS = ".safetensors"
 
@@ -101,18 +98,19 @@ def problem(x: dict, digests: bool) -> str | None:
     return None if ARITHMETIC & {x["key"], *x["notes"]} else "is accepted and gives another output"
 
 
-def test_mutants(bases, tmp_path):
+@pytest.mark.parametrize("mutants", [150, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])])
+def test_mutants(mutants, bases, tmp_path):
     report, job = tmp_path / "report.jsonl", tmp_path / "job.json"
     runner = Path(__file__).with_name("runner.py")
-    for first in range(0, MUTANTS, 1000):
-        seeds = [first, min(first + 1000, MUTANTS)]
+    for first in range(0, mutants, 1000):
+        seeds = [first, min(first + 1000, mutants)]
         folders = {name: str(folder) for name, folder in bases.items()}
         work = str(tmp_path / f"work{first}")
         job.write_text(json.dumps({"bases": folders, "seeds": seeds, "work": work, "report": str(report)}))
         done = subprocess.run([sys.executable, str(runner), str(job)], capture_output=True, text=True)
         assert done.returncode == 0, f"the process ended with {done.returncode}: {done.stderr[-3000:]}"
     lines = [json.loads(line) for line in report.read_text().splitlines()]
-    assert len({line["seed"] for line in lines}) == MUTANTS
+    assert len({line["seed"] for line in lines}) == mutants
     digests = {name: _has_digests(folder) for name, folder in bases.items()}
     found = [(problem(line, digests[line["base"]]), line) for line in lines]
     bad = [f"{what}: {json.dumps(line)}" for what, line in found if what]
@@ -120,7 +118,7 @@ def test_mutants(bases, tmp_path):
     # The fuzzer reaches both ends: damage that is refused by us, and damage that does not matter.
     verdicts = Counter((line["loader"], line["verdict"]) for line in lines)
     for loader in ("transformers", "optimum"):
-        assert verdicts[loader, "refused"] > MUTANTS / 4 and verdicts[loader, "same"] > MUTANTS / 10, verdicts
+        assert verdicts[loader, "refused"] > mutants / 4 and verdicts[loader, "same"] > mutants / 10, verdicts
     ours = sum(line["verdict"] == "refused" and line["ours"] for line in lines if line["loader"] == "optimum")
     assert ours > 0.7 * verdicts["optimum", "refused"], verdicts
 

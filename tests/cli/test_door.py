@@ -54,7 +54,7 @@ def at_once(*lines):
 def test_help_of_every_command():
     answers, seconds = at_once(*([*words.split(), "--help"] for words in OF_THIS_VERSION))
     for words, (status, output, errors) in zip(OF_THIS_VERSION, answers, strict=True):
-        assert (status, errors) == (0, "") and output.startswith(f"usage: bitdistill {words} "), words
+        assert (status, errors) == (0, "") and output.startswith(f"usage: bitdistill {words}"), words
         listed = [option for section in load(words).sections for option in shown(section)[1]]
         assert all(f"  {option.flags[0]}" in output for option in listed if option.flags)
         assert max(map(len, output.splitlines())) <= 90, words

@@ -1,48 +1,29 @@
-"""The page of the command line, from the parsers of the commands."""
+"""The page of the command line, from the specs of the commands."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import dataclasses
-import io
 import re
-from unittest import mock
 
-from transformers import TrainingArguments
-
-import hf_bitdistill_cli as commands
-from hf_bitdistill.cli.export import FORMATS as EXPORTS
-from hf_bitdistill.cli.import_ import FORMATS as IMPORTS
 from hf_bitdistill.report.tables import markdown_table
+from hf_bitdistill_cli import COMMANDS
+from hf_bitdistill_cli.parsing import shown
+from hf_bitdistill_cli.spec import Option, Spec, file_of
 
 
-_TRAINING = {field.name for field in dataclasses.fields(TrainingArguments)}
-_WITHOUT_PARSER = {
+_OF_TRANSFORMERS = {
     "serve": "Takes the options of `transformers serve`, and `--kv-bits`.",
     "chat": "Takes the options of `transformers chat`, and `--kv-bits`.",
 }
 
 
-def parser_of(words: list[str]) -> argparse.ArgumentParser | None:
-    """The parser that answers `bitdistill WORDS --help`; `None` where the answer is not that of one."""
-    found: list[argparse.ArgumentParser] = []
-    with (
-        mock.patch.object(argparse.ArgumentParser, "print_help", lambda self, file=None: found.append(self)),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        contextlib.suppress(SystemExit),
-    ):
-        commands.main([*words, "--help"])
-    return found[0] if found else None
+def spec_of(words: list[str]) -> Spec:
+    """The spec of a command, of whatever version of transformers."""
+    return Spec.from_json(file_of(" ".join(words)).read_text(encoding="utf-8"))
 
 
 def command_lines() -> list[list[str]]:
     """Every command, those with commands of their own by each of these."""
-    kinds = {"export": EXPORTS, "import": IMPORTS}
-    return [
-        [command, *kind] for command in commands.COMMANDS for kind in ([[k] for k in kinds.get(command, ())] or [[]])
-    ]
+    return [[command, *kind] for command in COMMANDS for kind in ([[k] for k in spec_of([command]).formats] or [[]])]
 
 
 def page() -> str:
@@ -53,55 +34,48 @@ def page() -> str:
         "`python -m hf_bitdistill COMMAND` run the same commands.",
         markdown_table(
             ["command", "does"],
-            [[f"[`{name}`](#bitdistill-{name})", _plain(summary)] for name, summary in commands.COMMANDS.items()],
+            [[f"[`{name}`](#bitdistill-{name})", _plain(summary)] for name, summary in COMMANDS.items()],
         ),
     ]
     for words in command_lines():
         parts.append(f"## bitdistill {' '.join(words)} {{ #bitdistill-{'-'.join(words)} }}")
-        if len(words) == 2 and words[1] == next(iter({"export": EXPORTS, "import": IMPORTS}[words[0]])):
+        if len(words) == 2 and words[1] == next(iter(spec_of(words[:1]).formats)):
             parts[-1] = f"<a id='bitdistill-{words[0]}'></a>\n\n{parts[-1]}"
-        parser = parser_of(words)
-        parts += [_plain(_WITHOUT_PARSER.get(words[0], ""))] if parser is None else _section(parser)
+        if words[0] in _OF_TRANSFORMERS:
+            parts.append(_plain(_OF_TRANSFORMERS[words[0]]))
+        else:
+            parts += _section(spec_of(words))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _section(parser: argparse.ArgumentParser) -> list[str]:
-    actions = [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
-    subcommands = [action for action in actions if isinstance(action, argparse._SubParsersAction)]
-    own, of_training = [], 0
-    for action in actions:
-        if action in subcommands or action.help is argparse.SUPPRESS:
-            continue
-        if {action.dest} <= _TRAINING and len(_TRAINING & {a.dest for a in actions}) > 50:
-            of_training += 1
-            continue
-        own.append([_names(action), _help(action, parser), _default(action)])
-    text = [_plain(" ".join((parser.description or "").split()))]
-    if own:
-        text.append(markdown_table(["option", "", "default"], own))
-    if of_training:
-        text.append(f"And every option of transformers' `TrainingArguments` ({of_training}).")
+def _section(spec: Spec) -> list[str]:
+    own = [section for section in spec.sections if section.all_title is None]
+    rows = [[_names(each), _help(each), _default(each)] for section in own for each in shown(section)[1]]
+    text = [_plain(re.sub(r"\s*\n(?!\n)\s*", " ", paragraph)) for paragraph in spec.description.split("\n\n")]
+    if rows:
+        text.append(markdown_table(["option", "", "default"], rows))
+    for section in spec.sections:
+        if section.all_title is not None:
+            count = len(shown(section, everything=True)[1])
+            text.append(f"And every option of transformers' `TrainingArguments` ({count}).")
     return text
 
 
-def _names(action: argparse.Action) -> str:
-    if not action.option_strings:
-        return f"`{action.metavar or action.dest}`"
+def _names(option: Option) -> str:
+    if not option.flags:
+        return f"`{option.value}`"
     # (HfArgumentParser has each name twice, with `_` and with `-`.)
-    names = [n for n in action.option_strings if n == n.replace("-", "_").replace("__", "--", 1)]
-    choices = f" {{{','.join(map(str, action.choices))}}}" if action.choices else ""
-    return ", ".join(f"`{name}{choices}`" for name in names or action.option_strings)
+    names = [n for n in option.flags if n == n.replace("-", "_").replace("__", "--", 1)] or option.flags
+    choices = f" {{{','.join(map(str, option.choices))}}}" if option.choices else ""
+    return ", ".join(f"`{name}{choices}`" for name in names)
 
 
-def _help(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
-    text = parser._get_formatter()._expand_help(action) if action.help else ""
-    return _plain(re.sub(r"\s*\(default: [^)]*\)$", "", " ".join(text.split())))
+def _help(option: Option) -> str:
+    return _plain(re.sub(r"\s*\(default: [^)]*\)$", "", option.text))
 
 
-def _default(action: argparse.Action) -> str:
-    if action.default in (None, argparse.SUPPRESS, "", []) or not action.option_strings:
-        return ""
-    return f"`{action.default}`"
+def _default(option: Option) -> str:
+    return "" if option.default is None or not option.flags else f"`{option.default}`"
 
 
 def _plain(text: str) -> str:

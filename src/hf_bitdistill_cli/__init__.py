@@ -72,9 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"bitdistill: unknown command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    return dispatch(command, argv[1:], prog=f"bitdistill {command}")
+
+
+def dispatch(command: str, argv: Sequence[str], prog: str) -> int:
+    """Run a command with its own arguments, unless they can be answered without it: by a help or a refusal."""
+    from .answers import answer
+
+    status = answer(command, argv, prog)
+    if status is not None:
+        return status
     from hf_bitdistill.cli.main import run_command
 
-    return run_command(command, argv[1:], prog=f"bitdistill {command}")
+    return run_command(command, argv, prog)
 
 
 def output_is_gone() -> bool:
@@ -104,6 +114,10 @@ def script() -> int:
     """What the `bitdistill` script runs: `main`, which ends quietly where its output is gone."""
     try:
         status = main()
+    except SystemExit as end:  # of argparse
+        if not isinstance(end.code, int):
+            raise
+        status = end.code
     except BrokenPipeError:
         if not output_is_gone():
             raise

@@ -66,7 +66,7 @@ def test_corpus(teacher, data, tmp_path, capsys):
 def test_what_is_missing_is_named(teacher, tmp_path, capsys):
     for message, options in {
         "--output_dir is required": ["--task", "sst2"],
-        "give one of --task and --corpus": ["--output_dir", tmp_path / "x"],
+        "--task or --corpus is required": ["--output_dir", tmp_path / "x"],
         "leave it out": ["--output_dir", tmp_path / "x", "--corpus", "y", "--streaming"],
     }.items():
         assert run("cache-teacher", "--model_name_or_path", teacher, *options) == 1

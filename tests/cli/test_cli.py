@@ -229,7 +229,7 @@ def test_failures_are_one_line(teacher, data, tmp_path, capsys):
         "not a BitNet student": ["pack", teacher, tmp_path / "out"],
         "there is no configuration file": ["distill", "no.yaml"],
         "did you mean 'learning_rate'": ["distill", "--task", "sst2", "--lerning_rate", "1"],
-        "--teacher_model_name_or_path is required": ["distill", "--task", "sst2"],
+        "--teacher_model_name_or_path is required": ["distill", *model, "--task", "sst2"],
         "--corpus is required": ["pretrain", *model],
         "a block (--block_size) has 300 tokens and the model's context is 256": [
             *(

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.utils import is_torch_xla_available
 
+from hf_bitdistill_cli.option_file import unknown_option, with_file
+
 from ..config import BitNetConfig
 from ..model_heads import HEADS
-from .options_help import OptionsParser
+from .options_parser import OptionsParser
 
 
 @dataclass
@@ -131,52 +129,47 @@ class CorpusArguments:
 def parse(
     kinds: Sequence[type], argv: Sequence[str], prog: str, description: str, first: str = "CONFIG.yaml"
 ) -> tuple:
-    """Dataclasses from `[config.yaml] [--flag value ...]`; a flag wins over the file. Without an accelerator `use_cpu` is true
-    by default, so that `--bf16` trains on the CPU.
+    """Dataclasses from `[config.yaml] [--flag value ...]`, see [`read`].
 
     Args:
         first: what may stand before the flags, for the help.
+    """
+    return read(OptionsParser(kinds, prog, description, first), argv)
+
+
+def read(parser: OptionsParser, argv: Sequence[str]) -> tuple:
+    """The dataclasses of a parser from `[config.yaml] [--flag value ...]`; a flag wins over the file. Without an accelerator `use_cpu` is
+    true by default, so that `--bf16` trains on the CPU.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the file is not a YAML mapping, or it or a flag names an unknown option.
         SystemExit: a value of the wrong type or not among the choices, or `--help` (argparse).
     """
-    parser = OptionsParser(
-        kinds,
-        prog=prog,
-        description=description,
-        usage=f"{prog} [{first}] [--OPTION VALUE ...]",
-        allow_abbrev=False,
-    )
-    options = [f.name for kind in kinds for f in dataclasses.fields(kind) if f.init]
+    options = _names(parser)
     if "use_cpu" in options and not torch.accelerator.is_available() and not is_torch_xla_available():
         # The device is the same either way, but transformers refuses bf16 on a CPU that is not asked for.
         parser.set_defaults(use_cpu=True)
-    argv = _with_file(argv, options)
+    argv = with_file(argv, options, parser.model_first)
     *parsed, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     if rest:
-        raise ValueError(_unknown_option(rest[0], options))
+        raise ValueError(unknown_option(rest[0], options))
     for training in parsed:
         if isinstance(training, TrainingArguments):
             check_reporting(training.report_to)
     return tuple(parsed)
 
 
-def given_options(kinds: Sequence[type], argv: Sequence[str]) -> set[str]:
-    """Names of the options that a command line, or its file, gives; arguments as of [`parse`], which must have accepted them."""
-    options = [f.name for kind in kinds for f in dataclasses.fields(kind) if f.init]
-    flags = (word.partition("=")[0].removeprefix("--").replace("-", "_") for word in _with_file(argv, options) if word[:2] == "--")  # fmt: skip
+def given_options(parser: OptionsParser, argv: Sequence[str]) -> set[str]:
+    """Names of the options that a command line, or its file, gives; arguments as of [`read`], which must have accepted them."""
+    options = _names(parser)
+    words = with_file(argv, options, parser.model_first)
+    flags = (word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words if word[:2] == "--")
     return {name.removeprefix("no_") if name not in options else name for name in flags}
 
 
-def _with_file(argv: Sequence[str], options: Sequence[str]) -> list[str]:
-    argv = list(argv)
-    if argv and not argv[0].startswith("-"):
-        path = argv.pop(0)
-        # As flags, what the file says is converted and checked like a flag, and a later flag wins.
-        argv = _yaml_to_flags(path, options) + argv
-    return argv
+def _names(parser: OptionsParser) -> list[str]:
+    return [field.name for kind in parser.dataclass_types for field in dataclasses.fields(kind) if field.init]
 
 
 def check_reporting(names: Sequence[str]) -> None:
@@ -195,34 +188,6 @@ def check_reporting(names: Sequence[str]) -> None:
             raise ValueError(
                 f"--report_to {name} needs a package that is not installed here ({error}): install it, or give --report_to none"
             ) from None
-
-
-def _unknown_option(name: str, options: Sequence[str]) -> str:
-    # Without its value, which may be a secret.
-    name = name.partition("=")[0]
-    close = difflib.get_close_matches(name.lstrip("-"), options, n=1)
-    return f"unknown option {name!r}" + (f"; did you mean {close[0]!r}?" if close else "")
-
-
-def _yaml_to_flags(path: str, options: Sequence[str]) -> list[str]:
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no configuration file {path}")
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must map options to values")
-    flags = []
-    for name, value in values.items():
-        if name not in options:
-            raise ValueError(f"{path}: {_unknown_option(str(name), options)}")
-        if isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return flags
 
 
 def require(value, option: str):

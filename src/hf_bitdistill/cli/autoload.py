@@ -11,13 +11,15 @@ import argparse
 from ..autoload import start_file
 
 
-def run(argv: list[str], prog: str) -> None:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("action", choices=["on", "off", "status"])
     parser.add_argument("--user", action="store_true", help="on: for your own site-packages, not the environment's")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def run(argv: list[str], prog: str) -> None:
+    options = make_parser(prog).parse_args(argv)
     if options.action == "on":
         print(f"on: {start_file.install(options.user)}")
     elif options.action == "off":

@@ -9,13 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 
-def run(argv: list[str], prog: str) -> None:
-    from ..atomic import write_text
-    from ..benchmark import System, format_table, measure, save_plot
-    from ..environment import describe_environment
-    from ..locate import find_model
-    from ..room import check_writable
-
+def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("model", help="folder or Hub id of a ternary model")
     parser.add_argument("--baseline", help="folder or Hub id of a full-precision model to compare with")
@@ -29,7 +23,17 @@ def run(argv: list[str], prog: str) -> None:
     parser.add_argument("--kv_bits", type=int, default=16, choices=[32, 16, 8], help="keys and values (default: 16)")
     parser.add_argument("--output_file", type=Path, help="also write the result here, as JSON")
     parser.add_argument("--plot", type=Path, help="also draw it, as PNG")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def run(argv: list[str], prog: str) -> None:
+    from ..atomic import write_text
+    from ..benchmark import System, format_table, measure, save_plot
+    from ..environment import describe_environment
+    from ..locate import find_model
+    from ..room import check_writable
+
+    options = make_parser(prog).parse_args(argv)
     for name in ("prompt_tokens", "new_tokens", "repeats", "threads"):
         value = getattr(options, name)
         if value is not None and value < 1:

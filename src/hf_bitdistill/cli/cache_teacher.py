@@ -16,8 +16,9 @@ from ..data import build_dataset, get_task, load_corpus, load_task_dataset, pack
 from ..environment import default_device
 from ..model_folder import check_output
 from ..room import check_writable, size_text
-from .arguments import CorpusArguments, ModelArguments, TaskArguments, parse, require
+from .arguments import CorpusArguments, ModelArguments, TaskArguments, read, require
 from .models import load_model, load_tokenizer
+from .options_parser import OptionsParser
 
 
 @dataclass
@@ -41,11 +42,15 @@ class CacheArguments:
     seed: int = field(default=42, metadata={"help": "The training's --seed, which chooses --max_train_samples."})
 
 
+def make_parser(prog: str) -> OptionsParser:
+    kinds = (ModelArguments, TaskArguments, CorpusArguments, CacheArguments)
+    return OptionsParser(kinds, prog, __doc__, required=("output_dir", "model_name_or_path", "task or corpus"))
+
+
 def run(argv: list[str], prog: str) -> None:
     from ..distillation.teacher_cache import cache_teacher_logits
 
-    kinds = (ModelArguments, TaskArguments, CorpusArguments, CacheArguments)
-    model_arguments, task, corpus, arguments = parse(kinds, argv, prog, __doc__)
+    model_arguments, task, corpus, arguments = read(make_parser(prog), argv)
     output = require(arguments.output_dir, "output_dir")
     if (task.task is None) == (corpus.corpus is None):
         raise ValueError("give one of --task and --corpus")

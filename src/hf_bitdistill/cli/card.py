@@ -21,10 +21,8 @@ from ..recipe.speed import tokens_per_second
 from .runs import set_aside
 
 
-def run(argv: list[str], prog: str) -> None:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument(
         "folder", type=Path, help="a student, packed or trainable; a training's output; or that of bitdistill run"
     )
@@ -34,7 +32,11 @@ def run(argv: list[str], prog: str) -> None:
     parser.add_argument(
         "--speed", action="store_true", help="also time the packed student on this CPU (about a minute)"
     )
-    options = parser.parse_args(argv)
+    return parser
+
+
+def run(argv: list[str], prog: str) -> None:
+    options = make_parser(prog).parse_args(argv)
     source = find_source(options.folder)
     folder = source.model.resolve()
     name = options.repo_id or folder.name

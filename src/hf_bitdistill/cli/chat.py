@@ -10,10 +10,21 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from huggingface_hub import is_offline_mode, set_async_client_factory
 
-from .serve import check_installed, find_served, kv_bits_parameter, parse_like
+from .serve import app_like, check_installed, find_served, kv_bits_parameter, parse_like
+
+
+if TYPE_CHECKING:
+    import typer
+
+
+def typer_app() -> typer.Typer:
+    from transformers.cli.chat import Chat
+
+    return app_like(Chat, __doc__, {}, [kv_bits_parameter()], base_url=None)
 
 
 def run(argv: list[str], prog: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..data.cleaning import MAX_LEFT_OUT
 
 
-def run(argv: list[str], prog: str) -> None:
+def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__, allow_abbrev=False)
     parser.add_argument("dataset", help="file, folder, folder of save_to_disk, or Hub id")
     parser.add_argument(
@@ -56,7 +56,11 @@ def run(argv: list[str], prog: str) -> None:
         help=f"largest share of rows that may be left out (default: {MAX_LEFT_OUT})",
     )
     parser.add_argument("--output", type=Path, help="also write all of it as an HTML page")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def run(argv: list[str], prog: str) -> None:
+    options = make_parser(prog).parse_args(argv)
     for name in ("samples", "max_rows"):
         if getattr(options, name) < 0:
             raise ValueError(f"--{name} must not be negative, got {getattr(options, name)}")

@@ -24,8 +24,9 @@ from ..model_folder import replace_model
 from ..room import check_writable
 from ..sizes import bytes_by_kind
 from ..whole_models import whole_models
-from .arguments import ModelArguments, StudentArguments, TaskArguments, parse, require
+from .arguments import ModelArguments, StudentArguments, TaskArguments, read, require
 from .models import CALIBRATION_ROWS, calibrate, load_model, load_student, load_tokenizer
+from .options_parser import OptionsParser
 from .pretrain import train_and_save
 from .runs import check_no_training, check_options, check_output_dir, keep_options, set_card_aside
 from .scores import readable
@@ -38,9 +39,13 @@ class DistillArguments:
     pack_to: str | None = field(default=None, metadata={"help": "Also pack the student into this folder."})
 
 
-def run(argv: list[str], prog: str) -> None:
+def make_parser(prog: str) -> OptionsParser:
     kinds = (ModelArguments, StudentArguments, TaskArguments, DistillArguments, DistillationConfig)
-    model_arguments, student_arguments, arguments, after, training = parse(kinds, argv, prog, __doc__)
+    return OptionsParser(kinds, prog, __doc__, required=("task", "model_name_or_path"))
+
+
+def run(argv: list[str], prog: str) -> None:
+    model_arguments, student_arguments, arguments, after, training = read(make_parser(prog), argv)
     task = get_task(require(arguments.task, "task"))
     if needs_teacher(training):
         training.teacher_model_name_or_path = find_model(

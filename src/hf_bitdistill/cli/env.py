@@ -13,8 +13,12 @@ from ..environment import describe_environment
 _PACKAGES = ("accelerate", "datasets", "evaluate", "huggingface-hub", "optimum", "peft", "safetensors", "tokenizers")
 
 
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=prog, description=__doc__)
+
+
 def run(argv: list[str], prog: str) -> None:
-    argparse.ArgumentParser(prog=prog, description=__doc__).parse_args(argv)
+    make_parser(prog).parse_args(argv)
     versions = {name: _version(name) for name in _PACKAGES}
     report = {"hf-bitdistill": __version__, **describe_environment(), "packages": versions, "native": ops.status()}
     print(json.dumps(report, indent=2))

@@ -25,8 +25,9 @@ from ..locate import find_model
 from ..model_folder import EVALUATION_FILE
 from ..room import check_writable
 from ..whole_models import whole_models
-from .arguments import CorpusArguments, ModelArguments, TaskArguments, given_options, parse, require
+from .arguments import CorpusArguments, ModelArguments, TaskArguments, given_options, read, require
 from .models import load_model, load_tokenizer
+from .options_parser import OptionsParser
 from .runs import kept_options
 from .scores import agreement, readable
 
@@ -61,12 +62,17 @@ _ASKING = ("max_length", "head", "use_chat_template")
 _SAME_DATA = "Give every machine the same data: a folder that they share, or the same copy."
 
 
-def run(argv: list[str], prog: str) -> None:
+def make_parser(prog: str) -> OptionsParser:
     kinds = (ModelArguments, TaskArguments, CorpusArguments, EvaluateArguments)
-    if argv and not argv[0].startswith("-") and not argv[0].endswith((".yaml", ".yml")):
-        argv = ["--model_name_or_path", *argv]
-    model_arguments, task_arguments, corpus, output = parse(kinds, argv, prog, __doc__, "MODEL | CONFIG.yaml")
-    given = given_options(kinds, argv)
+    return OptionsParser(
+        kinds, prog, __doc__, "MODEL | CONFIG.yaml", model_first=True, required=("model_name_or_path",)
+    )
+
+
+def run(argv: list[str], prog: str) -> None:
+    parser = make_parser(prog)
+    model_arguments, task_arguments, corpus, output = read(parser, argv)
+    given = given_options(parser, argv)
     if corpus.corpus is not None and given & {"task", "dataset"}:
         raise ValueError("give --task or --dataset for a task's metric, or --corpus for a perplexity, not both")
     if output.output_file:

@@ -9,12 +9,18 @@ from __future__ import annotations
 import os
 import sys
 
+from hf_bitdistill_cli.parsing import text_help
+from hf_bitdistill_cli.spec import Spec
+
 from ..autoload.programs import python_command, with_hook
+
+
+USAGE = "-- PROGRAM [ARGS]"
 
 
 def run(argv: list[str], prog: str) -> None:
     if argv[:1] in (["-h"], ["--help"]):
-        print(f"usage: {prog} -- PROGRAM [ARGS]\n\n{__doc__}")
+        print(text_help(Spec("text", __doc__, usage=USAGE), prog), end="")
         return
     command = python_command(argv[1:] if argv[:1] == ["--"] else argv)
     sys.stdout.flush()

@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import Any
 
 
-def run(argv: list[str], prog: str) -> None:
-    from ..export import export_gguf
+def make_parser(prog: str) -> argparse.ArgumentParser:
     from ..export.gguf_types import TABLE_TYPES, TERNARY_TYPES
 
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     add_file_options(parser)
     parser.add_argument(
         "--type", default="tq2_0", choices=list(TERNARY_TYPES), help="of ternary matrices (default: tq2_0)"
@@ -31,7 +28,13 @@ def run(argv: list[str], prog: str) -> None:
         help="q4_0 in place of q2_0, with the same weights: twice as large, but known to every llama.cpp, and faster where that has no "
         "kernels for q2_0 (x86)",
     )
-    options = parser.parse_args(argv)
+    return parser
+
+
+def run(argv: list[str], prog: str) -> None:
+    from ..export import export_gguf
+
+    options = make_parser(prog).parse_args(argv)
     stored = {"type": options.type, "table": options.table, "allow_q2_0": not options.no_q2_0}
     print(export_gguf(options.model, options.output, **stored, **file_options(options)).text())
 

@@ -10,13 +10,10 @@ import argparse
 from .export_gguf import add_file_options, file_options
 
 
-def run(argv: list[str], prog: str) -> None:
-    from ..export import export_i2_s
+def make_parser(prog: str) -> argparse.ArgumentParser:
     from ..gguf_format.i2_s import LAYOUTS
 
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     add_file_options(parser)
     parser.add_argument(
         "--layout",
@@ -25,5 +22,11 @@ def run(argv: list[str], prog: str) -> None:
         help="order of the codes: x86 (default; also that of the files that bitnet.cpp publishes), or arm, for builds with NEON of "
         "November 2025 and later",
     )
-    options = parser.parse_args(argv)
+    return parser
+
+
+def run(argv: list[str], prog: str) -> None:
+    from ..export import export_i2_s
+
+    options = make_parser(prog).parse_args(argv)
     print(export_i2_s(options.model, options.output, options.layout, **file_options(options)).text())

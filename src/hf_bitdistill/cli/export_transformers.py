@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 
-def run(argv: list[str], prog: str) -> None:
+def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("model", help="folder or Hub id of a student, packed or in training")
     parser.add_argument("output_dir", type=Path, help="folder to write")
@@ -28,7 +28,11 @@ def run(argv: list[str], prog: str) -> None:
         help="of what is not ternary; default: as it is stored; bfloat16 for all of a dense one",
     )
     parser.add_argument("--max_shard_size", default="50GB", help="largest file")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def run(argv: list[str], prog: str) -> None:
+    options = make_parser(prog).parse_args(argv)
     from ..export import export_transformers
     from ..locate import find_model
     from .runs import check_no_training, check_output_dir, set_card_aside

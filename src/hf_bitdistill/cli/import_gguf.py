@@ -16,10 +16,8 @@ from .pack import add_storage_options
 from .runs import check_no_training, check_output_dir, set_card_aside
 
 
-def run(argv: list[str], prog: str) -> None:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("file", type=Path, help="a GGUF file")
     parser.add_argument("output_dir", type=Path, help="folder for the packed model")
     parser.add_argument(
@@ -33,7 +31,11 @@ def run(argv: list[str], prog: str) -> None:
     )
     parser.add_argument("--max_shard_size", default="50GB", help="largest file")
     add_storage_options(parser, "float32", "float32, which holds all that a GGUF file does")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def run(argv: list[str], prog: str) -> None:
+    options = make_parser(prog).parse_args(argv)
     if not options.file.is_file():
         raise FileNotFoundError(f"there is no file {options.file}")
     check_output_dir(options.output_dir, {})

@@ -25,7 +25,7 @@ from .models import load_model, load_tokenizer
 from .runs import check_no_training, check_output_dir, set_card_aside
 
 
-def run(argv: list[str], prog: str) -> None:
+def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("model", help="folder or Hub id of an online student")
     parser.add_argument("output_dir", type=Path, help="folder for the packed model")
@@ -44,7 +44,11 @@ def run(argv: list[str], prog: str) -> None:
         help="write the file that the native decoder loads from at once, too; otherwise the first load writes it, of models of 64 MB and more",
     )
     add_storage_options(parser)
-    options = parser.parse_args(argv)
+    return parser
+
+
+def run(argv: list[str], prog: str) -> None:
+    options = make_parser(prog).parse_args(argv)
     if options.native:
         check_enabled()
     path = find_model(options.model)

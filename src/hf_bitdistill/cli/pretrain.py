@@ -34,17 +34,22 @@ from ..distillation import (
 from ..layers import warn_of_16_bit_weights
 from ..locate import find_model
 from ..room import check_writable
-from .arguments import CorpusArguments, ModelArguments, StudentArguments, parse, require
+from .arguments import CorpusArguments, ModelArguments, StudentArguments, read, require
 from .models import calibrate, load_student, load_tokenizer
+from .options_parser import OptionsParser
 from .runs import check_options, check_output_dir, keep_options, kept_options
+
+
+def make_parser(prog: str) -> OptionsParser:
+    kinds = (ModelArguments, StudentArguments, CorpusArguments, PretrainingConfig)
+    return OptionsParser(kinds, prog, __doc__, required=("corpus", "model_name_or_path"))
 
 
 def run(argv: list[str], prog: str) -> None:
     from ..data import load_corpus, pack_corpus
     from ..data.checks import ModelLimits
 
-    kinds = (ModelArguments, StudentArguments, CorpusArguments, PretrainingConfig)
-    model_arguments, student_arguments, corpus, training = parse(kinds, argv, prog, __doc__)
+    model_arguments, student_arguments, corpus, training = read(make_parser(prog), argv)
     require(corpus.corpus, "corpus")
     if corpus.streaming and training.max_steps <= 0:
         raise ValueError("--streaming needs --max_steps: the length of a streamed corpus is not known")

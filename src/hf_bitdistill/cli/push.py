@@ -7,7 +7,7 @@ import argparse
 from ..hub import PUSH_FORMATS, push_to_hub
 
 
-def run(argv: list[str], prog: str) -> None:
+def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument(
         "folder", help="a student, packed or trainable; a training's output; or that of bitdistill run"
@@ -21,7 +21,7 @@ def run(argv: list[str], prog: str) -> None:
         choices=PUSH_FORMATS,
         help="2 bits a weight, the trainable student (in the folder online), or both",
     )
-    parser.add_argument("--commit_message")
+    parser.add_argument("--commit_message", help="of the one commit that is made")
     parser.add_argument(
         "--no-check-download",
         dest="check_download",
@@ -29,7 +29,11 @@ def run(argv: list[str], prog: str) -> None:
         help="do not download and verify what was published",
     )
     parser.add_argument("--token", help="default: HF_TOKEN, or of hf auth login")
-    options = vars(parser.parse_args(argv))
+    return parser
+
+
+def run(argv: list[str], prog: str) -> None:
+    options = vars(make_parser(prog).parse_args(argv))
     folder, repo_id = options.pop("folder"), options.pop("repo_id")
     what = "packed and online" if options["push_format"] == "both" else options["push_format"]
     print(f"{folder}: {what}, at {push_to_hub(folder, repo_id, **options)}")

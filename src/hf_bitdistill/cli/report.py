@@ -8,7 +8,7 @@ from pathlib import Path
 from ..report import write_report
 
 
-def run(argv: list[str], prog: str) -> None:
+def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("run_dir", type=Path, help="output folder of pretrain, distill or warm-start")
     parser.add_argument("--output", type=Path, help="the page (default: report.html in the folder)")
@@ -20,7 +20,11 @@ def run(argv: list[str], prog: str) -> None:
         metavar="NAME=FILE.json",
         help="a result of bitdistill evaluate (teacher, baseline), for the bars; may be repeated",
     )
-    options = parser.parse_args(argv)
+    return parser
+
+
+def run(argv: list[str], prog: str) -> None:
+    options = make_parser(prog).parse_args(argv)
     compared = {}
     for entry in options.compare:
         name, separator, file = entry.partition("=")

@@ -11,18 +11,30 @@ a training would take on machines that are not at hand, under each engine, from 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 from .. import processes
 from ..atomic import write_text
 from ..recipe import RecipeError, RecipeSettings
 from ..scale import HardwareArguments
-from .arguments import parse
+from .arguments import read
+from .options_parser import OptionsParser
 from .runs import says_how_to_go_on
 
 
+def make_parser(prog: str) -> OptionsParser:
+    return OptionsParser(
+        (RecipeSettings, HardwareArguments),
+        prog,
+        __doc__,
+        required=("model or teacher", "dataset or task", "output_dir"),
+        required_unless=[field.name for field in dataclasses.fields(HardwareArguments)],
+    )
+
+
 def run(argv: list[str], prog: str) -> None:
-    settings, hardware = parse([RecipeSettings, HardwareArguments], argv, prog, __doc__)
+    settings, hardware = read(make_parser(prog), argv)
     if hardware.is_given:
         _plan_scale(settings, hardware)
         return

@@ -9,7 +9,17 @@ import socket
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+
+if TYPE_CHECKING:
+    import typer
+
+
+def typer_app() -> typer.Typer:
+    from transformers.cli.serve import Serve
+
+    return app_like(Serve, __doc__, {}, [kv_bits_parameter()])
 
 
 def run(argv: list[str], prog: str) -> None:
@@ -59,6 +69,20 @@ def parse_like(
         own: options that it has not.
         defaults: in place of the command's own.
     """
+    found: dict[str, Any] = {}
+    app = app_like(command, text, found, own, **defaults)
+    try:
+        app(args=list(argv), prog_name=prog)
+    except SystemExit as end:
+        if end.code:
+            raise
+    return found or None
+
+
+def app_like(
+    command: type, text: str, found: dict[str, Any], own: Sequence[inspect.Parameter] = (), **defaults: Any
+) -> typer.Typer:
+    """A command line of the options of a command of transformers, which puts them into `found`; other arguments as of [`parse_like`]."""
     import typer
 
     signature = inspect.signature(command)
@@ -67,7 +91,6 @@ def parse_like(
         for name, parameter in signature.parameters.items()
     ]
     parameters += own
-    found: dict[str, Any] = {}
 
     def collect(**options: Any) -> None:
         found.update(options)
@@ -75,12 +98,7 @@ def parse_like(
     collect.__signature__ = signature.replace(parameters=parameters, return_annotation=None)
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(help=text)(collect)
-    try:
-        app(args=list(argv), prog_name=prog)
-    except SystemExit as end:
-        if end.code:
-            raise
-    return found or None
+    return app
 
 
 def check_free(host: str, port: int) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 
+from hf_bitdistill_cli.parsing import formats_help
+from hf_bitdistill_cli.spec import Spec
+
 
 def run_subcommand(argv: list[str], prog: str, doc: str, kinds: Mapping[str, str], prefix: str) -> None:
     """Run one of them, or print the overview.
@@ -18,10 +21,7 @@ def run_subcommand(argv: list[str], prog: str, doc: str, kinds: Mapping[str, str
     """
     name = argv[0] if argv else None
     if name in (None, "-h", "--help"):
-        width = max(map(len, kinds))
-        lines = [f"  {kind:<{width}}  {summary}" for kind, summary in kinds.items()]
-        print("\n".join([f"usage: {prog} FORMAT ... [OPTIONS]", "", doc, "", *lines]))
-        print(f"\n{prog} FORMAT --help lists the options of a format.")
+        print(formats_help(Spec("formats", doc, formats=dict(kinds)), prog), end="")
         if name is None:
             raise ValueError(f"name a format: {', '.join(kinds)}")
         return

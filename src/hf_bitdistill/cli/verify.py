@@ -12,17 +12,19 @@ from pathlib import Path
 from ..checkpoint import CheckpointError
 
 
-def run(argv: list[str], prog: str) -> None:
-    parser = argparse.ArgumentParser(
-        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     parser.add_argument("model", help="folder or Hub id of a packed student")
     parser.add_argument("--revision", help="of a model on the Hub")
     parser.add_argument("--layers", action="store_true", help="also print the table of all packed layers")
     parser.add_argument(
         "--output", type=Path, metavar="PAGE.html", help="also write a page with that table and a picture"
     )
-    options = parser.parse_args(argv)
+    return parser
+
+
+def run(argv: list[str], prog: str) -> None:
+    options = make_parser(prog).parse_args(argv)
     from ..verify import verify
     from ..verify.page import HEADER, write_verification
     from ..verify.verify import table

@@ -36,8 +36,9 @@ from ..model_folder import replace_model
 from ..room import check_room, check_writable, parameter_bytes
 from ..surgery import is_student
 from ..whole_models import whole_models
-from .arguments import CorpusArguments, ModelArguments, StudentArguments, TaskArguments, parse, require
+from .arguments import CorpusArguments, ModelArguments, StudentArguments, TaskArguments, read, require
 from .models import calibrate, load_model, load_student, load_tokenizer
+from .options_parser import OptionsParser
 from .runs import check_no_training, check_output_dir, set_card_aside
 
 
@@ -66,9 +67,8 @@ class WarmStartArguments:
     )
 
 
-def run(argv: list[str], prog: str) -> None:
-    from ..massive_activations import find_massive_projections
-    from ..warm_start import WarmStartConfig, fit_whole, warm_start
+def make_parser(prog: str) -> OptionsParser:
+    from ..warm_start import WarmStartConfig
 
     kinds = (
         ModelArguments,
@@ -78,7 +78,14 @@ def run(argv: list[str], prog: str) -> None:
         WarmStartArguments,
         WarmStartConfig,
     )
-    model_arguments, student_arguments, corpus, task_arguments, arguments, config = parse(kinds, argv, prog, __doc__)
+    return OptionsParser(kinds, prog, __doc__, required=("output_dir", "model_name_or_path", "corpus or task"))
+
+
+def run(argv: list[str], prog: str) -> None:
+    from ..massive_activations import find_massive_projections
+    from ..warm_start import fit_whole, warm_start
+
+    model_arguments, student_arguments, corpus, task_arguments, arguments, config = read(make_parser(prog), argv)
     output = Path(require(arguments.output_dir, "output_dir"))
     if not processes.is_first():
         logging.disable_progress_bar()  # of the loading: it is shown once
@@ -101,7 +108,7 @@ def run(argv: list[str], prog: str) -> None:
     )
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
 
-    def read() -> list[Sequence[int]]:
+    def read_rows() -> list[Sequence[int]]:
         if task is None:
             sequences = _blocks(corpus, arguments, tokenizer, config.seed)
         else:
@@ -109,7 +116,7 @@ def run(argv: list[str], prog: str) -> None:
         return take_tokens(sequences, arguments.warm_start_tokens)
 
     # Read once; and whatever a source gives, all have the same.
-    rows = processes.from_first(read, "reading the text")
+    rows = processes.from_first(read_rows, "reading the text")
     if not rows:
         raise ValueError(
             f"{corpus.corpus} has fewer tokens than one block of {corpus.block_size}"

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ..recipe.progress import Progress, quiet
-from ..recipe.result import RecipeResult, Written
+from ..recipe.result import PACKED_ROW, RecipeResult, Written
 from ..recipe.run import run_recipe
 from ..recipe.store import work_of_first
 from .data import DataFiles, prepare
@@ -66,18 +66,33 @@ def run_quickstart(
             )
     work_of_first(lambda: result.write(draw=False), "writing the results")
     if result.written:
-        progress.say("\nwritten by the packed student, for held-out signatures:")
+        progress.say("\nwritten by the packed student in the native decoder, for held-out signatures:")
     for each in result.written:
         progress.say(f"  {each.prompt.splitlines()[0]}\n    {each.student}")
+    for line in _ending(result):
+        progress.say(line)
     return result
 
 
+def _ending(result: RecipeResult) -> Iterator[str]:
+    """What the last lines say: the speeds, and what there is to look at."""
+    rates = {row.name: row.tokens_per_second for row in result.table if row.tokens_per_second is not None}
+    if {"teacher", PACKED_ROW} <= set(rates):
+        yield (
+            f"\n{rates[PACKED_ROW]:,.0f} tokens/s the student in the native decoder, {rates['teacher']:,.0f} tokens/s its teacher in transformers"
+        )
+    yield f"\nquality against size and speed: {result.picture}\nreport page: {result.paths['report']}"
+
+
 def _written(result: RecipeResult, files: DataFiles, count: int) -> list[Written]:
-    """Answers for the first rows of the evaluation split."""
+    """Answers for the first rows of the evaluation split: the teacher's in transformers, the packed student's in the native decoder."""
+    from optimum.bitnet import BitNetModelForCausalLM
+
     with files.test.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in islice(lines, count)]
     prompts = [row["prompt"] for row in rows]
-    teacher, student = (write_answers(result.paths[name], prompts) for name in ("teacher", "packed"))
+    teacher = write_answers(AutoModelForCausalLM, result.paths["teacher"], prompts, dtype=torch.float32)
+    student = write_answers(BitNetModelForCausalLM, result.paths["packed"], prompts)
     return [
         Written(row["prompt"], row["completion"].strip(), *both)
         for row, *both in zip(rows, teacher, student, strict=True)
@@ -85,9 +100,13 @@ def _written(result: RecipeResult, files: DataFiles, count: int) -> list[Written
 
 
 @torch.inference_mode()
-def write_answers(folder: str | Path, prompts: Sequence[str]) -> list[str]:
-    """What a saved model writes after each prompt, greedily, up to its end-of-text token."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def write_answers(kind: Any, folder: str | Path, prompts: Sequence[str], **options: Any) -> list[str]:
+    """What a saved model writes after each prompt, greedily, up to its end-of-text token.
+
+    Args:
+        kind: the class that loads it, with `options`.
+    """
+    model = kind.from_pretrained(folder, **options)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     limits = GenerationConfig(
         do_sample=False,

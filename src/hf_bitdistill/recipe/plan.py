@@ -251,7 +251,7 @@ def window_schedule(numbers: Effort) -> list[int]:
 
 
 # Two processes that import everything and load a model.
-_SPEED_SECONDS = 25.0
+_SPEED_SECONDS = 12.5
 
 TEACHER, START, PRETRAIN, DISTILL, EVALUATE, COMPARE, SPEED = (
     "teacher",
@@ -320,7 +320,8 @@ def make_plan(work: Work, settings: RecipeSettings, measured: dict[str, float], 
     seconds = models * (len(examples.evaluation) * measured["evaluation_row"] + measured["load"])
     plan.stages.append(Planned(EVALUATE, 0, 0, seconds))
     if settings.speed:
-        plan.stages.append(Planned(SPEED, 0, 0, _SPEED_SECONDS + 2 * measured["load"]))
+        timed = 2 + settings.compare
+        plan.stages.append(Planned(SPEED, 0, 0, timed * (_SPEED_SECONDS + measured["load"])))
     return plan
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..json_files import read_json
 from ..model_folder import RESULT_FILE
-from ..report.figures import loss_names, loss_units, plot_bars, plot_panels, plot_points
+from ..report.figures import Point, loss_names, loss_units, plot_bars, plot_panels, plot_points
 from ..report.page import image, write_page
 from ..report.tables import format_score, html_table, text_table
 from .progress import duration
@@ -17,8 +17,11 @@ from .store import write_json
 
 
 PAGE = "report.html"
-# Name of the final student in the table.
+# Names of models in the table: the full-precision one as it came, the final student, and what is ternary without the recipe.
+BASE_ROW = "base model"
 PACKED_ROW = "ternary student, packed"
+COMPARE_ROW = "BitNet-SFT (no recipe)"
+QUALITY = "quality.png"
 
 _LOSSES = (
     "On the rows that are trained on, while they are. These curves do not rank the models: a student has learned from the teacher's "
@@ -184,17 +187,23 @@ class RecipeResult:
                 )
         return [*lines, *self.notes]
 
+    @property
+    def picture(self) -> Path:
+        """The picture of quality against size and speed."""
+        return (self.output / PAGE).with_suffix("") / QUALITY
+
     def draw_scores(self, file: Path) -> Path:
-        """Score against size on disk of the models that would be used as they are; of all, where sizes are unknown."""
+        """Score against size on disk, with the speed, of the models that would be used as they are; of all, where sizes are unknown. A
+        base model is not among them where there is a teacher: it has not learned the task."""
         metric = self.table[0].score["metric"].replace("_", " ")
         shares = all(abs(row.score["value"]) <= 1 for row in self.table)
         scale, label = (100, f"{metric}, %") if shares else (1, metric)
         title = f"{self.table[0].score['n']} rows of the evaluation split, ± one standard error"
-        points = {
-            row.name: (row.bytes / 1e6, scale * row.score["value"], scale * row.score["stderr"])
+        points = [
+            Point(row.name, row.bytes / 1e6, scale * row.score["value"], scale * row.score["stderr"], _note(row))
             for row in self.table
-            if row.final and row.bytes is not None
-        }
+            if row.final and row.bytes is not None and row.name != BASE_ROW
+        ]
         if len(points) < 2:
             values = {row.name: scale * row.score["value"] for row in self.table}
             return plot_bars(title, file, values, label)
@@ -211,14 +220,14 @@ class RecipeResult:
         write_json(self.output / RESULT_FILE, self.to_dict())
         figures = page.with_suffix("")
         figures.mkdir(exist_ok=True)
-        scores = figures / "scores.png"
+        quality = figures / QUALITY
         header, rows = self.cells()
         parts = [
             f"<p>{html.escape(self.data)}</p>",
             "<h2>Scores</h2>",
             html_table(header, rows),
             *(f"<p>{html.escape(line)}</p>" for line in self.sentences()),
-            image(self.draw_scores(scores) if draw else scores),
+            image(self.draw_scores(quality) if draw else quality),
             "<h2>Choices</h2>",
             "<p>Made on held-out training rows; the evaluation split decided nothing.</p>",
             html_table(["", ""], [[str(number), line] for number, line in enumerate(self.choices, 1)]),
@@ -254,3 +263,9 @@ class RecipeResult:
         parts += ["<h2>Settings</h2>", html_table(["", ""], settings)]
         parts += ["<h2>Machine</h2>", html_table(["", ""], [[k, str(v)] for k, v in self.machine.items()])]
         write_page(page, self.output.resolve().name, parts)
+
+
+def _note(row: Row) -> str:
+    """Size and speed of a model, as a picture says them."""
+    speed = "" if row.tokens_per_second is None else f", {row.tokens_per_second:,.0f} tokens/s"
+    return f"{row.bytes / 1e6:.1f} MB{speed}"

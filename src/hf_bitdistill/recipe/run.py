@@ -38,7 +38,7 @@ from .plan import (
 )
 from .progress import Progress, duration, quiet
 from .pushing import push_run
-from .result import PACKED_ROW, PAGE, RecipeResult
+from .result import BASE_ROW, COMPARE_ROW, PACKED_ROW, PAGE, RecipeResult
 from .settings import RecipeError, RecipeSettings
 from .speed import tokens_per_second
 from .stages import is_adapter
@@ -266,13 +266,14 @@ class _Run(Context):
             },
         )
         if teacher is not self.base and not is_adapter(self.base.model) and self.base.key != teacher.key:
-            result.table.append(self.evaluated("base model", self.base))
+            result.table.append(self.evaluated(BASE_ROW, self.base))
         result.table.append(self.evaluated("teacher", teacher))
         result.table.append(self.evaluated("student before distillation", student, final=False))
         if done.distilled is not None and final is not done.distilled:
             not_kept = self.evaluated("student after distillation (not kept)", done.distilled, final=False)
             result.table.append(not_kept)
         result.table.append(self.evaluated(PACKED_ROW, packed))
+        places = {"teacher": teacher.model, PACKED_ROW: packed.model}
         if settings.compare:
             sft = self.stage(
                 COMPARE,
@@ -285,18 +286,10 @@ class _Run(Context):
             packed_sft = self.stage(
                 EVALUATE, "pack", ("table_bits",), lambda folder: self.work.pack(sft.model, folder), sft, by_first=True
             )
-            result.table.append(self.evaluated("BitNet-SFT (no recipe)", packed_sft))
+            result.table.append(self.evaluated(COMPARE_ROW, packed_sft))
+            places[COMPARE_ROW] = packed_sft.model
         if settings.speed:
-            started = time.perf_counter()
-            for row in result.table:
-                place = {"teacher": teacher.model, PACKED_ROW: packed.model}.get(row.name)
-                if place is not None:
-                    is_packed = row.name == PACKED_ROW
-                    row.tokens_per_second, note = work_of_first(
-                        lambda place=place, is_packed=is_packed: tokens_per_second(place, packed=is_packed), "timing"
-                    )
-                    result.notes += [note] if note else []
-            self.seconds[SPEED] = round(time.perf_counter() - started, 1)
+            self.time(result, places)
         self.publish(result, packed, teacher, final)
         say(
             f"\n{result.summary()}\n\n{duration(result.total_seconds)} in all, {duration(self.plan.surely)} to {duration(self.plan.seconds)} were planned."
@@ -304,6 +297,23 @@ class _Run(Context):
         say(f"packed student: {result.paths['packed']}\nreport: {result.paths['report']}")
         work_of_first(lambda: push_run(self.output, settings, say), "publishing")
         return result
+
+    def time(self, result: RecipeResult, places: dict[str, str | Path]) -> None:
+        """Tokens a second of the models that would be used.
+
+        Args:
+            places: row -> folder.
+        """
+        started, notes = time.perf_counter(), []
+        for row in result.table:
+            if row.name in places:
+                place, is_packed = places[row.name], row.name != "teacher"
+                row.tokens_per_second, note = work_of_first(
+                    lambda place=place, is_packed=is_packed: tokens_per_second(place, packed=is_packed), "timing"
+                )
+                notes.append(note)
+        result.notes += dict.fromkeys(filter(None, notes))
+        self.seconds[SPEED] = round(time.perf_counter() - started, 1)
 
     def remember(self) -> None:
         """Keep the settings, and say what differs from the run before."""

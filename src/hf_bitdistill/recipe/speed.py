@@ -30,7 +30,10 @@ def tokens_per_second(model: str | Path, packed: bool) -> tuple[float | None, st
         )
     except ValueError as error:
         return None, str(error)
-    note = ""
-    if packed and found.backend != "native":
-        note = f"The packed student was timed in {found.backend}: the native decoder does not know this architecture."
+    if not packed:
+        note = f"Speed: writing {found.new_tokens} tokens after {found.prompt_tokens}; full precision in {found.backend}, ternary students in the native decoder, {found.threads} thread(s)."
+    elif found.backend != "native":
+        note = f"Packed students were timed in {found.backend}: the native decoder cannot be used here, or does not know this architecture."
+    else:
+        note = ""
     return found.decode_tokens_per_second, note

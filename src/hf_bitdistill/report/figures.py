@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,22 +67,60 @@ def plot_panels(title: str, file: Path, panels: Sequence[tuple[str, Curves]]) ->
     return save_figure(figure, title, file)
 
 
-# label -> (x, y, standard error of y)
-Points = Mapping[str, tuple[float, float, float]]
+@dataclass(frozen=True)
+class Point:
+    """A model in a picture of quality against size.
+
+    Attributes:
+        x, y, error: its size, its score and one standard error of that.
+        note: a second line beside it, such as its speed.
+    """
+
+    name: str
+    x: float
+    y: float
+    error: float
+    note: str = ""
 
 
-def plot_points(title: str, file: Path, points: Points, xlabel: str, ylabel: str) -> Path:
-    """Points with their standard errors, each with its name beside it."""
-    figure, (axes,) = new_figure(width=6)
-    for label, (x, y, error) in points.items():
-        axes.errorbar(x, y, yerr=error, fmt="o", capsize=4)
-        axes.annotate(label, (x, y), textcoords="offset points", xytext=(8, -3), fontsize="small")
-    axes.set_xlim(0, 1.3 * max(x for x, _, _ in points.values()))
+# Okabe and Ito's colours: grey for what others are made of, then blue, orange, green.
+_COLOURS = ("#555555", "#0072b2", "#d55e00", "#009e73")
+# Of the height of a picture: the least distance of two names.
+_NAME_HEIGHT = 0.15
+
+
+def plot_points(title: str, file: Path, points: Sequence[Point], xlabel: str, ylabel: str) -> Path:
+    """Points with their standard errors, each with its name and its note beside it; the first one is grey."""
+    figure, (axes,) = new_figure(width=6.4, height=3.8)
+    low = min(point.y - point.error for point in points)
+    high = max(point.y + point.error for point in points)
+    height = max(high - low, 1e-9)
+    axes.set_ylim(low - 0.25 * height, high + 0.25 * height)
+    axes.set_xlim(0, 1.55 * max(point.x for point in points))
+    places = name_places([point.y for point in points], 1.5 * height * _NAME_HEIGHT)
+    for point, colour, place in zip(points, itertools.cycle(_COLOURS), places):
+        axes.errorbar(point.x, point.y, yerr=point.error, fmt="o", capsize=4, color=colour, markersize=7)
+        axes.annotate(
+            f"{point.name}\n{point.note}".strip(), (point.x, place), xytext=(10, 0), textcoords="offset points",
+            fontsize="small", va="center", color=colour,
+        )  # fmt: skip
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    axes.margins(y=0.15)
     axes.grid(alpha=0.3)
     return save_figure(figure, title, file)
+
+
+def name_places(heights: Sequence[float], least: float) -> list[float]:
+    """Where names stand beside points: at their heights, moved apart where they would be closer than the least distance."""
+    places = list(heights)
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    for _ in places:
+        for lower, upper in itertools.pairwise(order):
+            short = least - (places[upper] - places[lower])
+            if short > 0:
+                places[lower] -= short / 2
+                places[upper] += short / 2
+    return places
 
 
 def plot_histogram(

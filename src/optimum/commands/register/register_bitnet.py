@@ -9,7 +9,7 @@ from pathlib import Path
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
-from hf_bitdistill_cli import COMMANDS
+from hf_bitdistill_cli import COMMANDS, dispatch
 
 
 class _BitDistillCommand(BaseOptimumCLICommand):
@@ -22,10 +22,8 @@ class _BitDistillCommand(BaseOptimumCLICommand):
         parser.add_argument("arguments", nargs=argparse.REMAINDER)
 
     def run(self) -> None:
-        from hf_bitdistill.cli.main import run_command
-
         name = self.COMMAND.name
-        status = run_command(name, self.args.arguments, prog=f"optimum-cli bitnet {name}")
+        status = dispatch(name, self.args.arguments, prog=f"optimum-cli bitnet {name}")
         if status:
             sys.exit(status)
 

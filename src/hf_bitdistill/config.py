@@ -127,7 +127,7 @@ class BitNetConfig(QuantizationConfigMixin):
         surgery_version: int = 2,
         **kwargs: Any,
     ):
-        self.quant_method = QUANT_METHOD
+        self.quant_method = QUANT_METHOD  # type: ignore[assignment]  # none of transformers' own, which it enumerates
         self.quantization_mode = quantization_mode
         self.sub_norm = sub_norm
         self.sub_norm_eps = sub_norm_eps

@@ -8,8 +8,9 @@ covers those that carry no plan.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -143,7 +144,7 @@ def _plan_roles(model: PreTrainedModel) -> list[tuple[re.Pattern, str]]:
     return roles
 
 
-def _first_role(name: str, suffixes: dict[str, str | None]) -> str | None:
+def _first_role(name: str, suffixes: Mapping[str, str | None]) -> str | None:
     return next((role for suffix, role in suffixes.items() if _ends_with(name, suffix)), None)
 
 
@@ -264,7 +265,7 @@ def fused_experts(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if is_fused_experts(module)}
 
 
-def _expert_projections(fused: dict[str, nn.Module]) -> list[Projection]:
+def _expert_projections(fused: Mapping[str, Any]) -> list[Projection]:
     """The linear layers that [`unfuse_experts`] will make."""
     return [
         Projection(f"{name}.{index}.{part}", _MLP[part], name)

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -17,7 +17,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.utils import is_torch_xla_available
 
-from ..config import BitNetConfig
+from ..config import BitNetConfig, SubNormPlacement, WeightGranularity
 from .options_help import OptionsParser
 
 
@@ -64,9 +64,9 @@ class StudentArguments:
 
     def to_config(self) -> BitNetConfig:
         return BitNetConfig(
-            sub_norm=self.sub_norm,
+            sub_norm=cast(SubNormPlacement, self.sub_norm),
             sub_norm_eps=self.sub_norm_eps,
-            weight_granularity=self.weight_granularity,
+            weight_granularity=cast(WeightGranularity, self.weight_granularity),
             group_size=self.group_size,
             activation_bits=self.activation_bits or None,
             modules_to_not_convert=self.modules_to_not_convert,

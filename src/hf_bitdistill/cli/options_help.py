@@ -47,7 +47,7 @@ def _value(action: argparse.Action) -> str:
         # (An enumeration of transformers' has many names.)
         names = [str(getattr(choice, "value", choice)) for choice in action.choices]
         return "{" + ",".join(names) + "}" if len(names) < 8 else names[0] + "|..."
-    kind = {int: "N", float: "X"}.get(action.type, "VALUE")
+    kind = "N" if action.type is int else "X" if action.type is float else "VALUE"
     if isinstance(action.default, bool):
         kind = "true|false"
     return f"{kind} ..." if action.nargs in ("+", "*") else kind

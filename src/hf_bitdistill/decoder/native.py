@@ -6,6 +6,7 @@ import ctypes
 import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
+from typing import Any
 
 from ..ops.native import (
     TABLE_BFLOAT16,
@@ -128,7 +129,7 @@ class ConfigStruct(ctypes.Structure):
     ]
 
 
-_SIGNATURES = {
+_SIGNATURES: dict[str, list[Any]] = {
     "bd_decoder_create": [POINTER(ConfigStruct), POINTER(c_void_p)],
     "bd_decoder_destroy": [c_void_p],
     "bd_decoder_forward": [c_void_p, c_void_p, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_int]
@@ -152,11 +153,11 @@ def declare_decoder(library: NativeLibrary) -> None:
     library.declare(_SIGNATURES)
 
 
-def _destroy(library: NativeLibrary, name: str, pointer: int, _kept_alive: object) -> None:
+def _destroy(library: NativeLibrary, name: str, pointer: int | None, _kept_alive: object) -> None:
     library.status(name, pointer)  # returns nothing
 
 
-def _destroy_with(owner: object, library: NativeLibrary, name: str, pointer: int, kept_alive: object) -> None:
+def _destroy_with(owner: object, library: NativeLibrary, name: str, pointer: int | None, kept_alive: object) -> None:
     """Destroy a handle when its owner goes, but not when the process ends: a daemon thread may be computing with it then."""
     weakref.finalize(owner, _destroy, library, name, pointer, kept_alive).atexit = False
 

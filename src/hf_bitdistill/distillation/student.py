@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ def load_student_model(name_or_path: str | os.PathLike) -> PreTrainedModel:
         )
     architectures = AutoConfig.from_pretrained(name_or_path).architectures or [""]
     is_classifier = architectures[0].endswith("ForSequenceClassification")
-    auto_class = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
+    auto_class: Any = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
     model, info = auto_class.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True, **options)
     missing = sorted(info["missing_keys"])
     if missing:

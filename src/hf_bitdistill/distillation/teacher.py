@@ -19,6 +19,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from ..adapters.detection import without_adapters
 from ..data.preprocessing import Head
 from ..whole_models import whole_models
 
@@ -37,12 +38,11 @@ def model_head(model: nn.Module) -> Head:
     Raises:
         ValueError: another head, a regression or a multi-label head.
     """
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    name = type(model).__name__
-    names = {cls.__name__ for cls in type(model).__mro__}
+    inner = without_adapters(model)
+    name = type(inner).__name__
+    names = {cls.__name__ for cls in type(inner).__mro__}
     if any(base.endswith("ForSequenceClassification") for base in names):
-        problem, labels = getattr(model.config, "problem_type", None), model.config.num_labels
+        problem, labels = getattr(inner.config, "problem_type", None), inner.config.num_labels
         if problem not in (None, "single_label_classification") or labels < 2:
             raise ValueError(
                 f"{name} with problem_type={problem!r} and num_labels={labels}: only single-label classification with "
@@ -68,12 +68,13 @@ def load_teacher(
         ValueError: the heads differ, the checkpoint lacks weights (a head that was never trained, say), or
             `init_kwargs` come with a model object.
     """
+    model: Any = teacher
     if isinstance(teacher, (str, os.PathLike)):
-        auto_class = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
+        auto_class: Any = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
         name = teacher
         # Each process shards a whole teacher.
         with whole_models():
-            teacher, info = auto_class.from_pretrained(name, **(init_kwargs or {}), output_loading_info=True)
+            model, info = auto_class.from_pretrained(name, **(init_kwargs or {}), output_loading_info=True)
         missing = sorted(info["missing_keys"])
         if missing:
             raise ValueError(
@@ -82,13 +83,13 @@ def load_teacher(
             )
     elif init_kwargs:
         raise ValueError("teacher_model_init_kwargs apply to a teacher given by name, but a model was given")
-    teacher_head = model_head(teacher)
+    teacher_head = model_head(model)
     if teacher_head != head:
         raise ValueError(f"the student has a {head} head and the teacher a {teacher_head} head")
-    return teacher.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
-def check_same_classes(student: nn.Module, teacher: nn.Module) -> None:
+def check_same_classes(student: Any, teacher: Any) -> None:
     """Refuses classifiers which differ in labels, or in the padding token by which they find the last token.
 
     Raises:
@@ -177,33 +178,36 @@ def choose_teacher(
     """
     if teacher is student:
         raise ValueError("teacher and student are the same object: load the teacher separately")
-    named = isinstance(teacher, (str, os.PathLike))
+    origin = teacher if isinstance(teacher, (str, os.PathLike)) else _origin(teacher)
     if processing_class is not None:
         if teacher_processing_class is None:
-            # A model in memory knows where it came from; a tokenizer beside it there is the teacher's.
-            origin = teacher if named else getattr(teacher.config, "_name_or_path", None)
+            # A tokenizer beside it, where it came from, is the teacher's.
             teacher_processing_class = load_teacher_tokenizer(origin)
         if teacher_processing_class is not None:
             check_same_tokenizer(processing_class, teacher_processing_class)
-    name = str(teacher) if named else getattr(teacher.config, "_name_or_path", None)
-    teacher = load_teacher(teacher, head, init_kwargs)
+    name = None if origin is None else str(origin)
+    loaded: Any = load_teacher(teacher, head, init_kwargs)
     if head == "sequence_classification":
-        check_same_classes(student, teacher)
+        check_same_classes(student, loaded)
     else:
-        widths = [model.config.get_text_config().vocab_size for model in (student, teacher)]
+        models: tuple[Any, ...] = (student, loaded)
+        widths = [model.config.get_text_config().vocab_size for model in models]
         if widths[0] != widths[1] and (processing_class is None or teacher_processing_class is None):
             raise ValueError(
                 f"the student's vocabulary has {widths[0]} rows and the teacher's {widths[1]}: pass "
                 "processing_class and teacher_processing_class, to show that the tokenizers are the same"
             )
-    return teacher, name
+    return loaded, name
+
+
+def _origin(model: Any) -> str | None:
+    """Where a model in memory came from, which it knows."""
+    return getattr(model.config, "_name_or_path", None)
 
 
 def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     """Parameters of the forward of the model itself, seen through torch.compile, PEFT and wrappers of the instance."""
-    model = getattr(model, "_orig_mod", model)
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
+    model = without_adapters(getattr(model, "_orig_mod", model))
     return inspect.signature(type(model).forward).parameters
 
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..checkpoint import CheckpointError
+from ..config import SubNormPlacement
 from ..preflight import check_sizes
 from .gguf_file import GgufFile
 
@@ -33,7 +34,7 @@ class Architecture:
 
     model_type: str
     pairs_rotated: bool = False
-    sub_norm: str = "none"
+    sub_norm: SubNormPlacement = "none"
 
 
 ARCHITECTURES = {

@@ -6,6 +6,8 @@ integer below 2^24), and the floating-point steps have the same order.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -92,12 +94,12 @@ def linear(
         stop = min(start + _ROWS, header.rows)
         values = form.unpack_rows(packed, header, start, stop)
         row_scale = scale if header.tensor_scale else scale[start:stop]
-        y = 0.0
+        part: Any = 0.0
         for group, columns in enumerate(_group_slices(header)):
-            y = y + _product(x_q, values, columns).float() * row_scale[:, group]
+            part = part + _product(x_q, values, columns).float() * row_scale[:, group]
         if row_offset is not None:
-            y = y + row_offset[start:stop] * x_q.sum(-1, keepdim=True, dtype=torch.int32).float()
-        parts.append(y * s.reciprocal()[:, None])
+            part = part + row_offset[start:stop] * x_q.sum(-1, keepdim=True, dtype=torch.int32).float()
+        parts.append(part * s.reciprocal()[:, None])
     y = torch.cat(parts, dim=1)
     if bias is not None:
         y = y + bias

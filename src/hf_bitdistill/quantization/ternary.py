@@ -8,7 +8,7 @@ Source of the formulas: *The Era of 1-bit LLMs* (arXiv 2402.17764) and *BitNet D
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -90,8 +90,9 @@ def sum_per_scale(values: Tensor, granularity: str = "tensor", group_size: int |
     if granularity == "row":
         return row_sums(values)
     rows, columns = values.shape
-    groups = num_groups(columns, group_size)
-    padded = F.pad(values.contiguous(), (0, groups * group_size - columns)).view(rows * groups, group_size)
+    size = cast(int, group_size)
+    groups = num_groups(columns, size)
+    padded = F.pad(values.contiguous(), (0, groups * size - columns)).view(rows * groups, size)
     return row_sums(padded).view(rows, groups)
 
 
@@ -121,7 +122,7 @@ def absmean_scale(
         scale = row_sums(magnitude) / weight.shape[1]
     else:
         scale = sum_per_scale(magnitude, "group", group_size) / group_counts(
-            weight.shape[1], group_size, weight.device
+            weight.shape[1], cast(int, group_size), weight.device
         )
     return scale.clamp(min=MIN_SCALE)
 
@@ -129,7 +130,7 @@ def absmean_scale(
 def expand_weight_scale(weight_scale: Tensor, columns: int, group_size: int | None = None) -> Tensor:
     """`weight_scale` of any granularity as a tensor that broadcasts against `[R, C]`."""
     if weight_scale.ndim == 2:
-        return weight_scale.repeat_interleave(group_size, dim=1)[:, :columns]
+        return weight_scale.repeat_interleave(cast(int, group_size), dim=1)[:, :columns]
     return weight_scale.view(-1, 1)
 
 
@@ -331,7 +332,7 @@ def ternary_linear(
     with torch.autocast(device_type=x.device.type, enabled=False):
         if weight_scale.ndim == 2:
             few = x.device.type != "cpu" and math.prod(x.shape[:-1]) <= _FEW_TOKENS
-            y = (_all_groups if few else _group_by_group)(values, codes, weight_scale, group_size, dtype)
+            y = (_all_groups if few else _group_by_group)(values, codes, weight_scale, cast(int, group_size), dtype)
             y = y.view(*x.shape[:-1], codes.shape[0])
         else:
             if columns > _MAX_EXACT_COLUMNS:
@@ -419,11 +420,14 @@ def fake_quantized_linear(
     """
     columns = weight.shape[1]
     mixes = isinstance(quantization_share, Tensor) or quantization_share < 1.0
+    codes: Any
     if gathered is not None:
         codes, weight_scale = None if mixes else gathered.codes(weight), gathered.weight_scale
     else:
         codes, weight_scale = ternarize(weight, granularity, group_size)
     divisor = expand_weight_scale(weight_scale, columns, group_size)
+    x_q: Any
+    s: Any
     x_q, s = (None, None) if activation_bits is None else quantize_activations(x)
 
     if mixes:
@@ -460,7 +464,7 @@ def fake_quantized_linear(
         # (In the dtype of the product at once: a copy that autocast would make costs a pass more each way.)
         codes = codes.to(operand_dtype)
         weight = _StraightThrough.apply(weight, codes, None if one_scale else 1.0 / divisor)
-    token_scale = None
+    token_scale: Any = None
     if x_q is not None:
         token_scale = s * _INT8_UNIT
         values = x_q.mul_(_INT8_UNIT).to(_operand_dtype(x))

@@ -35,7 +35,7 @@ EffortArguments.__doc__ = "Single numbers of the effort, each instead of the tab
 
 
 @dataclass
-class RecipeSettings(EffortArguments):
+class RecipeSettings(EffortArguments):  # type: ignore[misc, valid-type]  # made of the fields of `Effort`
     """A run of the recipe. `model`, `dataset` and `output_dir` are enough.
 
     Raises:

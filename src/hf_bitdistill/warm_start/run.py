@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -132,10 +132,12 @@ class Run:
                     self.batches.append(None)
                     continue
                 own_tokens = hidden.shape[0] * hidden.shape[1] if mask is None else int(mask.sum())
-                slots = [self.states.slot() for _ in range(3)]
-                self.batches.append(_Batch(calls, mask, *slots, own_tokens / max(tokens, 1)))
-                slots[0].write(student)
-                slots[1].write(hidden)
+                before_window, of_teacher, target = (self.states.slot() for _ in range(3))
+                self.batches.append(
+                    _Batch(calls, mask, before_window, of_teacher, target, own_tokens / max(tokens, 1))
+                )
+                before_window.write(student)
+                of_teacher.write(hidden)
         self.report.batch_seconds = time.perf_counter() - started
 
     def _own(self, title: str) -> Iterable[_Batch]:
@@ -179,7 +181,8 @@ class Run:
 
     def _keep(self, windows: int) -> None:
         """Write what the next window needs of the ones before, in the first process."""
-        if self.checkpoint is None:
+        checkpoint = self.checkpoint
+        if checkpoint is None:
             return
         state = {
             "identity": self._identity(),
@@ -191,20 +194,17 @@ class Run:
             "trained_tokens": self.report.trained_tokens,
             "steps_done": self.steps_done,
         }
-        processes.on_first(
-            lambda: write_checkpoint(self.checkpoint, state), "writing the checkpoint of the warm start"
-        )
+        processes.on_first(lambda: write_checkpoint(checkpoint, state), "writing the checkpoint of the warm start")
 
     @torch.no_grad()
     def _continue(self) -> int:
         """Take up a checkpoint, if there is one. Returns how many windows are done."""
-        if self.checkpoint is None:
+        checkpoint = self.checkpoint
+        if checkpoint is None:
             return 0
-        state = processes.together(
-            lambda: read_checkpoint(self.checkpoint), "reading the checkpoint of the warm start"
-        )
+        state = processes.together(lambda: read_checkpoint(checkpoint), "reading the checkpoint of the warm start")
         processes.agree(
-            f"how far the checkpoint {self.checkpoint.name} of the warm start is",
+            f"how far the checkpoint {checkpoint.name} of the warm start is",
             None if state is None else f"step {state['steps_done']}",
             "It must be one file for all: give an output folder that all machines share, or copy the file to each.",
         )
@@ -358,7 +358,7 @@ class Run:
             {"params": [p for s in stand_ins for p in s.factors()], "lr": config.factor_learning_rate},
             {"params": vectors.copies, "lr": config.norm_learning_rate},
         ]
-        trained = [p for group in groups for p in group["params"]]
+        trained = [p for group in groups for p in cast("list[nn.Parameter]", group["params"])]
         for stand_in in stand_ins:
             stand_in.final_sharpness = config.final_sharpness
         losses: list[float] = []

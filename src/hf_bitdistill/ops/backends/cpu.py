@@ -45,7 +45,7 @@ def _contiguous_bytes(packed: Tensor) -> Tensor:
 
 @implement("ternary_pack", "CPU")
 def ternary_pack(weight, weight_scale, out_features, group_size=0, row_offset=None):
-    weight, scale, offset = weight.contiguous(), _floats(weight_scale), _floats(row_offset)
+    weight, scale, offset = weight.contiguous(), weight_scale.float().contiguous(), _floats(row_offset)
     if weight.dtype != torch.uint8 or weight.ndim != 2:
         raise ValueError("packed ternary storage is a uint8 matrix")
     library = _native()
@@ -72,7 +72,7 @@ def _dense(packed: Tensor, library: n.NativeLibrary) -> Tensor:
 
 @implement("int8_pack", "CPU")
 def int8_pack(weight, weight_scale):
-    weight, scale = weight.contiguous(), _floats(weight_scale)
+    weight, scale = weight.contiguous(), weight_scale.float().contiguous()
     if weight.dtype != torch.int8 or weight.ndim != 2:
         raise ValueError("int8 weights are an int8 matrix")
     library = _native()
@@ -86,7 +86,7 @@ def int8_pack(weight, weight_scale):
 @implement("int4_pack", "CPU")
 def int4_pack(weight, weight_scale, in_features):
     f16 = weight_scale.dtype == torch.float16
-    weight, scale = weight.contiguous(), weight_scale.contiguous() if f16 else _floats(weight_scale)
+    weight, scale = weight.contiguous(), (weight_scale if f16 else weight_scale.float()).contiguous()
     if weight.dtype != torch.uint8 or weight.ndim != 2:
         raise ValueError("int4 storage is a uint8 matrix")
     library = _native()

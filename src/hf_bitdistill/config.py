@@ -179,7 +179,7 @@ class BitNetConfig(QuantizationConfigMixin):
             )
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any):
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """From what [`to_dict`] made, of any version of this library: without `surgery_version` it is of a student made by the first."""
         return super().from_dict({"surgery_version": 1, **config_dict}, return_unused_kwargs, **kwargs)
 

@@ -32,7 +32,7 @@ def default_device() -> torch.device:
 
 def to(model: PreTrainedModel, place: torch.device | torch.dtype) -> PreTrainedModel:
     """`model.to(place)`: what wraps that method in transformers is typed as if it took the model once more."""
-    return model.to(place)  # type: ignore[arg-type]
+    return model.to(place)  # type: ignore[arg-type]  # see above
 
 
 def free_memory(device: torch.device) -> int:

@@ -54,12 +54,12 @@ class QuantizationWarmupCallback(TrainerCallback):
             self.share = share
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         self.set_share(model, self.share_at(state.global_step))
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         self.set_share(model, 1.0)
 
@@ -86,12 +86,12 @@ class DeadZoneLeakCallback(TrainerCallback):
         return self.leak * falling_share(step, max_steps, self.duration)
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         set_dead_zone_leak(model, self.leak_at(state.global_step, state.max_steps))
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         set_dead_zone_leak(model, 0.0)
 
@@ -100,12 +100,12 @@ class ScaleGradientCallback(TrainerCallback):
     """Lets the gradients of the student's scales through while it is trained."""
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         set_scale_gradient(model, True)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         set_scale_gradient(model, False)
 
@@ -131,7 +131,7 @@ class WeightDecayCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         optimizer: Any = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if state.global_step >= self.share * state.max_steps:
             for group in optimizer.param_groups:

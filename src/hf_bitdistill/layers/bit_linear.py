@@ -66,8 +66,8 @@ class BitLinear(nn.Linear):
         config: BitNetConfig | None = None,
         sub_norm: bool = False,
         transposed_source: bool = False,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         config = config or BitNetConfig()

@@ -128,7 +128,7 @@ class RecipeSettings(EffortArguments):  # type: ignore[misc, valid-type]  # made
     @property
     def base(self) -> str:
         """The full-precision model that everything begins with."""
-        return self.model or self.teacher  # type: ignore[return-value]
+        return self.model or self.teacher  # type: ignore[return-value]  # see `require`
 
     def numbers(self, classes: bool) -> Effort:
         """The effort's numbers with those that are given in their place.

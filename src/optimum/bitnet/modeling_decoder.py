@@ -68,7 +68,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         super()._save_pretrained(save_directory, max_shard_size, **stored)
         self.generation_config.save_pretrained(save_directory)
 
-    def generate(self, *args, **kwargs):
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As `generate` of transformers, with all of its options but those that look into the model (`output_hidden_states`,
         other caches, ...). Prompts may be padded on either side. The output ends with the model's positions, with a warning.
 
@@ -83,15 +83,15 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         whose: Any = self.model if self.model is not None else super()
         return whose.generate(*args, **kwargs)
 
-    def generate_batch(self, *args, **kwargs):
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Continuous batching: on the transformers path only."""
         return self._continuous_batching("generate_batch")(*args, **kwargs)
 
-    def init_continuous_batching(self, *args, **kwargs):
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Continuous batching: on the transformers path only."""
         return self._continuous_batching("init_continuous_batching")(*args, **kwargs)
 
-    def continuous_batching_context_manager(self, *args, **kwargs):
+    def continuous_batching_context_manager(self, *args: Any, **kwargs: Any) -> Any:
         """Continuous batching: on the transformers path only."""
         return self._continuous_batching("continuous_batching_context_manager")(*args, **kwargs)
 
@@ -113,7 +113,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
             )
         return self.model.get_output_embeddings()
 
-    def prepare_inputs_for_generation(self, input_ids, *args, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Inputs of one forward pass."""
         for name in KEPT_BY_GENERATE:
             kwargs.pop(name, None)
@@ -124,7 +124,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         check_options(generation_config)
         return generation_config, model_kwargs
 
-    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):  # type: ignore[override]
+    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):  # type: ignore[override]  # handed on
         """Greedy decoding and sampling."""
         logits_processor, generation_config = draw_in_processors(logits_processor, generation_config)
         if only_the_greatest_counts(logits_processor, generation_config):
@@ -132,11 +132,11 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         criteria, config = self._end_with_context(input_ids, stopping_criteria, generation_config, kwargs)
         return super()._sample(input_ids, logits_processor, criteria, config, **kwargs)
 
-    def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):  # type: ignore[override]
+    def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):  # type: ignore[override]  # handed on
         criteria, config = self._end_with_context(input_ids, stopping_criteria, generation_config, kwargs)
         return super()._beam_search(input_ids, logits_processor, criteria, config, **kwargs)
 
-    def _assisted_decoding(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):  # type: ignore[override]
+    def _assisted_decoding(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):  # type: ignore[override]  # handed on
         criteria, config = self._end_with_context(input_ids, stopping_criteria, generation_config, kwargs)
         return super()._assisted_decoding(input_ids, logits_processor, criteria, config, **kwargs)
 
@@ -163,7 +163,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         adapts = generation_config.num_assistant_tokens_schedule in SCHEDULES
         return Candidates(generator, self.decoder.spec.max_positions, adapts, not generation_config.do_sample)
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:  # type: ignore[override]
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:  # type: ignore[override]  # handed on
         cache = model_kwargs.get(CACHE_NAME)
         if cache is not None:
             cache._is_user_defined = True

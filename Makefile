@@ -58,9 +58,11 @@ style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
+# Style and types, nothing is changed. Types are looked up in what is installed: in a second after the first time, which takes half a minute.
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("hf-bitdistill needs Python >= 3.10, this is " + sys.version) if sys.version_info < (3, 10) else None'

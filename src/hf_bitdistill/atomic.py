@@ -20,7 +20,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # a module everywhere else
 
 _MARK = ".tmp-"
 _AT_FDCWD = -100

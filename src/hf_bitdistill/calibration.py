@@ -80,7 +80,7 @@ def calibrate_sub_norm(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -
 
         return update
 
-    observers = {module: bypass(statistics[name]) for name, module in sub_norms.items()}
+    observers: dict[nn.Module, Observer] = {module: bypass(statistics[name]) for name, module in sub_norms.items()}
     with full_precision(model):
         observe(model, observers, batches, "calibrate_sub_norm")
     solutions = {name: statistics[name].solution() for name in sub_norms}
@@ -90,5 +90,6 @@ def calibrate_sub_norm(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -
             averages.setdefault(_place(name), []).append(solution.mean())
     for name, module in sub_norms.items():
         others = averages.get(_place(name), [torch.ones(())])
-        module.weight.copy_(torch.stack(others).mean() if solutions[name] is None else solutions[name])
+        solution = solutions[name]
+        module.weight.copy_(torch.stack(others).mean() if solution is None else solution)
     return len(sub_norms)

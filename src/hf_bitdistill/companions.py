@@ -21,7 +21,7 @@ def carry_settings(model_id: str | Path, folder: Path, **hub: Any) -> PreTrained
     Args:
         hub: options of `from_pretrained` of transformers (`revision`, `token`, ...).
     """
-    parts = {}
+    parts: dict[type, Any] = {}
     for kind in (AutoTokenizer, GenerationConfig):
         try:
             parts[kind] = kind.from_pretrained(model_id, **hub)

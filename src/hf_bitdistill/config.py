@@ -121,7 +121,7 @@ class BitNetConfig(QuantizationConfigMixin):
         surgery_version: int = 2,
         **kwargs: Any,
     ):
-        self.quant_method = QUANT_METHOD
+        self.quant_method = QUANT_METHOD  # type: ignore[assignment]  # none of transformers' own, which it enumerates
         self.quantization_mode = quantization_mode
         self.sub_norm = sub_norm
         self.sub_norm_eps = sub_norm_eps
@@ -173,7 +173,7 @@ class BitNetConfig(QuantizationConfigMixin):
             )
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any):
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """From what [`to_dict`] made, of any version of this library: without `surgery_version` it is of a student made by the first."""
         return super().from_dict({"surgery_version": 1, **config_dict}, return_unused_kwargs, **kwargs)
 

@@ -10,6 +10,8 @@ The weight of a packed layer is of another form in the files of a checkpoint wit
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -32,11 +34,11 @@ class _MapWeights(ConversionOps):
     """Applies a function to each tensor; `_owner` tells whose it is."""
 
     @torch.no_grad()
-    def convert(self, input_dict, model=None, full_layer_name=None, **kwargs) -> dict[str, Tensor]:
+    def convert(self, input_dict, source_patterns=(), target_patterns=(), **kwargs) -> dict[str, Any]:
         values = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
         # While saving, transformers before 5.21 gives a tensor's name in the checkpoint, which may be no module's (GPT-NeoX's head).
         try:
-            owner = model.get_submodule(full_layer_name.rpartition(".")[0])
+            owner = kwargs["model"].get_submodule(kwargs["full_layer_name"].rpartition(".")[0])
         except AttributeError:
             owner = None
         return {key: self.map(value, owner) for key, value in values.items()}
@@ -71,7 +73,7 @@ class LoadDenseWeight(_MapWeights):
     """The weight of a packed layer from five weights a byte to the form that it has in memory; other weights pass."""
 
     def map(self, value: Tensor, owner: nn.Module | None) -> Tensor:
-        return owner.from_checkpoint(value) if _is_packed_weight(value, owner) else value
+        return owner.from_checkpoint(value) if isinstance(owner, TernaryLinear) and _is_weight(value) else value
 
     @property
     def reverse_op(self) -> ConversionOps:
@@ -82,15 +84,15 @@ class SaveDenseWeight(_MapWeights):
     """Inverse of [`LoadDenseWeight`]."""
 
     def map(self, value: Tensor, owner: nn.Module | None) -> Tensor:
-        return owner.to_checkpoint(value) if _is_packed_weight(value, owner) else value
+        return owner.to_checkpoint(value) if isinstance(owner, TernaryLinear) and _is_weight(value) else value
 
     @property
     def reverse_op(self) -> ConversionOps:
         return LoadDenseWeight()
 
 
-def _is_packed_weight(value: Tensor, owner: nn.Module | None) -> bool:
-    return isinstance(owner, TernaryLinear) and value.dtype == torch.uint8  # (not its scale or its bias)
+def _is_weight(value: Tensor) -> bool:
+    return value.dtype == torch.uint8  # (not a packed layer's scale or its bias)
 
 
 def loading_operation(config: BitNetConfig) -> ConversionOps | None:
@@ -154,4 +156,5 @@ def convert_when_saved(model: PreTrainedModel) -> None:
     conversions = [] if has_separate_experts(model) else _own_conversions(model)
     if _are_final_names(model, conversions):
         conversions = []
-    model._weight_conversions = [*conversions, WeightConverter(["weight"], "weight", [operation])]
+    saved: list[WeightTransform] = [*conversions, WeightConverter(["weight"], "weight", [operation])]
+    model._weight_conversions = saved  # type: ignore[assignment]  # transformers' own, which it does not declare

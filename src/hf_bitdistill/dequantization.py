@@ -92,7 +92,7 @@ def _dequantize_tables(model: PreTrainedModel, dtype: torch.dtype) -> None:
         with torch.device("meta"):
             linear = nn.Linear(head.in_features, head.out_features, head.bias is not None)
         linear.weight = floats.weight if tied else nn.Parameter(_floats(head, dtype))
-        linear.bias = head.bias
+        linear.bias = head.bias  # type: ignore[assignment]  # torch says Parameter where there may be none
         model.set_output_embeddings(linear)
     restore_ties(model, tied)
 

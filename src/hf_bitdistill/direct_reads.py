@@ -12,9 +12,9 @@ import inspect
 import operator
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -188,7 +188,7 @@ def _is_reachable(read: _Read, module: nn.Module) -> bool:
 
 def _reads_in(model: nn.Module) -> Iterator[tuple[re.Pattern, str]]:
     for name, module in model.named_modules():
-        for read in _reads_of(type(module)):
+        for read in _reads_of(cast(Hashable, type(module))):
             if _is_reachable(read, module):
                 path = re.escape(f"{name}.{read.path}".lstrip(".")).replace(r"\*", r"[^.]+")
                 yield re.compile(path + "$"), read.method
@@ -209,7 +209,7 @@ def find_direct_reads(model: nn.Module, names: list[str]) -> dict[str, str]:
             exact.setdefault(literal, method)
     found = {}
     for name in names:
-        method = exact.get(name) or next((method for pattern, method in patterns if pattern.match(name)), None)
-        if method is not None:
-            found[name] = method
+        reader = exact.get(name) or next((method for pattern, method in patterns if pattern.match(name)), None)
+        if reader is not None:
+            found[name] = reader
     return found

@@ -8,10 +8,15 @@ import os
 import platform
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from . import processes
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def default_device() -> torch.device:
@@ -19,9 +24,15 @@ def default_device() -> torch.device:
     if not torch.accelerator.is_available():
         return torch.device("cpu")
     device = torch.accelerator.current_accelerator()
+    assert device is not None  # (one is available)
     if processes.world_size() == 1:
         return device
     return torch.device(device.type, processes.local_rank() % torch.accelerator.device_count())
+
+
+def to(model: PreTrainedModel, place: torch.device | torch.dtype) -> PreTrainedModel:
+    """`model.to(place)`: what wraps that method in transformers is typed as if it took the model once more."""
+    return model.to(place)  # type: ignore[arg-type]  # see above
 
 
 def free_memory(device: torch.device) -> int:

@@ -3,6 +3,8 @@ its checkpoint holds them like this."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -14,6 +16,11 @@ from .surgery import SurgeryError, student_config
 
 
 _ROWS = 512 * TablePacker.ROWS
+
+
+def _layers(model: PreTrainedModel) -> tuple[Any, Any]:
+    """Embedding and output head, of whatever classes; `None` where there is no head."""
+    return model.get_input_embeddings(), model.get_output_embeddings()
 
 
 def quantize_head(model: PreTrainedModel, bits: int = 8) -> PreTrainedModel:
@@ -42,7 +49,7 @@ def quantize_head(model: PreTrainedModel, bits: int = 8) -> PreTrainedModel:
         raise SurgeryError(f"{type(model).__name__} is a student in training: pack it first.")
     if head_is_quantized(model):
         raise SurgeryError(f"The tables of {type(model).__name__} are quantised already.")
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = _layers(model)
     stored = isinstance(embedding, QuantizedEmbedding)
     if stored:
         if embedding.table.bits <= bits:
@@ -83,7 +90,7 @@ def _fewer_bits(table: StoredTable, bits: int) -> QuantizedTable:
 def forget_ties(model: PreTrainedModel) -> None:
     """Of a model whose embedding and head are no parameters any more."""
     # There are no two parameters left to tie; transformers would look for them by name.
-    model._tied_weights_keys = None
+    model._tied_weights_keys = None  # type: ignore[assignment]  # what transformers has where nothing is tied
     model.all_tied_weights_keys = {}
 
 
@@ -104,7 +111,7 @@ def head_is_quantized(model: nn.Module) -> bool:
 
 def tables_on_cpu(model: PreTrainedModel) -> bool:
     """Whether the embedding and the head of `model` are where [`quantize_head`] can take them."""
-    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    layers = _layers(model)
     weights = [
         layer.table.weight if hasattr(layer, "table") else layer.weight for layer in layers if layer is not None
     ]
@@ -118,7 +125,7 @@ def check_tables(model: PreTrainedModel) -> None:
     Raises:
         SurgeryError: it does, or it is not on a CPU.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = _layers(model)
     check_table_layers(model)
     for layer in (embedding, head):
         if layer is not None and layer.weight.device.type != "cpu":
@@ -158,7 +165,7 @@ def stored_layers(model: PreTrainedModel, bits: int, dtype: torch.dtype) -> dict
     Raises:
         ValueError: a value is not finite, or too large for 4 bits.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = _layers(model)
     table = StoredTable(*quantize_table(embedding.weight.detach(), bits), embedding.embedding_dim)
     layers: dict[nn.Module, nn.Module] = {
         embedding: QuantizedEmbedding(table, dtype, getattr(embedding, "embed_scale", None))
@@ -172,7 +179,7 @@ def stored_layers(model: PreTrainedModel, bits: int, dtype: torch.dtype) -> dict
 
 def use_stored_layers(model: PreTrainedModel, layers: dict[nn.Module, nn.Module]) -> None:
     """Put layers of [`stored_layers`] in the place of those they were made of."""
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = _layers(model)
     model.set_input_embeddings(layers.get(embedding, embedding))
     if head is not None:
         model.set_output_embeddings(layers.get(head, head))
@@ -187,7 +194,7 @@ def expect_stored_tables(model: PreTrainedModel, bits: int) -> None:
         SurgeryError: one of them is no table.
     """
     check_table_layers(model)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = _layers(model)
     names = {module: f"{name}." if name else "" for name, module in model.named_modules()}
     ties = dict(model.all_tied_weights_keys)
     tied = head is not None and ties.get(f"{names[head]}weight") == f"{names[embedding]}weight"
@@ -198,7 +205,8 @@ def expect_stored_tables(model: PreTrainedModel, bits: int) -> None:
             layer.weight, layer.weight_scale = embedding.weight, embedding.weight_scale
             ties[f"{names[head]}weight_scale"] = f"{names[embedding]}weight_scale"
             continue
-        shape, dtype, scale_shape, scale_dtype = table_shapes(*layer.weight.shape, bits)
+        rows, columns = layer.weight.shape
+        shape, dtype, scale_shape, scale_dtype = table_shapes(rows, columns, bits)
         # (Parameters: transformers ties nothing else.)
         layer.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
         scale = torch.empty(scale_shape, dtype=scale_dtype, device="meta")
@@ -216,7 +224,7 @@ def finish_stored_tables(model: PreTrainedModel, dtype: torch.dtype) -> None:
         NotImplementedError: a table was offloaded.
         ValueError: the content of a table is damaged; names the tensor.
     """
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = _layers(model)
     table = _loaded_table(model, embedding, embedding.embedding_dim)
     scale = getattr(embedding, "embed_scale", None)
     layers: dict[nn.Module, nn.Module] = {embedding: QuantizedEmbedding(table, dtype, scale)}
@@ -226,7 +234,7 @@ def finish_stored_tables(model: PreTrainedModel, dtype: torch.dtype) -> None:
     use_stored_layers(model, layers)
 
 
-def _loaded_table(model: PreTrainedModel, layer: nn.Module, columns: int) -> StoredTable:
+def _loaded_table(model: PreTrainedModel, layer: Any, columns: int) -> StoredTable:
     name = next(name for name, module in model.named_modules() if module is layer)
     if layer.weight.device.type == "meta":
         raise NotImplementedError(

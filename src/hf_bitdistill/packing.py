@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,9 +111,11 @@ def pack(
         if part is not None:
             part.dtype = target
     quantizer = BitDistillQuantizer(config, pre_quantized=True)
-    model.hf_quantizer = quantizer
-    model.is_quantized = True
-    model.quantization_method = config.quant_method
+    # What transformers sets on a model that it loads, and does not declare.
+    as_loaded: Any = model
+    as_loaded.hf_quantizer = quantizer
+    as_loaded.is_quantized = True
+    as_loaded.quantization_method = config.quant_method
     model.config.quantization_config = config
     convert_when_saved(model)
     save_safely(model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -34,7 +36,7 @@ def count_parameters(model: PreTrainedModel, only_trainable: bool = False, exclu
     return total
 
 
-def _weights(module: nn.Module, name: str, parameter: Tensor) -> int:
+def _weights(module: Any, name: str, parameter: Tensor) -> int:
     if parameter.is_floating_point() and name != "weight_scale":
         return parameter.numel()
     # A table as its checkpoint holds it, before it is loaded.

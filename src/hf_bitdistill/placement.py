@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -301,7 +302,7 @@ def fused_experts(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if is_fused_experts(module)}
 
 
-def _expert_projections(fused: dict[str, nn.Module]) -> list[Projection]:
+def _expert_projections(fused: Mapping[str, Any]) -> list[Projection]:
     """The linear layers that [`unfuse_experts`] will make."""
     return [
         Projection(f"{name}.{index}.{part}", GATED_MLP[part], name)

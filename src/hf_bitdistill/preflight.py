@@ -67,14 +67,14 @@ def read_contents(files: Iterable[str | Path]) -> Contents:
     Raises:
         CheckpointError: a file is missing, no regular file, or not safetensors.
     """
-    files = tuple(str(file) for file in files)
+    names = tuple(str(file) for file in files)
     count, largest = 0, 0
-    for file in files:
+    for file in names:
         for _, _, shape in tensors_of(file):
             count += 1
             if prod(shape):
                 largest = max(largest, *shape, 1)
-    return Contents(files, count, largest, sum(os.path.getsize(file) for file in files))
+    return Contents(names, count, largest, sum(os.path.getsize(file) for file in names))
 
 
 def check_config_file(file: Path) -> None:
@@ -178,7 +178,7 @@ def check_before_building(config: PreTrainedConfig) -> bool:
     check_sizes(config, where)
     files = local_weight_files(folder, getattr(config, "transformers_weights", None)) if folder else []
     # (Shards that are missing are told of where it is certain that they are needed: the caller may give a config of another folder.)
-    if files and all(os.path.lexists(file) for file in files):
+    if folder and files and all(os.path.lexists(file) for file in files):
         check_claims(config, read_contents(files), where, folder / CONFIG_NAME)
         return True
     for key, value, _ in _claims(config, None):
@@ -211,7 +211,7 @@ def check_claims(config: PreTrainedConfig, contents: Contents, where: str, confi
 
 def _claims(config: PreTrainedConfig, file: Path | None) -> Iterator[tuple[str, int, bool]]:
     """Numbers of layers and experts in `config` and its parts: key, value, and whether `file` says the same."""
-    written = None if file is None or file.exists() else {}
+    written: dict[str, Any] | None = None if file is None or file.exists() else {}
     for section, part in _sections(config):
         for key, value in vars(part).items():
             if type(value) is int and (_LAYERS.fullmatch(key) or _EXPERTS.fullmatch(key)):
@@ -285,7 +285,7 @@ def check_sizes(config: PreTrainedConfig, where: str) -> None:
             raise CheckpointError(f"{where}: {key}={shorten(name)} is no activation of transformers.")
 
 
-def build_on_meta(auto_class: type, config: PreTrainedConfig, files: list[str]) -> PreTrainedModel:
+def build_on_meta(auto_class: Any, config: PreTrainedConfig, files: list[str]) -> PreTrainedModel:
     """The model of a student's files on the meta device, after all checks of this module.
 
     Args:
@@ -341,7 +341,8 @@ def check_built(model: PreTrainedModel, files: list[str]) -> None:
     Raises:
         CheckpointError: naming the files and the numbers.
     """
-    experts = sum(m.num_experts * len(expert_projections(m)) for m in model.modules() if is_fused_experts(m))
+    modules: Iterable[Any] = model.modules()
+    experts = sum(m.num_experts * len(expert_projections(m)) for m in modules if is_fused_experts(m))
     stored = model.state_dict().keys()
     computed = {name: buffer for name, buffer in model.named_buffers() if name not in stored}
     if experts <= _FEW_EXPERTS and all(buffer.nbytes <= _COMPUTED_BYTES for buffer in computed.values()):

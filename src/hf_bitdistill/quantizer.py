@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import nn
@@ -144,7 +145,7 @@ class BitDistillQuantizer(HfQuantizer):
         if not self._convert_after_loading:
             convert_modules(model, self.quantization_config, self._projections)
         if not self.online and self.quantization_config.table_bits != 16:
-            self._table_dtype = model.get_input_embeddings().weight.dtype
+            self._table_dtype = cast(nn.Embedding, model.get_input_embeddings()).weight.dtype
             expect_stored_tables(model, self.quantization_config.table_bits)
         self._separate_experts = has_separate_experts(model)
         self._check_files(model, checkpoint_files)

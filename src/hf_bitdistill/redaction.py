@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 
@@ -36,7 +37,7 @@ def secrets_of(values: Any) -> set[str]:
     return found
 
 
-def redact_text(text: str, known: set[str] = frozenset()) -> str:
+def redact_text(text: str, known: AbstractSet[str] = frozenset()) -> str:
     """A text without credentials in addresses, tokens of the Hub, and what is known to be secret."""
     for secret in sorted(known, key=len, reverse=True):
         # What is short may be a word of its own; a secret is not.

@@ -114,7 +114,8 @@ class SaveStudent(_OfStudent):
                     write_note(staging)
         if push_to_hub and is_main_process:
             size = {"max_shard_size": kwargs["max_shard_size"]} if "max_shard_size" in kwargs else {}
-            model.push_to_hub(repo_id, **hub, **size)
+            own: Any = model.push_to_hub
+            own(repo_id, **hub, **size)
 
 
 class PushStudent(_OfStudent):
@@ -124,7 +125,7 @@ class PushStudent(_OfStudent):
     published by transformers alone.
     """
 
-    def __call__(self, repo_id: str, **options: Any) -> CommitInfo:
+    def __call__(self, repo_id: str, **options: Any) -> CommitInfo | None:
         model = self._owner()
         if getattr(model, "_hf_peft_config_loaded", False):
             return type(model).push_to_hub(model, repo_id, **options)
@@ -156,7 +157,7 @@ class _Refusal:
 
 def _check_not_its_source(model: PreTrainedModel, config: Any, folder: Path) -> None:
     there = folder / CONFIG_NAME
-    source = Path(model.name_or_path)
+    source = Path(model.name_or_path or "")
     if _mode(config) != "offline" or not there.is_file() or not model.name_or_path:
         return
     if not source.is_dir() or not source.samefile(folder):
@@ -177,8 +178,9 @@ def _mode(config: Any) -> str | None:
 
 def save_safely(student: PreTrainedModel) -> None:
     """Give a student its `save_pretrained`, its `push_to_hub` and its `num_parameters`."""
-    student.save_pretrained, student.push_to_hub = SaveStudent(student), PushStudent(student)
-    student.num_parameters = CountParameters(student)
+    instance: Any = student  # (its class's methods stay)
+    instance.save_pretrained, instance.push_to_hub = SaveStudent(student), PushStudent(student)
+    instance.num_parameters = CountParameters(student)
 
 
 def save_plainly(model: PreTrainedModel, refusal: str | None = None) -> None:
@@ -190,4 +192,5 @@ def save_plainly(model: PreTrainedModel, refusal: str | None = None) -> None:
     for name in _OWN:
         vars(model).pop(name, None)
     if refusal is not None:
-        model.save_pretrained = model.push_to_hub = _Refusal(refusal)
+        instance: Any = model
+        instance.save_pretrained = instance.push_to_hub = _Refusal(refusal)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -75,7 +76,7 @@ def _report_share(model: PreTrainedModel, config: BitNetConfig) -> None:
     if wanted and found.ternary < _EXPECTED_SHARE * wanted:
         logger.warning(
             f"{type(model).__name__}: only {found.share:.1%} of the weights of its linear layers are ternary. In full precision: "
-            f"{summary(sorted(left, key=left.get, reverse=True))}. Add them with BitNetConfig(projections={{name suffix: 'input' | "
+            f"{summary(sorted(left, key=left.__getitem__, reverse=True))}. Add them with BitNetConfig(projections={{name suffix: 'input' | "
             "'output', ...}), or list them in modules_to_not_convert to silence this."
         )
 
@@ -170,7 +171,7 @@ def apply_bitnet(model: PreTrainedModel, config: BitNetConfig | None = None) -> 
 
 def _give_own_config(model: PreTrainedModel) -> None:
     """Replace the config of `model`, and the references its modules hold to it or to its parts, by a copy."""
-    memo: dict[int, object] = {}
+    memo: dict[int, Any] = {}
     old = model.config
     copy.deepcopy(old, memo)  # memo: id of each part -> its copy
     for module in model.modules():

@@ -87,9 +87,9 @@ def find_weight_files(model_id: str | Path, config: PreTrainedConfig | None = No
         CheckpointError: the index is damaged, or names a file outside its folder.
     """
     model_id = str(model_id)
+    explicit = getattr(config, EXPLICIT_NAME, None)
     if config is None and (Path(model_id) / CONFIG_NAME).is_file():
-        config, _ = PreTrainedConfig.get_config_dict(model_id)
-    explicit = (config.get if isinstance(config, dict) else lambda key: getattr(config, key, None))(EXPLICIT_NAME)
+        explicit = PreTrainedConfig.get_config_dict(model_id)[0].get(EXPLICIT_NAME)
     for name in _names(explicit):
         file = cached_file(model_id, name, **hub, _raise_exceptions_for_missing_entries=False)
         if file is not None and name.endswith(".index.json"):
@@ -119,27 +119,27 @@ def size_of_weights(model_id: str | Path, **hub: Any) -> int:
 
 def stale_files(used: Iterable[str | Path]) -> list[Path]:
     """Weight files beside the `used` ones that are not part of the same model."""
-    used = [Path(file) for file in used]
-    if not used or is_staging(used[0].parent):
+    files = [Path(file) for file in used]
+    if not files or is_staging(files[0].parent):
         return []
-    names = {file.name for file in used}
+    names = {file.name for file in files}
     if any(_SHARD.fullmatch(name) for name in names):
         names.add(SAFE_WEIGHTS_INDEX_NAME)
-    return sorted(file for file in used[0].parent.iterdir() if is_weight_file(file.name) and file.name not in names)
+    return sorted(file for file in files[0].parent.iterdir() if is_weight_file(file.name) and file.name not in names)
 
 
 def warn_of_stale_files(used: Iterable[str | Path]) -> None:
     """Say what lies beside the weights that are loaded without being a part of them."""
-    used = [Path(file) for file in used]
-    if used and is_staging(used[0].parent):
+    files = [Path(file) for file in used]
+    if files and is_staging(files[0].parent):
         logger.warning(
-            f"{used[0].parent.parent}: the last save was interrupted after the new model was complete, in {used[0].parent.name}. "
+            f"{files[0].parent.parent}: the last save was interrupted after the new model was complete, in {files[0].parent.name}. "
             "That is what is loaded; its tokenizer or other files may be older. Save there again to put everything in its place."
         )
-    stale = stale_files(used)
+    stale = stale_files(files)
     if stale:
         names = ", ".join(file.name for file in stale)
-        loaded = used[0].name if len(used) == 1 else f"{used[0].name} and {len(used) - 1} more"
+        loaded = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
         logger.warning(
             f"{stale[0].parent}: {names} do not belong to the model that is loaded, which is {loaded}. They are left from another "
             "save or upload: remove them, or, if they are what you want, remove the others."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from accelerate.utils import patch_environment
 from transformers import TrainingArguments
@@ -36,5 +37,5 @@ def whole_models(zero_3_of: TrainingArguments | None = None) -> Iterator[None]:
         try:
             yield
         finally:
-            plugin = getattr(zero_3_of, "deepspeed_plugin", None)
+            plugin: Any = getattr(zero_3_of, "deepspeed_plugin", None)
             set_hf_deepspeed_config(getattr(zero_3_of, "hf_deepspeed_config", None) or plugin.hf_ds_config)

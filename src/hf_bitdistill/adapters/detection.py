@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 
@@ -12,3 +14,9 @@ _WRAPPED = ("base_layer", "original_module")
 def adapted_modules(model: nn.Module) -> list[str]:
     """Names of the modules of `model` that PEFT has put a layer around, by whatever way it was injected."""
     return [name for name, module in model.named_modules() if any(wrapped in module._modules for wrapped in _WRAPPED)]
+
+
+def without_adapters(model: nn.Module) -> Any:
+    """The model of transformers that a `PeftModel` is around; any other model itself."""
+    outer: Any = model
+    return outer.get_base_model() if hasattr(outer, "get_base_model") else outer

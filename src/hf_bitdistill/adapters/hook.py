@@ -32,7 +32,7 @@ def _on_registration(module: nn.Module, name: str, submodule: nn.Module | None) 
     elif name == "base_model" and "peft" in sys.modules:
         from peft import PeftModel
 
-        if isinstance(module, PeftModel):
+        if isinstance(module, PeftModel) and submodule is not None:
             from .peft_model import complete
 
             complete(module, submodule)

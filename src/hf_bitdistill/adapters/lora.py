@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
+from ..layers import BitLinear, TernaryLinear
 from .requantize import LayerError, requantize
 
 
@@ -53,9 +55,12 @@ class TernaryLora(LoraLinear):
                 "alpha_pattern)."
             )
 
+    def _ternary_base(self) -> BitLinear | TernaryLinear:
+        return cast("BitLinear | TernaryLinear", self.get_base_layer())
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """`[..., C]` -> `[..., R]`."""
-        base = self.get_base_layer()
+        base = self._ternary_base()
         if self.disable_adapters or base.rms_norm is None:
             return super().forward(x, *args, **kwargs)
         values = base.normed(x)
@@ -77,14 +82,14 @@ class TernaryLora(LoraLinear):
                 "and may lose the adapter: keep it beside the model (it can be saved, loaded and switched), or call "
                 "hf_bitdistill.merge_adapter(model, requantize=True), which says how much is lost."
             )
-        base, biases = self.get_base_layer(), [name for name in names if self.lora_bias[name]]
+        base, biases = self._ternary_base(), [name for name in names if self.lora_bias[name]]
         if biases and base.bias is None:
             raise ValueError(f"the bias of the adapter {biases[0]!r} cannot be merged into a layer that has none.")
         with torch.no_grad():
-            delta = sum(self.get_delta_weight(name).float() for name in names)
+            delta = functools.reduce(torch.add, (self.get_delta_weight(name).float() for name in names))
             self.merge_errors.append(requantize(base, delta))
             for name in biases:
-                base.bias += self.lora_B[name].bias * self.scaling[name]
+                cast(Tensor, base.bias).add_(self.lora_B[name].bias * self.scaling[name])
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:

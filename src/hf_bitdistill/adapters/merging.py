@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -89,7 +88,7 @@ def merge_adapter(
             "keep the adapter beside the model."
         )
     errors: list[LayerError] = []
-    layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, TernaryLora)]
+    layers = [module for module in model.modules() if isinstance(module, TernaryLora)]
     for layer in layers:
         layer.merge_errors = errors
     try:

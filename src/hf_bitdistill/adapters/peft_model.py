@@ -29,6 +29,7 @@ class LogicalCount:
     def __call__(self) -> tuple[int, int]:
         """`(trainable, all)`."""
         model = self._model()
+        assert model is not None  # (it is called as a method of it)
         trainable, total = PeftModel.get_nb_trainable_parameters(model)
         return trainable, total + sum(_held_as_integers(module) for module in model.modules())
 
@@ -40,7 +41,7 @@ class LogicalCount:
 def _held_as_integers(module: nn.Module) -> int:
     if isinstance(module, TernaryLinear):
         return module.in_features * module.out_features
-    return module.rows * module.columns if isinstance(module, (QuantizedTable, StoredTable)) else 0
+    return int(module.rows * module.columns) if isinstance(module, (QuantizedTable, StoredTable)) else 0
 
 
 def complete(model: PeftModel, base: nn.Module) -> None:
@@ -53,7 +54,7 @@ def complete(model: PeftModel, base: nn.Module) -> None:
         _check_targets(base)
     layers = [module for module in base.modules() if isinstance(module, (BitLinear, TernaryLinear))]
     if any(isinstance(layer, TernaryLinear) for layer in layers):
-        model.get_nb_trainable_parameters = LogicalCount(model)
+        model.get_nb_trainable_parameters = LogicalCount(model)  # type: ignore[method-assign]  # of this object alone
     if any(isinstance(layer, BitLinear) for layer in layers):
         _check_name(base.model if isinstance(base, BaseTuner) else base)
 

@@ -20,7 +20,7 @@ class HfBitDistillHook:
 
         spec = find_spec(name)  # by the others
         if spec is not None and hasattr(spec.loader, "exec_module"):
-            spec.loader = _Loader(spec.loader, then)
+            spec.loader = _Loader(spec.loader, then)  # type: ignore[assignment]  # no Loader: it imports nothing
         return spec
 
 

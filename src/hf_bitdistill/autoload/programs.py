@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -58,7 +59,7 @@ def _interpreter(arguments: Sequence[str]) -> list[str]:
     for option in options:
         if not option.startswith("-") or option in ("-", "--") or option.startswith("--"):
             break
-        letters = re.match(r"-[^mcWX]*", option).group()
+        letters = "".join(itertools.takewhile(lambda letter: letter not in "mcWX", option))
         kept_out = sorted(set(letters) & set("IES"))
         if kept_out:
             raise ValueError(

@@ -112,7 +112,7 @@ def build_card(facts: CardFacts) -> ModelCard:
     how = facts.how
     task = how.task if how is not None else None
     kind = "SequenceClassification" if facts.task_type == "text-classification" else "CausalLM"
-    fields = {
+    fields: dict[str, Any] = {
         "title": facts.title,
         "repo": facts.repo,
         "ternary": facts.is_ternary,
@@ -290,5 +290,5 @@ def add_tags(card: str, tags: Sequence[str]) -> str:
         loaded = ModelCard(card)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{CARD}: its metadata cannot be read ({' '.join(str(error).split())})") from error
-    loaded.data.tags = list(dict.fromkeys([*(loaded.data.tags or []), *tags]))
+    loaded.data["tags"] = list(dict.fromkeys([*(loaded.data.get("tags") or []), *tags]))
     return str(loaded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import TrainingArguments
@@ -15,7 +15,7 @@ from transformers.utils import is_torch_xla_available
 
 from hf_bitdistill_cli.option_file import unknown_option, with_file
 
-from ..config import BitNetConfig
+from ..config import BitNetConfig, SubNormPlacement, WeightGranularity
 from ..model_heads import HEADS
 from .options_parser import OptionsParser
 
@@ -63,9 +63,9 @@ class StudentArguments:
 
     def to_config(self) -> BitNetConfig:
         return BitNetConfig(
-            sub_norm=self.sub_norm,
+            sub_norm=cast(SubNormPlacement, self.sub_norm),
             sub_norm_eps=self.sub_norm_eps,
-            weight_granularity=self.weight_granularity,
+            weight_granularity=cast(WeightGranularity, self.weight_granularity),
             group_size=self.group_size,
             activation_bits=self.activation_bits or None,
             modules_to_not_convert=self.modules_to_not_convert,

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import concatenate_datasets
 
 from ..data import build_dataset, get_task, load_corpus, load_task_dataset, pack_corpus
-from ..environment import default_device
+from ..environment import default_device, to
 from ..model_folder import check_output
 from ..room import check_writable, size_text
 from .arguments import CorpusArguments, ModelArguments, TaskArguments, read, require
@@ -61,7 +61,7 @@ def run(argv: list[str], prog: str) -> None:
     check_writable(output)
     tokenizer = load_tokenizer(name)
     head = task.head if task.task else "causal_lm"
-    teacher = load_model(model_arguments, head).to(default_device()).eval()
+    teacher = to(load_model(model_arguments, head), default_device()).eval()
     if teacher.config.pad_token_id is None:
         teacher.config.pad_token_id = tokenizer.pad_token_id
     rows = _task_rows(task, arguments, tokenizer) if task.task else _blocks(corpus, tokenizer)
@@ -86,8 +86,8 @@ def run(argv: list[str], prog: str) -> None:
 
 def _task_rows(options: TaskArguments, arguments: CacheArguments, tokenizer: Any) -> Any:
     """As `bitdistill distill` reads them."""
-    task = get_task(options.task)
-    data = {"data_dir": options.data_dir}
+    task = get_task(require(options.task, "task"))
+    data: dict[str, Any] = {"data_dir": options.data_dir}
     parts = [
         load_task_dataset(
             task, options.train_split, max_samples=options.max_train_samples, seed=arguments.seed, **data
@@ -103,7 +103,10 @@ def _task_rows(options: TaskArguments, arguments: CacheArguments, tokenizer: Any
 def _blocks(corpus: CorpusArguments, tokenizer: Any) -> Any:
     """As `bitdistill pretrain` reads them."""
     dataset = load_corpus(
-        corpus.corpus, corpus.corpus_split, config_name=corpus.corpus_config, sample_by=corpus.sample_by
+        require(corpus.corpus, "corpus"),
+        corpus.corpus_split,
+        config_name=corpus.corpus_config,
+        sample_by=corpus.sample_by,
     )
     return pack_corpus(
         dataset, tokenizer, corpus.block_size, corpus.text_column, parse_special_tokens=corpus.parse_special_tokens

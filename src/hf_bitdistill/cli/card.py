@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from ..cards import CARD, CardFacts, build_card, write_card
 from ..cards.folder import folder_facts
@@ -59,7 +60,7 @@ def _of_run(folder: Path, facts: CardFacts, is_named: bool) -> CardFacts:
     if facts.record is None or facts.record.by != BY or not (run / RESULT_FILE).is_file():
         return facts
     result = RecipeResult.load(run)
-    base = result.settings.get("model") or result.settings.get("teacher") or facts.base
+    base: Any = result.settings.get("model") or result.settings.get("teacher") or facts.base
     found = run_facts(folder, facts.repo, result, base, facts.record)
     told = ("gguf", "kept", "tags", "metadata", *(["title"] if is_named else []))
     return dataclasses.replace(found, **{name: getattr(facts, name) for name in told})

@@ -10,15 +10,18 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 
 from ..cards import CardFacts, write_card
 from ..data import Task, build_dataset, collate, get_task, load_task_dataset
+from ..data.preprocessing import Head
 from ..distillation import DistillationConfig, DistillationTrainer, check_training_room, needs_teacher
 from ..distillation.publishing import push_output
 from ..distillation.reliable import check_one_folder
+from ..environment import to
 from ..locate import find_model
 from ..model_folder import replace_model
 from ..room import check_writable
@@ -88,14 +91,14 @@ def _train(
     """Make or load the student, train it, save it. Returns what the trainer knows for the card, in the process that writes it."""
     student, is_new = load_student(model_arguments, student_arguments, arguments.head, task)
     check_training_room(student, training)
-    tokenizer = load_tokenizer(model_arguments.model_name_or_path)
+    tokenizer = load_tokenizer(require(model_arguments.model_name_or_path, "model_name_or_path"))
     if student.config.pad_token_id is None:
         student.config.pad_token_id = tokenizer.pad_token_id
     build = {"tokenizer": tokenizer, **arguments.prompt_options()}
     # Before hours of training: the prompts of the evaluation after it must fit too.
     build_dataset(task, validation, train=task.is_predicted, **build)
     train = build_dataset(task, train, skip_overlong=True, **build)
-    collator = collate(tokenizer, arguments.head)
+    collator = collate(tokenizer, cast(Head, arguments.head))
     if is_new:
         # The same rows whatever the number of processes and the batch of each.
         size = CALIBRATION_ROWS
@@ -140,7 +143,7 @@ def _finish(
 
     saved = dataclasses.replace(model_arguments, model_name_or_path=training.output_dir)
     with whole_models(training):
-        student = load_model(saved, arguments.head).to(training.device)
+        student = to(load_model(saved, arguments.head), training.device)
     tokenizer = load_tokenizer(training.output_dir)
     how = Measurement(
         task=task,
@@ -164,7 +167,12 @@ def _finish(
     if after.pack_to:
         record.write(after.pack_to)
         title = Path(after.pack_to).resolve().name
-        packed = {"title": title, "repo": title, "push_format": "packed", "sizes": bytes_by_kind(after.pack_to)}
+        packed: dict[str, Any] = {
+            "title": title,
+            "repo": title,
+            "push_format": "packed",
+            "sizes": bytes_by_kind(after.pack_to),
+        }
         write_card(Path(after.pack_to), dataclasses.replace(facts, record=record, scores=None, **packed))
     if training.push_to_hub:
         print(f"on the Hub: {push_output(training, 'Evaluation')}", flush=True)

@@ -12,14 +12,14 @@ import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 
 from .. import processes
 from ..atomic import write_text
-from ..environment import default_device
+from ..environment import default_device, to
 from ..heads import head_is_quantized, quantize_head
 from ..locate import find_model
 from ..model_folder import EVALUATION_FILE
@@ -35,6 +35,7 @@ from .scores import agreement, readable
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..data.preprocessing import Head
     from ..evaluation.record import Measurement, Record
 
 
@@ -162,7 +163,7 @@ def _load(model_arguments: ModelArguments, head_bits: int, head: str = "causal_l
         model = load_model(model_arguments, head)
     if head_bits != 16:
         quantize_head(model, head_bits)
-    return model if head_is_quantized(model) else model.to(default_device())
+    return model if head_is_quantized(model) else to(model, default_device())
 
 
 def _measure(
@@ -218,7 +219,7 @@ def measure(
     from ..evaluation.answers import answer_scores
 
     with evaluation.share_rows():
-        if how.kind != "task":
+        if how.kind != "task" or how.task is None:
             return {"task": how.kind, **answer_scores(model, tokenizer, rows, batch_size)}
         return evaluation.evaluate_task(
             model,
@@ -227,7 +228,7 @@ def measure(
             rows,
             batch_size=batch_size,
             max_length=how.max_length,
-            head=how.head,
+            head=cast("Head", how.head),
             use_chat_template=how.use_chat_template,
         )
 
@@ -261,14 +262,17 @@ def _perplexity(model_arguments: ModelArguments, corpus: CorpusArguments, output
     from ..evaluation import perplexity, share_rows
 
     dataset = load_corpus(
-        corpus.corpus, corpus.corpus_split, config_name=corpus.corpus_config, sample_by=corpus.sample_by
+        require(corpus.corpus, "corpus"),
+        corpus.corpus_split,
+        config_name=corpus.corpus_config,
+        sample_by=corpus.sample_by,
     )
     if corpus.text_column not in dataset.column_names:
         raise ValueError(f"{corpus.corpus} has no column {corpus.text_column!r}; it has {dataset.column_names}")
     kept = [name for name in (corpus.text_column, CONTINUES) if name in dataset.column_names]
     texts = dataset.select_columns(kept).rename_columns({corpus.text_column: "text"})
     model = _load(model_arguments, output.head_bits)
-    tokenizer = load_tokenizer(model_arguments.model_name_or_path)
+    tokenizer = load_tokenizer(require(model_arguments.model_name_or_path, "model_name_or_path"))
     with share_rows():
         return perplexity(
             model,

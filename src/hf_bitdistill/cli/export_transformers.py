@@ -52,6 +52,6 @@ def run(argv: list[str], prog: str) -> None:
         **hub,
     )
     size = sum(file.stat().st_size for file in options.output_dir.glob("*.safetensors")) / 1e6
-    print(f"{options.output_dir}: {config.architectures[0]}, {size:.1f} MB; transformers alone loads it")
+    print(f"{options.output_dir}: {(config.architectures or ['?'])[0]}, {size:.1f} MB; transformers alone loads it")
     if options.dense:
         print("Activations are not rounded to 8 bits in it: its logits differ a little from the student's.")

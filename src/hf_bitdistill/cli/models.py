@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import (
 from .. import processes
 from ..calibration import calibrate_sub_norm
 from ..data import Task, ensure_pad_token
+from ..environment import to
 from ..locate import find_model
 from ..model_heads import Head, auto_class
 from ..preflight import is_student_checkpoint
@@ -72,16 +73,17 @@ def load_model(
     path = find_model(require(arguments.model_name_or_path, "model_name_or_path"))
     dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     may_add_head = head == "sequence_classification" and task is not None
-    if may_add_head:
+    if head == "sequence_classification" and task is not None:
         kwargs["id2label"] = task.id2label
         kwargs["label2id"] = {word: index for index, word in task.id2label.items()}
-    model, info = auto_class(head).from_pretrained(
+    loaded: Any = auto_class(head).from_pretrained(
         path,
         dtype=dtype,
         attn_implementation=arguments.attn_implementation,
         output_loading_info=True,
         **kwargs,
     )
+    model, info = loaded
     body = f"{model.base_model_prefix}."
     missing = sorted(key for key in info["missing_keys"] if key.startswith(body) or not may_add_head)
     if missing:
@@ -123,9 +125,9 @@ def calibrate(
     """
     if not (arguments.calibrate_sub_norm and arguments.sub_norm != "none" and is_student(student)):
         return
-    precision = nullcontext()
+    precision: AbstractContextManager = nullcontext()
     if training is not None and not _is_sharded(training):
-        student.to(training.device)
+        to(student, training.device)
         if training.bf16 or training.fp16:
             dtype = torch.bfloat16 if training.bf16 else torch.float16
             precision = torch.autocast(training.device.type, dtype)

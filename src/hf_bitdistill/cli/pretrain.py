@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -31,6 +32,7 @@ from ..distillation import (
     check_training_room,
     training_callbacks,
 )
+from ..environment import to
 from ..layers import warn_of_16_bit_weights
 from ..locate import find_model
 from ..room import check_writable
@@ -80,7 +82,7 @@ def run(argv: list[str], prog: str) -> None:
     student, is_new = load_student(model_arguments, student_arguments)
     ModelLimits.of({"model": student}).check_length(corpus.block_size, "a block (--block_size)")
     check_training_room(student, training)
-    tokenizer = load_tokenizer(model_arguments.model_name_or_path)
+    tokenizer = load_tokenizer(require(model_arguments.model_name_or_path, "model_name_or_path"))
     blocks = pack_corpus(
         dataset, tokenizer, corpus.block_size, corpus.text_column, parse_special_tokens=corpus.parse_special_tokens
     )
@@ -115,7 +117,7 @@ def make_trainer(
 
     if isinstance(blocks, IterableDataset):
         blocks = Stream(blocks, training.seed if training.data_seed is None else training.data_seed, by_shard=True)
-    options = {
+    options: dict[str, Any] = {
         "model": student,
         "args": training,
         "train_dataset": blocks,
@@ -173,7 +175,7 @@ def train_and_save(trainer: ReliableTrainer) -> None:
         print(f"{checkpoint} is the end of this training: nothing left to do", flush=True)
         saved = type(trainer.model).from_pretrained(checkpoint, dtype=trainer.model.dtype)
         trainer.model.load_state_dict(saved.state_dict())
-        trainer.model.to(training.device).eval()
+        to(trainer.model, training.device).eval()
         # The one of the end says how long it took; one that a kill left behind is made of the checkpoint's.
         trainer.state = _read_state(training.output_dir, like=_read_state(checkpoint))
     else:

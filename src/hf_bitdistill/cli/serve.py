@@ -95,7 +95,7 @@ def app_like(
     def collect(**options: Any) -> None:
         found.update(options)
 
-    collect.__signature__ = signature.replace(parameters=parameters, return_annotation=None)
+    vars(collect)["__signature__"] = signature.replace(parameters=parameters, return_annotation=None)
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(help=text)(collect)
     return app

@@ -31,7 +31,7 @@ from ..data import (
     pack_corpus,
     take_tokens,
 )
-from ..environment import default_device
+from ..environment import default_device, to
 from ..model_folder import replace_model
 from ..room import check_room, check_writable, parameter_bytes
 from ..surgery import is_student
@@ -128,7 +128,7 @@ def run(argv: list[str], prog: str) -> None:
     device = default_device()  # (of this process: the exchange above told it which)
     whole = fit_whole(teacher, config.window_layers, device)
     if whole:
-        teacher = teacher.to(device)
+        teacher = to(teacher, device)
     if arguments.keep_massive_ratio:
         with _computing(teacher, device, config.bf16):
             found = find_massive_projections(
@@ -139,7 +139,7 @@ def run(argv: list[str], prog: str) -> None:
     with whole_models():
         student, _ = load_student(model_arguments, student_arguments, task_arguments.head, task)
     if whole:
-        student = student.to(device)
+        student = to(student, device)
     with _computing(student, device, config.bf16):
         calibrate(student, student_arguments, sample)
     report = warm_start(
@@ -193,7 +193,7 @@ def _blocks(
 ) -> Iterable[Sequence[int]]:
     # Streaming: only what is used is tokenised.
     dataset = load_corpus(
-        corpus.corpus,
+        require(corpus.corpus, "corpus"),
         corpus.corpus_split,
         streaming=True,
         config_name=corpus.corpus_config,

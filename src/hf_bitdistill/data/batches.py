@@ -46,10 +46,11 @@ def prepare_batch(batch: Mapping[str, Any]) -> PreparedBatch:
         return prepared
     shape, device = tokens.shape[:2], tokens.device
     mask = batch.get("attention_mask")
-    flat_mask = isinstance(mask, Tensor) and mask.ndim == 2
     # A mask may be wider than the tokens (a prefix), and is then not one of these tokens.
-    flat_mask = flat_mask and mask.shape == shape
-    real = mask.bool() if flat_mask else torch.ones(shape, dtype=torch.bool, device=device)
+    flat_mask = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape == shape
+    real = (
+        mask.bool() if isinstance(mask, Tensor) and flat_mask else torch.ones(shape, dtype=torch.bool, device=device)
+    )
     told = _told_starts(batch, shape)
     is_left = flat_mask and not bool(real[:, 0].all())
     if not told and not is_left:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..model_heads import Head
 from .batches import DOCUMENTS, PreparedBatch, prepare_batch, text_positions
@@ -48,7 +49,7 @@ class ModelLimits:
     context_of: str = "model"
 
     @classmethod
-    def of(cls, models: Mapping[str, nn.Module], head: Head = "causal_lm") -> ModelLimits:
+    def of(cls, models: Mapping[str, Any], head: Head = "causal_lm") -> ModelLimits:
         """The limits that all of `models` (by the name for messages; the student first) share."""
         contexts = {name: context_length(model.config) for name, model in models.items()}
         limited = {name: value for name, value in contexts.items() if value is not None}
@@ -110,14 +111,18 @@ class ModelLimits:
             if not len(sequence):
                 raise ValueError(f"{name} is empty (0 tokens): leave it out")
             self.check_length(len(sequence) + room, name if not room else f"{name}, with {room} for the answer,")
-            self.check_ids(torch.as_tensor(sequence)[None], lambda _, name=name: name)
+            self.check_ids(torch.as_tensor(sequence)[None], partial(_named, name))
 
 
-def _vocabulary(model: nn.Module) -> int | None:
+def _vocabulary(model: Any) -> int | None:
     """Rows of the embedding; of one in shards, what the config says."""
     embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     rows = getattr(embeddings, "num_embeddings", None)
     return rows if isinstance(rows, int) else getattr(model.config.get_text_config(), "vocab_size", None)
+
+
+def _named(name: str, row: int) -> str:
+    return name
 
 
 def _name(row: int) -> str:

@@ -31,7 +31,14 @@ MAX_LEFT_OUT = 0.1
 
 # Stands for bytes that are no text: Unicode keeps this character free for a program's own use, it is part of no text.
 _MARK = "\ufdd0"
-codecs.register_error("hf_bitdistill.mark", lambda error: (_MARK, error.end))
+
+
+def _mark(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)  # (the handler is used for reading alone)
+    return _MARK, error.end
+
+
+codecs.register_error("hf_bitdistill.mark", _mark)
 
 
 def usable_rows(dataset: Dataset, task: Task, source: str = "the dataset") -> tuple[Dataset, Counter[str]]:

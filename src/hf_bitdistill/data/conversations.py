@@ -6,7 +6,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from .pieces import text_encoder
 from .preprocessing import IGNORE_INDEX, special_prefix
@@ -169,9 +169,13 @@ class _ChatEncoder:
         from jinja2 import TemplateError  # (which transformers needs for any template)
 
         try:
-            return self.tokenizer.apply_chat_template(
-                list(messages), tools=tools or None, tokenize=False, add_generation_prompt=prompt
+            text = self.tokenizer.apply_chat_template(
+                cast("list[dict[str, str]]", list(messages)),
+                tools=tools or None,
+                tokenize=False,
+                add_generation_prompt=prompt,
             )
+            return cast(str, text)
         except (TemplateError, TypeError, LookupError, AttributeError) as error:
             raise ValueError(f"the chat template refuses the conversation: {error}") from error
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .files import CONTINUES, find_split_files, looks_like_path, read_files
 from .pieces import PieceCutter, calls, text_encoder
@@ -185,7 +185,12 @@ def _packed_examples(
     parse_special_tokens: bool,
     batch_size: int,
 ) -> Iterator[dict[str, list[int]]]:
-    options = {"eos": eos, "bos": bos, "drop_remainder": drop_remainder, "parse_special_tokens": parse_special_tokens}
+    options: dict[str, Any] = {
+        "eos": eos,
+        "bos": bos,
+        "drop_remainder": drop_remainder,
+        "parse_special_tokens": parse_special_tokens,
+    }
     blocks, column = 0, TextColumn(text_column)
     for index in shards:
         shard = dataset.shard(num_shards=num_shards, index=index)

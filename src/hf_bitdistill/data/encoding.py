@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .cleaning import usable_rows
 from .conversations import TOO_LONG, Turns, encode_completions, encode_conversations
@@ -73,7 +73,7 @@ def encode_rows(
     Raises:
         ValueError: No row is left, or columns are missing or of another type.
     """
-    if recognized.kind == "task":
+    if recognized.task is not None and recognized.kind == "task":
         return _encode_task(recognized.task, dataset, tokenizer, max_length, use_chat_template, source)
     limit = DEFAULT_LENGTH if max_length is None else max_length
     if recognized.kind == "messages":
@@ -100,7 +100,7 @@ def _encode_task(
     source: str,
 ) -> EncodedRows:
     usable, left_out = usable_rows(dataset, task, source)
-    options = {"use_chat_template": use_chat_template}
+    options: dict[str, Any] = {"use_chat_template": use_chat_template}
     limit = task.max_length if max_length is None else max_length
     whole = build_dataset(task, usable, tokenizer, _NO_LIMIT, **options)
     lengths = [len(ids) for ids in whole["input_ids"]]
@@ -124,8 +124,8 @@ def _too_long(
     none = [{**row, **dict.fromkeys(task.text_fields, "")} for row in examples]
     bare = [{**row, task.document_field: ""} for row in examples]
     no_limit = [_NO_LIMIT] * len(examples)
-    least = [len(ids) for ids in encoder.encode_prompts(none, no_limit)]
-    without = [len(ids) for ids in encoder.encode_prompts(bare, no_limit)]
+    least = [len(ids or ()) for ids in encoder.encode_prompts(none, no_limit)]
+    without = [len(ids or ()) for ids in encoder.encode_prompts(bare, no_limit)]
     answers = {text: len(encoder.encode_answer(text)) + 1 for text in set(map(task.format_answer, examples))}
     room = [limit - answers[task.format_answer(row)] for row in examples]
     return [

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _read_texts(files: Sequence[Path], streaming: bool, sample_by: str) -> Datas
     columns = {"text": Value("string")}
     if sample_by == "document":
         columns[CONTINUES] = Value("bool")
-    arguments = {"files": [str(path) for path in files], "sample_by": sample_by}
+    arguments: dict[str, Any] = {"files": [str(path) for path in files], "sample_by": sample_by}
     if streaming:
         return IterableDataset.from_generator(_text_rows, features=Features(columns), gen_kwargs=arguments)
     # What a file is called says nothing about what is in it: the cache must not serve the text of yesterday.
@@ -247,7 +247,7 @@ _SAMPLES = {"line": _lines, "paragraph": _paragraphs, "document": _document}
 
 
 def _open(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.name.endswith(".gz") else path.open("rb")
 
 
 def _is_empty(path: Path) -> bool:

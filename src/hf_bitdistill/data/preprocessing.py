@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..model_heads import Head, check_known_head
 from .pieces import text_encoder
@@ -101,7 +101,7 @@ class PromptEncoder:
         prompt = self.task.format_prompt(example)
         if not self.use_chat_template:
             return prompt
-        return self.tokenizer.apply_chat_template(
+        text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}],
             tokenize=False,
             add_generation_prompt=True,
@@ -109,6 +109,7 @@ class PromptEncoder:
             # do not know the variable ignore it.
             enable_thinking=False,
         )
+        return cast(str, text)
 
     def encode_answer(self, answer: str) -> list[int]:
         """Token ids of an answer as it follows the prompt, without end-of-text.

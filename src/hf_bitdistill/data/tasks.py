@@ -166,7 +166,7 @@ class Task:
     def format_answer(self, example: Mapping[str, object]) -> str:
         """The answer of one example, without the space that separates it from the prompt."""
         target = example[self.target_field]
-        return self.label_words[int(target)] if self.kind == "classification" else str(target).strip()  # type: ignore[call-overload]
+        return self.label_words[int(target)] if self.kind == "classification" else str(target).strip()  # type: ignore[call-overload]  # of rows that were checked
 
 
 def _make_task(state: dict) -> Task:

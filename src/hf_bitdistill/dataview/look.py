@@ -143,7 +143,8 @@ def look_at(
         )
     limit, origin = _limit(recognized, max_length, context)
     options: dict[str, Any] = {"turns": turns, "use_chat_template": use_chat_template}
-    views, shown = [], []
+    views: list[SplitView] = []
+    shown: list[Sample] = []
     parts = {"train": examples.train, "validation": examples.validation}
     for (name, dataset), unread in zip(parts.items(), examples.left_out, strict=True):
         view = SplitView(name, len(dataset) + unread.total(), left_out=Counter(unread))
@@ -178,7 +179,7 @@ def _limit(recognized: Recognized, asked: int | None, context: int | None) -> tu
         if context is not None and asked > context:
             raise ValueError(f"max_length is {asked}, and the model reads at most {context} tokens")
         return asked, "asked for"
-    if recognized.kind == "task":
+    if recognized.task is not None and recognized.kind == "task":
         limit, origin = recognized.task.max_length, "the task's"
     else:
         limit, origin = DEFAULT_BLOCK if recognized.kind == "text" else DEFAULT_LENGTH, "the default"
@@ -200,8 +201,8 @@ def _look_at_rows(
     view.left_out += encoded.left_out
     view.lengths, view.shortened = encoded.lengths, encoded.shortened
     task = recognized.task
-    if task is not None and task.label_words:
-        counts = Counter(encoded.usable[task.target_field])
+    if task is not None and task.label_words and encoded.usable is not None:
+        counts: Counter[Any] = Counter(encoded.usable[task.target_field])
         view.labels = Counter({word: counts.get(label, 0) for label, word in task.id2label.items()})
     rows = encoded.dataset.shuffle(seed=seed).select(range(min(samples, len(encoded.dataset))))
     return [(list(row["input_ids"]), list(row["labels"])) for row in rows]
@@ -221,11 +222,11 @@ def _look_at_text(
             for text in texts
         ]
     view.left_out = +view.left_out
-    texts = (
+    pairs = (
         [(text, False) for text in batch[column] if text and text.strip()]
         for batch in dataset.select_columns([column]).iter(batch_size=16)
     )
-    return list(islice(pack_texts(texts, tokenizer, limit, eos=tokenizer.eos_token_id, drop_remainder=False), samples))
+    return list(islice(pack_texts(pairs, tokenizer, limit, eos=tokenizer.eos_token_id, drop_remainder=False), samples))
 
 
 def _pieces(text: str, encode: Any) -> Iterator[str]:
@@ -235,13 +236,14 @@ def _pieces(text: str, encode: Any) -> Iterator[str]:
 def _sample(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase) -> Sample:
     special = set(tokenizer.all_special_ids)
     states = [(label != IGNORE_INDEX, token in special) for token, label in zip(ids, labels, strict=True)]
-    parts, done, start = [], "", 0
+    parts: list[tuple[str, bool, bool]] = []
+    done, start = "", 0
     for end in range(1, len(ids) + 1):
         if end < len(ids) and states[end] == states[start]:
             continue
         # What the tokens add to the text before them: a space at their start would be lost if they were decoded alone.
-        text = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        added = text[len(done) :] if text.startswith(done) else tokenizer.decode(ids[start:end])
+        text: Any = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        added: Any = text[len(done) :] if text.startswith(done) else tokenizer.decode(ids[start:end])
         parts.append((added, *states[start]))
         done, start = text, end
     return Sample(tuple(parts), len(ids), trained_tokens(labels))

@@ -9,6 +9,7 @@ no linear layer, and any tensor of the model that no part of the description use
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architectures import NATIVE, Architecture, NativeDecoder, find_architecture
 from ..layers import BitLinear, Experts, TernaryLinear
+from ..layers.experts import Expert
 
 
 class UnsupportedModelError(ValueError):
@@ -151,7 +153,7 @@ def describe(model: PreTrainedModel) -> DecoderSpec:
     body = model.base_model_prefix
     embedding = f"{body}.embed_tokens.weight"
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    ropes, rope_of = _ropes(model.base_model.rotary_emb, config, family, head_dim)
+    ropes, rope_of = _ropes(model.base_model.get_submodule("rotary_emb"), config, family, head_dim)
     spec = DecoderSpec(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -240,7 +242,8 @@ def _experts(model: PreTrainedModel, family: NativeDecoder, mlp: str) -> Experts
 def _mixture(config: PreTrainedConfig, family: NativeDecoder, experts: Experts, mlp: str) -> Mixture:
     normalise = family.mixtures == "normalised" or bool(config.norm_topk_prob)
     router = Projection(f"{mlp}.gate", ternary=False)
-    return Mixture(router, config.num_experts_per_tok, experts[0].down_proj.in_features, normalise)
+    width = cast(Expert, experts[0]).down_proj.in_features
+    return Mixture(router, config.num_experts_per_tok, width, normalise)
 
 
 def _window(config: PreTrainedConfig, family: NativeDecoder, index: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -28,7 +29,9 @@ class TensorFiles:
 
     def __init__(self, headers: dict[str, TensorHeader]):
         self.headers = headers
-        self._file, self._reader, self._read, self._limit = None, None, 0, 0
+        self._file: str | None = None
+        self._reader: Any = None
+        self._read, self._limit = 0, 0
 
     def _open(self, file: str, size: int):
         if file != self._file or self._read > self._limit:

@@ -11,11 +11,11 @@ from ..ops.c_header import ConfigStruct
 from ..ops.native import NativeLibrary
 
 
-def _destroy(library: NativeLibrary, name: str, pointer: int, _kept_alive: object) -> None:
+def _destroy(library: NativeLibrary, name: str, pointer: int | None, _kept_alive: object) -> None:
     library.status(name, pointer)  # returns nothing
 
 
-def _destroy_with(owner: object, library: NativeLibrary, name: str, pointer: int, kept_alive: object) -> None:
+def _destroy_with(owner: object, library: NativeLibrary, name: str, pointer: int | None, kept_alive: object) -> None:
     """Destroy a handle when its owner goes, but not when the process ends: a daemon thread may be computing with it then."""
     weakref.finalize(owner, _destroy, library, name, pointer, kept_alive).atexit = False
 

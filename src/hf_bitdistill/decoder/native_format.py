@@ -80,7 +80,7 @@ def view(data: Tensor, place: Any) -> Tensor | None:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _pad(size: int) -> bytes:
@@ -167,7 +167,7 @@ class NativeFile:
             NativeFileError: it is damaged.
         """
         data = HugePageArena(self.size).rest()[: self.size]
-        target, blocks = memoryview(data.numpy()), self.index["blocks"]
+        target, blocks = data.numpy().data, self.index["blocks"]
         starts = range(0, self.size, _BLOCK)
         if len(starts) != len(blocks):
             raise NativeFileError("its index is damaged")

@@ -50,7 +50,7 @@ class _StoredWeights:
         self._index, self._data = index, data
         self._tables: dict[str, Table] = {}
 
-    def _tensor(self, place: Any) -> Tensor:
+    def tensor(self, place: Any) -> Tensor:
         tensor = view(self._data, place)
         if tensor is None:
             raise ValueError("a tensor is missing")
@@ -70,12 +70,12 @@ class _StoredWeights:
 
     def projection(self, projection: Projection) -> LoadedProjection:
         kind, weight, bias, norm, eps = self._index["projections"][projection.module]
-        return LoadedProjection(self._tensor(weight), self._floats(bias), self._floats(norm), eps, kind)
+        return LoadedProjection(self.tensor(weight), self._floats(bias), self._floats(norm), eps, kind)
 
     def table(self, name: str) -> Table:
         if name not in self._tables:
             kind, place, rows, columns, dtype = self._index["tables"][name]
-            self._tables[name] = Table(kind, self._tensor(place), rows, columns, dtype_named(dtype))
+            self._tables[name] = Table(kind, self.tensor(place), rows, columns, dtype_named(dtype))
         return self._tables[name]
 
 
@@ -161,6 +161,7 @@ def _decoder(stored: NativeFile, config: PreTrainedConfig, kv_dtype: Any, num_th
         raise ValueError("its index is damaged")
     spec, quantization = decode_spec(index["spec"]), BitNetConfig.from_dict(index["quantization"])
     data = stored.read()
-    decoder = NativeDecoder(spec, _StoredWeights(index, data), kv_dtype, num_threads)
-    extras = {name: view(data, place).clone() for name, place in index["extras"].items()}
+    weights = _StoredWeights(index, data)
+    decoder = NativeDecoder(spec, weights, kv_dtype, num_threads)
+    extras = {name: weights.tensor(place).clone() for name, place in index["extras"].items()}
     return ReadyDecoder(decoder, offline_config(config, quantization), needs_export, extras)

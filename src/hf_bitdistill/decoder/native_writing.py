@@ -147,6 +147,7 @@ def make_native_file(folder: str | Path, head_bits: int | None = None) -> Path:
     head = head_of(config)
     source = NativeSource.of(config, files, head)
     student = Student(config, files, head)
+    assert source is not None  # (its files were read)
     if student.is_trainable:
         raise NotAStudentError(f"{folder} is not packed yet: pack it first (bitdistill pack).")
     head_bits = head_bits or head_bits_of(config)

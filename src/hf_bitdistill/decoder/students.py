@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,7 @@ class Student:
         if f"{table}_scale" not in self.files.headers:
             return None
         layer = self.model.get_submodule(table.removesuffix(".weight"))
-        columns = layer.embedding_dim if isinstance(layer, nn.Embedding) else layer.in_features
+        columns = layer.embedding_dim if isinstance(layer, nn.Embedding) else cast(nn.Linear, layer).in_features
         return StoredForm(columns, self._float_dtype)
 
     def layer(self, name: str) -> TernaryLinear:
@@ -125,7 +125,7 @@ class Student:
         Raises:
             CheckpointError: its content cannot be that of a ternary layer; names tensor and file.
         """
-        layer = copy.deepcopy(self.model.get_submodule(name))
+        layer = cast("BitLinear | TernaryLinear", copy.deepcopy(self.model.get_submodule(name)))
         tensors = self.files.group(name)
         if isinstance(layer, BitLinear):
             layer.load_state_dict(tensors, assign=True)

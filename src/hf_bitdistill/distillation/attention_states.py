@@ -10,7 +10,7 @@ transformers or in the model is patched.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar, Token
 from typing import Any, NamedTuple
 
@@ -103,7 +103,8 @@ class AttentionStateCapture:
         self._recorded = {}
         self.states = []
         self._expects_gradient = torch.is_grad_enabled()
-        for config in {id(module.config): module.config for module in self._layer_of}.values():
+        configs: list[Any] = [module.config for module in self._layer_of]
+        for config in {id(config): config for config in configs}.values():
             original = config._attn_implementation
             if getattr(config, "reorder_and_upcast_attn", False) and original in (None, "eager"):
                 # GPT-2's upcasting path bypasses the interface, but only under the name "eager".
@@ -119,6 +120,7 @@ class AttentionStateCapture:
         return self
 
     def __exit__(self, exc_type, exc_value, traceback) -> None:
+        assert self._token is not None  # (it was entered)
         _ACTIVE.reset(self._token)
         self._token = None
         self._restore()
@@ -177,9 +179,10 @@ def attention_modules(model: nn.Module) -> dict[nn.Module, int]:
     They carry an integer `layer_idx` and a `config`, and their Python file uses the interface. A decoder layer that
     meets this too does no harm: it never appears as the caller.
     """
+    modules: Iterable[Any] = model.modules()
     return {
         module: module.layer_idx
-        for module in model.modules()
+        for module in modules
         if isinstance(getattr(module, "layer_idx", None), int)
         and hasattr(getattr(module, "config", None), "_attn_implementation")
         and _defining_module_attribute(module, "ALL_ATTENTION_FUNCTIONS") is not None
@@ -232,7 +235,8 @@ def _capturing_name(original: str | None) -> str:
         AttentionInterface.register(name, _capturing_function(original))
     # Without a mask function of that name the model would build no mask at all. One that has none keeps none.
     if original in AttentionMaskInterface._global_mapping:
-        AttentionMaskInterface.register(name, AttentionMaskInterface._global_mapping[original])
+        mask: Any = AttentionMaskInterface._global_mapping[original]
+        AttentionMaskInterface.register(name, mask)
     return name
 
 

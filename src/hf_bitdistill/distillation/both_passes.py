@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -221,12 +221,14 @@ class BothPasses:
         return found if self._is_proven else None
 
     def _at_heads(self, model, student, inputs, targets, terms, progress) -> dict[str, Any] | None:
-        args = self.args
+        args, student_tap, teacher_tap = self.args, self._student_tap, self._teacher_tap
+        assert student_tap is not None  # (`_taps` made it)
         flat = targets.reshape(-1)
         # Found once: on an accelerator the search waits for everything before it.
         selected = (flat != IGNORE_INDEX).nonzero().squeeze(-1)
         labels = flat[selected]
-        top = reading = sums = None
+        top = reading = None
+        sums: list[Tensor] | None = None
 
         def rows(states: Tensor, tap: HeadTap) -> Tensor | None:
             if states.shape[:2] != targets.shape:
@@ -236,12 +238,12 @@ class BothPasses:
 
         def read_teacher(states: Tensor, head: nn.Module, products: Tensor) -> None:
             nonlocal reading
-            mine = rows(states, self._teacher_tap)
+            mine = None if teacher_tap is None else rows(states, teacher_tap)
             reading = None if mine is None else _Reading(mine, head, products)
 
         def read_student(states: Tensor, head: nn.Module, products: Tensor) -> Tensor | None:
             nonlocal sums
-            mine = rows(states, self._student_tap)
+            mine = rows(states, student_tap)
             if mine is None:
                 return None
             width, dtype = products.shape[-1], products.dtype
@@ -249,26 +251,27 @@ class BothPasses:
             losses = TokenLosses(teacher, divergence_of(args), args.temperature, shared, args.label_smoothing_factor)
             plan = HeadPlan(
                 dtype,
-                self._student_tap.tail,
+                student_tap.tail,
                 _weights(terms, progress),
                 product_tokens(products.device, width, dtype),
                 args.kl_chunk_size or default_chunk_size(products.device, width),
             )
-            *sums, tie = head_token_losses(mine, head.weight, head.bias, labels, losses, plan)
+            plain = cast(nn.Linear, head)  # (another kind is refused)
+            *sums, tie = head_token_losses(mine, plain.weight, plain.bias, labels, losses, plan)
             return tie
 
         hidden_of_teacher: Sequence[Tensor] = ()
         if self.cache is not None:
             top = self.cache.top_logits(inputs, targets, self.head, args.temperature)
         else:
-            tap = None if self._teacher_tap is None else (self._teacher_tap, read_teacher)
+            tap = None if teacher_tap is None else (teacher_tap, read_teacher)
             taught = self.of_teacher(inputs, None, terms, progress, tap)
             hidden_of_teacher = taught.hidden
-            if self._teacher_tap is not None and self._teacher_tap.refusal is not None:
+            if teacher_tap is not None and teacher_tap.refusal is not None:
                 return None
-        tap = (self._student_tap, read_student)
-        outputs, logits, hidden = self._of_student(model, student, inputs, None, terms, progress, tap)
-        if self._student_tap.refusal is not None:
+        read = (student_tap, read_student)
+        outputs, logits, hidden = self._of_student(model, student, inputs, None, terms, progress, read)
+        if student_tap.refusal is not None or sums is None:
             return None
         cross_entropy, kl = sums
         # Adds nothing. A sharded model prepares its weights for the backward pass when the gradient of its outputs comes.
@@ -283,12 +286,13 @@ class BothPasses:
 
     def _teacher(self, top, reading, width: int, count: int) -> tuple[TeacherScores | None, int | None]:
         """Its scores, and the leading columns that both models have."""
-        if top is not None:
+        if top is not None and self.cache is not None:
             shared = min(width, self.cache.info.vocab_size)
             check_top(top, count, shared, width)
             return TopTeacher(top), shared
         if reading is None:
             return None, None
+        assert self._teacher_tap is not None  # (it read)
         shared = min(width, reading.products.shape[-1])
         teacher = HeadTeacher(
             reading.states,

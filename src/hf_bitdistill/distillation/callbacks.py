@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Any
+
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..layers import set_dead_zone_leak, set_quantization_share, set_scale_gradient
+
+
+if TYPE_CHECKING:
+    from .config import DistillationConfig
 
 
 def falling_share(step: int, max_steps: int, duration: float) -> float:
@@ -49,12 +54,12 @@ class QuantizationWarmupCallback(TrainerCallback):
             self.share = share
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module = None, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         self.set_share(model, self.share_at(state.global_step))
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module = None, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         self.set_share(model, 1.0)
 
@@ -81,12 +86,12 @@ class DeadZoneLeakCallback(TrainerCallback):
         return self.leak * falling_share(step, max_steps, self.duration)
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module = None, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         set_dead_zone_leak(model, self.leak_at(state.global_step, state.max_steps))
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module = None, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         set_dead_zone_leak(model, 0.0)
 
@@ -95,12 +100,12 @@ class ScaleGradientCallback(TrainerCallback):
     """Lets the gradients of the student's scales through while it is trained."""
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module = None, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         set_scale_gradient(model, True)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module = None, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         set_scale_gradient(model, False)
 
@@ -125,15 +130,15 @@ class WeightDecayCallback(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        optimizer: torch.optim.Optimizer = None,
-        **kwargs,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
         if state.global_step >= self.share * state.max_steps:
             for group in optimizer.param_groups:
                 group["weight_decay"] = 0.0
 
 
-def training_callbacks(args: TrainingArguments) -> list[TrainerCallback]:
+def training_callbacks(args: DistillationConfig) -> list[TrainerCallback]:
     """The callbacks that a [`DistillationConfig`] asks for."""
     callbacks: list[TrainerCallback] = []
     if args.quantization_warmup_steps:

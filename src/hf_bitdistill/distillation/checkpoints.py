@@ -187,7 +187,7 @@ def rotate(run: Path, limit: int | None, newest: Path, best: str | None, is_whol
     # As `Trainer` does, by the time they were written: after going back to an older one, the newer ones are the stale ones.
     others = sorted(
         (folder for folder in list_checkpoints(run) if folder not in kept),
-        key=lambda folder: (folder.stat().st_mtime, int(_NAME.fullmatch(folder.name)[1])),
+        key=lambda folder: (folder.stat().st_mtime, int(folder.name.rpartition("-")[2])),
         reverse=True,
     )
     count = len(kept)

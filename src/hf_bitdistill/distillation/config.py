@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
@@ -20,7 +20,7 @@ from .optimizers import check_optimizer
 from .terms import TERMS
 
 
-TEACHER_LOSS_WEIGHTS = tuple(term.weight_option for term in TERMS if term.needs_teacher)
+TEACHER_LOSS_WEIGHTS = tuple(term.weight_option for term in TERMS if term.needs_teacher and term.weight_option)
 """Weights of the losses that compare the student with a teacher."""
 
 
@@ -200,6 +200,9 @@ class DistillationConfig(TrainingArguments):
         default=False, metadata={"help": "Show losses that are not finite as the mean of others."}
     )
 
+    if TYPE_CHECKING:
+        output_dir: str = ""  # `TrainingArguments` says `str | None`, and sets it where it is not given
+
     def __post_init__(self):
         super().__post_init__()
         _validate(self)
@@ -357,7 +360,7 @@ def _validate(config: DistillationConfig) -> None:
         )
     if config.attention_loss_weight:
         checkpointing = config.gradient_checkpointing_kwargs or {}
-        if config.gradient_checkpointing and checkpointing.get("use_reentrant"):
+        if config.gradient_checkpointing and isinstance(checkpointing, Mapping) and checkpointing.get("use_reentrant"):
             raise ValueError(
                 "attention distillation needs non-reentrant activation checkpointing: set "
                 'activation_checkpointing_kwargs={"use_reentrant": False}'
@@ -366,7 +369,9 @@ def _validate(config: DistillationConfig) -> None:
 
 def _validate_cache(config: DistillationConfig) -> None:
     live = [
-        term.weight_option for term in TERMS if term.needs_teacher and not term.can_be_cached and term.is_on(config)
+        term.weight_option
+        for term in TERMS
+        if term.needs_teacher and not term.can_be_cached and term.is_on(config) and term.weight_option
     ]
     if live:
         raise ValueError(

@@ -41,7 +41,7 @@ class EngineTrainer(PublishingTrainer):
         """What this trainer trains with."""
         return Engine.of(self.accelerator)
 
-    def train(self, resume_from_checkpoint: str | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`.
 
         Raises:
@@ -53,7 +53,7 @@ class EngineTrainer(PublishingTrainer):
                 f"train() after evaluate() is not possible with {self.engine.name}, whose engine was made without an optimizer: {_INSTEAD}, or "
                 "make a new trainer"
             )
-        if resume_from_checkpoint is not None:
+        if isinstance(resume_from_checkpoint, (str, os.PathLike)):
             processes.from_first(
                 lambda: check_resumable(resume_from_checkpoint, self.engine, self.args.world_size),
                 "reading a checkpoint",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import ceil
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
@@ -28,8 +28,8 @@ class WholeTurns(BatchSampler):
     def __init__(self, batches: BatchSampler, processes: int):
         self.batches, self.processes = batches, processes
         # As accelerate asks for them.
-        self.sampler = getattr(batches, "sampler", None)
-        self.batch_size, self.drop_last = getattr(batches, "batch_size", None), False
+        self.sampler: Any = getattr(batches, "sampler", None)
+        self.batch_size, self.drop_last = cast(int, getattr(batches, "batch_size", None)), False
 
     def __len__(self) -> int:
         return ceil(len(self.batches) / self.processes) * self.processes
@@ -128,7 +128,12 @@ class EvaluatedRowsTrainer(Trainer):
         # accelerate's, which deals batches out to the processes.
         turns = getattr(dataloader, "batch_sampler", None)
         batches = getattr(turns, "batch_sampler", None)
-        if not isinstance(batches, BatchSampler) or getattr(turns, "split_batches", True) or turns.drop_last:
+        if (
+            turns is None
+            or not isinstance(batches, BatchSampler)
+            or getattr(turns, "split_batches", True)
+            or turns.drop_last
+        ):
             return False, False
         if not isinstance(batches, WholeTurns):
             if not turns.even_batches or turns.num_processes == 1:

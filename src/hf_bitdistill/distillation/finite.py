@@ -61,15 +61,15 @@ class FiniteWatch:
         """Look at the step, and forget it."""
         terms, batches = self._terms, self._batches
         self._terms, self._batches = [], []
-        names = [(place, name) for place, name, _ in terms]
-        values = [value for _, _, value in terms]
+        names: list[tuple[int | None, str]] = [(place, name) for place, name, _ in terms]
+        scalars = [value for _, _, value in terms]
         if grad_norm is not None:
             names.append((None, "gradient"))
-            values.append(_scalar(grad_norm, values))
+            scalars.append(_scalar(grad_norm, scalars))
         report = StepReport(count=len(batches))
-        if not values:
+        if not scalars:
             return report
-        values = torch.stack([value.float().to(values[0].device) for value in values])
+        values = torch.stack([value.float().to(scalars[0].device) for value in scalars])
         finite = torch.isfinite(values).tolist()
         bad = [entry for entry, is_finite in zip(names, finite, strict=True) if not is_finite]
         report.terms = list(dict.fromkeys(name for _, name in bad))

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 from transformers import TrainingArguments
@@ -56,7 +57,7 @@ def check_training_room(model: nn.Module, args: TrainingArguments, optim: str | 
     """
     if not args.should_save:
         return
-    output = Path(args.output_dir)
+    output = Path(cast(str, args.output_dir))
     check_writable(output)
     final = parameter_bytes(model, trainable_only=hasattr(model, "peft_config"))
     state = 0 if args.save_only_model else optimizer_bytes(model, optim or args.optim)
@@ -64,7 +65,7 @@ def check_training_room(model: nn.Module, args: TrainingArguments, optim: str | 
     limit = args.save_total_limit
     at_once = min(saves, limit + 1 if limit and limit > 0 else 2)
     # Those there are take their room already, and leave it as new ones come.
-    count = max(1, at_once - len(list_checkpoints(output))) if at_once else 0
+    count = max(1, int(at_once) - len(list_checkpoints(output))) if at_once else 0
     needs = {f"{count} checkpoint{'s' if count > 1 else ''} of model and optimizer": count * (final + state)}
     needs["the model in the end"] = final
     check_room(output, needs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,8 +33,9 @@ def whole_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:
             continue  # (no tensor: a module's extra state, which no format of models has)
         if id(tensor) not in made:
             made[id(tensor)] = _whole(tensor, keep)
-        if keep:
-            state[name] = made[id(tensor)]
+        whole = made[id(tensor)]
+        if whole is not None:
+            state[name] = whole
     return state
 
 
@@ -43,7 +46,7 @@ def _plain(name: str) -> str:
 
 
 @torch.no_grad()
-def _whole(tensor: Tensor, keep: bool) -> Tensor | None:
+def _whole(tensor: Any, keep: bool) -> Tensor | None:
     if hasattr(tensor, "ds_id"):
         import deepspeed
 

@@ -6,7 +6,7 @@ The logits of a batch never exist as a whole, neither model's. Liger Kernel (arX
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ def product_tokens(device: torch.device, width: int, dtype: torch.dtype) -> int:
     return max(1, _CPU_PRODUCT_BYTES // (width * dtype.itemsize))
 
 
-def is_plain_linear(head: nn.Module) -> bool:
+def is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a module computes `x W^T + b` and nothing else. (FSDP2 derives a class that does.)"""
     return isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and "forward" not in vars(head)
 
@@ -75,12 +75,12 @@ class HeadTeacher(TeacherScores):
     def begin(self, rows: slice) -> None:
         states = self._states[rows]
         self._first = rows.start
-        if not is_plain_linear(self._head):
+        if is_plain_linear(self._head):
+            if self._products is None:
+                self._products = _Products(self._head.weight, self._head.bias, self._dtype, len(states))
+            self._logits = self._products(states.to(self._dtype))
+        else:
             self._logits = self._head(states)
-            return
-        if self._products is None:
-            self._products = _Products(self._head.weight, self._head.bias, self._dtype, len(states))
-        self._logits = self._products(states.to(self._dtype))
 
     def scores(self, rows: slice, dtype: torch.dtype) -> Tensor:
         mine = self._logits[rows.start - self._first : rows.stop - self._first, : self._width]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adapters.detection import without_adapters
 from .head_losses import is_plain_linear
 from .logits_tail import LogitsTail
 
@@ -35,9 +36,9 @@ class HeadTap:
 
     def __init__(self, model: nn.Module, is_derived: bool):
         self.model = model
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        inner = without_adapters(model)
         # What the model calls, and the layer itself, which may be compiled for itself.
-        self._called = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+        self._called: Any = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
         self.head: nn.Module | None = getattr(self._called, "_orig_mod", self._called)
         self.tail = LogitsTail.claimed(inner.config.get_text_config())
         self.refusal: str | None = None
@@ -76,12 +77,12 @@ class HeadTap:
         # (A compiled forward calls the hooks that it was compiled with, also outside of the context.)
         if self.refusal is not None or self._take is None:
             return None
-        states = args[0] if args else None
+        states: Any = args[0] if args else None
         if self._products is not None:
             self.refusal = "its output layer is called more than once"
         elif len(args) != 1 or kwargs or not isinstance(states, Tensor) or states.ndim != 3 or not states.numel():
             self.refusal = "its output layer is not called with the hidden states alone"
-        elif any(hasattr(parameter, "to_local") for parameter in self.head.parameters(recurse=False)):
+        elif any(hasattr(parameter, "to_local") for parameter in head.parameters(recurse=False)):
             self.refusal = "its output layer is split over devices"
         if self.refusal is not None:
             return None
@@ -91,7 +92,7 @@ class HeadTap:
     @torch.compiler.disable
     def _after(self, head: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         states, self._states = self._states, None
-        if states is None:
+        if states is None or self._take is None or self.head is None:
             return None
         self._products = output.detach()
         if output.dtype == torch.float16:

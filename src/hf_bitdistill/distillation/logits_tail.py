@@ -51,6 +51,7 @@ class LogitsTail:
             logits: where there is a cap.
         """
         if self.cap is not None:
+            assert logits is not None
             gradient = gradient.mul_(1 - (logits / self.cap).square_())
         return gradient if self.factor == 1.0 else gradient.mul_(self.factor)
 

@@ -110,6 +110,7 @@ def run_teacher(
     watches = [watch for watch in (term.watch_teacher() for term in terms) if watch is not None]
     if not (wants_logits or wants_hidden or watches):
         return TeacherOutputs()
+    assert model is not None and unwrapped is not None  # (without a teacher no term reads one)
     if not wants_logits:
         tap = None
         if head == "causal_lm":

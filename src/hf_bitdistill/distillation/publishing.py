@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import CommitInfo, HfApi
 from transformers import Trainer
@@ -38,6 +37,8 @@ from .published_checkpoint import checkpoint_files
 
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from .config import DistillationConfig
 
 logger = logging.get_logger(__name__)
@@ -56,10 +57,19 @@ class PublishingTrainer(Trainer):
     - An upload in the background that fails is told by a warning; [`push_to_hub`] raises.
     """
 
+    args: DistillationConfig
+    model: PreTrainedModel
+    push_in_progress: Any
+
     @cached_property
     def _queue(self) -> HfApi:
         """The client whose thread uploads one after the other: an older checkpoint must not come after a newer one."""
         return hub_api(self.args.hub_token)
+
+    @property
+    def _repository(self) -> str:
+        """Its name, once [`init_hf_repo`] has opened it."""
+        return cast(str, self.hub_model_id)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None, revision: str | None = None) -> None:
         """As in `Trainer`; a branch that is not there is made too. All processes call it.
@@ -67,7 +77,7 @@ class PublishingTrainer(Trainer):
         Raises:
             OSError, ValueError: the Hub refuses; one line says why. (In the first process; a ProcessesError in the others.)
         """
-        self.hub_model_id = processes.from_first(
+        self.hub_model_id = processes.from_first(  # type: ignore[assignment]  # declared by its first value, None
             lambda: self._open_repository(token, private, revision), "opening the repository on the Hub"
         )
         self.push_in_progress = getattr(self, "push_in_progress", None)
@@ -88,7 +98,7 @@ class PublishingTrainer(Trainer):
         private: bool | None = None,
         check_download: bool = True,
         **kwargs: Any,
-    ) -> CommitInfo | Future | None:
+    ) -> Any:
         """As in `Trainer`.
 
         Args:
@@ -109,7 +119,7 @@ class PublishingTrainer(Trainer):
         tags = kwargs.pop("tags", None) or []
         tags = [tags] if isinstance(tags, str) else list(tags)
         tags += [tag for tag in getattr(self.model, "model_tags", None) or [] if tag not in tags]
-        self.create_model_card(model_name=model_name or self.hub_model_id.split("/")[-1], tags=tags or None, **kwargs)
+        self.create_model_card(model_name=model_name or self._repository.split("/")[-1], tags=tags or None, **kwargs)
         self._finish_current_push()
         self.save_state()  # (of which the log is published)
         scratch = self._new_scratch()
@@ -136,7 +146,7 @@ class PublishingTrainer(Trainer):
         unit = f"step {self.state.global_step}"
         if args.save_strategy != SaveStrategy.STEPS and self.state.epoch is not None:
             unit = f"epoch {int(self.state.epoch)}"
-        message, whole = f"Training in progress, {unit}", ()
+        message, whole = f"Training in progress, {unit}", tuple[str, ...]()
         try:
             files = self._files(folder, scratch, args.hub_token)
             if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
@@ -153,7 +163,7 @@ class PublishingTrainer(Trainer):
             self._upload_checkpoint, files, scratch, message, args.hub_token, args.hub_revision, whole
         )
         if busy is None or busy.is_done():
-            self.push_in_progress = PushInProgress([job])
+            self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type]  # its `jobs` is a list
         else:
             busy.jobs.append(job)
 
@@ -182,7 +192,7 @@ class PublishingTrainer(Trainer):
     ) -> CommitInfo:
         try:
             return upload(
-                hub_api(token), self.hub_model_id, files, message or "End of training", revision=revision, whole=whole
+                hub_api(token), self._repository, files, message or "End of training", revision=revision, whole=whole
             )
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -211,8 +221,8 @@ class PublishingTrainer(Trainer):
             else:
                 files = other_files(folder, secrets)
         if not (run / CARD).is_file():
-            self.create_model_card(model_name=self.hub_model_id.split("/")[-1])
-        files.update(documents(source, self.hub_model_id, secrets))
+            self.create_model_card(model_name=self._repository.split("/")[-1])
+        files.update(documents(source, self._repository, secrets))
         files = link_files(files, scratch)
         check_files(files, secrets)
         return files
@@ -232,7 +242,7 @@ class PublishingTrainer(Trainer):
             write_card(Path(self.args.output_dir), facts)
 
 
-def push_output(args: DistillationConfig, message: str) -> CommitInfo:
+def push_output(args: DistillationConfig, message: str) -> CommitInfo | None:
     """Publish what became of the output folder after the training: results of an evaluation, a report.
 
     Raises:

@@ -7,12 +7,11 @@ import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import TrainingArguments
 from transformers.trainer import SCALER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 from transformers.utils import logging
@@ -43,6 +42,12 @@ from .footprint import check_training_room, free_bytes
 from .streamed_rows import StreamedRowsTrainer
 
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .config import DistillationConfig
+
+
 logger = logging.get_logger(__name__)
 
 # All processes write into the same folder.
@@ -55,7 +60,7 @@ _APART = (
 _ONE_FOLDER = "Give an output_dir that all machines share; or, to keep whole checkpoints on the disk of each machine, set save_on_each_node=True."
 
 
-def check_one_folder(args: TrainingArguments) -> None:
+def check_one_folder(args: DistillationConfig) -> None:
     """Refuse to train where the machines do not share the output folder, unless each writes for itself.
 
     Raises:
@@ -78,6 +83,9 @@ class ReliableTrainer(StreamedRowsTrainer, EvaluatedRowsTrainer, EngineTrainer):
 
     Args: as in `Trainer`; `args` is a [`DistillationConfig`].
     """
+
+    args: DistillationConfig
+    model: PreTrainedModel
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -181,7 +189,7 @@ class ReliableTrainer(StreamedRowsTrainer, EvaluatedRowsTrainer, EngineTrainer):
                 logger.warning(f"Not used: {choice.reasons()}. {then[0].upper()}{then[1:]}.")
             folder = choice.checkpoint
         else:
-            folder = Path(asked)
+            folder = Path(cast(str, asked))
             problem = self._problem(folder) if folder.is_dir() else "there is no such folder"
             if problem:
                 raise refusal(folder, problem, self._others(folder))

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..adapters.detection import without_adapters
+
 
 # Attributes of models and of their configs, the model's own first: it is what its forward multiplies with.
 _COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
@@ -29,7 +31,7 @@ def router_loss(outputs: Any, model: nn.Module) -> tuple[Tensor, float] | None:
     loss = getattr(outputs, "aux_loss", None)
     if not isinstance(loss, Tensor):
         return None
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = without_adapters(model)
     for owner in (inner, inner.config, inner.config.get_text_config()):
         for name in _COEFFICIENTS:
             coefficient = getattr(owner, name, None)

@@ -42,5 +42,5 @@ def _compute_under_autocast(model: nn.Module, accelerator: Accelerator) -> None:
             return bound(*args, **kwargs) if function is None else function(self, *args, **kwargs)
 
     # (By this name accelerate finds it when it unwraps the model.)
-    model._original_forward = bound
+    model._original_forward = bound  # type: ignore[assignment]  # accelerate's own name, on any module
     model.forward = MethodType(convert_outputs_to_fp32(forward), model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import IterableDataset
@@ -77,7 +77,7 @@ class StreamedRowsTrainer(Trainer):
         config = self.accelerator.dataloader_config
         kept = self.train_dataset, self.data_collator, config.dispatch_batches
         self.train_dataset = stream.shared(readers, **self._going_on)
-        self.data_collator = _KeepsPosition(kept[1])
+        self.data_collator = cast(Any, _KeepsPosition(kept[1]))
         config.dispatch_batches = False
         try:
             loader = super().get_train_dataloader()
@@ -91,8 +91,9 @@ class StreamedRowsTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if POSITION not in self._signature_columns:
-            self._signature_columns.append(POSITION)
+        columns = cast("list[str]", self._signature_columns)  # (set now)
+        if POSITION not in columns:
+            columns.append(POSITION)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -144,7 +145,9 @@ class StreamedRowsTrainer(Trainer):
         """Where a checkpoint's readers were. `_going_on`, `_positions`: as of the training that wrote it."""
         readers, process = self._readers()
         files = sorted(checkpoint.glob(_FILE.format("*")))
-        written, positions, last = None, {}, {}
+        written: dict[str, Any] | None = None
+        positions: dict[int, Position] = {}
+        last: dict[int, int] = {}
         for file in files:
             try:
                 content = json.loads(file.read_text(encoding="utf-8"))
@@ -228,7 +231,7 @@ class _KeepsPosition:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         position = rows[-1][POSITION]
-        batch = self.collate([{name: value for name, value in row.items() if name != POSITION} for row in rows])
+        batch: Any = self.collate([{name: value for name, value in row.items() if name != POSITION} for row in rows])
         batch[POSITION] = tuple(position)
         return batch
 

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..adapters.detection import without_adapters
 from ..model_heads import Head, auto_class, model_head
 from ..whole_models import whole_models
 
@@ -42,11 +43,12 @@ def load_teacher(
         ValueError: the heads differ, the checkpoint lacks weights (a head that was never trained, say), or
             `init_kwargs` come with a model object.
     """
+    model: Any = teacher
     if isinstance(teacher, (str, os.PathLike)):
         name = teacher
         # Each process shards a whole teacher.
         with whole_models():
-            teacher, info = auto_class(head).from_pretrained(name, **(init_kwargs or {}), output_loading_info=True)
+            model, info = auto_class(head).from_pretrained(name, **(init_kwargs or {}), output_loading_info=True)
         missing = sorted(info["missing_keys"])
         if missing:
             raise ValueError(
@@ -55,13 +57,13 @@ def load_teacher(
             )
     elif init_kwargs:
         raise ValueError("teacher_model_init_kwargs apply to a teacher given by name, but a model was given")
-    teacher_head = model_head(teacher)
+    teacher_head = model_head(model)
     if teacher_head != head:
         raise ValueError(f"the student has a {head} head and the teacher a {teacher_head} head")
-    return teacher.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
-def check_same_classes(student: nn.Module, teacher: nn.Module) -> None:
+def check_same_classes(student: Any, teacher: Any) -> None:
     """Refuses classifiers which differ in labels, or in the padding token by which they find the last token.
 
     Raises:
@@ -150,33 +152,36 @@ def choose_teacher(
     """
     if teacher is student:
         raise ValueError("teacher and student are the same object: load the teacher separately")
-    named = isinstance(teacher, (str, os.PathLike))
+    origin = teacher if isinstance(teacher, (str, os.PathLike)) else _origin(teacher)
     if processing_class is not None:
         if teacher_processing_class is None:
-            # A model in memory knows where it came from; a tokenizer beside it there is the teacher's.
-            origin = teacher if named else getattr(teacher.config, "_name_or_path", None)
+            # A tokenizer beside it, where it came from, is the teacher's.
             teacher_processing_class = load_teacher_tokenizer(origin)
         if teacher_processing_class is not None:
             check_same_tokenizer(processing_class, teacher_processing_class)
-    name = str(teacher) if named else getattr(teacher.config, "_name_or_path", None)
-    teacher = load_teacher(teacher, head, init_kwargs)
+    name = None if origin is None else str(origin)
+    loaded: Any = load_teacher(teacher, head, init_kwargs)
     if head == "sequence_classification":
-        check_same_classes(student, teacher)
+        check_same_classes(student, loaded)
     else:
-        widths = [model.config.get_text_config().vocab_size for model in (student, teacher)]
+        models: tuple[Any, ...] = (student, loaded)
+        widths = [model.config.get_text_config().vocab_size for model in models]
         if widths[0] != widths[1] and (processing_class is None or teacher_processing_class is None):
             raise ValueError(
                 f"the student's vocabulary has {widths[0]} rows and the teacher's {widths[1]}: pass "
                 "processing_class and teacher_processing_class, to show that the tokenizers are the same"
             )
-    return teacher, name
+    return loaded, name
+
+
+def _origin(model: Any) -> str | None:
+    """Where a model in memory came from, which it knows."""
+    return getattr(model.config, "_name_or_path", None)
 
 
 def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     """Parameters of the forward of the model itself, seen through torch.compile, PEFT and wrappers of the instance."""
-    model = getattr(model, "_orig_mod", model)
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
+    model = without_adapters(getattr(model, "_orig_mod", model))
     return inspect.signature(type(model).forward).parameters
 
 

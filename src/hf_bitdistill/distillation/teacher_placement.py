@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
 from transformers.utils import logging
 
+from ..adapters.detection import without_adapters
 from .engines import Engine
 from .head_losses import is_plain_linear
 
@@ -28,7 +30,7 @@ class PlacedTeacher:
 
     model: nn.Module
     is_whole: bool = True
-    _kept: Sequence[nn.Module] = ()
+    _kept: Sequence[Any] = ()
 
     def release(self) -> None:
         """Give back what a forward pass of a sharded teacher leaves gathered: its output layer, which may be read after the pass."""
@@ -60,7 +62,7 @@ def place_teacher(teacher: nn.Module, accelerator: Accelerator) -> PlacedTeacher
 # ---- FSDP2 ----
 
 
-def _shard(teacher: nn.Module, accelerator: Accelerator) -> list[nn.Module] | None:
+def _shard(teacher: nn.Module, accelerator: Accelerator) -> list[Any] | None:
     """Shard a teacher as accelerate shards the student, over the same processes: a layer at a time is whole. Its weights are gathered in
     their own dtype, so that its answers are those of a whole one bit for bit.
 
@@ -75,13 +77,13 @@ def _shard(teacher: nn.Module, accelerator: Accelerator) -> list[nn.Module] | No
         logger.warning(f"The teacher is not sharded ({reason}): every process holds what it was given of it.")
         return None
     plugin, mesh = accelerator.state.fsdp_plugin, getattr(accelerator, "torch_device_mesh", None)
-    options = {
+    options: dict[str, Any] = {
         "mesh": None if mesh is None else mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)],
         "offload_policy": plugin.cpu_offload or OffloadPolicy(),
     }
     for layer in _layers(teacher, plugin.transformer_cls_names_to_wrap):
         fully_shard(layer, **options, reshard_after_forward=True)
-    inner = teacher.get_base_model() if hasattr(teacher, "get_base_model") else teacher
+    inner = without_adapters(teacher)
     embedding = inner.get_input_embeddings()
     head = inner.get_output_embeddings()
     if is_plain_linear(head):
@@ -96,7 +98,7 @@ def _shard(teacher: nn.Module, accelerator: Accelerator) -> list[nn.Module] | No
 
 def _layers(teacher: nn.Module, asked: Sequence[str] | None) -> Iterator[nn.Module]:
     """Its decoder layers: of the classes that the student's are of by configuration, or else by what its architecture says."""
-    inner = teacher.get_base_model() if hasattr(teacher, "get_base_model") else teacher
+    inner = without_adapters(teacher)
     names = {type(module).__name__ for module in inner.modules()} & set(asked or ())
     names = names or set(getattr(inner, "_no_split_modules", None) or ())
     found = [module for module in inner.modules() if type(module).__name__ in names]
@@ -117,7 +119,7 @@ def _deepspeed_engine(teacher: nn.Module, accelerator: Accelerator, engine: Engi
         config.pop(part, None)
     if engine.level == 3:
         # "auto" entries were resolved for the student's width
-        width = max(teacher.config.get_text_config().hidden_size, 1)
+        width = max(without_adapters(teacher).config.get_text_config().hidden_size, 1)
         config["zero_optimization"].pop("offload_optimizer", None)
         config["zero_optimization"].update(
             reduce_bucket_size=width * width,

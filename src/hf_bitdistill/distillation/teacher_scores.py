@@ -65,7 +65,7 @@ class TopTeacher(TeacherScores):
     """The teacher's most likely outcomes, and the tail as one more: both models' probabilities of it are compared."""
 
     def __init__(self, top: TopLogits):
-        self.top = TopLogits(*(None if value is None else value.detach() for value in top))
+        self.top = TopLogits(top.ids.detach(), top.scores.detach(), None if top.tail is None else top.tail.detach())
 
     def scores(self, rows: slice, dtype: torch.dtype) -> Tensor:
         scores = self.top.scores[rows]

@@ -32,7 +32,7 @@ class TokenLossSums(NamedTuple):
 
     cross_entropy: Tensor
     kl: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # the tuple's method of this name is not used
 
 
 def compute_dtype(logits_dtype: torch.dtype) -> torch.dtype:
@@ -93,7 +93,7 @@ class TokenLosses:
         nll = -log_p.gather(-1, labels[:, None]).squeeze(-1)
         if self.label_smoothing:
             nll = (1 - self.label_smoothing) * nll - self.label_smoothing * log_p.mean(-1)
-        if log_probs.outcomes is None:
+        if log_probs.outcomes is None or log_probs.teacher is None:
             return nll.sum(), 0.0
         total = self.divergence.total(log_probs.outcomes, log_probs.teacher)
         return nll.sum(), total * self.temperature**2
@@ -109,7 +109,7 @@ class TokenLosses:
         """`[n, V]`: that of the two [`sums`], times their factors, with respect to the logits. `log_probs` are overwritten."""
         log_p, softened, outcomes, log_t = log_probs
         spread = None
-        if softened is not None:
+        if self.teacher is not None and softened is not None and outcomes is not None and log_t is not None:
             # d (tau^2 D) / d logits = tau * d D / d (logits / tau)
             spread = self.teacher.spread(self.divergence.gradient(outcomes, log_t), softened, outcomes, rows)
             spread *= self.temperature * of_divergence

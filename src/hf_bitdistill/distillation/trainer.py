@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -223,7 +223,7 @@ class DistillationTrainer(ReliableTrainer):
             teacher,
             student,
             self.head,
-            args.teacher_model_init_kwargs,
+            cast("dict[str, Any] | None", args.teacher_model_init_kwargs),  # (read by `TrainingArguments`)
             self.processing_class,
             teacher_processing_class,
         )
@@ -235,7 +235,7 @@ class DistillationTrainer(ReliableTrainer):
     def _set_teacher_cache(self, teacher: Any) -> None:
         if teacher is not None:
             raise ValueError("teacher_cache stands in the place of a teacher, and a teacher_model was given too")
-        self.teacher_cache = TeacherCache(self.args.teacher_cache)
+        self.teacher_cache = TeacherCache(cast(str, self.args.teacher_cache))
         student = self.accelerator.unwrap_model(self.model)
         is_classifier = self.head == "sequence_classification"
         width = student.config.num_labels if is_classifier else student.config.get_text_config().vocab_size
@@ -288,7 +288,7 @@ class DistillationTrainer(ReliableTrainer):
             return batches, None
         batches = [self._prepared(batch) for batch in batches]
         self._train_means.add_weight(1)  # one optimizer step
-        counts = sum(self._count(batch) for batch in batches).to(device)
+        counts = torch.stack([self._count(batch) for batch in batches]).sum(0).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             # Processes of one tensor parallel group see the same batch.
             counts = self.accelerator.gather(counts[None]).sum(0) / self.get_tp_size()
@@ -337,7 +337,7 @@ class DistillationTrainer(ReliableTrainer):
         targets = batch_targets(inputs, self.head)
         mask = self._taking_part(inputs, targets)
         accumulated = self._counts is not None
-        counts = self._counts if accumulated else self._count(inputs)
+        counts = self._count(inputs) if self._counts is None else self._counts
         if not accumulated and counts[0] == 0:
             self._warn_unlabelled()
 
@@ -346,7 +346,8 @@ class DistillationTrainer(ReliableTrainer):
         student = self.accelerator.unwrap_model(model)
         forwards = self._passes(model, student, inputs, targets, mask, terms, progress, wanted)
         labels, tokens = counts.clamp(min=1).float()
-        values, loss = {}, None
+        values: dict[str, Tensor] = {}
+        loss: Any = None
         for term in terms:
             sums = term.sums(forwards)
             if sums is None:
@@ -379,10 +380,10 @@ class DistillationTrainer(ReliableTrainer):
             return []
         positions = labelled_positions(batch_targets(batch, self.head), self.head)
         progress, terms = self._next_terms()
-        batch = self._prepare_inputs(batch)
+        batch = self._prepare_inputs(dict(batch))
         with self.compute_loss_context_manager():
             taught = self._passes.of_teacher(batch, positions, terms, progress)
-        parts = [("teacher logits", taught.logits)] if taught.logits is not None else []
+        parts: list[tuple[str, Any]] = [("teacher logits", taught.logits)] if taught.logits is not None else []
         parts += [part for term in terms if term.needs_teacher for part in term.watched_teacher()]
         parts += [("teacher hidden states", state) for state in taught.hidden]
         return list(dict.fromkeys(not_finite(parts)))
@@ -426,7 +427,7 @@ class DistillationTrainer(ReliableTrainer):
 
     # ---- Model card ----
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]  # its parent takes whatever it is given
         self,
         language: str | None = None,
         license: str | None = None,

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..adapters.detection import without_adapters
+
 
 Result = TypeVar("Result")
 
@@ -107,7 +109,7 @@ def forward_logits(
     """
     keep = input_ids.shape[1] if keep is None else keep
     # A PEFT model's own signature is (*args, **kwargs): what it accepts is what the model inside accepts.
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = without_adapters(model)
     parameters = inspect.signature(inner.forward).parameters
     options = {name: value for name, value in (("logits_to_keep", keep), ("use_cache", False)) if name in parameters}
     logits = model(input_ids=input_ids, attention_mask=attention_mask, **options).logits

@@ -130,12 +130,13 @@ def evaluate_task(
 
     started = time.perf_counter()
     with evaluating(model):
+        predictions: list[Any]
         if task.kind == "summarization":
             predictions, tokens = _generate(model, tokenizer, prompts, batches, room)
         elif head == "sequence_classification":
             predictions, tokens = _classify(model, tokenizer, prompts, batches, task)
         else:
-            scores, tokens = label_word_scores(model, tokenizer, prompts, words, batches)
+            scores, tokens = label_word_scores(model, tokenizer, prompts, words or [], batches)
             predictions = scores.argmax(dim=-1).tolist()
     seconds = slowest(model, time.perf_counter() - started)
 

@@ -213,7 +213,7 @@ def _blocks(
 ) -> Iterable[list[int]]:
     if isinstance(items, str):
         items = [items]
-    contents = map(_content, items)
+    contents: Iterator[tuple[Any, bool]] = map(_content, items)
     # What the items are is seen from the first that is not empty.
     empty = []
     for content in contents:

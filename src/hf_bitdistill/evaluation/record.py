@@ -155,8 +155,9 @@ class Record:
         """Whether another measurement on the same rows found the same, score by score."""
         found = {}
         for name in self.metrics:
-            before, now, error = (each.get(key) for each, key in ((self.scores, name), (scores, name), (self.scores, f"{name}_stderr")))  # fmt: skip
-            if not all(isinstance(value, (int, float)) for value in (before, now, error)):
+            values: Any = (each.get(key) for each, key in ((self.scores, name), (scores, name), (self.scores, f"{name}_stderr")))  # fmt: skip
+            before, now, error = values
+            if not all(isinstance(value, (int, float)) for value in values):
                 continue
             near = abs(now - before) <= _SHARE_OF_ERROR * error if math.isfinite(error) else False
             found[name] = near or math.isclose(now, before, rel_tol=_RELATIVE)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..data.cleaning import check_left_out, describe, usable_rows
-from ..data.conversations import Encoded, encode_completions, encode_conversations
+from ..data.conversations import Encoded, Turns, encode_completions, encode_conversations
 from ..data.corpus import pack_corpus
 from ..data.encoding import DEFAULT_LENGTH
 from ..data.fingerprint import fingerprint_rows
@@ -66,7 +66,8 @@ def text_blocks(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, size: int,
 def encode_answers(dataset: Dataset, how: Measurement, tokenizer: PreTrainedTokenizerBase, length: int) -> Encoded:
     """Conversations, or prompts with completions, as ``how.kind`` says, in at most ``length`` tokens each."""
     if how.kind == "messages":
-        return encode_conversations(dataset, tokenizer, length, column=how.column or "messages", turns=how.turns)
+        turns = cast(Turns, how.turns)
+        return encode_conversations(dataset, tokenizer, length, column=how.column or "messages", turns=turns)
     return encode_completions(dataset, tokenizer, length)
 
 

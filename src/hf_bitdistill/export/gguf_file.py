@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
@@ -64,14 +64,13 @@ def write_file(
             _add_vocabulary(writer, vocabulary)
             for each in tensors:
                 # (With any type but uint8 the shape is taken as it is; the number of the type may be one that the package does not know.)
-                writer.add_tensor_info(
-                    each.tensor.name, each.tensor.shape, np.dtype(np.int8), each.size, each.kind.number
-                )
+                number: Any = each.kind.number
+                writer.add_tensor_info(each.tensor.name, each.tensor.shape, np.dtype(np.int8), each.size, number)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for each in tensors:
-                writer.write_tensor_data(_Stream(each))
+                writer.write_tensor_data(cast(Any, _Stream(each)))
         finally:
             writer.close()
 
@@ -85,7 +84,7 @@ class _Stream:
     def tofile(self, file: BinaryIO) -> None:
         written = 0
         for piece in self._planned.write():
-            file.write(memoryview(piece))
+            file.write(piece.data)
             written += piece.nbytes
         if written != self.nbytes:
             raise RuntimeError(f"{self._planned.tensor.name}: {written} bytes, {self.nbytes} expected")
@@ -145,7 +144,7 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
         getattr(writer, f"add_{name}_token_id")(index)
     for name, value in vocabulary.flags.items():
         writer.add_bool(f"tokenizer.ggml.{name}", value)
-    template = vocabulary.chat_template
+    template: Any = vocabulary.chat_template
     if isinstance(template, dict):
         template = [{"name": name, "template": text} for name, text in template.items()]
     if template:

@@ -214,7 +214,7 @@ class _Builder:
         table = (spec.vocab_size, spec.hidden_size)
         yield FileTensor("token_embd.weight", table, "table", spec.embedding)
         yield self._norm("output_norm", spec.final_norm)
-        if spec.head != spec.embedding:
+        if spec.head is not None and spec.head != spec.embedding:
             yield FileTensor("output.weight", table, "table", spec.head)
 
     def _layers(self, graph: GgufGraph) -> Iterator[FileTensor]:

@@ -110,7 +110,7 @@ class TensorPlan:
         scales = None if stored is None else files.read(f"{name}_scale").clone()
         for start, piece in files.rows(name, max(1, _VALUES // tensor.shape[1])):
             values = piece
-            if scales is not None:
+            if stored is not None and scales is not None:
                 values = dequantize_table(piece, scales[start : start + len(piece)], stored.columns)
             try:
                 yield encode(finite(values, files, name).float().numpy(), kind)

@@ -127,8 +127,8 @@ def _q4_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """
     half = float16_scales(scales)
     fields = (codes.astype(np.int8) + 8).astype(np.uint8).reshape(*scales.shape, 2, 16)
-    fields = fields[..., 0, :] | fields[..., 1, :] << 4
-    return np.concatenate([half[..., None].view(np.uint8), fields], axis=-1).reshape(-1)
+    pairs = fields[..., 0, :] | fields[..., 1, :] << 4
+    return np.concatenate([half[..., None].view(np.uint8), pairs], axis=-1).reshape(-1)
 
 
 def _q6_k(blocks: np.ndarray) -> np.ndarray:

@@ -181,7 +181,8 @@ def _type(text: str, added: dict[str, Any] | None, model: dict[str, Any]) -> int
     return _BYTE if is_byte else _NORMAL
 
 
-def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
+def _merges(model: dict[str, Any]) -> list[Any]:
+    """Pairs."""
     return [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
 
 

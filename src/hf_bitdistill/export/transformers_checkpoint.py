@@ -19,6 +19,7 @@ from ..companions import carry_card, carry_settings
 from ..config_note import remove_note
 from ..decoder.students import Student
 from ..evaluation.record import carry_record
+from ..layers import BitLinear, TernaryLinear
 from ..model_folder import check_output, replace_model
 from ..model_heads import auto_class, head_of
 from ..packing import float32_names, packed_dtype
@@ -199,15 +200,15 @@ def _convert(
             tensors[bias] = (tensors[bias].float() / tensors[scale]).to(tensors[bias].dtype)
     # transformers does not change the dtype of what goes through the conversion of this format, be it packed or not.
     kept = float32_names(stock, dtype)
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not name.endswith(".weight_scale") and not kept(name):
-            tensors[name] = tensor.to(dtype)
+    for name, held in tensors.items():
+        if held.is_floating_point() and not name.endswith(".weight_scale") and not kept(name):
+            tensors[name] = held.to(dtype)
     tensors |= {name: torch.full((length,), value, dtype=dtype) for name, (length, value) in form.constants.items()}
     return tensors
 
 
 def _check_complete(
-    tensors: dict[str, Tensor], stock: PreTrainedModel, form: Form, ternary: dict[str, nn.Module]
+    tensors: dict[str, Tensor], stock: PreTrainedModel, form: Form, ternary: dict[str, BitLinear | TernaryLinear]
 ) -> None:
     """Every tensor of the model is there and has its shape, and there are no others."""
     expected = {name: tuple(tensor.shape) for name, tensor in stock.state_dict().items()}
@@ -226,7 +227,7 @@ def _check_complete(
             )
 
 
-def _warn_of_floats(ternary: dict[str, nn.Module], model_id: str) -> None:
+def _warn_of_floats(ternary: dict[str, BitLinear | TernaryLinear], model_id: str) -> None:
     floats = [name for name, layer in ternary.items() if not is_packable(layer)]
     if floats:
         layer = ternary[floats[0]]

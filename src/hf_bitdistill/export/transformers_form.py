@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from typing import cast
 
 from torch import nn
 from transformers import BitNetConfig as BitNetArchitecture
@@ -46,12 +47,12 @@ class Form:
     small: bool = False
 
 
-def ternary_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+def ternary_layers(model: PreTrainedModel) -> dict[str, BitLinear | TernaryLinear]:
     """The ternary layers of a student by name."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, (BitLinear, TernaryLinear))}
 
 
-def is_packable(layer: nn.Module) -> bool:
+def is_packable(layer: BitLinear | TernaryLinear) -> bool:
     """Whether transformers can hold a ternary layer in 2 bits a weight."""
     return layer.weight_granularity == "tensor" and layer.out_features % VALUES_PER_BYTE == 0
 
@@ -66,7 +67,7 @@ def find_form(student: Student, linear_class: str | None) -> Form:
         UnsupportedExportError: there is none; names the layer or option, and what to use instead.
     """
     layers, dense = ternary_layers(student.model), linear_class is None
-    if not dense:
+    if linear_class is not None:
         _check_layers(layers, linear_class)
     norms = [name for name, layer in layers.items() if layer.rms_norm is not None]
     config = copy.deepcopy(student.config)
@@ -80,7 +81,7 @@ def find_form(student: Student, linear_class: str | None) -> Form:
     return _as_bitnet(student.model, config, norms, options.sub_norm_eps, dense)
 
 
-def _check_layers(layers: dict[str, nn.Module], linear_class: str) -> None:
+def _check_layers(layers: dict[str, BitLinear | TernaryLinear], linear_class: str) -> None:
     for name, layer in layers.items():
         if layer.activation_bits is None:
             raise UnsupportedExportError(
@@ -106,7 +107,8 @@ def _as_bitnet(model: PreTrainedModel, config: PreTrainedConfig, norms: list[str
     for reason in (*_differences(model, spec), *elsewhere):
         raise _unlike(config, reason, norms[0], dense)
 
-    names, factors, constants, small = {}, {}, {}, False
+    names, factors, small = {}, {}, False
+    constants: dict[str, tuple[int, float]] = {}
     biased = {name for name, module in model.named_modules() if getattr(module, "bias", None) is not None}
     attention_bias = any(p.module in biased for layer in spec.layers for p in (*layer.qkv, layer.o))
     for layer in spec.layers:
@@ -125,11 +127,12 @@ def _as_bitnet(model: PreTrainedModel, config: PreTrainedConfig, norms: list[str
             else:
                 # Where x is so small that epsilon is all that is left of the mean square, the norm is a multiplication.
                 factors[source] = config.rms_norm_eps**0.5 / _LARGE
-                constants[name] = (model.get_submodule(output).in_features, _LARGE)
+                constants[name] = (cast(nn.Linear, model.get_submodule(output)).in_features, _LARGE)
                 small = True
         if attention_bias:
             missing = [p.module for p in (*layer.qkv, layer.o) if p.module not in biased]
-            constants |= {f"{name}.bias": (model.get_submodule(name).out_features, 0.0) for name in missing}
+            linears = {name: cast(nn.Linear, model.get_submodule(name)) for name in missing}
+            constants |= {f"{name}.bias": (linear.out_features, 0.0) for name, linear in linears.items()}
     architecture = BitNetArchitecture(
         architectures=["BitNetForCausalLM"],
         attention_bias=attention_bias,
@@ -175,7 +178,7 @@ def _differences(model: PreTrainedModel, spec: DecoderSpec) -> list[str]:
     for index, layer in enumerate(spec.layers):
         norms = (layer.input_norm, layer.pre_feedforward_norm)
         others = (layer.post_attention_norm, layer.post_feedforward_norm, layer.q_norm, layer.k_norm)
-        if None in norms or any(norm is not None for norm in others) or any(norm.offset for norm in norms):
+        if any(norm is None or norm.offset for norm in norms) or any(norm is not None for norm in others):
             found.append(f"the norms of layer {index} are others than Llama's")
         if len(layer.qkv) != 3 or any(len(mlp.gate_up) != 2 for mlp in layer.mlps):
             found.append(f"projections of layer {index} are fused")

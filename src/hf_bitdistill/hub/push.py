@@ -105,12 +105,12 @@ def push_to_hub(
         return None
     tags = [tags] if isinstance(tags, str) else list(tags or [])
     api, secrets = hub_api(token), known_secrets(token)
-    source = find_source(model) if isinstance(model, (str, os.PathLike)) else None
+    source = find_source(Path(model)) if isinstance(model, (str, os.PathLike)) else None
     check_login(api, repo_id)  # before anything is packed
     with tempfile.TemporaryDirectory(prefix="hf-bitdistill-") as folder:
         scratch = Path(folder)
         if source is not None:
-            base = str(source.model)
+            base: str | None = str(source.model)
         else:
             source, base = _saved(model, push_format, scratch, max_shard_size), getattr(model, "name_or_path", None)
             tags = [*tags, *(getattr(model, "model_tags", None) or [])]
@@ -129,7 +129,7 @@ def push_to_hub(
             )
             files[CARD] = str(build_card(facts)).encode()
         if CARD in files and tags:
-            files[CARD] = add_tags(files[CARD].decode(), tags).encode()
+            files[CARD] = add_tags(_content(files[CARD]).decode(), tags).encode()
         check_files(files, secrets)
         message = commit_message or f"Upload {'packed and online' if push_format == 'both' else push_format} student"
         commit = upload(api, repo_id, files, message, commit_description, revision, create_pr)
@@ -156,6 +156,7 @@ def forms(
         packed = source.packed
         if packed is None:
             packed = scratch / "packed"
+            assert source.online is not None  # (it is one or the other)
             pack_folder(source.online, packed, max_shard_size)
             files.update(tokenizer_files(source.online))
         checks.check_packed(packed, answers)
@@ -165,6 +166,10 @@ def forms(
             raise no_latent_weights(str(source.packed))
         files.update({f"{ONLINE_FOLDER}/{name}": file for name, file in model_files(source.online).items()})
     return files
+
+
+def _content(file: Path | bytes) -> bytes:
+    return file if isinstance(file, bytes) else file.read_bytes()
 
 
 def _saved(model: Any, push_format: str, scratch: Path, max_shard_size: int | str) -> Source:

@@ -67,7 +67,7 @@ class Source:
 
     @property
     def model(self) -> Path:
-        return self.packed or self.online  # type: ignore[return-value]
+        return self.packed or self.online  # type: ignore[return-value]  # one of them is there
 
 
 def quantization_of(folder: Path) -> dict[str, Any]:

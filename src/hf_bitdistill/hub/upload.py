@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
@@ -100,7 +101,7 @@ def upload(
             # What is replaced depends on what is there: a commit that comes after this look makes this one fail.
             info = api.model_info(repo_id, revision=revision)
             present = [file.rfilename for file in info.siblings or ()]
-            operations = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
+            operations: list[Any] = [CommitOperationAdd(path, content) for path, content in sorted(files.items())]
             operations += [CommitOperationDelete(path, False) for path in replaced_files(present, files, whole)]
             return api.create_commit(
                 repo_id,

@@ -80,7 +80,7 @@ class GgufFile:
             raise CheckpointError(f"{self.path}: is no GGUF file (it has {self._size} bytes).")
         self._bytes = np.memmap(self.path, mode="r", dtype=np.uint8)
         # (A vocabulary and its merges are hundreds of thousands of strings: slices of an array would take seconds.)
-        self._header = memoryview(self._bytes)
+        self._header = self._bytes.data
         self._at = 0
         self._places: dict[str, tuple[int, int]] = {}
         if self._take(4) != _MAGIC:

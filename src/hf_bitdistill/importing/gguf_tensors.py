@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -138,7 +139,7 @@ class GgufTensors:
 
     def _codes(self, name: str, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         try:
-            return unpack_blocks(data, self._formats[self.names[name]])
+            return unpack_blocks(data, cast(BlockFormat, self._formats[self.names[name]]))
         except ValueError as error:
             raise CheckpointError(f"{self.place(name)} {error}.") from None
 
@@ -156,7 +157,7 @@ class GgufTensors:
             codes[part], values[part] = self._codes(name, data)
         blocks = codes.reshape(rows, -1, block.weights)
         blocks[values == 0] = 0  # (a weight is its code times the scale)
-        free = ~blocks.any(axis=-1)
+        free = np.logical_not(blocks.any(axis=-1))
         factor = self._factor(name)
         if factor is not None:
             values = values * factor

@@ -63,7 +63,9 @@ def _as_it_computes(tokenizer: PreTrainedTokenizerBase, file: GgufFile) -> PreTr
     options = {}
     if file.metadata["tokenizer.ggml.model"] == "gpt2":
         # (transformers takes GPT-2's for what it does not know, and never takes pieces whole.)
-        content["pre_tokenizer"], content["model"]["ignore_merges"] = named_pre_tokenizer(_pre(file))
+        known = named_pre_tokenizer(_pre(file))
+        assert known is not None  # (others were refused before)
+        content["pre_tokenizer"], content["model"]["ignore_merges"] = known
         if _pre(file) == "llama-bpe" and "tokenizer.ggml.add_bos_token" not in file.metadata:
             options["add_bos_token"] = True  # llama.cpp's default of this one
     elif file.metadata["tokenizer.ggml.model"] == "llama":

@@ -82,7 +82,7 @@ class BlockScales:
 
 def common(scales: list[BlockScales]) -> tuple[Granularity, int]:
     """Granularity and group size that say all of these exactly, with the fewest scales: a student has one for all of its layers."""
-    granularity = max((each.granularity for each in scales), key=GRANULARITIES.index, default="tensor")
+    granularity: Granularity = max((each.granularity for each in scales), key=GRANULARITIES.index, default="tensor")
     size = 128 if granularity != "group" else min(each.group_size for each in scales)
     return granularity, size
 

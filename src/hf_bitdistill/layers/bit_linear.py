@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -76,8 +76,8 @@ class BitLinear(nn.Linear):
         config: BitNetConfig | None = None,
         sub_norm: bool = False,
         transposed_source: bool = False,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         config = config or BitNetConfig()
@@ -95,7 +95,7 @@ class BitLinear(nn.Linear):
         self.rms_norm = SubLN(in_features, config.sub_norm_eps, device=device, dtype=dtype) if sub_norm else None
 
     @classmethod
-    def from_linear(cls, linear: nn.Module, config: BitNetConfig, sub_norm: bool = False) -> BitLinear:
+    def from_linear(cls, linear: Any, config: BitNetConfig, sub_norm: bool = False) -> BitLinear:
         """Take over the weight and bias of an `nn.Linear` or of a transformers `Conv1D` (no copy for `nn.Linear`)."""
         transposed = isinstance(linear, Conv1D)
         in_features = linear.nx if transposed else linear.in_features
@@ -201,7 +201,7 @@ class BitLinear(nn.Linear):
         gathered = self._gathered_weight()
         if not self._quantize:
             return F.linear(x, self.weight, self.bias)
-        options = {"group_size": self.group_size, "activation_bits": self.activation_bits}
+        options: dict[str, Any] = {"group_size": self.group_size, "activation_bits": self.activation_bits}
         if self.training or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)):
             linear, own = (
                 (self._training_linear, self._training_options) if self.training else (fake_quantized_linear, {})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from ..ops.stored import is_exporting
 _CONTRACT = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "num_experts")
 
 
-def is_fused_experts(module: nn.Module) -> bool:
+def is_fused_experts(module: Any) -> bool:
     """Whether `module` keeps experts fused in the way that all of transformers' expert backends understand, and no tensor besides
     their projections."""
     if not all(hasattr(module, name) for name in _CONTRACT):
@@ -33,7 +34,7 @@ def is_fused_experts(module: nn.Module) -> bool:
     return {name for name, _ in (*module.named_parameters(), *module.named_buffers())} == expected
 
 
-def expert_projections(fused: nn.Module) -> tuple[str, ...]:
+def expert_projections(fused: Any) -> tuple[str, ...]:
     """Names of the linear layers that each expert of `fused` becomes."""
     return ("gate_proj", "up_proj", "down_proj") if fused.has_gate else ("up_proj", "down_proj")
 
@@ -46,6 +47,10 @@ class Expert(nn.Module):
         activation: `[..., I]` -> `[..., I]`, or with `gate_proj` `[..., 2 I]` -> `[..., I]`.
         interleaved: gate and up take turns in what `activation` reads; otherwise the gate's half comes first.
     """
+
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
 
     def __init__(self, projections: dict[str, nn.Linear], activation: Callable[[Tensor], Tensor], interleaved: bool):
         super().__init__()
@@ -67,7 +72,7 @@ class Experts(nn.ModuleList):
     """A list of [`Expert`]s that is called as transformers' fused experts are."""
 
     @classmethod
-    def from_fused(cls, fused: nn.Module) -> Experts:
+    def from_fused(cls, fused: Any) -> Experts:
         """Take over the weights (copies) and the activation of `fused`, for which [`is_fused_experts`] holds."""
         # What is left of it knows the activation, and belongs to no model: it has no tensors.
         shell = copy.copy(fused)
@@ -115,7 +120,7 @@ def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _linears_of(fused: nn.Module, index: int) -> Iterator[tuple[str, nn.Linear]]:
+def _linears_of(fused: Any, index: int) -> Iterator[tuple[str, nn.Linear]]:
     """Name and linear layer of each projection of expert `index`."""
     if fused.has_gate:
         halves = [slice(0, None, 2), slice(1, None, 2)]

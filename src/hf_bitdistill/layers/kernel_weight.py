@@ -37,8 +37,9 @@ class KernelWeight(nn.Module):
                 self._packed_for_kernels = self._pack_for_kernels()
             return self._packed_for_kernels
         source = self._packed_from
-        if source is not None and source.is_still(self._buffers["weight"], self._buffers["weight_scale"]):
-            return self._packed_for_kernels
+        known = self._packed_for_kernels
+        if source is not None and known is not None and source.is_still(self.weight, self.weight_scale):
+            return known
         packed = self._packed_for_kernels = self._pack_for_kernels()
         module = weakref.ref(self)
 

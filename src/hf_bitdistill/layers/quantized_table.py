@@ -29,6 +29,8 @@ class QuantizedTable(nn.Module):
         weight: the packed table, in the layout of the kernels.
     """
 
+    weight: Tensor
+
     def __init__(self, table: Tensor, bits: int):
         super().__init__()
         self.rows, self.columns = table.shape
@@ -74,6 +76,9 @@ class StoredTable(KernelWeight):
         weight, weight_scale: see [`hf_bitdistill.quantization.quantize_table`]. They may be views into a file.
         columns: C.
     """
+
+    weight: Tensor
+    weight_scale: Tensor
 
     def __init__(self, weight: Tensor, weight_scale: Tensor, columns: int):
         super().__init__()

@@ -55,7 +55,13 @@ class SubLN(nn.Module):
         eps: added to the mean square.
     """
 
-    def __init__(self, features: int, eps: float = 1e-6, device=None, dtype=None):
+    def __init__(
+        self,
+        features: int,
+        eps: float = 1e-6,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         # As float32 has it, like the native library's. Rounded here, not in the forward, where torch.compile would break its graph.
         self.eps = ctypes.c_float(eps).value

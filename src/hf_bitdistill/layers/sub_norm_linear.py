@@ -21,7 +21,7 @@ class SubNormLinear(nn.Linear):
         nn.Module.__init__(self)  # (nn.Linear's own would draw weights)
         self.out_features, self.in_features = weight.shape
         self.weight = nn.Parameter(weight)
-        self.bias = None if bias is None else nn.Parameter(bias)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         self.rms_norm = rms_norm
 
     def forward(self, x: Tensor) -> Tensor:

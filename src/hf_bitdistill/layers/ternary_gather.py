@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -104,11 +104,12 @@ class LatentGather:
 
     @property
     def layer(self) -> BitLinear:
-        return self._layer()
+        return cast(BitLinear, self._layer())  # (as long as it is there, which `_find` asks)
 
     def adopt(self) -> None:
         """Take up the layer's weight, where it is another tensor than before."""
-        layer, weight = self.layer, self.layer.weight
+        layer = self.layer
+        weight: Any = layer.weight  # a DTensor, where it is in shards
         if not hasattr(weight, "device_mesh") or isinstance(weight._local_tensor, LatentShard):
             return
         shard = weight._local_tensor
@@ -223,7 +224,7 @@ class SharedScales:
             mesh: the processes that have its shards.
             device: of the scale.
         """
-        weight = member.layer.weight
+        weight: Any = member.layer.weight
         known = self._known.get(member)
         changed = known is None or known[1] != weight._version
         in_backward = torch._C._current_graph_task_id() != -1
@@ -235,7 +236,7 @@ class SharedScales:
     def _find(self, weight_mesh: Any, mesh: Any, device: torch.device) -> None:
         """The scales of all weights that are in shards now; what is gathered still has not changed."""
         self._members = [member for member in self._members if member.layer is not None]
-        found = [
+        found: list[tuple[LatentGather, Any, ShardLayout]] = [
             (member, member.layer.weight, member.layout(mesh.size()))
             for member in self._members
             if getattr(member.layer.weight, "device_mesh", None) == weight_mesh
@@ -280,9 +281,9 @@ def _of_its_kind(name: str):
 class LatentShard(Tensor):
     """The local tensor of a sharded latent weight."""
 
-    gather: LatentGather
+    gather: LatentGather  # type: ignore[assignment]  # in the place of an operator that no shard needs
     # Operators give ordinary tensors, and cost what they always cost.
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch documents it
 
     @classmethod
     def of(cls, tensor: Tensor, gather: LatentGather) -> LatentShard:
@@ -293,7 +294,7 @@ class LatentShard(Tensor):
     # By these torch makes shards out of one another: where rows are missing, or a shard is kept on the CPU.
     new_zeros, narrow, cpu, to, pin_memory = map(_of_its_kind, ("new_zeros", "narrow", "cpu", "to", "pin_memory"))
 
-    def __reduce_ex__(self, protocol: int):
+    def __reduce_ex__(self, protocol: Any):
         return self.detach().__reduce_ex__(protocol)
 
     @torch.no_grad()
@@ -319,5 +320,5 @@ class FewerRows(LatentShard):
     """The last shards, where the rows of a weight cannot be divided evenly."""
 
     @torch.no_grad()
-    def fsdp_pre_all_gather(self, mesh):
+    def fsdp_pre_all_gather(self, mesh):  # type: ignore[override]  # torch counts the parameters
         return self.gather.send(self.detach(), mesh)

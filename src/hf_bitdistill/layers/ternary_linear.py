@@ -56,8 +56,8 @@ class TernaryLinear(KernelWeight, nn.Linear):
         bias: bool = True,
         config: BitNetConfig | None = None,
         sub_norm: bool = False,
-        device=None,
-        dtype=None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         nn.Module.__init__(self)  # (nn.Linear's own would allocate the floats)
         config = config or BitNetConfig()

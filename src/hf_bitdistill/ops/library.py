@@ -7,6 +7,7 @@ Packed weights are opaque uint8 tensors made by the `*_pack` operators; they are
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +116,7 @@ def _linear_backward(ctx, grad):
     x, weight, bias, norm_weight = ctx.saved_tensors
     rows = torch.arange(ctx.out_features)
     dense = _ops.packed_embedding(rows, weight, x.shape[-1])
-    inputs = [t.detach().requires_grad_() if t is not None else None for t in (x, bias, norm_weight)]
+    inputs: list[Any] = [t.detach().requires_grad_() if t is not None else None for t in (x, bias, norm_weight)]
     with torch.enable_grad():
         h = inputs[0].float()
         if norm_weight is not None:

@@ -149,12 +149,13 @@ class NativeLibrary:
                 f"possible: {', '.join(self.supported_isas)}"
             )
         self.check(status, "get_isa")
-        return name.value.decode()
+        return (name.value or b"").decode()
 
     @property
     def supported_isas(self) -> list[str]:
         """Instruction sets that this build has and this CPU can run, best first."""
-        names, result = self._library.bd_supported_isas(), []
+        names = self._library.bd_supported_isas()
+        result: list[str] = []
         while names[len(result)] is not None:
             result.append(names[len(result)].decode())
         return result

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import struct
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -170,7 +170,7 @@ def _widened(data: Tensor, chunks: int) -> Tensor:
     steps, fifth = _dense_code()
     groups, shape = chunks // _DENSE_CHUNKS, data.shape[2:]
     coded = data[:, : groups * _DENSE_VECTORS].reshape(data.shape[0], groups, _DENSE_VECTORS, *shape).long()
-    last = sum(fifth[coded[:, :, j]] << (2 * j) for j in range(_DENSE_VECTORS))
+    last: Any = sum(fifth[coded[:, :, j]] << (2 * j) for j in range(_DENSE_VECTORS))
     whole = torch.cat([steps[coded], last[:, :, None]], dim=2) if groups else steps[coded]
     return torch.cat([whole.reshape(data.shape[0], -1, *shape), data[:, groups * _DENSE_VECTORS :]], dim=1)
 

@@ -53,7 +53,9 @@ class TablePacker:
         if self._library is None:
             self._put(*quantize_table(piece, self.bits))
         else:
-            self._add_native(piece.contiguous() if piece.dtype in _KINDS else piece.float().contiguous())
+            self._add_native(
+                self._library, piece.contiguous() if piece.dtype in _KINDS else piece.float().contiguous()
+            )
         self._done += piece.shape[0]
 
     def add_codes(self, codes: Tensor, scale: Tensor) -> None:
@@ -75,9 +77,9 @@ class TablePacker:
     def _put(self, codes: Tensor, scale: Tensor) -> None:
         form.put_rows(self._packed, self._header, pack_codes(codes, scale, self._shape[1]), self._done)
 
-    def _add_native(self, piece: Tensor) -> None:
-        self._library.set_threads(num_threads())
-        status = self._library.status(
+    def _add_native(self, library: n.NativeLibrary, piece: Tensor) -> None:
+        library.set_threads(num_threads())
+        status = library.status(
             "table_pack_rows",
             _FORMATS[self.bits],
             piece.data_ptr(),
@@ -93,7 +95,7 @@ class TablePacker:
             raise ValueError("a value is not finite")
         if status == c.ERROR_ARGUMENT:
             raise ValueError("a value is too large for a scale in float16")
-        self._library.check(status, "table_pack_rows")
+        library.check(status, "table_pack_rows")
 
     def packed(self) -> Tensor:
         """The packed table, an opaque uint8 tensor, when all rows were added."""
@@ -113,7 +115,8 @@ def pack_table(table: Tensor, bits: int) -> Tensor:
     Raises:
         ValueError: another number of bits, or a value that is not finite or too large for a float16 scale.
     """
-    packer = TablePacker(*table.shape, bits)
+    rows, columns = table.shape
+    packer = TablePacker(rows, columns, bits)
     packer.add(table.detach())
     return packer.packed()
 

@@ -6,6 +6,8 @@ integer below 2^24), and the floating-point steps have the same order.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -87,10 +89,10 @@ def linear(
         stop = min(start + _ROWS, header.rows)
         values = form.unpack_rows(packed, header, start, stop)
         row_scale = scale if header.tensor_scale else scale[start:stop]
-        y = 0.0
+        part: Any = 0.0
         for group, columns in enumerate(_group_slices(header)):
-            y = y + _product(x_q, values, columns).float() * row_scale[:, group]
-        parts.append(y * s.reciprocal()[:, None])
+            part = part + _product(x_q, values, columns).float() * row_scale[:, group]
+        parts.append(part * s.reciprocal()[:, None])
     y = torch.cat(parts, dim=1)
     if bias is not None:
         y = y + bias

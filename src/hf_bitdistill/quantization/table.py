@@ -141,7 +141,7 @@ def least_lossy_dtype(pieces: Iterable[Tensor]) -> torch.dtype:
             values = piece[rows].float()
             for dtype in errors:
                 errors[dtype] += (values.to(dtype).float() - values).abs().sum().item()
-    return min(errors, key=errors.get)
+    return min(errors, key=errors.__getitem__)
 
 
 def exact_dtype(table: Tensor) -> torch.dtype:

@@ -8,6 +8,7 @@ Source of the formulas: *The Era of 1-bit LLMs* (arXiv 2402.17764) and *BitNet D
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -87,8 +88,9 @@ def sum_per_scale(values: Tensor, granularity: str = "tensor", group_size: int |
     if granularity == "row":
         return row_sums(values)
     rows, columns = values.shape
-    groups = num_groups(columns, group_size)
-    padded = F.pad(values.contiguous(), (0, groups * group_size - columns)).view(rows * groups, group_size)
+    size = cast(int, group_size)
+    groups = num_groups(columns, size)
+    padded = F.pad(values.contiguous(), (0, groups * size - columns)).view(rows * groups, size)
     return row_sums(padded).view(rows, groups)
 
 
@@ -118,7 +120,7 @@ def absmean_scale(
         scale = row_sums(magnitude) / weight.shape[1]
     else:
         scale = sum_per_scale(magnitude, "group", group_size) / group_counts(
-            weight.shape[1], group_size, weight.device
+            weight.shape[1], cast(int, group_size), weight.device
         )
     return scale.clamp(min=MIN_SCALE)
 
@@ -126,7 +128,7 @@ def absmean_scale(
 def expand_weight_scale(weight_scale: Tensor, columns: int, group_size: int | None = None) -> Tensor:
     """`weight_scale` of any granularity as a tensor that broadcasts against `[R, C]`."""
     if weight_scale.ndim == 2:
-        return weight_scale.repeat_interleave(group_size, dim=1)[:, :columns]
+        return weight_scale.repeat_interleave(cast(int, group_size), dim=1)[:, :columns]
     return weight_scale.view(-1, 1)
 
 
@@ -260,7 +262,7 @@ def ternary_linear(
     with torch.autocast(device_type=x.device.type, enabled=False):
         if weight_scale.ndim == 2:
             few = x.device.type != "cpu" and math.prod(x.shape[:-1]) <= _FEW_TOKENS
-            y = (_all_groups if few else _group_by_group)(values, codes, weight_scale, group_size, dtype)
+            y = (_all_groups if few else _group_by_group)(values, codes, weight_scale, cast(int, group_size), dtype)
             y = y.view(*x.shape[:-1], codes.shape[0])
         else:
             if columns > _MAX_EXACT_COLUMNS:

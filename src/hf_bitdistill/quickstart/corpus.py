@@ -82,7 +82,8 @@ def source_files(folder: Path, max_bytes: int | None = None) -> list[Path]:
         folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
         files += [Path(parent, name) for name in names if name.endswith(".py")]
     files.sort(key=lambda file: _hash(file.relative_to(folder).as_posix()))
-    taken, size = [], 0
+    taken: list[Path] = []
+    size = 0
     for file in files:
         size += file.stat().st_size
         if max_bytes is not None and size > max_bytes and taken:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..atomic import write_text
-from .corpus import QUICKSTART_PACKAGES, STANDARD_LIBRARY, CorpusError, extract, split_texts
+from .corpus import QUICKSTART_PACKAGES, STANDARD_LIBRARY, CorpusError, Split, extract, split_texts
 from .settings import QuickstartError, QuickstartSettings
 from .task import TASK, build_examples
 
@@ -74,7 +74,7 @@ def prepare(files: DataFiles, settings: QuickstartSettings) -> bool:
         return False
     try:
         documents = extract(QUICKSTART_PACKAGES, int(settings.source_megabytes * 1e6), settings.torch_threads)
-        sizes = {"train": settings.train_examples, "test": settings.test_examples}
+        sizes: dict[Split, int] = {"train": settings.train_examples, "test": settings.test_examples}
         examples = build_examples(documents, sizes, settings.seed)
     except CorpusError as error:
         raise QuickstartError(f"Not enough text: {error}.") from None

@@ -118,7 +118,8 @@ def write_answers(kind: Any, folder: str | Path, prompts: Sequence[str], **optio
     for prompt in prompts:
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         output = model.generate(**inputs, generation_config=limits)
-        answers.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+        answer: Any = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answers.append(answer.strip())
     return answers
 
 

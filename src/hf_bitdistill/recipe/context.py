@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .. import processes
 from ..agreement import Alike, check_alike, options, versions
@@ -46,7 +46,7 @@ class Context:
     def __init__(self, settings: RecipeSettings, progress: Progress):
         settings.require()
         self.settings, self.progress = settings, progress
-        self.output = Path(settings.output_dir)
+        self.output = Path(cast(str, settings.output_dir))  # (see `RecipeSettings.require`)
         check_output_dir(
             self.output, {name: getattr(settings, name) for name in ("model", "teacher", "dataset", "corpus")}
         )
@@ -73,7 +73,7 @@ class Context:
             settings.lora,
         )
         self.store = StageStore(self.output / STAGES, lambda kind, folder, _: None)
-        self.data = {
+        self.data: dict[str, Any] = {
             "train": fingerprint_rows(self.examples.train),
             "held_out": fingerprint_rows(self.examples.held_out),
         }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
+
+from ..config import BitNetConfig, SubNormPlacement, WeightGranularity
 
 
 def _from(default: Any, text: str, *files: str) -> Any:
@@ -148,6 +150,15 @@ def paper(effort: Effort, classes: bool) -> Effort:
         hidden_loss_weight=0.0,
         keep_only_better=False,
     )
+
+
+def bitnet_config(effort: Effort) -> BitNetConfig:
+    """Of the student that an effort makes."""
+    granularity, sub_norm = (
+        cast("WeightGranularity", effort.weight_granularity),
+        cast("SubNormPlacement", effort.sub_norm),
+    )
+    return BitNetConfig(sub_norm=sub_norm, weight_granularity=granularity)
 
 
 # How often a budget may go on with the warm start, and with the distillation, while there is time.

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from datasets import Dataset
 
@@ -53,15 +53,21 @@ class Examples(Protocol):
         how: the evaluation split was read, and a model is asked.
     """
 
-    kind: str
     description: str
-    metric: str
     train: Dataset
     held_out: Dataset
     rows: dict[str, int]
-    task: Task | None
     evaluation: Dataset
     how: Measurement
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def metric(self) -> str: ...
+
+    @property
+    def task(self) -> Task | None: ...
 
     @property
     def chance(self) -> float:
@@ -197,7 +203,7 @@ class _Loader:
     def load(self) -> Examples:
         settings = self.settings
         if settings.dataset is None:
-            task = get_task(settings.task)
+            task = get_task(cast(str, settings.task))
             source = task.hub_id or task.name
             train = load_task_dataset(task, settings.train_split or "train")
             evaluation = load_task_dataset(task, settings.eval_split or "validation")
@@ -216,9 +222,9 @@ class _Loader:
                 f"no split to evaluate on: {len(loaded.validation)} training rows were taken away for it"
             )
         source, train, evaluation = loaded.source, loaded.train, loaded.validation
-        task = get_task(settings.task) if settings.task else self._builtin(source, train)
-        if task is not None:
-            return self._task(task, source, train, evaluation)
+        known = get_task(settings.task) if settings.task else self._builtin(source, train)
+        if known is not None:
+            return self._task(known, source, train, evaluation)
         recognized = recognize(
             train,
             source,
@@ -227,7 +233,7 @@ class _Loader:
             label_words=settings.label_words,
         )
         self.notes += recognized.notes
-        if recognized.kind == "task":
+        if recognized.task is not None and recognized.kind == "task":
             return self._task(recognized.task, source, train, evaluation)
         if recognized.kind == "text":
             return self._text(recognized.columns[0], source, train, evaluation)
@@ -304,12 +310,14 @@ class _Loader:
         self.read += len(train)
         self.left_out["empty"] += len(train) - len(texts)
         rest, held_out = self._cut(Dataset.from_dict({"text": texts}))
-        blocks = [self._blocks(part, "text", size) for part in (rest, held_out)]
+        blocks, held_out_blocks = (self._blocks(part, "text", size) for part in (rest, held_out))
         measured = few(self._blocks(evaluation, column, size), self.eval_rows)
-        description = self._describe(f"{source}: plain text, blocks of {size} tokens", *blocks, measured)
+        description = self._describe(
+            f"{source}: plain text, blocks of {size} tokens", blocks, held_out_blocks, measured
+        )
         rows = self._finish(len(rest))
         how = self._how("text", size, self.eval_rows, column=column)
-        return _Answers("text", description, *blocks, measured, self.tokenizer, rows, how)
+        return _Answers("text", description, blocks, held_out_blocks, measured, self.tokenizer, rows, how)
 
     def _blocks(self, dataset: Dataset, column: str, size: int) -> Dataset:
         blocks = text_blocks(dataset, self.tokenizer, size, column)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .. import processes
 from ..evaluation import share_rows
@@ -96,7 +96,8 @@ class _Ticks(Progress):
 
     def __init__(self, steps_per_window: int):
         super().__init__()
-        self.steps_per_window, self.ticks = steps_per_window, []
+        self.steps_per_window = steps_per_window
+        self.ticks: list[tuple[int, float]] = []
 
     def say(self, text: str) -> None:
         pass
@@ -161,7 +162,7 @@ def probe(
                 teacher_epochs=1e9,
                 corpus_tokens=_STEPS * numbers.pretrain_batch_size * numbers.block_size,
             ),
-            examples=_Typical(work.examples, _STEPS * numbers.batch_size),
+            examples=cast(Any, _Typical(work.examples, _STEPS * numbers.batch_size)),  # (no one measures on it)
         )
         measured["load"] = _timed(lambda: work.load(source))
         ticks = _Ticks(_WINDOW_STEPS)
@@ -240,7 +241,7 @@ def _few_rows(examples: Examples, most: int, most_written: int) -> tuple[Example
         rows = getattr(examples, name, None)
         if rows is not None:
             few[name] = rows.select(range(min(count, len(rows))))
-    return dataclasses.replace(examples, **few), (len(few["held_out"]), len(few["evaluation"]))
+    return dataclasses.replace(cast(Any, examples), **few), (len(few["held_out"]), len(few["evaluation"]))
 
 
 def window_schedule(numbers: Effort) -> list[int]:

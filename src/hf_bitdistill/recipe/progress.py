@@ -100,7 +100,8 @@ class ProgressCallback(TrainerCallback):
     """Tells a `Progress` what a `Trainer` does."""
 
     def __init__(self, progress: Progress):
-        self.progress, self.loss = progress, None
+        self.progress = progress
+        self.loss: float | None = None
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" in (logs or {}):

@@ -244,7 +244,7 @@ class RecipeResult:
         if self.curves:
             parts += ["<h2>Training losses</h2>", f"<p>{_LOSSES}</p>"]
         for title, curve in self.curves.items():
-            panels = []
+            panels: list[tuple[str, Any]] = []
             for name, label in loss_names().items():
                 points = [(entry["step"], float(entry[name])) for entry in curve if name in entry]
                 if points:

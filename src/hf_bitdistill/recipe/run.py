@@ -9,8 +9,9 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .. import processes
 from ..atomic import folder_aside
@@ -114,7 +115,7 @@ class _Run(Context):
     def start(self, source: Stage | Given, teacher: Measured) -> tuple[Stage, Measured, list[rules.Try]]:
         """The student before any training of it as a whole: twice the steps while that closes the gap, from the start again (a warm start's
         schedule hardens its codes once)."""
-        names = (
+        names: tuple[str, ...] = (
             "window_tokens", "window_stride", "window_learning_rate", "window_start", "loss_unit",
             "weight_granularity", "sub_norm", "calibrate_sub_norm", "keep_massive_ratio",
         )  # fmt: skip
@@ -133,7 +134,7 @@ class _Run(Context):
                 title,
                 "start",
                 names,
-                lambda folder, steps=steps: self.work.start(source.model, steps, folder),
+                partial(self.work.start, source.model, steps),
                 source,
                 steps=steps,
                 tokens=self.work.start_tokens(steps),
@@ -161,7 +162,7 @@ class _Run(Context):
             names,
             lambda folder: self.work.pretrain(source.model, self.base.model, folder),
             source,
-            corpus=fingerprint_text(self.settings.corpus),
+            corpus=fingerprint_text(cast(str, self.settings.corpus)),
         )
 
     def distill(self, source: Stage, teacher: Stage | Given, on_teacher: Measured, before: Measured) -> Distilled:

@@ -35,7 +35,7 @@ EffortArguments.__doc__ = "Single numbers of the effort, each instead of the tab
 
 
 @dataclass
-class RecipeSettings(EffortArguments):
+class RecipeSettings(EffortArguments):  # type: ignore[misc, valid-type]  # made of the fields of `Effort`
     """A run of the recipe. `model`, `dataset` and `output_dir` are enough.
 
     Raises:
@@ -128,7 +128,7 @@ class RecipeSettings(EffortArguments):
     @property
     def base(self) -> str:
         """The full-precision model that everything begins with."""
-        return self.model or self.teacher  # type: ignore[return-value]
+        return self.model or self.teacher  # type: ignore[return-value]  # see `require`
 
     def numbers(self, classes: bool) -> Effort:
         """The effort's numbers with those that are given in their place.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -27,6 +27,7 @@ from ..config import BitNetConfig
 from ..data import batch_by_length, collate, load_corpus, pack_corpus, take_tokens
 from ..distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, ReliableTrainer
 from ..distillation.attention_states import attention_layers
+from ..environment import to
 from ..evaluation import share_rows
 from ..locate import find_model
 from ..massive_activations import find_massive_projections
@@ -35,7 +36,7 @@ from ..surgery import apply_bitnet
 from ..verify import save_packed
 from ..warm_start import WarmStartConfig, warm_start
 from ..whole_models import whole_models
-from .efforts import Effort
+from .efforts import Effort, bitnet_config
 from .engines import shards
 from .examples import Examples
 from .measure import Measured
@@ -79,7 +80,7 @@ class Work:
 
     def load(self, name_or_path: str | Path) -> PreTrainedModel:
         """In float32, on the device."""
-        return self._read(name_or_path).to(self.machine.device)
+        return to(self._read(name_or_path), self.machine.device)
 
     def load_to_train(self, name_or_path: str | Path) -> PreTrainedModel:
         """In float32, on the device unless a `Trainer` puts shards there."""
@@ -155,7 +156,8 @@ class Work:
         if self.lora:
             from peft import LoraConfig, get_peft_model
 
-            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+            adapters = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+            model = cast(PreTrainedModel, get_peft_model(model, adapters))  # (which hands on all that it has)
             rate *= _LORA_RATE_FACTOR
         steps = self.teacher_steps()
         every = -(-steps // self.teacher_looks())
@@ -202,7 +204,7 @@ class Work:
         model = _merged(place) if self.lora else self._read(place, self.dtype)
         for file in place.glob("adapter_*"):
             file.unlink()
-        write_model(model.to(self.dtype), folder, self.tokenizer)
+        write_model(to(model, self.dtype), folder, self.tokenizer)
 
     def merge(self, adapter: str | Path, folder: Path) -> dict[str, Any]:
         """Merge a PEFT adapter into its base model."""
@@ -220,7 +222,9 @@ class Work:
 
     def blocks(self) -> Any:
         """Blocks of plain text, streamed."""
-        texts = load_corpus(self.corpus, streaming=True).shuffle(seed=self.seed, buffer_size=_SHUFFLE_BUFFER)
+        texts = load_corpus(cast(str, self.corpus), streaming=True).shuffle(
+            seed=self.seed, buffer_size=_SHUFFLE_BUFFER
+        )
         return pack_corpus(texts, self.tokenizer, self.numbers.block_size)
 
     def window_config(self, steps: int) -> WarmStartConfig:
@@ -259,7 +263,7 @@ class Work:
         readable = size * (min(max(steps, _CALIBRATION_BATCHES), max_batches or steps) or _CALIBRATION_BATCHES)
         batches = batch_by_length(sequences[:readable], size, tokenizer)
         sample = batches[:_CALIBRATION_BATCHES]
-        config = BitNetConfig(sub_norm=numbers.sub_norm, weight_granularity=numbers.weight_granularity)
+        config = bitnet_config(numbers)
         with self.machine.autocast():
             ratio = numbers.keep_massive_ratio
             kept = find_massive_projections(model, sample, ratio, config) if ratio else []

@@ -48,9 +48,9 @@ def _last_state(run: Path) -> dict[str, Any] | None:
 def _losses(run: Path, figures: Path) -> str:
     state = _last_state(run)
     entries = [entry for entry in (state or {}).get("log_history", []) if "loss" in entry]
-    if not entries:
+    if state is None or not entries:
         return ""
-    panels = []
+    panels: list[tuple[str, Any]] = []
     for name, label in loss_names().items():
         points = [(entry["step"], float(entry[name])) for entry in entries if name in entry]
         if points:

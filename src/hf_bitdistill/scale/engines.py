@@ -318,7 +318,7 @@ def wire(engine: Engine, weights: Weights, training: Training) -> Wire:
         return _sent(part, 2 * _FLOAT * weights.all, 0, 0, 0, 0)
     if engine.kind == "fsdp":
         once = weights.head or weights.embedding
-        plain = width * (2 * (rest - once) + once)
+        plain: float = width * (2 * (rest - once) + once)
         bfloat16 = 2 * 2 * weights.ternary
         if engine.gathers_codes:
             ternary: float = 2 * (_CODE * weights.ternary + _FLOAT * weights.scales)

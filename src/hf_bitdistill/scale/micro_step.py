@@ -185,7 +185,8 @@ def _run_passes(shape: Shape, batch: MicroBatch, losses: Losses, depth: int, exp
         # Masks and rotary tables are made once for this purpose, not counted.
         embedded = torch.empty(shown, dtype=precision.student, requires_grad=True)
         with LiveBytes() as live:
-            taught, states = None, []
+            taught: Any = None
+            states: list[Tensor] = []
             with live.part() as of_teacher:
                 if losses.teacher:
                     read = torch.empty(shown, dtype=precision.teacher)
@@ -225,7 +226,7 @@ def _passes(shape: Shape, batch: MicroBatch, losses: Losses) -> _Passes:
     experts = shape.counted_experts
     runs = {depth: _run_passes(shape, batch, losses, depth, experts[0]) for depth in shape.counted_depths}
     numbers = {depth: dict(zip(_Passes.NAMES, run.numbers, strict=True)) for depth, run in runs.items()}
-    if len(experts) == 2:
+    if len(experts) == 2 and experts[0] is not None and experts[1] is not None:
         depth = min(numbers)
         more = dict(zip(_Passes.NAMES, _run_passes(shape, batch, losses, depth, experts[1]).numbers, strict=True))
         for name in _Passes.GROW_WITH_EXPERTS:
@@ -256,7 +257,8 @@ def _relations(states: _States, rows: int, length: int) -> int:
         return _line((_MANY_ROWS, few), (2 * _MANY_ROWS, many), rows)
     with FakeTensorMode(allow_non_fake_inputs=True):
         made = [torch.empty(shape, dtype=dtype) for shape, dtype in states]
-        teacher, student = tuple(made[:3]), tuple(each.requires_grad_() for each in made[3:])
+        teacher = made[0], made[1], made[2]
+        student = made[3].requires_grad_(), made[4].requires_grad_(), made[5].requires_grad_()
         heads = largest_relation_heads([state_width(each) for each in made])
         mask = torch.ones(rows, length, dtype=torch.long)
         with LiveBytes() as live, live.part() as part:
@@ -326,4 +328,5 @@ def micro_step(shape: Shape, batch: MicroBatch, losses: Losses) -> MicroStep:
     whole = (3 if losses.logits else 2) * batch.rows * batch.labels * shape.vocabulary * width
     relations = _relations(passes.states, batch.rows, batch.length) if losses.relations else 0
     hidden = shape.depth * batch.rows * batch.length * shape.hidden * torch.float32.itemsize if losses.hidden else 0
-    return MicroStep(*passes.numbers, most, left, whole, relations, hidden)
+    numbers: list[int] = [*passes.numbers, most, left, whole, relations, hidden]
+    return MicroStep(*numbers)

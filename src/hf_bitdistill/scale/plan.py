@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import BitNetConfig
-from ..recipe.efforts import Effort
+from ..recipe.efforts import Effort, bitnet_config
 from ..recipe.progress import duration
 from ..recipe.settings import RecipeError, RecipeSettings
 from ..report.tables import text_table
@@ -158,7 +157,7 @@ class ScalePlan:
     def table(self) -> str:
         """For people."""
         header = ("GB a GPU", "micro", *PARTS, "at once", "fullest", "sent a step")
-        rows = [header]
+        rows: list[tuple[str, ...]] = [header]
         for row in self.rows:
             parts = [_gb(row.memory.parts[part]) for part in PARTS]
             micro = f"{row.training.micro} x {row.training.accumulation}"
@@ -243,7 +242,7 @@ def student_shape(config: Any, numbers: Effort) -> Shape:
     Raises:
         SurgeryError: it can make none.
     """
-    return Shape(config, BitNetConfig(sub_norm=numbers.sub_norm, weight_granularity=numbers.weight_granularity))
+    return Shape(config, bitnet_config(numbers))
 
 
 class _Planner:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -89,7 +89,7 @@ class Shape:
         self.is_uniform = len(signatures) == 1
         """Whether all its layers have the same weights, so that two of them tell what all take."""
         fused = list(fused_experts(whole).values())
-        self.experts: int = fused[0].num_experts if fused else 0
+        self.experts = cast(int, fused[0].num_experts) if fused else 0
         self._expert_key = next((key for key in _EXPERTS if getattr(text, key, None) == self.experts), None)
         self.experts_a_token: int = getattr(text, "num_experts_per_tok", 1) if fused else 1
         self.is_tied = whole.get_output_embeddings().weight is whole.get_input_embeddings().weight
@@ -134,7 +134,7 @@ class Shape:
     def _count(self, whole: PreTrainedModel, layers: nn.ModuleList) -> Weights:
         teacher = sum(weight.numel() for weight in whole.parameters())
         teacher_layer = max(sum(weight.numel() for weight in layer.parameters()) for layer in layers)
-        embedding = whole.get_input_embeddings().weight.numel()
+        embedding = cast(nn.Embedding, whole.get_input_embeddings()).weight.numel()
         head = 0 if self.is_tied else whole.get_output_embeddings().weight.numel()
         with torch.device("meta"):
             # (Experts of a uniform model are taken apart in one layer alone: there may be thousands.)

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..atomic import write_text
+from ..environment import to
 from ..evaluation.batching import evaluating, forward_logits, model_device
 from ..model_folder import REFERENCE_FILE
 from ..model_heads import is_classifier
@@ -133,7 +134,7 @@ def write_reference(
         return None
     if model.dtype != torch.float32:
         # As `verify` computes: roundings of 16 bits tip over those to integers.
-        model = copy.deepcopy(model).to(torch.float32)
+        model = to(copy.deepcopy(model), torch.float32)
     vocabulary = model.config.get_text_config().vocab_size
     return _write(folder, answers_of(model, prompts(vocabulary, tokenizer)))
 

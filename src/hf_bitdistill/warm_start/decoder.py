@@ -259,10 +259,10 @@ class CallRecorder:
             calls.append((tuple(args[1:]), kwargs))
             return hidden
 
-        layers = list(self.layers)
+        layers, outputs = list(self.layers), self._outputs or []
         try:
             for index, layer in enumerate(layers):
-                self.layers[index] = _Passes(layer, note, self._outputs[index])
+                self.layers[index] = _Passes(layer, note, outputs[index])
             self._run(batch)
         finally:
             for index, layer in enumerate(layers):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def hidden_states_folder(where: Where, folder: Path | None, needed: int, of_all:
     fits = where == "memory" or (
         where == "auto" and (folder is None or needed <= _MEMORY_SHARE * free_memory(torch.device("cpu")))
     )
-    if not fits:
+    if not fits and folder is not None:
         check_room(folder, {"the hidden states of the warm start": of_all})
     return None if fits else folder
 
@@ -57,7 +57,7 @@ class HiddenStates:
 
     def __init__(self, folder: Path | None = None):
         self.folder = folder
-        self._file = None
+        self._file: Any = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = tempfile.TemporaryFile(dir=folder, prefix="_hidden_states.tmp-", buffering=0)  # noqa: SIM115
@@ -122,9 +122,9 @@ class Slot:
         if self._states._file is None:
             return self._value
         value = torch.empty(self._value[0], dtype=self._value[1])
-        self._states.read(_bytes(value), self._offset)
+        self._states.read(_bytes(value), cast(int, self._offset))
         return value
 
 
 def _bytes(value: Tensor) -> memoryview:
-    return memoryview(value.view(-1).view(torch.uint8).numpy())
+    return value.view(-1).view(torch.uint8).numpy().data

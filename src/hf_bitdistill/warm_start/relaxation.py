@@ -60,6 +60,11 @@ class RelaxedBitLinear(nn.Module):
         generator: of the low-rank start, on the CPU.
     """
 
+    scale: Tensor
+    start: Tensor
+    mean: Tensor
+    update_in: nn.Parameter | None
+
     def __init__(self, layer: BitLinear, rank: int, factor_group_size: int, start: str, generator: torch.Generator):
         super().__init__()
         self.layer = layer
@@ -111,7 +116,7 @@ class RelaxedBitLinear(nn.Module):
 
     def normalized(self) -> Tensor:
         """`u`, float32 `[R, C]`, under autocast too: it decides the codes."""
-        update = self.update_out
+        update: Tensor = self.update_out
         if self.update_in is not None:
             with torch.autocast(update.device.type, enabled=False):
                 update = update @ self.update_in

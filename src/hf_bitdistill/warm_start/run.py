@@ -105,7 +105,8 @@ class Run:
 
     def _keep(self, windows: int) -> None:
         """Write what the next window needs of the ones before, in the first process."""
-        if self.checkpoint is None:
+        checkpoint = self.checkpoint
+        if checkpoint is None:
             return
         state = {
             "identity": self._identity(),
@@ -117,19 +118,16 @@ class Run:
             "trained_tokens": self.report.trained_tokens,
             "steps_done": self.steps_done,
         }
-        processes.on_first(
-            lambda: write_checkpoint(self.checkpoint, state), "writing the checkpoint of the warm start"
-        )
+        processes.on_first(lambda: write_checkpoint(checkpoint, state), "writing the checkpoint of the warm start")
 
     def _continue(self) -> int:
         """Take up a checkpoint, if there is one. Returns how many windows are done."""
-        if self.checkpoint is None:
+        checkpoint = self.checkpoint
+        if checkpoint is None:
             return 0
-        state = processes.together(
-            lambda: read_checkpoint(self.checkpoint), "reading the checkpoint of the warm start"
-        )
+        state = processes.together(lambda: read_checkpoint(checkpoint), "reading the checkpoint of the warm start")
         processes.agree(
-            f"how far the checkpoint {self.checkpoint.name} of the warm start is",
+            f"how far the checkpoint {checkpoint.name} of the warm start is",
             None if state is None else f"step {state['steps_done']}",
             "It must be one file for all: give an output folder that all machines share, or copy the file to each.",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import xxhash
@@ -108,7 +108,7 @@ def _digest(values: Iterable[Any]) -> str:
         if isinstance(value, Tensor):
             value = value.detach().cpu().contiguous()
             digest.update(repr(tuple(value.shape)).encode())
-            digest.update(value.view(-1).view(torch.uint8).numpy())
+            digest.update(value.view(-1).view(torch.uint8).numpy().data)
         else:
             digest.update(repr(value).encode())
     return digest.hexdigest()
@@ -149,7 +149,7 @@ def add_up(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
             parameter.grad = torch.zeros_like(parameter)
     bucket: list[Tensor] = []
     for number, parameter in enumerate(anywhere):
-        bucket.append(parameter.grad)
+        bucket.append(cast(Tensor, parameter.grad))
         if number + 1 == len(anywhere) or sum(gradient.numel() for gradient in bucket) >= _BUCKET:
             flat = torch.cat([gradient.flatten() for gradient in bucket])
             dist.all_reduce(flat)

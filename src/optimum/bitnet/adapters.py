@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hf_bitdistill.decoder import LowRank, NativeDecoder
 
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from .modeling_base import BitNetModel
 
 
@@ -30,7 +28,7 @@ class NativeAdapters:
         modules = model._student.model
         decoder = model.decoder
         names = {p.module for layer in decoder.spec.layers for p in layer.projections}
-        layers = {name: modules.get_submodule(name) for name in names}
+        layers: dict[str, Any] = {name: modules.get_submodule(name) for name in names}
         self._shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
         self._decoders: dict[tuple[str, ...], NativeDecoder] = {(): decoder}
 
@@ -66,8 +64,8 @@ class PeftAdapters:
     """The same on packed layers in transformers, where PEFT does it."""
 
     def __init__(self, model: BitNetModel):
-        self._model = model.model
-        self._peft: PeftModel | None = None
+        self._model: Any = model.model
+        self._peft: Any = None  # a `PeftModel`, once there is an adapter
 
     @property
     def names(self) -> list[str]:
@@ -99,13 +97,12 @@ class AdapterMethods:
     adapters that it was filled with.
     """
 
-    _adapters: NativeAdapters | PeftAdapters | None = None
+    decoder: Any
+    _adapters: Any = None  # `NativeAdapters` or `PeftAdapters`
     _active_adapters: tuple[str, ...] = ()
     _adapters_enabled = True
 
-    def load_adapter(
-        self: BitNetModel, peft_model_id: str | os.PathLike, adapter_name: str = "default", **hub: Any
-    ) -> None:
+    def load_adapter(self, peft_model_id: str | os.PathLike, adapter_name: str = "default", **hub: Any) -> None:
         """Load a LoRA adapter that PEFT saved, and use it instead of those that were active.
 
         Args:
@@ -118,7 +115,8 @@ class AdapterMethods:
             ValueError: there is one of that name.
         """
         if self._adapters is None:
-            self._adapters = NativeAdapters(self) if self.decoder is not None else PeftAdapters(self)
+            model = cast("BitNetModel", self)
+            self._adapters = NativeAdapters(model) if self.decoder is not None else PeftAdapters(model)
         if adapter_name in self._adapters.names:
             raise ValueError(
                 f"there is an adapter {adapter_name!r} already: delete_adapter it, or choose another name."
@@ -171,13 +169,13 @@ class AdapterMethods:
         if missing or not names:
             raise ValueError(f"no adapter {', '.join(map(repr, missing))} was loaded; there are: {loaded}.")
 
-    def _use_adapters(self: BitNetModel) -> None:
+    def _use_adapters(self) -> None:
         if self._adapters is not None:
             self.decoder = self._adapters.decoder(self._active_adapters if self._adapters_enabled else ())
 
-    def __setstate__(self: BitNetModel, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         # Of a copy or a pickle: a model that was loaded again gets the adapters of the one it is a copy of.
         self.__dict__.update(state)
         if isinstance(self._adapters, NativeAdapters) and not self._adapters.bound:
-            self._adapters.bind(self)
+            self._adapters.bind(cast("BitNetModel", self))
             self._use_adapters()

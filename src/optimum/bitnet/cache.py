@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -83,7 +85,7 @@ class BitNetCache(Cache):
 
     # ---- what transformers calls --------------------------------------------------------------------------------
 
-    def update(self, *args, **kwargs):
+    def update(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("a BitNetCache belongs to a native decoder; no other model can write into it.")
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 
 SCHEDULES = ("heuristic", "heuristic_transient")
@@ -90,7 +89,7 @@ class Candidates:
 
     def __init__(
         self,
-        generator: PromptLookupCandidateGenerator,
+        generator: Any,
         max_positions: int,
         adapts: bool = False,
         measures: bool = False,
@@ -100,7 +99,8 @@ class Candidates:
         self._number = NumberOfCandidates(generator.num_output_tokens, self._price) if adapts else None
         self._measures, self._started = measures, 0.0
         self._is_prompt = True
-        self._offered, self._next = 0, None
+        self._offered = 0
+        self._next: tuple[int, int] | None = None
 
     def get_candidates(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         """Ids `[1, T + candidates]`."""

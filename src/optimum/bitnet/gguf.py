@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers.utils import cached_file
 
@@ -23,7 +23,7 @@ def gguf_file_of(model_id: str, gguf_file: str | None, hub: dict[str, Any]) -> P
         OSError: there is no such file.
     """
     if gguf_file is not None:
-        return Path(cached_file(model_id, gguf_file, **hub))
+        return Path(cast(str, cached_file(model_id, gguf_file, **hub)))  # (it raises where there is none)
     path = Path(model_id).expanduser()
     if path.suffix.lower() != ".gguf" or path.is_dir():
         return None

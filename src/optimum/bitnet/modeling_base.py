@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import CommitInfo
@@ -27,6 +27,7 @@ from hf_bitdistill.decoder import (
     load_and_keep,
     open_native_file,
 )
+from hf_bitdistill.decoder.decoder import KvDtype
 from hf_bitdistill.hub_errors import explained
 from hf_bitdistill.locate import find_model
 from hf_bitdistill.model_folder import check_output, replace_model
@@ -84,7 +85,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         self._loaded: Loaded | None = None
 
     @property
-    def _student(self) -> Student | None:
+    def _student(self) -> Any:
         """The checkpoint, opened when something asks for more than its decoder.
 
         Raises:
@@ -104,7 +105,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
 
     @property
     def name_or_path(self) -> str:
-        return self.config.name_or_path
+        return self.config.name_or_path or ""
 
     def eval(self) -> BitNetModel:
         return self
@@ -241,15 +242,18 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
             raise TypeError(f"{cls.__name__}.from_pretrained got unknown options: {', '.join(unknown)}.")
         files = find_weight_files(model_id, config, **hub)
         kv_dtype = _kv_dtype(kv_bits, kv_dtype)
-        student, source = None, NativeSource.of(config, files, cls.head) if native_file else None
-        ready = open_native_file(config, files, cls.head, head_bits, kv_dtype, num_threads) if native_file else None
+        student: Any = None
+        source = NativeSource.of(config, files, cls.head) if native_file else None
+        ready: Any = (
+            open_native_file(config, files, cls.head, head_bits, kv_dtype, num_threads) if native_file else None
+        )
         if ready is None:
             student = Student(config, files, cls.head)
         if (ready or student).needs_export and not may_export:
             raise NotAStudentError(f"{model_id} is not packed yet: load it with export=True, which packs it.")
         head_bits = head_bits or (ready or student).config.quantization_config.head_bits
         try:
-            ready = ready or load_and_keep(student, source, head_bits, kv_dtype, num_threads)
+            ready = ready or load_and_keep(student, source, head_bits, cast(KvDtype, kv_dtype), num_threads)
         except UnsupportedModelError as reason:
             logger.warning(
                 f"{model_id}: the native decoder cannot compute this model: {reason}. It runs on packed layers in "
@@ -313,7 +317,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         """Only of models that generate."""
 
     @classmethod
-    def _read_generation_config(cls, model_id: str, hub: dict[str, Any]) -> None:
+    def _read_generation_config(cls, model_id: str, hub: dict[str, Any]) -> Any:
         """Only of models that generate."""
 
     # ---- saving -------------------------------------------------------------------------------------------------
@@ -354,7 +358,8 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
             else:
                 self._save_pretrained(staging, max_shard_size, **stored)
         as_it_is = self.model is None and not stored and not self._student.needs_export
-        if self.quantization_config is not None and not (as_it_is and carry_answers(self._source, folder)):
+        carried = as_it_is and self._source is not None and carry_answers(self._source, folder)
+        if self.quantization_config is not None and not carried:
             tokenizers = (each for each in self.preprocessors if isinstance(each, PreTrainedTokenizerBase))
             keep_answers(folder, next(tokenizers, None))
         if push_to_hub:
@@ -364,7 +369,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         # Read from the files again: what is in memory may have fewer bits (head_bits).
         self._student.save(save_directory, max_shard_size, **stored)
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
+    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo | None:
         """Publish the packed checkpoint: see [`~hf_bitdistill.push_to_hub`] for the options, which are those of a model of transformers,
         and for what is raised. Returns the commit; as a string its address."""
         return push_to_hub(self, repo_id, **options)
@@ -374,4 +379,4 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         """The student's [`BitNetConfig`], `None` for a model that transformers' own layers compute."""
         if self.decoder is not None:
             return self.config.quantization_config
-        return student_config(self.model) if is_student(self.model) else None
+        return student_config(self.model) if self.model is not None and is_student(self.model) else None

@@ -80,7 +80,7 @@ class BitNetModelForSequenceClassification(BitNetModel):
         output = SequenceClassifierOutputWithPast(loss=loss, logits=logits)
         return output.to_tuple() if return_dict is False else output
 
-    def _classified(self, inputs: Inputs, input_ids: Tensor) -> Tensor:
+    def _classified(self, inputs: Inputs, input_ids: Any) -> Tensor:
         """The column of each row whose state is classified, int64 `[B]`."""
         pad = self.config.pad_token_id
         if pad is None:

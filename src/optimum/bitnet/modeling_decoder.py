@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
@@ -68,7 +68,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         super()._save_pretrained(save_directory, max_shard_size, **stored)
         self.generation_config.save_pretrained(save_directory)
 
-    def generate(self, *args, **kwargs):
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As `generate` of transformers, with all of its options but those that look into the model (`output_hidden_states`,
         other caches, ...). Prompts may be padded on either side. The output ends with the model's positions, with a warning.
 
@@ -80,17 +80,18 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
             IndexError: a token id is not in the vocabulary; names it and its place.
             ValueError: an option that the native decoder cannot honour, or an empty prompt.
         """
-        return (self.model if self.model is not None else super()).generate(*args, **kwargs)
+        whose: Any = self.model if self.model is not None else super()
+        return whose.generate(*args, **kwargs)
 
-    def generate_batch(self, *args, **kwargs):
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Continuous batching: on the transformers path only."""
         return self._continuous_batching("generate_batch")(*args, **kwargs)
 
-    def init_continuous_batching(self, *args, **kwargs):
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Continuous batching: on the transformers path only."""
         return self._continuous_batching("init_continuous_batching")(*args, **kwargs)
 
-    def continuous_batching_context_manager(self, *args, **kwargs):
+    def continuous_batching_context_manager(self, *args: Any, **kwargs: Any) -> Any:
         """Continuous batching: on the transformers path only."""
         return self._continuous_batching("continuous_batching_context_manager")(*args, **kwargs)
 
@@ -112,7 +113,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
             )
         return self.model.get_output_embeddings()
 
-    def prepare_inputs_for_generation(self, input_ids, *args, **kwargs):
+    def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Inputs of one forward pass."""
         for name in KEPT_BY_GENERATE:
             kwargs.pop(name, None)
@@ -123,7 +124,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         check_options(generation_config)
         return generation_config, model_kwargs
 
-    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+    def _sample(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):  # type: ignore[override]  # handed on
         """Greedy decoding and sampling."""
         logits_processor, generation_config = draw_in_processors(logits_processor, generation_config)
         if only_the_greatest_counts(logits_processor, generation_config):
@@ -131,11 +132,11 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         criteria, config = self._end_with_context(input_ids, stopping_criteria, generation_config, kwargs)
         return super()._sample(input_ids, logits_processor, criteria, config, **kwargs)
 
-    def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+    def _beam_search(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):  # type: ignore[override]  # handed on
         criteria, config = self._end_with_context(input_ids, stopping_criteria, generation_config, kwargs)
         return super()._beam_search(input_ids, logits_processor, criteria, config, **kwargs)
 
-    def _assisted_decoding(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+    def _assisted_decoding(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):  # type: ignore[override]  # handed on
         criteria, config = self._end_with_context(input_ids, stopping_criteria, generation_config, kwargs)
         return super()._assisted_decoding(input_ids, logits_processor, criteria, config, **kwargs)
 
@@ -162,7 +163,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         adapts = generation_config.num_assistant_tokens_schedule in SCHEDULES
         return Candidates(generator, self.decoder.spec.max_positions, adapts, not generation_config.do_sample)
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:  # type: ignore[override]  # handed on
         cache = model_kwargs.get(CACHE_NAME)
         if cache is not None:
             cache._is_user_defined = True
@@ -234,6 +235,6 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
                 raise ValueError("labels need the logits of all columns (logits_to_keep=0).")
             loss = ForCausalLMLoss(logits, labels, vocab_size=logits.shape[-1])
         output = CausalLMOutputWithPast(
-            loss=loss, logits=logits, **{CACHE_NAME: None if use_cache is False else cache}
+            loss=loss, logits=logits, **cast(Any, {CACHE_NAME: None if use_cache is False else cache})
         )
         return output.to_tuple() if return_dict is False else output

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_bitdistill.decoder import NativeDecoder, Student
+from hf_bitdistill.environment import to
 from hf_bitdistill.parameter_count import count_parameters
 
 
 class ModuleSurface:
     """Answers for a model whose weights are in the native library, or for the model of transformers that computes in its place."""
 
-    decoder: NativeDecoder | None
+    decoder: Any  # `None` where transformers computes
     model: PreTrainedModel | None
     config: PreTrainedConfig
-    _student: Student | None
+    auto_model_class: Any
+    _student: Any
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +84,7 @@ class ModuleSurface:
                 f"{name} computes in float32, not in {dtype}, whatever the checkpoint's dtype: head_bits and kv_bits of from_pretrained say how "
                 "tables and cache are kept in memory."
             )
-        self.model.to(dtype)
+        to(self.model, dtype)
         return self
 
     def cpu(self):

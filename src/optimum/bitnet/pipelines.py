@@ -20,7 +20,7 @@ class _KnowsNativeModels:
 
     def check_model_type(self, supported_models: Any) -> None:
         if not isinstance(self.model, BitNetModel):
-            super().check_model_type(supported_models)
+            super().check_model_type(supported_models)  # type: ignore[misc]  # of the pipeline that this is mixed into
 
 
 class BitNetTextGenerationPipeline(_KnowsNativeModels, TextGenerationPipeline):
@@ -66,4 +66,5 @@ def pipeline(
     if tokenizer is None:
         raise ValueError("a pipeline of a loaded model needs its tokenizer=.")
     kwargs.setdefault("pipeline_class", pipeline_class)
-    return transformers_pipeline(task, model=model, tokenizer=tokenizer, **kwargs)
+    make: Any = transformers_pipeline  # (whose overloads know no other models)
+    return make(task, model=model, tokenizer=tokenizer, **kwargs)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_bitdistill.decoder import Student
 from hf_bitdistill.model_heads import auto_class
 from hf_bitdistill.surgery import is_student
 from hf_bitdistill.weight_files import folder_of
@@ -69,7 +68,7 @@ def _state(file: str) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _load(cls: type, loaded: Loaded) -> Any:
+def _load(cls: Any, loaded: Loaded) -> Any:
     """Called by `pickle` and `copy`, with the arguments of [`Reloading.__reduce_ex__`]."""
     return cls.from_pretrained(loaded.folder, config=copy.deepcopy(loaded.config), **loaded.options)
 
@@ -79,8 +78,10 @@ class Reloading:
 
     head: str
     model: PreTrainedModel | None
-    _student: Student | None
-    _loaded: Loaded | None
+    _student: Any
+    _loaded: Any  # a `Loaded`, of what was loaded from files
+    _active_adapters: tuple[str, ...]
+    _adapters_enabled: bool
     _imported: TemporaryImport | None = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ class DrawToken(LogitsProcessor):
                 token = self._among(scores, vocabulary, total)
         else:
             token = _draw(torch.softmax(scores / self.temperature, dim=-1))
-        return torch.full_like(scores, -math.inf).scatter_(1, token, 0.0)
+        return torch.full_like(scores, -math.inf).scatter_(1, cast(Tensor, token), 0.0)
 
     def _among(self, scores: Tensor, count: int, total: Tensor | None) -> Tensor | None:
         """Draw among the `count` likeliest, `[B, 1]`; `None` if that is less than the top p.
@@ -131,7 +132,7 @@ def draw_in_processors(
         return processors, config
     rest = list(processors)
 
-    def last(kind: type[LogitsProcessor]) -> LogitsProcessor | None:
+    def last(kind: type[LogitsProcessor]) -> Any:
         found = rest and type(rest[-1]) is kind and getattr(rest[-1], "filter_value", -math.inf) == -math.inf
         return rest.pop() if found else None
 

@@ -41,7 +41,7 @@ class ServedModel(BitNetModelForCausalLM):
         self._turn = threading.Lock()
 
     @functools.wraps(BitNetModelForCausalLM.forward)  # (`generate` looks at the names of its arguments)
-    def forward(self, *args: Any, **kwargs: Any):
+    def forward(self, *args: Any, **kwargs: Any):  # type: ignore[override]  # the same, by `wraps`
         with self._turn:
             return super().forward(*args, **kwargs)
 

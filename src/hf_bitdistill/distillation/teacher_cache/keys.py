@@ -29,7 +29,7 @@ class Example(NamedTuple):
     """
 
     fingerprint: bytes
-    count: int
+    count: int  # type: ignore[assignment]  # the tuple's method of this name is not used
     row: int
     tokens: list[int]
 
@@ -55,17 +55,17 @@ def batch_examples(batch: Mapping[str, Any], targets: Tensor) -> list[Example]:
         if isinstance(mask, Tensor) and mask.shape == ids.shape:
             documents = documents.masked_fill(mask == 0, -1)
     labelled = targets != IGNORE_INDEX
-    ids, documents, labelled = (value.cpu().numpy() for value in (ids, documents, labelled))
+    all_ids, all_documents, all_labelled = (value.cpu().numpy() for value in (ids, documents, labelled))
     examples = []
-    for row, numbers in enumerate(documents):
+    for row, numbers in enumerate(all_documents):
         borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)]
         for start, stop in pairwise(borders):
             if numbers[start] < 0:
                 continue
-            learned = labelled[row, start:stop] if labelled.ndim == 2 else labelled[row : row + 1]
+            learned = all_labelled[row, start:stop] if all_labelled.ndim == 2 else all_labelled[row : row + 1]
             count = int(learned.sum())
             if count:
-                tokens = ids[row, start:stop].astype("<i8")
+                tokens = all_ids[row, start:stop].astype("<i8")
                 digest = hashlib.blake2b(tokens.tobytes(), digest_size=DIGEST_BYTES)
                 digest.update(np.packbits(learned).tobytes())
                 examples.append(Example(digest.digest(), count, row, tokens[:12].tolist()))

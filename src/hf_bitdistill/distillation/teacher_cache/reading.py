@@ -60,9 +60,9 @@ class TeacherCache:
             keys.append(np.ascontiguousarray(fingerprints).view("<u8"))
             shards = np.full(len(fingerprints), number)
             places.append(np.stack([shards, starts[:-1], starts[1:]], axis=1))
-        keys, places = np.concatenate(keys), np.concatenate(places)
-        order = np.argsort(keys[:, 0], kind="stable")
-        self._first, self._second, self._places = keys[order, 0], keys[order, 1], places[order]
+        all_keys, all_places = np.concatenate(keys), np.concatenate(places)
+        order = np.argsort(all_keys[:, 0], kind="stable")
+        self._first, self._second, self._places = all_keys[order, 0], all_keys[order, 1], all_places[order]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
@@ -143,7 +143,8 @@ class TeacherCache:
                     f"not in the teacher's cache {self.folder}: write the cache of the rows that are trained (and evaluated) on, with the "
                     "same prompts, lengths and labels"
                 )
-            rows[example.row].append(tuple(map(int, place)))
+            shard, start, stop = map(int, place)
+            rows[example.row].append((shard, start, stop))
         info = self.info
         width = max((sum(stop - start for _, start, stop in row) for row in rows), default=0)
         device = batch["input_ids"].device

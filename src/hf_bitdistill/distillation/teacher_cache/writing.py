@@ -84,7 +84,7 @@ def cache_teacher_logits(
     for name, value in {"k": k, "batch_size": batch_size, "shard_examples": shard_examples}.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    columns = teacher.config.num_labels if head == "sequence_classification" else _columns(teacher)
+    columns = _columns(teacher, head)
     if vocab_size is not None and not 1 <= vocab_size <= columns:
         raise ValueError(f"vocab_size must be between 1 and the teacher's {columns} columns, got {vocab_size}")
     if data_collator is None:
@@ -137,7 +137,10 @@ def _write(folder: Path, info: CacheInfo, dataset: Any, writer: _Writer, progres
     return info
 
 
-def _columns(teacher: nn.Module) -> int:
+def _columns(teacher: Any, head: Head) -> int:
+    """Of its logits."""
+    if head == "sequence_classification":
+        return teacher.config.num_labels
     output = teacher.get_output_embeddings()
     weight = getattr(output, "weight", None)
     return teacher.config.get_text_config().vocab_size if weight is None else weight.shape[0]
@@ -147,7 +150,7 @@ def _digest(model: nn.Module) -> str:
     digest = xxhash.xxh3_128()
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

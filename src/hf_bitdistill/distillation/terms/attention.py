@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..attention_states import AttentionStateCapture, attention_layers, number_of_layers
+from ..attention_states import AttentionStateCapture, AttentionStates, attention_layers, number_of_layers
 from ..depths import relation_layers
 from ..documents import document_groups, gather_states
-from ..losses import attention_relation_loss, largest_relation_heads, relation_divisor, state_width
+from ..losses import (
+    RelationNormalization,
+    attention_relation_loss,
+    largest_relation_heads,
+    relation_divisor,
+    state_width,
+)
 from .base import Forwards, LossTerm, TermSums
 
 
@@ -34,12 +41,18 @@ class AttentionTerm(LossTerm):
 
     def __init__(self, args):
         super().__init__(args)
-        self.layers: tuple[list[int], list[int]] | None = None
+        self.layers: tuple[list[int], list[int]] = ([], [])
         self.heads: int | None = args.relation_heads
 
     def check(self, student: nn.Module, teacher: nn.Module | None, args) -> None:
-        models = (student, teacher)
-        self.layers = relation_layers(args, *map(number_of_layers, models), *map(attention_layers, models))
+        assert teacher is not None  # (`needs_teacher`)
+        self.layers = relation_layers(
+            args,
+            number_of_layers(student),
+            number_of_layers(teacher),
+            attention_layers(student),
+            attention_layers(teacher),
+        )
         # Both are built now, so that an architecture without Q, K, V to capture is refused before training.
         self._student = AttentionStateCapture(student, self.layers[0])
         self._teacher = AttentionStateCapture(teacher, self.layers[1])
@@ -58,13 +71,14 @@ class AttentionTerm(LossTerm):
 
     def sums(self, forwards: Forwards) -> TermSums:
         args, mask, documents = self.args, forwards.mask, forwards.documents
+        normalization = cast(RelationNormalization, args.relation_normalization)
         teacher_states, student_states = self._teacher.release(), self._student.release()
         if self.heads is None:
             self.heads = largest_relation_heads(
                 [state_width(state) for states in (*teacher_states, *student_states) for state in states]
             )
         pairs = list(zip(teacher_states, student_states, strict=True))
-        parts = [(*pair, mask) for pair in pairs]
+        parts: Iterable[tuple[AttentionStates, AttentionStates, Tensor]] = [(*pair, mask) for pair in pairs]
         if documents is not None:
             # A generator: the states of one group of documents at a time.
             parts = (
@@ -73,15 +87,13 @@ class AttentionTerm(LossTerm):
                 for teacher, student in pairs
             )
         # The first summand ties the graph to the student where no document takes part.
-        total = student_states[0].query[..., :0].float().sum() if documents is not None else 0.0
+        total: Any = student_states[0].query[..., :0].float().sum() if documents is not None else 0.0
         for teacher, student, real in parts:
             total = (
                 total
-                + attention_relation_loss(
-                    teacher, student, real, self.heads, args.relation_normalization, args.relation_causal
-                ).kl
+                + attention_relation_loss(teacher, student, real, self.heads, normalization, args.relation_causal).kl
             )
-        divisor = relation_divisor(args.relation_normalization, len(student_states), self.heads)
+        divisor = relation_divisor(normalization, len(student_states), self.heads)
         return TermSums(total, "tokens", each=self.heads, divisor=divisor)
 
     def facts(self) -> list[tuple[str, Any]]:

@@ -38,7 +38,7 @@ class TermSums(NamedTuple):
     """
 
     total: Tensor
-    count: Count | None
+    count: Count | None  # type: ignore[assignment]  # the tuple's method of this name is not used
     each: int = 1
     divisor: int = 1
     weight: float | None = None
@@ -137,7 +137,7 @@ class LossTerm:
 
     def weight(self, progress: Progress) -> float:
         """Its weight in the next step; 0: it is not computed there."""
-        return getattr(self.args, self.weight_option)
+        return getattr(self.args, self.weight_option or "")
 
     def is_computed(self, progress: Progress) -> bool:
         """Whether the next step computes it."""

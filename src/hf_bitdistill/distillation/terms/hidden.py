@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from ..callbacks import falling_share
@@ -24,7 +26,8 @@ class HiddenTerm(LossTerm):
     settings = ("hidden_loss_weight", "hidden_loss_share")
 
     def check(self, student: nn.Module, teacher: nn.Module | None, args) -> None:
-        widths = [model.config.get_text_config().hidden_size for model in (student, teacher)]
+        models: tuple[Any, ...] = (student, teacher)
+        widths = [model.config.get_text_config().hidden_size for model in models]
         if widths[0] != widths[1]:
             raise ValueError(
                 f"the student's hidden states are {widths[0]} wide and the teacher's {widths[1]}: set hidden_loss_weight=0"

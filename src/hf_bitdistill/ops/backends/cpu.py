@@ -71,7 +71,7 @@ def _dense(packed: Tensor, library: n.NativeLibrary) -> Tensor:
 
 @implement("int8_pack", "CPU")
 def int8_pack(weight, weight_scale):
-    weight, scale = weight.contiguous(), _floats(weight_scale)
+    weight, scale = weight.contiguous(), weight_scale.float().contiguous()
     if weight.dtype != torch.int8 or weight.ndim != 2:
         raise ValueError("int8 weights are an int8 matrix")
     library = _native()

@@ -5,6 +5,8 @@ One layer's weight is unpacked at a time, in the dtype of its product, and freed
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ def ternary_linear(
 ) -> Tensor:
     dtype = dtype or x.dtype
     codes = q.unpack_ternary(weight, out_features, q.product_dtype(x.device, dtype))
-    options = {"group_size": group_size, "activation_bits": activation_bits, "out_dtype": dtype}
+    options: dict[str, Any] = {"group_size": group_size, "activation_bits": activation_bits, "out_dtype": dtype}
     return q.ternary_linear(x, codes, weight_scale, bias, **options)
 
 

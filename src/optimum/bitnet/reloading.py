@@ -15,7 +15,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_bitdistill.decoder import Student
 from hf_bitdistill.decoder.students import HEADS
-from hf_bitdistill.surgery import is_student
 from hf_bitdistill.weight_files import folder_of
 
 from .gguf import TemporaryImport
@@ -78,7 +77,6 @@ class Reloading:
     """Copies, pickles and floats of a model whose weights are in the native library."""
 
     head: str
-    model: PreTrainedModel | None
     _student: Student | None
     _loaded: Loaded | None
     _imported: TemporaryImport | None = None
@@ -90,8 +88,6 @@ class Reloading:
         Raises:
             ValueError: a file is gone or was changed.
         """
-        if self.model is not None:
-            return super().__reduce_ex__(protocol)
         if self._imported is not None:
             # (Its folder is removed with this object, and a copy would still read it.)
             raise ValueError(
@@ -120,20 +116,9 @@ class Reloading:
             dtype: of its parameters; default: that of the checkpoint.
 
         Raises:
-            ValueError: a file is gone or was changed, an adapter is in use, or transformers' own layers compute.
+            ValueError: a file is gone or was changed, or an adapter is in use.
         """
-        if self._active_adapters and self._adapters_enabled:
-            raise ValueError(
-                f"the adapters {', '.join(self._active_adapters)} are in use, and no part of the weights: disable_adapters() first."
-            )
-        if self.model is not None:
-            if not is_student(self.model):
-                raise ValueError(
-                    f"transformers' own layers compute this {type(self).__name__}, and these cannot be dequantised: write it in floats with "
-                    "`bitdistill export transformers --dense`."
-                )
-            wanted = None if dtype in (None, "auto") else getattr(torch, dtype) if isinstance(dtype, str) else dtype
-            return copy.deepcopy(self.model).dequantize(wanted)
+        self._check_no_adapters()
         self._loaded.check()
         if not self._student.needs_export:
             return self._load_floats(self._loaded.folder, dtype)

@@ -6,6 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Processes of the test suite: a file of tests is run by one of them.
 WORKERS ?= 2
 SOURCES := src tests examples scripts benchmarks
+CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 
 .PHONY: demo test test-distributed test-floors test-newest docs bench-kernels bench-decode bench-train results style check clean
 
@@ -53,10 +54,12 @@ results: $(VENV)/.installed
 style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("hf-bitdistill needs Python >= 3.10, this is " + sys.version) if sys.version_info < (3, 10) else None'

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..layers import BitLinear, Experts, TernaryLinear
+from ..ops import c_header as c
 
 
 class UnsupportedModelError(ValueError):
@@ -174,7 +175,7 @@ FAMILIES: dict[str, _Family] = {
     "qwen3_moe": replace(_LLAMA, windows="all", qk_norm=True, mixtures="norm_topk_prob"),
 }
 
-_SILU, _GELU, _GELU_TANH, _RELU, _RELU_SQUARED = range(5)
+_SILU, _GELU, _GELU_TANH, _RELU, _RELU_SQUARED = c.SILU, c.GELU, c.GELU_TANH, c.RELU, c.RELU_SQUARED
 _ACTIVATIONS = {
     "silu": _SILU,
     "swish": _SILU,

@@ -6,6 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Processes of the test suite: a file of tests is run by one of them.
 WORKERS ?= 2
 SOURCES := src tests examples scripts benchmarks
+CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 
 .PHONY: demo test test-slow test-distributed test-floors test-newest docs bench-kernels bench-decode bench-train results style check clean
 
@@ -57,11 +58,13 @@ results: $(VENV)/.installed
 style: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 # Style and types, nothing is changed. Types are looked up in what is installed: in a second after the first time, which takes half a minute.
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 	$(BIN)/mypy
 
 $(VENV)/bin/python:

@@ -233,8 +233,8 @@ int bd_int4_packed_size(int64_t rows, int64_t cols, size_t* bytes) {
   if (rows < 1 || rows > BD_MAX_ROWS || cols < 1 || cols > BD_MAX_COLS) return BD_ERROR_SHAPE;
   Matrix matrix;
   Layout layout;
-  BD_RETURN_IF_ERROR(describe_matrix(BD_INT4, rows, cols, kInt4Group,
-                                     static_cast<size_t>(rows * div_up(cols, kInt4Group)), &matrix, &layout));
+  BD_RETURN_IF_ERROR(
+      describe_matrix(BD_INT4, rows, cols, kInt4Group, static_cast<size_t>(rows * div_up(cols, kInt4Group)), &matrix, &layout));
   *bytes = layout.total;
   return BD_OK;
 }
@@ -268,8 +268,7 @@ int bd_table_pack_rows(int format, const void* table, size_t table_bytes, int ki
   Matrix matrix;
   Layout layout;
   BD_RETURN_IF_ERROR(describe_matrix(format, rows, cols, int4 ? kInt4Group : 0,
-                                     static_cast<size_t>(rows * (int4 ? div_up(cols, kInt4Group) : 1)), &matrix,
-                                     &layout));
+                                     static_cast<size_t>(rows * (int4 ? div_up(cols, kInt4Group) : 1)), &matrix, &layout));
   PackedParts parts;
   if (first_row == 0) {
     BD_RETURN_IF_ERROR(start_packing(matrix, layout, packed, packed_bytes, &parts));
@@ -316,8 +315,8 @@ int bd_weight_describe(const void* packed, size_t packed_bytes, bd_weight_info* 
 }
 
 int bd_linear(const void* packed, size_t packed_bytes, const void* x, size_t x_count, int x_dtype, int64_t tokens,
-              const float* norm_weight, size_t norm_count, float norm_eps, const float* bias, size_t bias_count,
-              float* out, size_t out_count) {
+              const float* norm_weight, size_t norm_count, float norm_eps, const float* bias, size_t bias_count, float* out,
+              size_t out_count) {
   Matrix matrix;
   const Kernels* kernels;
   BD_RETURN_IF_ERROR(open_matrix(packed, packed_bytes, &matrix));
@@ -326,8 +325,8 @@ int bd_linear(const void* packed, size_t packed_bytes, const void* x, size_t x_c
   if (bias_count != (bias == nullptr ? 0 : static_cast<size_t>(matrix.rows))) return BD_ERROR_BUFFER_SIZE;
   if (out_count != static_cast<size_t>(tokens * matrix.rows)) return BD_ERROR_BUFFER_SIZE;
   BD_RETURN_IF_ERROR(active_kernels(&kernels));
-  BD_RETURN_IF_ERROR(t_activations.quantize(*kernels, x, static_cast<bd_dtype>(x_dtype), tokens, matrix.cols,
-                                            Norm{norm_weight, norm_eps}));
+  BD_RETURN_IF_ERROR(
+      t_activations.quantize(*kernels, x, static_cast<bd_dtype>(x_dtype), tokens, matrix.cols, Norm{norm_weight, norm_eps}));
   Output output;
   output.bias = bias;
   output.out = out;
@@ -364,22 +363,19 @@ int bd_embedding(const void* packed, size_t packed_bytes, const int64_t* index, 
   for (size_t i = 0; i < index_count; ++i) {
     if (index[i] < 0 || index[i] >= matrix.rows) return BD_ERROR_INDEX;
   }
-  parallel_for(static_cast<int64_t>(index_count), [&](int64_t i) {
-    dequantize_row(matrix, index[i], out + i * matrix.cols);
-  });
+  parallel_for(static_cast<int64_t>(index_count), [&](int64_t i) { dequantize_row(matrix, index[i], out + i * matrix.cols); });
   return BD_OK;
 }
 
-int bd_quantize_activations(const void* x, size_t x_count, int x_dtype, int64_t tokens, int64_t cols,
-                            const float* norm_weight, size_t norm_count, float norm_eps, int8_t* x_q, size_t x_q_count,
-                            float* s, size_t s_count) {
+int bd_quantize_activations(const void* x, size_t x_count, int x_dtype, int64_t tokens, int64_t cols, const float* norm_weight,
+                            size_t norm_count, float norm_eps, int8_t* x_q, size_t x_q_count, float* s, size_t s_count) {
   BD_RETURN_IF_ERROR(check_input(x, x_count, x_dtype, tokens, cols, norm_weight, norm_count, norm_eps));
   if (x_q == nullptr || s == nullptr) return BD_ERROR_NULL_POINTER;
   if (x_q_count != x_count || s_count != static_cast<size_t>(tokens)) return BD_ERROR_BUFFER_SIZE;
   const Kernels* kernels;
   BD_RETURN_IF_ERROR(active_kernels(&kernels));
-  BD_RETURN_IF_ERROR(t_activations.quantize(*kernels, x, static_cast<bd_dtype>(x_dtype), tokens, cols,
-                                            Norm{norm_weight, norm_eps}));
+  BD_RETURN_IF_ERROR(
+      t_activations.quantize(*kernels, x, static_cast<bd_dtype>(x_dtype), tokens, cols, Norm{norm_weight, norm_eps}));
   for (int64_t t = 0; t < tokens; ++t) {
     t_activations.copy_token(t, x_q + t * cols);
     s[t] = *t_activations.scale(t);
@@ -387,8 +383,8 @@ int bd_quantize_activations(const void* x, size_t x_count, int x_dtype, int64_t 
   return BD_OK;
 }
 
-int bd_matmul_int32(const void* packed, size_t packed_bytes, const int8_t* x_q, size_t x_q_count, int64_t tokens,
-                    int32_t* acc, size_t acc_count) {
+int bd_matmul_int32(const void* packed, size_t packed_bytes, const int8_t* x_q, size_t x_q_count, int64_t tokens, int32_t* acc,
+                    size_t acc_count) {
   Matrix matrix;
   const Kernels* kernels;
   BD_RETURN_IF_ERROR(open_matrix(packed, packed_bytes, &matrix));

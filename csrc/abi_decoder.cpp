@@ -135,10 +135,15 @@ int bd_decoder_forward(const bd_decoder* decoder, bd_cache* cache, const int64_t
   return without_exceptions([&]() -> int {
     std::lock_guard<std::mutex> lock(cache->mutex);
     if (cache->model != &decoder->model) return BD_ERROR_MODEL;
-    BD_RETURN_IF_ERROR(check_forward(decoder->model, *cache, tokens, sequences, token_count, output_index, output_count,
-                                     out_count, output));
-    const ForwardTask task = {tokens,       sequences, static_cast<int64_t>(token_count),
-                              output_index, static_cast<int64_t>(output_count), static_cast<bd_output>(output), out};
+    BD_RETURN_IF_ERROR(
+        check_forward(decoder->model, *cache, tokens, sequences, token_count, output_index, output_count, out_count, output));
+    const ForwardTask task = {tokens,
+                              sequences,
+                              static_cast<int64_t>(token_count),
+                              output_index,
+                              static_cast<int64_t>(output_count),
+                              static_cast<bd_output>(output),
+                              out};
     return forward(decoder->model, *cache, task);
   });
 }

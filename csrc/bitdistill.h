@@ -128,9 +128,8 @@ BD_API int bd_set_team(bd_team team);
 // `weight`: uint8 [ceil(rows / 4), cols]; row r + k * ceil(rows / 4) is bits 2k, 2k + 1 of packed row r; codes {0, 1, 2}
 // for {-1, 0, 1}. `weight_scale`: 1, rows, or rows * ceil(cols / group_size) floats; group_size 0 (none), 64 or 128.
 BD_API int bd_ternary_packed_size(int64_t rows, int64_t cols, int64_t group_size, size_t scale_count, size_t* bytes);
-BD_API int bd_ternary_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, int64_t cols,
-                           const float* weight_scale, size_t scale_count, int64_t group_size, void* packed,
-                           size_t packed_bytes);
+BD_API int bd_ternary_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, int64_t cols, const float* weight_scale,
+                           size_t scale_count, int64_t group_size, void* packed, size_t packed_bytes);
 
 // `dense`: uint8 [ceil(rows * cols / 5)], five weights in a byte, as files may hold them. With n = ceil(rows * cols / 5), byte i has
 // weights i, i + n, .. i + 4n of the rows one after another, each plus one, as the digits of a number v < 243 in base 3, the first
@@ -195,8 +194,8 @@ BD_API int bd_embedding(const void* packed, size_t packed_bytes, const int64_t* 
 
 // The first half of bd_linear: x_q int8 [tokens, cols] and scale s [tokens].
 BD_API int bd_quantize_activations(const void* x, size_t x_count, int x_dtype, int64_t tokens, int64_t cols,
-                                   const float* norm_weight, size_t norm_count, float norm_eps, int8_t* x_q,
-                                   size_t x_q_count, float* s, size_t s_count);
+                                   const float* norm_weight, size_t norm_count, float norm_eps, int8_t* x_q, size_t x_q_count,
+                                   float* s, size_t s_count);
 
 // The integers between: acc int32 [tokens, rows, groups] for any x_q, -128 included.
 BD_API int bd_matmul_int32(const void* packed, size_t packed_bytes, const int8_t* x_q, size_t x_q_count, int64_t tokens,
@@ -328,8 +327,8 @@ BD_API int bd_cache_bytes(const bd_cache* cache, size_t* bytes);
 // outputs (bd_output) of the tokens output_index[...], [output_count, vocab_size or hidden_size]. On failure the
 // sequences are as before.
 BD_API int bd_decoder_forward(const bd_decoder* decoder, bd_cache* cache, const int64_t* tokens, const int64_t* sequences,
-                              size_t token_count, const int64_t* output_index, size_t output_count, int output,
-                              float* out, size_t out_count);
+                              size_t token_count, const int64_t* output_index, size_t output_count, int output, float* out,
+                              size_t out_count);
 
 // ---- Limits of the machine, for benchmarks --------------------------------------------------------------------------
 // Bytes a second read from a buffer, and multiply-adds a second of the instruction sequence that the ternary matrix

@@ -3,10 +3,10 @@
 
 #include "bitdistill.h"
 
-#define BD_RETURN_IF_ERROR(expression)                  \
-  do {                                                  \
-    const int bd_status_ = (expression);                \
-    if (bd_status_ != BD_OK) return bd_status_;         \
+#define BD_RETURN_IF_ERROR(expression)          \
+  do {                                          \
+    const int bd_status_ = (expression);        \
+    if (bd_status_ != BD_OK) return bd_status_; \
   } while (0)
 
 namespace bitdistill {

@@ -89,8 +89,7 @@ void run_tasks(Pool* pool) {
 void run_tasks_of(void* pool) { run_tasks(static_cast<Pool*>(pool)); }
 
 bool open_for(const Pool* pool, int index, uint64_t gate, uint64_t seen) {
-  return (gate & kOpen) != 0 && (gate >> kGenerationShift) != seen &&
-         index < pool->limit.load(std::memory_order_relaxed);
+  return (gate & kOpen) != 0 && (gate >> kGenerationShift) != seen && index < pool->limit.load(std::memory_order_relaxed);
 }
 
 void* worker_main(void* argument) {

@@ -25,9 +25,8 @@ void parallel_for_impl(int64_t count, void* context, Task task);
 // runs them one after another. If threads cannot be started, fewer do the work. `body` must not throw.
 template <typename F>
 void parallel_for(int64_t count, F&& body) {
-  parallel_for_impl(count, const_cast<void*>(static_cast<const void*>(&body)), [](void* context, int64_t index) {
-    (*static_cast<std::remove_reference_t<F>*>(context))(index);
-  });
+  parallel_for_impl(count, const_cast<void*>(static_cast<const void*>(&body)),
+                    [](void* context, int64_t index) { (*static_cast<std::remove_reference_t<F>*>(context))(index); });
 }
 
 }  // namespace bitdistill

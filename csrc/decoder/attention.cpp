@@ -46,7 +46,8 @@ Attention::Tile Attention::open_tile(int64_t layer_index, int64_t number, const 
   if (runs_.size() > 1) {
     i = static_cast<size_t>(std::upper_bound(runs_.begin(), runs_.end(), number,
                                              [](int64_t value, const Run& r) { return value < r.first_tile; }) -
-                            runs_.begin()) - 1;
+                            runs_.begin()) -
+        1;
   }
   const Run& run = runs_[i];
   const int64_t window = model_.layers[static_cast<size_t>(layer_index)].window;

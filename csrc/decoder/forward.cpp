@@ -27,7 +27,8 @@ constexpr int64_t kDenseRowsPerTask = 512;
 
 struct Workspace {
   QuantizedActivations activations;
-  AlignedBuffer hidden, normed, sub_normed, qkv, heads, gate_up, inner, projected, rotation, gathered, expert_output, router, ordered;
+  AlignedBuffer hidden, normed, sub_normed, qkv, heads, gate_up, inner, projected, rotation, gathered, expert_output, router,
+      ordered;
   AlignedBuffer adapter_input, adapter_inner;
   std::vector<int64_t> positions;
   Routing routing;
@@ -191,16 +192,16 @@ class Chunk {
       multiply_floats(projection.weight, input, tokens, parts[i].output.out, out_stride);
       if (projection.bias.empty()) continue;
       const int64_t rows = projection.weight.rows;
-      for_tokens(tokens, rows, [&](int64_t t) { floats_.add(projection.bias.data(), rows, parts[i].output.out + t * out_stride); });
+      for_tokens(tokens, rows,
+                 [&](int64_t t) { floats_.add(projection.bias.data(), rows, parts[i].output.out + t * out_stride); });
     }
     return BD_OK;
   }
 
   const float* norm_tokens(const NormWeights& norm, const float* x, int64_t tokens, int64_t cols, AlignedBuffer& buffer) {
     float* const out = reserve(buffer, tokens * cols);
-    for_tokens(tokens, cols, [&](int64_t t) {
-      floats_.rms_norm(x + t * cols, cols, norm.weight.data(), norm.eps, out + t * cols);
-    });
+    for_tokens(tokens, cols,
+               [&](int64_t t) { floats_.rms_norm(x + t * cols, cols, norm.weight.data(), norm.eps, out + t * cols); });
     return out;
   }
 
@@ -247,7 +248,8 @@ class Chunk {
 
   // Norms and rotates queries and keys, and writes keys and values to the cache.
   void finish_qkv(const Layer& layer, int64_t layer_index, float* qkv) {
-    const int64_t half = layer.rope < 0 ? 0 : static_cast<int64_t>(model_.ropes[static_cast<size_t>(layer.rope)].inv_freq.size());
+    const int64_t half =
+        layer.rope < 0 ? 0 : static_cast<int64_t>(model_.ropes[static_cast<size_t>(layer.rope)].inv_freq.size());
     const auto finish = [&](const Run& run, int64_t t) {
       const int64_t position = w_.positions[static_cast<size_t>(t)];
       uint8_t* const page = run.sequence->writable_page(position);
@@ -276,8 +278,8 @@ class Chunk {
 
   int attention(const Layer& layer, int64_t layer_index) {
     float* const qkv = reserve(w_.qkv, tokens_ * model_.qkv_size());
-    BD_RETURN_IF_ERROR(project(layer.qkv.data(), layer.qkv.size(), &layer.input_norm, h_, tokens_, model_.hidden_size,
-                               qkv, model_.qkv_size()));
+    BD_RETURN_IF_ERROR(project(layer.qkv.data(), layer.qkv.size(), &layer.input_norm, h_, tokens_, model_.hidden_size, qkv,
+                               model_.qkv_size()));
     finish_qkv(layer, layer_index, qkv);
     float* const heads = reserve(w_.heads, tokens_ * model_.q_size());
     BD_RETURN_IF_ERROR(attention_.attend(layer_index, qkv, heads));
@@ -292,8 +294,7 @@ class Chunk {
     const int64_t n = mlp.intermediate_size();
     const int64_t width = 2 * n;
     float* const gate_up = reserve(w_.gate_up, tokens * width);
-    BD_RETURN_IF_ERROR(
-        project(mlp.gate_up.data(), mlp.gate_up.size(), norm, x, tokens, model_.hidden_size, gate_up, width));
+    BD_RETURN_IF_ERROR(project(mlp.gate_up.data(), mlp.gate_up.size(), norm, x, tokens, model_.hidden_size, gate_up, width));
     float* const inner = reserve(w_.inner, tokens * n);
     for_tokens(tokens, 4 * n, [&](int64_t t) {
       const float* const row = gate_up + t * width;
@@ -318,9 +319,7 @@ class Chunk {
       if (count == 0) continue;
       float* const gathered = reserve(w_.gathered, count * n);
       float* const output = reserve(w_.expert_output, count * n);
-      for_tokens(count, n, [&](int64_t i) {
-        std::copy_n(x + routed[static_cast<size_t>(i)].token * n, n, gathered + i * n);
-      });
+      for_tokens(count, n, [&](int64_t i) { std::copy_n(x + routed[static_cast<size_t>(i)].token * n, n, gathered + i * n); });
       BD_RETURN_IF_ERROR(perceptron(layer.mlps[e], nullptr, gathered, count, output));
       for_tokens(count, n, [&](int64_t i) {
         const Routed& r = routed[static_cast<size_t>(i)];

@@ -74,8 +74,7 @@ int open_projection(const bd_projection& projection, int64_t cols, Projection* o
 }
 
 // Projections of the same input whose rows, one after another, make `rows`.
-int open_projections(const bd_projection* projections, int count, int64_t cols, int64_t rows,
-                     std::vector<Projection>* out) {
+int open_projections(const bd_projection* projections, int count, int64_t cols, int64_t rows, std::vector<Projection>* out) {
   out->resize(static_cast<size_t>(count));
   int64_t sum = 0;
   for (int i = 0; i < count; ++i) {
@@ -122,8 +121,8 @@ int open_mixture(const bd_mixture& mixture, int64_t hidden, Layer* out) {
   out->mlps.resize(static_cast<size_t>(mixture.expert_count));
   for (size_t i = 0; i < out->mlps.size(); ++i) {
     const bd_expert& expert = mixture.experts[i];
-    BD_RETURN_IF_ERROR(open_mlp(expert.gate_up, mixture.gate_up_count, expert.down, hidden, mixture.intermediate_size,
-                                &out->mlps[i]));
+    BD_RETURN_IF_ERROR(
+        open_mlp(expert.gate_up, mixture.gate_up_count, expert.down, hidden, mixture.intermediate_size, &out->mlps[i]));
   }
   return BD_OK;
 }
@@ -148,8 +147,7 @@ int build_layer(const bd_layer& layer, const Model& model, Layer* out) {
   if (out->o.weight.rows != hidden) return BD_ERROR_MODEL;
   if (mixture) return open_mixture(layer.mixture, hidden, out);
   out->mlps.resize(1);
-  return open_mlp(layer.gate_up, layer.gate_up_count, layer.down, hidden, model.intermediate_size,
-                  &out->mlps[0]);
+  return open_mlp(layer.gate_up, layer.gate_up_count, layer.down, hidden, model.intermediate_size, &out->mlps[0]);
 }
 
 }  // namespace
@@ -159,8 +157,8 @@ int build_model(const bd_decoder_config& config, Model* model) {
   if (!in_range(config.vocab_size, BD_MAX_ROWS) || !in_range(config.hidden_size, BD_MAX_COLS) ||
       !in_range(config.intermediate_size, BD_MAX_COLS) || !in_range(config.head_dim, kMostHeadDim) ||
       !in_range(config.heads, kMostHeads) || !in_range(config.kv_heads, kMostHeads) ||
-      !in_range(config.layer_count, kMostLayers) || !in_range(config.max_positions, kMostPositions) ||
-      config.rope_count < 0 || config.rope_count > kMostLayers) {
+      !in_range(config.layer_count, kMostLayers) || !in_range(config.max_positions, kMostPositions) || config.rope_count < 0 ||
+      config.rope_count > kMostLayers) {
     return BD_ERROR_SHAPE;
   }
   if (config.heads % config.kv_heads != 0 || config.heads * config.head_dim > BD_MAX_COLS) return BD_ERROR_SHAPE;
@@ -168,8 +166,7 @@ int build_model(const bd_decoder_config& config, Model* model) {
   if (config.kv_dtype != BD_FLOAT32 && config.kv_dtype != BD_FLOAT16 && config.kv_dtype != BD_SCALED_INT8) {
     return BD_ERROR_ARGUMENT;
   }
-  for (const float value :
-       {config.embedding_scale, config.attention_scale, config.attention_softcap, config.logit_softcap}) {
+  for (const float value : {config.embedding_scale, config.attention_scale, config.attention_softcap, config.logit_softcap}) {
     if (!std::isfinite(value)) return BD_ERROR_SCALE;
   }
   if (config.attention_softcap < 0.0f || config.logit_softcap < 0.0f) return BD_ERROR_ARGUMENT;

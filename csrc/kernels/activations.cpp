@@ -65,8 +65,7 @@ void QuantizedActivations::finish_sums() {
   }
 }
 
-int QuantizedActivations::quantize(const Kernels& all, const void* x, bd_dtype dtype, int64_t tokens, int64_t cols,
-                                   Norm norm) {
+int QuantizedActivations::quantize(const Kernels& all, const void* x, bd_dtype dtype, int64_t tokens, int64_t cols, Norm norm) {
   const Kernels& kernels = kernels_for(all, tokens);
   BD_RETURN_IF_ERROR(prepare(kernels, tokens, cols));
   const size_t row_bytes = static_cast<size_t>(cols) * (dtype == BD_BFLOAT16 ? sizeof(uint16_t) : sizeof(float));

@@ -151,8 +151,17 @@ double multiply_add_loop(int64_t iterations) {
   return static_cast<double>(iterations) * 4 * kTileTokens * kTileCols * kPanelRows;
 }
 
-constexpr Kernels kAmx = {"amx", Amx<kTileCols>::kBlock, 128, quantize_token, multiply, multiply_add_loop, read_loop,
-                          avx512_float_kernels, {kTileTokens, kTileCols, 2}, kTileTokens, avx512vnni_kernels};
+constexpr Kernels kAmx = {"amx",
+                          Amx<kTileCols>::kBlock,
+                          128,
+                          quantize_token,
+                          multiply,
+                          multiply_add_loop,
+                          read_loop,
+                          avx512_float_kernels,
+                          {kTileTokens, kTileCols, 2},
+                          kTileTokens,
+                          avx512vnni_kernels};
 
 }  // namespace
 }  // namespace bitdistill

@@ -43,8 +43,7 @@ typedef __m256i Fours;
 inline Fours load_fours(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline Fours fours_of_key(const Fours& k) { return _mm256_xor_si256(k, _mm256_set1_epi8(-128)); }
 inline VectorInts add_products(const VectorInts& sum, const Fours& unsigned_bytes, const Fours& signed_bytes) {
-  return reinterpret_cast<VectorInts>(
-      _mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(sum), unsigned_bytes, signed_bytes));
+  return reinterpret_cast<VectorInts>(_mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(sum), unsigned_bytes, signed_bytes));
 }
 inline Fours all_fours(const Operand* p) {
   int32_t bytes;
@@ -121,9 +120,7 @@ inline Fours fours_of_key(const Fours& k) { return k; }
 inline VectorInts multiply_value(const VectorInts& sum, const Fours& value, const Operand* weights) {
   return multiply_key(sum, value, weights);
 }
-inline Operand in_order(Operand x) {
-  return (x & 0xffff00000000ffffu) | (x & 0xffff0000u) << 16 | ((x >> 16) & 0xffff0000u);
-}
+inline Operand in_order(Operand x) { return (x & 0xffff00000000ffffu) | (x & 0xffff0000u) << 16 | ((x >> 16) & 0xffff0000u); }
 
 #endif
 
@@ -176,7 +173,8 @@ inline void store_integers(const float* key, const float* value, int64_t head_di
 struct Int8 {
   static constexpr bool kIntegers = true;
 
-  explicit Int8(const AttendTask& task) : steps(div_up(task.head_dim, kGroup)), queries(reinterpret_cast<Operand*>(task.scratch)) {
+  explicit Int8(const AttendTask& task)
+      : steps(div_up(task.head_dim, kGroup)), queries(reinterpret_cast<Operand*>(task.scratch)) {
     for (int row = 0; row < task.rows; ++row) {
       Element* const to = reinterpret_cast<Element*>(queries + row * steps);
       for (int64_t i = task.head_dim; i < steps * kGroup; ++i) to[i] = 0;
@@ -298,8 +296,8 @@ inline void mix_integers(const AttendTask& task, int row, const int8_t* values, 
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
       float* const seen = row_of(task, row + r) + column + c * kWidth;
-      store_vector(seen, fused(__builtin_convertvector(sums[r][c], Vector), all(scales[r]),
-                               load_vector<Vector>(seen) * correction[r]));
+      store_vector(
+          seen, fused(__builtin_convertvector(sums[r][c], Vector), all(scales[r]), load_vector<Vector>(seen) * correction[r]));
     }
   }
 }
@@ -344,7 +342,8 @@ void attend_page_integers(const AttendTask& task, const Int8& cache, int row, in
   alignas(64) Operand operands[R][kDigits * kGroups];
   for (int r = 0; r < R; ++r) scales[r] = quantize_weights(scores[r], value_scales, sight.low[r], sight.high[r], operands[r]);
   mix_integer_columns<R, vectors_of<R>(8), Ahead>(task, row, values, part(next_page, task.value_offset), sight.first / kGroup,
-                                                  static_cast<int>(div_up(sight.last, kGroup)), operands, scales, correction, 0);
+                                                  static_cast<int>(div_up(sight.last, kGroup)), operands, scales, correction,
+                                                  0);
 }
 
 }  // namespace

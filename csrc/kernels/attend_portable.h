@@ -92,8 +92,8 @@ void finish_attended(const float* seen, int64_t head_dim, float* out) {
   for (int64_t i = 0; i < head_dim; ++i) out[i] = seen[i] * inverse;
 }
 
-void store_key_value(const float* key, const float* value, int64_t head_dim, bd_dtype dtype, int64_t position,
-                     void* page_keys, void* page_values) {
+void store_key_value(const float* key, const float* value, int64_t head_dim, bd_dtype dtype, int64_t position, void* page_keys,
+                     void* page_values) {
   switch (dtype) {
     case BD_FLOAT16: return store_floats<Float16>(key, value, head_dim, position, page_keys, page_values);
     case BD_SCALED_INT8: return store_integers(key, value, head_dim, position, page_keys, page_values);

@@ -39,8 +39,14 @@ struct Int8Sums {
 // A code 3 occurs only in a packed weight that was damaged in memory: results are then unspecified, but not behaviour.
 using Implementation = Kernels256<Int16Sums<2>, Int16Sums<15>, Int8Sums, 0>;
 
-constexpr Kernels kAvx2 = {"avx2", Int8Sums::kTokens, 0, quantize_token, Implementation::multiply,
-                           Implementation::multiply_add_loop, Implementation::read_loop, avx2_float_kernels};
+constexpr Kernels kAvx2 = {"avx2",
+                           Int8Sums::kTokens,
+                           0,
+                           quantize_token,
+                           Implementation::multiply,
+                           Implementation::multiply_add_loop,
+                           Implementation::read_loop,
+                           avx2_float_kernels};
 
 }  // namespace
 }  // namespace bitdistill

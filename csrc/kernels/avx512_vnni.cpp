@@ -120,9 +120,7 @@ struct FewTokens<TernaryCodes> {
     return _mm512_add_epi32(_mm512_add_epi32(acc[0], _mm512_srai_epi32(acc[1], 2)),
                             _mm512_add_epi32(_mm512_srai_epi32(acc[2], 4), _mm512_srai_epi32(acc[3], 6)));
   }
-  static inline __m512i sum(const __m512i (&acc)[2]) {
-    return _mm512_add_epi32(acc[0], _mm512_srai_epi32(acc[1], 2));
-  }
+  static inline __m512i sum(const __m512i (&acc)[2]) { return _mm512_add_epi32(acc[0], _mm512_srai_epi32(acc[1], 2)); }
 };
 
 template <class Codes, int T>
@@ -215,7 +213,8 @@ double multiply_add_loop(int64_t iterations) {
   return static_cast<double>(iterations) * 20 * 64;
 }
 
-constexpr Kernels kAvx512Vnni = {"avx512vnni", kTokens, 128, quantize_token, multiply, multiply_add_loop, read_loop, avx512_float_kernels};
+constexpr Kernels kAvx512Vnni = {"avx512vnni", kTokens,           128,       quantize_token,
+                                 multiply,     multiply_add_loop, read_loop, avx512_float_kernels};
 
 }  // namespace
 }  // namespace bitdistill

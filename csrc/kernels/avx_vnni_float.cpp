@@ -6,7 +6,7 @@
 namespace {
 constexpr int kRowsAtOnce = 4;
 constexpr int kAccumulators = 8;
-}
+}  // namespace
 
 #include "kernels/float_portable.h"
 

@@ -118,10 +118,9 @@ bool measure(const Kernels& kernels) {
     if (!few.compare(kernels, tokens, kRounds, multiply_here)) return false;
   }
   Forms many;
-  return many.reserve(kManyRows) &&
-         many.compare(kernels, 1, kRoundsOfMany, [](const Kernels& k, const Matrix& m, QuantizedActivations& x, const Output& o) {
-           return multiply(k, m, x, o);
-         });
+  return many.reserve(kManyRows) && many.compare(kernels, 1, kRoundsOfMany,
+                                                 [](const Kernels& k, const Matrix& m, QuantizedActivations& x,
+                                                    const Output& o) { return multiply(k, m, x, o); });
 }
 
 }  // namespace

@@ -35,20 +35,20 @@ inline int64_t attend_row_floats(int64_t head_dim) { return attend_greatest(head
 inline int64_t attend_scratch(int64_t head_dim) { return kAttendRows * 2 * div_up(head_dim, 4); }
 
 struct AttendTask {
-  const uint8_t* const* pages;    // of the sequence, first position first
-  int64_t key_offset;             // bytes from the start of a page to the keys of this layer and head
+  const uint8_t* const* pages;  // of the sequence, first position first
+  int64_t key_offset;  // bytes from the start of a page to the keys of this layer and head
   int64_t value_offset;
-  bd_dtype dtype;                 // of keys and values: BD_FLOAT32, BD_FLOAT16 or BD_SCALED_INT8
+  bd_dtype dtype;  // of keys and values: BD_FLOAT32, BD_FLOAT16 or BD_SCALED_INT8
   int64_t head_dim;
-  int64_t from, to;               // positions to look at, within one stretch
-  int rows;                       // (token, query head) pairs that share this key-value head
-  const float* q[kAttendRows];    // [head_dim]
-  int64_t first[kAttendRows];     // positions [first, last) are visible
+  int64_t from, to;  // positions to look at, within one stretch
+  int rows;  // (token, query head) pairs that share this key-value head
+  const float* q[kAttendRows];  // [head_dim]
+  int64_t first[kAttendRows];  // positions [first, last) are visible
   int64_t last[kAttendRows];
   float scale;
-  float softcap;                  // 0: none
-  float* rows_seen;               // [rows][attend_row_floats()], written
-  float* scratch;                 // attend_scratch() floats, aligned to BD_ALIGNMENT
+  float softcap;  // 0: none
+  float* rows_seen;  // [rows][attend_row_floats()], written
+  float* scratch;  // attend_scratch() floats, aligned to BD_ALIGNMENT
 };
 
 struct FloatKernels {
@@ -72,11 +72,11 @@ struct FloatKernels {
   void (*activate)(bd_activation activation, const float* gate, const float* up, int64_t n, float* out);
 
   void (*add)(const float* x, int64_t n, float* sum);  // sum += x
-  void (*softcap)(float cap, int64_t n, float* x);     // x = cap * tanh(x / cap)
+  void (*softcap)(float cap, int64_t n, float* x);  // x = cap * tanh(x / cap)
 
   // out[t * out_stride + r] = x[t] . weight[r] for rows [0, rows) of a contiguous [rows, cols] matrix of `kind`.
-  void (*dense)(bd_table_kind kind, const void* weight, int64_t rows, int64_t cols, const float* x, int64_t tokens,
-                float* out, int64_t out_stride);
+  void (*dense)(bd_table_kind kind, const void* weight, int64_t rows, int64_t cols, const float* x, int64_t tokens, float* out,
+                int64_t out_stride);
   // One row of such a matrix as floats.
   void (*widen)(bd_table_kind kind, const void* row, int64_t cols, float* out);
 

@@ -23,8 +23,7 @@ inline Floats activated(bd_activation activation, const Floats& x) {
       const Floats y = select(x > spread(0.0f), x, spread(0.0f));
       return y * y;
     }
-    case BD_GELU_TANH:
-      return 0.5f * x * (1.0f + hyperbolic_tangent(0.7978845608f * (x + 0.044715f * x * x * x)));
+    case BD_GELU_TANH: return 0.5f * x * (1.0f + hyperbolic_tangent(0.7978845608f * (x + 0.044715f * x * x * x)));
     case BD_GELU: {
       Floats y;
       for (int i = 0; i < kLanes; ++i) y[i] = 0.5f * x[i] * (1.0f + __builtin_erff(x[i] * 0.70710678f));
@@ -52,8 +51,7 @@ void rms_norm(const float* x, int64_t n, const float* weight, float eps, float* 
   }
   double sum = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
   for (; i < n; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
-  const float inverse =
-      static_cast<float>(1.0 / __builtin_sqrt(sum / static_cast<double>(n) + static_cast<double>(eps)));
+  const float inverse = static_cast<float>(1.0 / __builtin_sqrt(sum / static_cast<double>(n) + static_cast<double>(eps)));
   for (i = 0; i < n; ++i) out[i] = x[i] * inverse * weight[i];
 }
 
@@ -120,8 +118,10 @@ void dense(bd_table_kind kind, const void* weight, int64_t rows, int64_t cols, c
            int64_t out_stride) {
   switch (kind) {
     case BD_TABLE_FLOAT32: return dense_as<Float32>(static_cast<const float*>(weight), rows, cols, x, tokens, out, out_stride);
-    case BD_TABLE_BFLOAT16: return dense_as<BFloat16>(static_cast<const uint16_t*>(weight), rows, cols, x, tokens, out, out_stride);
-    case BD_TABLE_FLOAT16: return dense_as<Float16>(static_cast<const uint16_t*>(weight), rows, cols, x, tokens, out, out_stride);
+    case BD_TABLE_BFLOAT16:
+      return dense_as<BFloat16>(static_cast<const uint16_t*>(weight), rows, cols, x, tokens, out, out_stride);
+    case BD_TABLE_FLOAT16:
+      return dense_as<Float16>(static_cast<const uint16_t*>(weight), rows, cols, x, tokens, out, out_stride);
     case BD_TABLE_PACKED:
     case BD_TABLE_SPLIT: break;  // the integer kernels' work
   }
@@ -168,9 +168,9 @@ void expand(const float* x, int64_t rank, const float* weight, int64_t rows, flo
   }
 }
 
-constexpr FloatKernels kFloatKernels = {attend,   merge_attended, finish_attended, store_key_value, rms_norm,
-                                        rotate,   activate,       add,             softcap,         dense,
-                                        widen,    expand,         Float16::float_to_half, kSplitKernels};
+constexpr FloatKernels kFloatKernels = {
+    attend, merge_attended, finish_attended, store_key_value,        rms_norm,     rotate, activate, add, softcap,
+    dense,  widen,          expand,          Float16::float_to_half, kSplitKernels};
 
 }  // namespace
 }  // namespace bitdistill

@@ -155,7 +155,8 @@ inline Vector exponential_series(const Vector& r, F&& fused) {
 
 // e^x to within 2 ulp: 2^n * p(r), x = n ln 2 + r, |r| <= ln 2 / 2. 0 below -87.3, infinity above 88.7.
 inline Floats exponential(Floats x) {
-  const Ints small = x < spread(-87.3f), large = x > spread(88.7f);
+  const Ints small = x < spread(-87.3f);
+  const Ints large = x > spread(88.7f);
   x = select(small, spread(0.0f), select(large, spread(0.0f), x));
   const Floats n = fused(x, spread(1.44269504f), spread(12582912.0f)) - 12582912.0f;
   const Floats r = fused(n, spread(2.12194440e-4f), fused(n, spread(-0.693359375f), x));
@@ -188,9 +189,8 @@ inline Floats load_some(const float* p, int n) {
 inline void store_some(float* p, const Floats& v, int n) { memcpy(p, &v, static_cast<size_t>(n) * sizeof(float)); }
 
 inline void softcap(float cap, int64_t n, float* x) {
-  in_vectors(n, [&](int64_t i, int lanes) {
-    store_some(x + i, cap * hyperbolic_tangent(load_some(x + i, lanes) / cap), lanes);
-  });
+  in_vectors(n,
+             [&](int64_t i, int lanes) { store_some(x + i, cap * hyperbolic_tangent(load_some(x + i, lanes) / cap), lanes); });
 }
 
 }  // namespace

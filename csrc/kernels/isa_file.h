@@ -2,7 +2,7 @@
 #pragma once
 
 // Defines what the file gives to the others: `value`, or nullptr where it is compiled without the flags of its instruction set.
-#define BITDISTILL_GIVES(function, value)             \
-  namespace bitdistill {                              \
-  decltype(function()) function() { return value; }   \
+#define BITDISTILL_GIVES(function, value)           \
+  namespace bitdistill {                            \
+  decltype(function()) function() { return value; } \
   }  // namespace bitdistill

@@ -51,7 +51,8 @@ struct Product {
     t.scale_is_f16 = matrix->half_scales();
     t.scale_panel_stride = matrix->tensor_scale ? 0 : matrix->groups * kPanelRows;
     t.scale_group_stride = kPanelRows;
-    t.scales = static_cast<const uint8_t*>(matrix->scales) + panel * t.scale_panel_stride * static_cast<int64_t>(matrix->scale_bytes());
+    t.scales = static_cast<const uint8_t*>(matrix->scales) +
+               panel * t.scale_panel_stride * static_cast<int64_t>(matrix->scale_bytes());
     t.bias = output->bias == nullptr ? nullptr : output->bias + row;
     t.rows = static_cast<int>(rows_left < panels * kPanelRows ? rows_left : panels * kPanelRows);
     if (output->acc != nullptr) {
@@ -131,9 +132,8 @@ void run(const Product* products, const Matrix* const* matrices, int count, int6
     const int64_t start = task % token_tasks * blocks_of_task;
     const int64_t stop = start + blocks_of_task < blocks ? start + blocks_of_task : blocks;
     const int64_t first = task / token_tasks * division.panels;
-    for_panels(matrices, count, first, first + division.panels, [&](int i, int64_t first_panel, int64_t panels) {
-      products[i].run(first_panel, panels, start, stop);
-    });
+    for_panels(matrices, count, first, first + division.panels,
+               [&](int i, int64_t first_panel, int64_t panels) { products[i].run(first_panel, panels, start, stop); });
   });
 }
 
@@ -199,7 +199,7 @@ void dequantize_row(const Matrix& matrix, int64_t row, float* out) {
     const int64_t group = matrix.group_size == 0 ? 0 : col / matrix.group_size;
     const int64_t at = (matrix.tensor_scale ? 0 : panel * matrix.groups + group) * kPanelRows + lane;
     const float scale = matrix.half_scales() ? half_to_float(static_cast<const uint16_t*>(matrix.scales)[at])
-                                            : static_cast<const float*>(matrix.scales)[at];
+                                             : static_cast<const float*>(matrix.scales)[at];
     const int byte = lane * kStepCols + static_cast<int>(col % kStepCols);
     const int code = matrix.format == BD_TERNARY_DENSE ? dense_code_of(data, matrix.chunks(), col / kStepCols, byte)
                                                        : code_of(data, matrix.format, col / kStepCols, byte);

@@ -97,8 +97,8 @@ int open_matrix(const void* packed, size_t packed_bytes, Matrix* matrix) {
   // The header holds no positions: they follow from the shape, and the total must be the size of the buffer.
   size_t scale_count = 1;
   if (header.tensor_scale == 0) {
-    if (header.rows < 1 || header.rows > BD_MAX_ROWS || header.cols < 1 || header.cols > BD_MAX_COLS ||
-        header.group_size < 0 || header.group_size > BD_MAX_COLS) {
+    if (header.rows < 1 || header.rows > BD_MAX_ROWS || header.cols < 1 || header.cols > BD_MAX_COLS || header.group_size < 0 ||
+        header.group_size > BD_MAX_COLS) {
       return BD_ERROR_HEADER;
     }
     const int64_t groups = header.group_size == 0 ? 1 : div_up(header.cols, header.group_size);

@@ -65,8 +65,8 @@ void multiply_panel(const Tile& tile, int panel, const uint8_t* w) {
 using PanelFunction = void (*)(const Tile&, int, const uint8_t*);
 
 template <class Codes>
-constexpr PanelFunction kMultiply[kTokens] = {multiply_panel<Codes, 1>, multiply_panel<Codes, 2>,
-                                              multiply_panel<Codes, 3>, multiply_panel<Codes, 4>};
+constexpr PanelFunction kMultiply[kTokens] = {multiply_panel<Codes, 1>, multiply_panel<Codes, 2>, multiply_panel<Codes, 3>,
+                                              multiply_panel<Codes, 4>};
 
 void multiply(const Tile& tile) {
   const int t = tile.tokens - 1;

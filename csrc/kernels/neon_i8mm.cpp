@@ -124,8 +124,10 @@ double multiply_add_loop(int64_t iterations) {
   return static_cast<double>(iterations) * 16 * 32;
 }
 
-constexpr Kernels kI8mm = {"i8mm", I8mm::kBlock, 0, quantize_token, multiply, multiply_add_loop, read_loop,
-                           neon_float_kernels, {I8mm::kTokens, kPairCols, 1}, kFewestTokens, neon_kernels};
+constexpr Kernels kI8mm = {"i8mm",         I8mm::kBlock,       0,
+                           quantize_token, multiply,           multiply_add_loop,
+                           read_loop,      neon_float_kernels, {I8mm::kTokens, kPairCols, 1},
+                           kFewestTokens,  neon_kernels};
 
 }  // namespace
 }  // namespace bitdistill

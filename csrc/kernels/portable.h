@@ -6,7 +6,6 @@
 // on every instruction set.
 #pragma once
 
-
 #include <string.h>
 
 #include "kernels/kernels.h"

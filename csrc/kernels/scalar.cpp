@@ -53,7 +53,8 @@ uint64_t read_loop(const uint8_t* data, int64_t bytes) {
   return sum[0] + sum[1] + sum[2] + sum[3];
 }
 
-constexpr Kernels kScalar = {"scalar", kTokens, 0, quantize_token, multiply, multiply_add_loop, read_loop, scalar_float_kernels};
+constexpr Kernels kScalar = {"scalar", kTokens,           0,         quantize_token,
+                             multiply, multiply_add_loop, read_loop, scalar_float_kernels};
 
 }  // namespace
 }  // namespace bitdistill

@@ -24,15 +24,15 @@ namespace bitdistill {
 
 struct Split {
   int64_t rows, cols;
-  int64_t kept, rest;   // columns, in this order; `kept` is a multiple of 16
+  int64_t kept, rest;  // columns, in this order; `kept` is a multiple of 16
   int64_t panels;
-  const int32_t* order; // [cols]: the column of the table that stands at each place
+  const int32_t* order;  // [cols]: the column of the table that stands at each place
   const float* scales;  // [panels, 16]
-  const float* norms;   // [panels, 16], rounded up
-  const uint8_t* steps; // [panels, 16]
+  const float* norms;  // [panels, 16], rounded up
+  const uint8_t* steps;  // [panels, 16]
   const uint8_t *kept_panels, *high_panels, *low_panels;
 
-  int64_t kept_bytes() const { return kept * kPanelRows; }                                  // of a panel
+  int64_t kept_bytes() const { return kept * kPanelRows; }  // of a panel
   int64_t nibble_bytes() const { return div_up(rest, kChunkCols) * 2 * kVectorBytes; }
 };
 

@@ -37,9 +37,7 @@ void for_panels(int64_t panels, int64_t bytes, int64_t multiple, F&& body) {
   int64_t share = div_up(panels, num_threads() * kTasksPerThread);
   share = std::max(share, div_up(kMinTaskBytes, std::max<int64_t>(1, bytes)));
   share = round_up(share, multiple);
-  parallel_for(div_up(panels, share), [&](int64_t task) {
-    body(task * share, std::min(panels, (task + 1) * share));
-  });
+  parallel_for(div_up(panels, share), [&](int64_t task) { body(task * share, std::min(panels, (task + 1) * share)); });
 }
 
 // The two parts one after another, for at most kMostTokens in one block.
@@ -59,7 +57,8 @@ class InParts {
         rest_sums_[t] += value;
         squares += value * value;
       }
-      norms_[t] = std::nextafter(static_cast<float>(std::sqrt(static_cast<double>(squares))), std::numeric_limits<float>::infinity());
+      norms_[t] =
+          std::nextafter(static_cast<float>(std::sqrt(static_cast<double>(squares))), std::numeric_limits<float>::infinity());
     }
   }
 
@@ -124,7 +123,8 @@ class InParts {
         int64_t end = first;
         while (end < stop && !needed(end)) ++end;
         const int64_t row = first * kPanelRows, last = std::min(split_.rows, end * kPanelRows);
-        for (int t = 0; t < tokens_; ++t) std::fill(out + t * stride + row, out + t * stride + last, -std::numeric_limits<float>::infinity());
+        for (int t = 0; t < tokens_; ++t)
+          std::fill(out + t * stride + row, out + t * stride + last, -std::numeric_limits<float>::infinity());
         for (first = end; end < stop && end - first < panels_at_once_ && needed(end);) ++end;
         if (first < end) add_low(first, end - first, sums + first * kPanelRows, padded, out, stride);
         read += end - first;
@@ -137,8 +137,15 @@ class InParts {
  private:
   SplitSums task(int token, int64_t panel, int64_t count, int32_t* sums, int64_t stride) const {
     const int64_t row = panel * kPanelRows;
-    return {count, sums + token * stride, nullptr, split_.steps + row, split_.scales + row, split_.norms + row,
-            static_cast<float>(rest_sums_[token]), norms_[token], *x_.inverse_scale(token)};
+    return {count,
+            sums + token * stride,
+            nullptr,
+            split_.steps + row,
+            split_.scales + row,
+            split_.norms + row,
+            static_cast<float>(rest_sums_[token]),
+            norms_[token],
+            *x_.inverse_scale(token)};
   }
 
   // acc [tokens][stride] = panels [panel, panel + count) at `weights` times `chunks` of x from `first_chunk` on.

@@ -36,8 +36,8 @@ struct StripTile {
 
 // Sums of one group to floats, and after the last group to outputs. totals [kTokens][kPanels][16].
 template <class Machine>
-inline void finish_strips(const Tile& tile, int panel, int panels, int token, int tokens, int64_t group,
-                          const int32_t* sums, float* totals) {
+inline void finish_strips(const Tile& tile, int panel, int panels, int token, int tokens, int64_t group, const int32_t* sums,
+                          float* totals) {
   for (int p = 0; p < panels; ++p) {
     const Floats scale = load_scales(tile, panel + p, group);
     for (int t = 0; t < tokens; ++t) {

@@ -11,6 +11,7 @@ from hf_bitdistill import apply_bitnet, pack
 from hf_bitdistill.decoder import ContextLengthError
 from optimum.bitnet import BitNetModelForCausalLM, BitNetModelForSequenceClassification, pipeline
 from optimum.bitnet.cache import BitNetCache
+from optimum.bitnet.in_transformers import InTransformers
 from students import make_student
 
 
@@ -43,6 +44,18 @@ def test_inputs_that_cannot_be_classified(classifier):
     mask[1] = 0
     with pytest.raises(ValueError, match="row 1 is empty"):
         model(tokens, attention_mask=mask)
+
+
+@torch.no_grad()
+def test_where_the_decoder_cannot_transformers_does(classifier):
+    packed, folder = classifier("gpt2", pad_token_id=0)
+    model = BitNetModelForSequenceClassification.from_pretrained(folder)
+    assert isinstance(model, InTransformers) and isinstance(model, BitNetModelForSequenceClassification)
+    tokens, labels = random_tokens(2, 9), torch.tensor([0, 2])
+    expected = packed(input_ids=tokens, labels=labels)
+    found = model(tokens, labels=labels)
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.loss, expected.loss)
+    assert torch.equal(model(input_ids=tokens, return_dict=False)[0], expected.logits)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

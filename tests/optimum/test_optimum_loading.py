@@ -1,7 +1,9 @@
 """Loading, exporting, saving and falling back."""
 
+import copy
 import json
 import logging
+import pickle
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from hf_bitdistill.decoder import NotAStudentError
 from hf_bitdistill.heads import head_is_quantized
 from hf_bitdistill.layers import TernaryLinear
 from optimum.bitnet import BitNetModelForCausalLM
+from optimum.bitnet.in_transformers import InTransformers
 from students import assert_close, make_student
 
 
@@ -233,11 +236,17 @@ def test_fallback_with_one_message(tmp_path, caplog, online):
         model = BitNetModelForCausalLM.from_pretrained(tmp_path / "model", export=online)
     messages = [record.message for record in caplog.records if record.name.startswith("optimum.bitnet")]
     assert len(messages) == 1 and "architecture 'gpt2'" in messages[0] and "slower" in messages[0]
-    assert model.backend == "transformers"
+    assert model.backend == "transformers" and model.decoder is None
+    assert isinstance(model, InTransformers) and isinstance(model, BitNetModelForCausalLM)
     tokens = random_tokens(2, 9)
     # (An export packs as `pack` does by default.)
     assert_close(model(tokens).logits, (pack(student) if online else student)(tokens).logits)
     assert model.generate(tokens, max_new_tokens=3).shape == (2, 12)
+    with pytest.raises(ValueError, match="table_bits: only what the native decoder loaded"):
+        model.save_pretrained(tmp_path / "refused", table_bits=8)
+    assert not (tmp_path / "refused").exists()
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    assert torch.equal(copied(tokens).logits, model(tokens).logits) and copied.model is not model.model
     model.save_pretrained(tmp_path / "again")
     assert BitNetModelForCausalLM.from_pretrained(tmp_path / "again").backend == "transformers"
 

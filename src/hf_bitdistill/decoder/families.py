@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..architectures import NATIVE, Architecture, NativeDecoder, find_architecture
 from ..layers import BitLinear, Experts, TernaryLinear
 from ..layers.experts import Expert
+from ..ops import c_header as c
 
 
 class UnsupportedModelError(ValueError):
@@ -116,7 +117,7 @@ class DecoderSpec:
     activation: int
 
 
-_SILU, _GELU, _GELU_TANH, _RELU, _RELU_SQUARED = range(5)
+_SILU, _GELU, _GELU_TANH, _RELU, _RELU_SQUARED = c.SILU, c.GELU, c.GELU_TANH, c.RELU, c.RELU_SQUARED
 _ACTIVATIONS = {
     "silu": _SILU,
     "swish": _SILU,

@@ -9,6 +9,9 @@ from hf_bitdistill.decoder import LowRank, NativeDecoder
 
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
     from .modeling_base import BitNetModel
 
 
@@ -63,9 +66,9 @@ class NativeAdapters:
 class PeftAdapters:
     """The same on packed layers in transformers, where PEFT does it."""
 
-    def __init__(self, model: BitNetModel):
-        self._model: Any = model.model
-        self._peft: Any = None  # a `PeftModel`, once there is an adapter
+    def __init__(self, model: PreTrainedModel):
+        self._model = model
+        self._peft: PeftModel | None = None
 
     @property
     def names(self) -> list[str]:
@@ -82,7 +85,7 @@ class PeftAdapters:
     def delete(self, name: str) -> None:
         self._peft.delete_adapter(name)
 
-    def decoder(self, names: tuple[str, ...]) -> None:
+    def use(self, names: tuple[str, ...]) -> None:
         if self._peft is not None and names:
             self._peft.base_model.enable_adapter_layers()
             self._peft.base_model.set_adapter(list(names), inference_mode=True)
@@ -115,8 +118,7 @@ class AdapterMethods:
             ValueError: there is one of that name.
         """
         if self._adapters is None:
-            model = cast("BitNetModel", self)
-            self._adapters = NativeAdapters(model) if self.decoder is not None else PeftAdapters(model)
+            self._adapters = self._new_adapters()
         if adapter_name in self._adapters.names:
             raise ValueError(
                 f"there is an adapter {adapter_name!r} already: delete_adapter it, or choose another name."
@@ -169,9 +171,21 @@ class AdapterMethods:
         if missing or not names:
             raise ValueError(f"no adapter {', '.join(map(repr, missing))} was loaded; there are: {loaded}.")
 
+    def _check_no_adapters(self) -> None:
+        if self._active_adapters and self._adapters_enabled:
+            raise ValueError(
+                f"the adapters {', '.join(self._active_adapters)} are in use, and no part of the weights: disable_adapters() first."
+            )
+
     def _use_adapters(self) -> None:
         if self._adapters is not None:
-            self.decoder = self._adapters.decoder(self._active_adapters if self._adapters_enabled else ())
+            self._apply_adapters(self._active_adapters if self._adapters_enabled else ())
+
+    def _new_adapters(self: BitNetModel) -> NativeAdapters | PeftAdapters:
+        return NativeAdapters(self)
+
+    def _apply_adapters(self: BitNetModel, names: tuple[str, ...]) -> None:
+        self.decoder = self._adapters.decoder(names)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Of a copy or a pickle: a model that was loaded again gets the adapters of the one it is a copy of.

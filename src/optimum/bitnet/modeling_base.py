@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,7 @@ from optimum.modeling_base import OptimizedModel
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_bitdistill import pack, push_to_hub, quantize_head
-from hf_bitdistill.config import QUANT_METHOD
+from hf_bitdistill import push_to_hub
 from hf_bitdistill.decoder import (
     NativeDecoder,
     NativeSource,
@@ -31,14 +29,13 @@ from hf_bitdistill.decoder.decoder import KvDtype
 from hf_bitdistill.hub_errors import explained
 from hf_bitdistill.locate import find_model
 from hf_bitdistill.model_folder import check_output, replace_model
-from hf_bitdistill.model_heads import auto_class
 from hf_bitdistill.preflight import read_config, read_hub_config
-from hf_bitdistill.surgery import is_student, student_config
 from hf_bitdistill.verify import carry_answers, keep_answers
 from hf_bitdistill.weight_files import find_weight_files, folder_of
 
 from .adapters import AdapterMethods
 from .gguf import TemporaryImport, gguf_file_of
+from .in_transformers import load_in_transformers
 from .module_surface import ModuleSurface
 from .reloading import Loaded, Reloading, check_device_map, check_dtype
 
@@ -56,13 +53,18 @@ def _kv_dtype(kv_bits: int | None, kv_dtype: str | None) -> str:
 
 
 class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
-    """A ternary model on the native CPU decoder, or, where that cannot compute it, on packed layers in transformers.
+    """A ternary model on the native CPU decoder.
+
+    Where that cannot compute a model, [`from_pretrained`] gives a subclass, an [`InTransformers`], which runs packed layers in transformers.
 
     Attributes:
-        decoder: the native decoder, `None` on the transformers path.
-        model: the transformers model on that path, `None` otherwise.
+        decoder: the native decoder; `None` in that subclass.
+        model: the model of transformers in that subclass; `None` here.
         config: the model's configuration.
     """
+
+    backend = "native"
+    """What computes: `"native"` or `"transformers"`."""
 
     base_model_prefix = "bitnet_model"
     main_input_name = "input_ids"
@@ -73,12 +75,11 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
     def __init__(
         self,
         config: PreTrainedConfig,
-        decoder: NativeDecoder | None = None,
+        decoder: NativeDecoder | None,
         student: Student | None = None,
-        model: PreTrainedModel | None = None,
         preprocessors: Sequence[Any] = (),
     ):
-        super().__init__(model, config, list(preprocessors))
+        super().__init__(None, config, list(preprocessors))
         self.decoder = decoder
         self._opened_student = student
         self._source: Path | None = None
@@ -91,15 +92,10 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         Raises:
             ValueError: it is gone, or was changed since the decoder was loaded.
         """
-        if self._opened_student is None and self.decoder is not None and self._loaded is not None:
+        if self._opened_student is None and self._loaded is not None:
             self._loaded.check()
             self._opened_student = Student(self._loaded.config, list(self._loaded.files), self.head)
         return self._opened_student
-
-    @property
-    def backend(self) -> str:
-        """`"native"` or `"transformers"`: what computes."""
-        return "native" if self.decoder is not None else "transformers"
 
     # ---- what transformers asks of a model ----------------------------------------------------------------------
 
@@ -260,9 +256,11 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
                 "transformers instead, which is slower, in the checkpoint's dtype and on torch's threads, whatever kv_bits and "
                 "num_threads say."
             )
+            cls._read_generation_config(model_id, hub)  # refuses what transformers stumbles over
             options = {"trust_remote_code": trust_remote_code} | ({} if dtype is None else {"dtype": dtype})
-            model = cls._load_in_transformers(model_id, config, student.needs_export, head_bits, options, hub)
-            instance = cls(model.config, model=model)
+            instance = cls._in_transformers(
+                load_in_transformers(model_id, config, cls.head, student.needs_export, head_bits, {**options, **hub})
+            )
         else:
             check_dtype(cls.__name__, dtype)
             instance = cls(ready.config, decoder=ready.decoder, student=student)
@@ -283,32 +281,9 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         return instance
 
     @classmethod
-    def _load_in_transformers(
-        cls,
-        model_id: str,
-        config: PreTrainedConfig,
-        needs_export: bool,
-        head_bits: int,
-        options: dict[str, Any],
-        hub: dict[str, Any],
-    ) -> PreTrainedModel:
-        cls._read_generation_config(model_id, hub)  # refuses what transformers stumbles over
-        config = copy.deepcopy(config)
-        quantization = config.quantization_config
-        if isinstance(quantization, dict) and quantization.get("quant_method") == QUANT_METHOD:
-            # Asked for here, not there: it may say more bits than the checkpoint's config.
-            config.quantization_config = {**quantization, "head_bits": 16}
-        model = auto_class(cls.head).from_pretrained(model_id, config=config, **options, **hub)
-        if is_student(model):
-            if needs_export:
-                model = pack(model, inplace=True)
-            if head_bits in (8, 4):
-                quantize_head(model, head_bits)
-        elif head_bits in (8, 4):
-            logger.warning(
-                f"{model_id}: head_bits={head_bits} has no effect on the layers of transformers' own format."
-            )
-        return model
+    def _in_transformers(cls, model: PreTrainedModel) -> BitNetModel:
+        """A model of the same head that transformers computes. Each public class has its own."""
+        raise NotImplementedError
 
     def _finish_loading(self, extras: Mapping[str, Tensor]) -> None:
         """Take what the decoder does not have, by the names in the checkpoint."""
@@ -346,20 +321,12 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         stored = {
             name: kwargs.pop(name) for name in ("dtype", "table_bits", "weight_bits") if kwargs.get(name) is not None
         }
-        if stored and self.model is not None:
-            raise ValueError(
-                f"{', '.join(stored)}: only what the native decoder loaded can be stored in another way; use hf_bitdistill.pack."
-            )
         with replace_model(folder) as staging:
             for preprocessor in self.preprocessors:
                 preprocessor.save_pretrained(staging)
-            if self.model is not None:
-                self.model.save_pretrained(staging, max_shard_size=max_shard_size)
-            else:
-                self._save_pretrained(staging, max_shard_size, **stored)
-        as_it_is = self.model is None and not stored and not self._student.needs_export
-        carried = as_it_is and self._source is not None and carry_answers(self._source, folder)
-        if self.quantization_config is not None and not carried:
+            self._save_pretrained(staging, max_shard_size, **stored)
+        carries = not stored and self._saves_what_it_read
+        if self.quantization_config is not None and not (carries and carry_answers(self._source, folder)):
             tokenizers = (each for each in self.preprocessors if isinstance(each, PreTrainedTokenizerBase))
             keep_answers(folder, next(tokenizers, None))
         if push_to_hub:
@@ -369,7 +336,12 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         # Read from the files again: what is in memory may have fewer bits (head_bits).
         self._student.save(save_directory, max_shard_size, **stored)
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo | None:
+    @property
+    def _saves_what_it_read(self) -> bool:
+        """Whether the saved weights are those of the files, as these hold them."""
+        return not self._student.needs_export
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
         """Publish the packed checkpoint: see [`~hf_bitdistill.push_to_hub`] for the options, which are those of a model of transformers,
         and for what is raised. Returns the commit; as a string its address."""
         return push_to_hub(self, repo_id, **options)
@@ -377,6 +349,4 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
     @property
     def quantization_config(self):
         """The student's [`BitNetConfig`], `None` for a model that transformers' own layers compute."""
-        if self.decoder is not None:
-            return self.config.quantization_config
-        return student_config(self.model) if self.model is not None and is_student(self.model) else None
+        return self.config.quantization_config

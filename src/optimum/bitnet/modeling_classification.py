@@ -8,11 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from .cache import BitNetCache
+from .in_transformers import InTransformers
 from .inputs import Inputs, check_arguments, given_cache
 from .modeling_base import BitNetModel
 
@@ -27,6 +28,10 @@ class BitNetModelForSequenceClassification(BitNetModel):
     auto_model_class = AutoModelForSequenceClassification
     head = "sequence_classification"
     score: Tensor
+
+    @classmethod
+    def _in_transformers(cls, model: PreTrainedModel) -> BitNetModelForSequenceClassificationInTransformers:
+        return BitNetModelForSequenceClassificationInTransformers(model)
 
     def _finish_loading(self, extras: Mapping[str, Tensor]) -> None:
         self.score = extras["score.weight"]
@@ -55,14 +60,6 @@ class BitNetModelForSequenceClassification(BitNetModel):
             IndexError: a token id is not in the vocabulary; nothing was computed.
             ValueError: inputs that contradict each other, or that the native decoder cannot honour.
         """
-        if self.model is not None:
-            return self.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                labels=labels,
-                return_dict=return_dict,
-                **kwargs,
-            )
         position_ids = kwargs.pop("position_ids", None)
         if given_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None)) is not None:
             raise ValueError("the native classifier reads whole texts and takes no cache: pass all tokens at once.")
@@ -89,6 +86,14 @@ class BitNetModelForSequenceClassification(BitNetModel):
         candidates = inputs.real & (input_ids != pad)
         last = torch.arange(inputs.width).expand(inputs.rows, -1).masked_fill(~candidates, -1).amax(dim=1)
         return torch.where(last < 0, inputs.last_real(), last)
+
+
+class BitNetModelForSequenceClassificationInTransformers(InTransformers, BitNetModelForSequenceClassification):
+    """A [`BitNetModelForSequenceClassification`] that the native decoder cannot compute: packed layers in transformers do."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> SequenceClassifierOutputWithPast | tuple:
+        """Class logits, as transformers computes them."""
+        return self.model(*args, **kwargs)
 
 
 def _class_logits(state: Tensor, weight: Tensor) -> Tensor:

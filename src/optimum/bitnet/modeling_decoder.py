@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -21,6 +21,7 @@ from hf_bitdistill.preflight import describe_error
 from .cache import BitNetCache
 from .candidates import SCHEDULES, Candidates
 from .generation import KEPT_BY_GENERATE, check_options, end_with_context, only_the_greatest_counts
+from .in_transformers import InTransformers
 from .inputs import Inputs, check_arguments, given_cache
 from .modeling_base import BitNetModel
 from .sampling import draw_in_processors
@@ -46,10 +47,11 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
     def can_generate(cls) -> bool:
         return True
 
+    @classmethod
+    def _in_transformers(cls, model: PreTrainedModel) -> BitNetModelForCausalLMInTransformers:
+        return BitNetModelForCausalLMInTransformers(model)
+
     def _load_generation_config(self, model_id: str, hub: dict[str, Any]) -> None:
-        if self.model is not None:
-            self.generation_config = self.model.generation_config
-            return
         given = self._read_generation_config(model_id, hub)
         self.generation_config = GenerationConfig.from_model_config(self.config) if given is None else given
 
@@ -80,8 +82,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
             IndexError: a token id is not in the vocabulary; names it and its place.
             ValueError: an option that the native decoder cannot honour, or an empty prompt.
         """
-        whose: Any = self.model if self.model is not None else super()
-        return whose.generate(*args, **kwargs)
+        return super().generate(*args, **kwargs)
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Continuous batching: on the transformers path only."""
@@ -96,9 +97,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         return self._continuous_batching("continuous_batching_context_manager")(*args, **kwargs)
 
     def _continuous_batching(self, name: str) -> Any:
-        if self.model is None:
-            raise ValueError(f"{name} (continuous batching) is not for the native decoder: give generate a batch.")
-        return getattr(self.model, name)
+        raise ValueError(f"{name} (continuous batching) is not for the native decoder: give generate a batch.")
 
     def get_output_embeddings(self) -> nn.Module:
         """The output head: on the transformers path only.
@@ -106,12 +105,10 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         Raises:
             ValueError: the native decoder computes. Sampling with an assistant of another tokenizer asks for the assistant's.
         """
-        if self.model is None:
-            raise ValueError(
-                "the native decoder's output head cannot be taken out. With do_sample=True transformers replaces that of an "
-                "assistant which has another tokenizer: load the assistant with transformers, or use do_sample=False."
-            )
-        return self.model.get_output_embeddings()
+        raise ValueError(
+            "the native decoder's output head cannot be taken out. With do_sample=True transformers replaces that of an "
+            "assistant which has another tokenizer: load the assistant with transformers, or use do_sample=False."
+        )
 
     def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Inputs of one forward pass."""
@@ -210,17 +207,6 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         """
         cache = given_cache(cache, past_key_values)
         only_greatest = only_greatest and labels is None
-        if self.model is not None:
-            return self.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                labels=labels,
-                use_cache=use_cache,
-                logits_to_keep=logits_to_keep,
-                return_dict=return_dict,
-                **{CACHE_NAME: cache},
-                **kwargs,
-            )
         position_ids = kwargs.pop("position_ids", None)
         check_arguments(kwargs, cache)
         if cache is not None and cache.decoder is not self.decoder:
@@ -238,3 +224,46 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
             loss=loss, logits=logits, **cast(Any, {CACHE_NAME: None if use_cache is False else cache})
         )
         return output.to_tuple() if return_dict is False else output
+
+
+class BitNetModelForCausalLMInTransformers(InTransformers, BitNetModelForCausalLM):
+    """A [`BitNetModelForCausalLM`] that the native decoder cannot compute: packed layers in transformers do."""
+
+    def _load_generation_config(self, model_id: str, hub: dict[str, Any]) -> None:
+        self.generation_config = self.model.generation_config
+
+    def generate(self, *args, **kwargs):
+        """`generate` of the model of transformers."""
+        return self.model.generate(*args, **kwargs)
+
+    def _continuous_batching(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output head."""
+        return self.model.get_output_embeddings()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        cache: Any = None,
+        only_greatest: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple:
+        """Logits of new tokens, as transformers computes them: all of them, whatever `only_greatest` says."""
+        return self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            return_dict=return_dict,
+            **{CACHE_NAME: given_cache(cache, past_key_values)},
+            **kwargs,
+        )

@@ -7,20 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
-from hf_bitdistill.environment import to
 from hf_bitdistill.parameter_count import count_parameters
 
 
 class ModuleSurface:
-    """Answers for a model whose weights are in the native library, or for the model of transformers that computes in its place."""
+    """Answers for a model whose weights are in the native library."""
 
-    decoder: Any  # `None` where transformers computes
-    model: PreTrainedModel | None
+    decoder: NativeDecoder
     config: PreTrainedConfig
-    auto_model_class: Any
-    _student: Any
+    _student: Student
 
     @property
     def device(self) -> torch.device:
@@ -30,17 +27,12 @@ class ModuleSurface:
     @property
     def dtype(self) -> torch.dtype:
         """Of the outputs."""
-        return torch.float32 if self.model is None else self.model.dtype
+        return torch.float32
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """The embedding table and an output head of its own, those that are kept in floats: none with `head_bits` 8 or 4. They are what the
         decoder reads; all other weights are packed in the native library. Ask `device`, `dtype` and `num_parameters()`, not these.
-
-        Where transformers computes: as there, with its arguments.
         """
-        if self.model is not None:
-            yield from self.model.named_parameters(*args, **kwargs)
-            return
         for name, table in self.decoder.float_tables.items():
             yield name, nn.Parameter(table, requires_grad=False)
 
@@ -51,16 +43,11 @@ class ModuleSurface:
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Weights, ternary ones and those of small tables one each, as before packing. None is trainable in the native library."""
-        if self.model is not None:
-            return self.model.num_parameters(only_trainable, exclude_embeddings)
         return 0 if only_trainable else count_parameters(self._student.model, exclude_embeddings=exclude_embeddings)
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of all weight matrices in memory, embedding and head included, without norms, biases and caches.
-
-        Where transformers computes: as there.
-        """
-        return self.decoder.weight_bytes if self.model is None else self.model.get_memory_footprint(return_buffers)
+        """Bytes of all weight matrices in memory, embedding and head included, without norms, biases and caches."""
+        return self.decoder.weight_bytes
 
     # ---- moving ---------------------------------------------------------------------------------------------------
 
@@ -79,13 +66,14 @@ class ModuleSurface:
             )
         if dtype is None or dtype == self.dtype:
             return self
-        if self.model is None:
-            raise ValueError(
-                f"{name} computes in float32, not in {dtype}, whatever the checkpoint's dtype: head_bits and kv_bits of from_pretrained say how "
-                "tables and cache are kept in memory."
-            )
-        to(self.model, dtype)
+        self._to_dtype(dtype)
         return self
+
+    def _to_dtype(self, dtype: torch.dtype) -> None:
+        raise ValueError(
+            f"{type(self).__name__} computes in float32, not in {dtype}, whatever the checkpoint's dtype: head_bits and kv_bits of from_pretrained "
+            "say how tables and cache are kept in memory."
+        )
 
     def cpu(self):
         """Itself."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hf_bitdistill.decoder import Student
 from hf_bitdistill.model_heads import auto_class
-from hf_bitdistill.surgery import is_student
 from hf_bitdistill.weight_files import folder_of
 
 from .gguf import TemporaryImport
@@ -77,11 +77,8 @@ class Reloading:
     """Copies, pickles and floats of a model whose weights are in the native library."""
 
     head: str
-    model: PreTrainedModel | None
-    _student: Any
-    _loaded: Any  # a `Loaded`, of what was loaded from files
-    _active_adapters: tuple[str, ...]
-    _adapters_enabled: bool
+    _student: Student | None
+    _loaded: Loaded | None
     _imported: TemporaryImport | None = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -91,8 +88,6 @@ class Reloading:
         Raises:
             ValueError: a file is gone or was changed.
         """
-        if self.model is not None:
-            return super().__reduce_ex__(protocol)
         if self._imported is not None:
             # (Its folder is removed with this object, and a copy would still read it.)
             raise ValueError(
@@ -121,20 +116,9 @@ class Reloading:
             dtype: of its parameters; default: that of the checkpoint.
 
         Raises:
-            ValueError: a file is gone or was changed, an adapter is in use, or transformers' own layers compute.
+            ValueError: a file is gone or was changed, or an adapter is in use.
         """
-        if self._active_adapters and self._adapters_enabled:
-            raise ValueError(
-                f"the adapters {', '.join(self._active_adapters)} are in use, and no part of the weights: disable_adapters() first."
-            )
-        if self.model is not None:
-            if not is_student(self.model):
-                raise ValueError(
-                    f"transformers' own layers compute this {type(self).__name__}, and these cannot be dequantised: write it in floats with "
-                    "`bitdistill export transformers --dense`."
-                )
-            wanted = None if dtype in (None, "auto") else getattr(torch, dtype) if isinstance(dtype, str) else dtype
-            return copy.deepcopy(self.model).dequantize(wanted)
+        self._check_no_adapters()
         self._loaded.check()
         if not self._student.needs_export:
             return self._load_floats(self._loaded.folder, dtype)

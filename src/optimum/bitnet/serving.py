@@ -123,7 +123,7 @@ class NativeGenerationState(GenerationState):
 
     def get_manager(self, model_id: str, use_cb: bool = False) -> BaseGenerateManager:
         loaded = self._models.loaded_models.get(model_id)
-        if loaded is not None and isinstance(loaded.model, ServedModel) and loaded.model.backend == "native":
+        if loaded is not None and isinstance(loaded.model, ServedModel):
             return self._taking_turns
         return super().get_manager(model_id, use_cb=use_cb)
 

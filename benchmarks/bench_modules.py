@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 
 import torch
+from clocks import TokenClock
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
-from transformers.generation.streamers import BaseStreamer
 
 from hf_bitdistill import apply_bitnet, ops, pack, quantize_head
 from hf_bitdistill.environment import describe_environment
@@ -55,23 +55,6 @@ def contenders(full: PreTrainedModel) -> dict[str, PreTrainedModel]:
     }
 
 
-class Clock(BaseStreamer):
-    """When `generate` handed over the prompt and each new token."""
-
-    def __init__(self):
-        self.times: list[float] = []
-
-    def put(self, value) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
-
-    def seconds_a_token(self) -> float:
-        # times[0] is the prompt, times[1] the token that its forward gave
-        return (self.times[-1] - self.times[1]) / (len(self.times) - 2)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -96,11 +79,11 @@ def main() -> None:
         model.generation_config.eos_token_id = None
 
     def decode(model: PreTrainedModel) -> float:
-        clock = Clock()
+        clock = TokenClock()
         model.generate(
             input_ids=start, attention_mask=torch.ones_like(start), generation_config=settings, streamer=clock
         )
-        return clock.seconds_a_token()
+        return clock.seconds_a_token
 
     def prefill(model: PreTrainedModel) -> float:
         begin = time.perf_counter()

@@ -11,12 +11,14 @@ from . import packed as form
 from .library import _ops, num_threads
 
 
-_FORMATS = {8: n.INT8, 4: n.INT4}
-_KINDS = {
+#: How the library calls a table of floats.
+FLOAT_KINDS = {
     torch.float32: n.TABLE_FLOAT32,
     torch.bfloat16: n.TABLE_BFLOAT16,
     torch.float16: n.TABLE_FLOAT16,
 }
+
+_FORMATS = {8: n.INT8, 4: n.INT4}
 
 
 class TablePacker:
@@ -52,7 +54,7 @@ class TablePacker:
         if self._library is None:
             self._put(*quantize_table(piece, self.bits))
         else:
-            self._add_native(piece.contiguous() if piece.dtype in _KINDS else piece.float().contiguous())
+            self._add_native(piece.contiguous() if piece.dtype in FLOAT_KINDS else piece.float().contiguous())
         self._done += piece.shape[0]
 
     def add_codes(self, codes: Tensor, scale: Tensor) -> None:
@@ -81,7 +83,7 @@ class TablePacker:
             _FORMATS[self.bits],
             piece.data_ptr(),
             piece.nbytes,
-            _KINDS[piece.dtype],
+            FLOAT_KINDS[piece.dtype],
             *self._shape,
             self._done,
             piece.shape[0],

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 from clocks import TokenClock
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
+from decode.models import SHAPES
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from hf_bitdistill import apply_bitnet, ops, pack, quantize_head
 from hf_bitdistill.environment import describe_environment
@@ -31,17 +32,7 @@ def load(options: argparse.Namespace) -> PreTrainedModel:
     if options.model:
         return AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=151936,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=True,
-    )
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return AutoModelForCausalLM.from_config(SHAPES["0.6B"].config(), dtype=torch.float32)
 
 
 def contenders(full: PreTrainedModel) -> dict[str, PreTrainedModel]:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_bitdistill import ops
+from hf_bitdistill.ops.packed import read_header
 
 
 def storage(codes):
@@ -29,12 +30,10 @@ def make(kind, rows, cols, generator, offset=False):
         values = torch.randint(-127, 128, (rows, cols), generator=generator, dtype=torch.int8)
         scale = scales(rows, 1)
         return values, scale, cols, ops.int8_pack(values, scale.view(-1)), None
-    if kind.startswith("int4"):
+    if kind == "int4":
         values = torch.randint(-8, 8, (rows, cols), generator=generator, dtype=torch.int8)
         codes = F.pad((values + 8).to(torch.uint8), (0, cols % 2))
-        scale = scales(rows, math.ceil(cols / 32))
-        if kind == "int4-f16":
-            scale = scale.half()
+        scale = scales(rows, math.ceil(cols / 32)).half()
         return values, scale.float(), 32, ops.int4_pack(codes[:, ::2] | codes[:, 1::2] << 4, scale, cols), None
     values = torch.randint(-1, 2, (rows, cols), generator=generator, dtype=torch.int8)
     row_offset = torch.randn(rows, generator=generator) * 0.1 if offset else None
@@ -47,7 +46,7 @@ def make(kind, rows, cols, generator, offset=False):
     return values, scale, group or cols, packed, row_offset
 
 
-KINDS = ["tensor", "row", "group64", "group128", "int8", "int4", "int4-f16", "dense", "dense-row"]
+KINDS = ["tensor", "row", "group64", "group128", "int8", "int4", "dense", "dense-row"]
 SHAPES = [(1, 1), (3, 5), (17, 33), (576, 1536), (100, 4095), (64, 128), (1000, 576)]
 
 
@@ -210,14 +209,13 @@ def test_opcheck(backend):
     check(library.ternary_pack.default, (stored, torch.rand(20, 2), 20, 64, torch.rand(20)))
     check(library.ternary_pack.default, (stored, torch.rand(1), 20))
     check(library.int8_pack.default, (values, torch.rand(20)))
-    check(library.int4_pack.default, (torch.zeros((20, 35), dtype=torch.uint8), torch.rand(20, 3), 70))
     check(library.int4_pack.default, (torch.zeros((20, 35), dtype=torch.uint8), torch.rand(20, 3).half(), 70))
     check(library.packed_linear.default, (x, packed, 20))
     check(
         library.packed_linear.default, (x.clone().requires_grad_(), packed, 20, torch.rand(20), torch.rand(70), 1e-6)
     )
     check(library.packed_embedding.default, (torch.tensor([1, 2]), packed, 70))
-    for kind in ("int8", "int4-f16"):
+    for kind in ("int8", "int4"):
         table = make(kind, 20, 70, generator)[3]
         check(library.packed_embedding.default, (torch.tensor([[1, 2], [0, 19]]), table, 70))
         check(library.packed_linear.default, (x.bfloat16(), table, 20))
@@ -250,3 +248,18 @@ def test_without_gradients(backend, context):
         assert torch.equal(ops.packed_matmul_int32(x_q, packed, 20, 1)[..., 0], (x_q.int() @ values.int().T))
         assert torch.equal(ops.int8_pack(values, torch.ones(20)), ops.int8_pack(values.clone(), torch.ones(20)))
     assert torch.equal(y, ops.packed_linear(x.detach(), packed, 20))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_scales_of_int4_are_float16(monkeypatch, native):
+    """As checkpoints have them, and no other: the layout says so by its format."""
+    if not native:
+        monkeypatch.setattr("hf_bitdistill.ops.native.library", lambda: None)
+    codes = torch.full((20, 35), 0x88, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"scales of int4 storage are float16, not torch\.float32"):
+        ops.int4_pack(codes, torch.rand(20, 3), 70)
+    packed = ops.int4_pack(codes, torch.rand(20, 3).half(), 70)
+    assert read_header(packed).scale_dtype == torch.float16
+    packed[44] = 0  # its header's word on the scales
+    with pytest.raises(ValueError, match="not a packed weight of this version"):
+        read_header(packed)

@@ -81,8 +81,7 @@ def _ternary_header(weight: Tensor, scale: Tensor, out_features: int, group_size
 
 
 def _fake_int4_pack(weight, weight_scale, in_features):
-    f16 = weight_scale.dtype == torch.float16
-    header = form.PackedWeight(form.INT4, weight.shape[0], in_features, INT4_GROUP, scale_is_f16=f16)
+    header = form.PackedWeight(form.INT4, weight.shape[0], in_features, INT4_GROUP)
     return weight.new_empty(header.layout.total, dtype=torch.uint8)
 
 

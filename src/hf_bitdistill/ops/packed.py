@@ -52,8 +52,11 @@ class PackedWeight:
     cols: int
     group_size: int = 0
     tensor_scale: bool = False
-    scale_is_f16: bool = False
     has_row_offset: bool = False
+
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        return torch.float16 if self.format == INT4 else torch.float32
 
     @property
     def groups(self) -> int:
@@ -64,7 +67,7 @@ class PackedWeight:
         """Byte positions of the parts."""
         panels = _up(self.rows, _PANEL) // _PANEL
         scales = _PANEL if self.tensor_scale else panels * self.groups * _PANEL
-        row_offset = _ALIGNMENT + _up(scales * (2 if self.scale_is_f16 else 4), _ALIGNMENT)
+        row_offset = _ALIGNMENT + _up(scales * self.scale_dtype.itemsize, _ALIGNMENT)
         data = row_offset + (panels * _PANEL * 4 if self.has_row_offset else 0)
         chunks = _up(self.cols, _CHUNK) // _CHUNK
         if self.format == TERNARY_DENSE:
@@ -85,7 +88,9 @@ def read_header(packed: Tensor) -> PackedWeight:
     magic, version, kind, rows, cols, group, tensor, f16, offset, *_ = _HEADER.unpack(bytes(packed[:64].tolist()))
     if magic != _MAGIC or version != ABI_VERSION or kind not in _BITS or rows < 1 or cols < 1 or group < 0:
         raise ValueError("not a packed weight of this version")
-    header = PackedWeight(kind, rows, cols, group, bool(tensor), bool(f16), bool(offset))
+    header = PackedWeight(kind, rows, cols, group, bool(tensor), bool(offset))
+    if bool(f16) != (header.scale_dtype == torch.float16):
+        raise ValueError("not a packed weight of this version")
     if header.layout.total != packed.numel():
         raise ValueError(f"a packed weight of {packed.numel()} bytes should have {header.layout.total}")
     return header
@@ -96,7 +101,7 @@ def empty(header: PackedWeight) -> Tensor:
     out = zeros(header.layout.total)
     fields = _HEADER.pack(
         _MAGIC, ABI_VERSION, header.format, header.rows, header.cols, header.group_size,
-        header.tensor_scale, header.scale_is_f16, header.has_row_offset, 0, 0, 0,
+        header.tensor_scale, header.scale_dtype == torch.float16, header.has_row_offset, 0, 0, 0,
     )  # fmt: skip
     out[: len(fields)] = torch.frombuffer(bytearray(fields), dtype=torch.uint8)
     return out
@@ -111,7 +116,7 @@ def put_rows(packed: Tensor, header: PackedWeight, piece: Tensor, first_row: int
     """
     source = read_header(piece)
     panels = _up(source.rows, _PANEL) // _PANEL
-    scales = panels * header.groups * _PANEL * (2 if header.scale_is_f16 else 4)
+    scales = panels * header.groups * _PANEL * header.scale_dtype.itemsize
     for start, size, origin in (
         (header.layout.scales, scales, source.layout.scales),
         (header.layout.panels, source.layout.total - source.layout.panels, source.layout.panels),
@@ -129,7 +134,7 @@ def pack(header: PackedWeight, codes: Tensor, scale: Tensor, row_offset: Tensor 
     """
     layout = header.layout
     out = empty(header)
-    dtype = torch.float16 if header.scale_is_f16 else torch.float32
+    dtype = header.scale_dtype
     panels = _up(header.rows, _PANEL) // _PANEL
     if header.tensor_scale:
         scales = scale.reshape(1).to(dtype).expand(_PANEL)
@@ -201,7 +206,7 @@ def _dense_code() -> tuple[Tensor, Tensor]:
 def scales_and_offsets(packed: Tensor, header: PackedWeight) -> tuple[Tensor, Tensor | None]:
     """float32 scales `[rows, groups]` (or `[1, 1]`) and row offsets `[rows]`."""
     layout = header.layout
-    dtype = torch.float16 if header.scale_is_f16 else torch.float32
+    dtype = header.scale_dtype
     stored = packed[layout.scales : layout.row_offset].view(dtype).float()
     if header.tensor_scale:
         scale = stored[:1].view(1, 1)

@@ -40,8 +40,7 @@ class TablePacker:
             raise ValueError(f"bits={bits!r}: a table is packed with 8 or 4 bits")
         self._shape, self.bits, self._done = (rows, columns), bits, 0
         self._library = n.library()
-        group, half = (0, False) if bits == 8 else (INT4_GROUP, True)
-        self._header = form.PackedWeight(_FORMATS[bits], rows, columns, group, scale_is_f16=half)
+        self._header = form.PackedWeight(_FORMATS[bits], rows, columns, 0 if bits == 8 else INT4_GROUP)
         self._packed = form.empty(self._header)
 
     def add(self, piece: Tensor) -> None:

@@ -42,8 +42,7 @@ def int8_pack(weight: Tensor, weight_scale: Tensor) -> Tensor:
 
 def int4_pack(weight: Tensor, weight_scale: Tensor, in_features: int) -> Tensor:
     codes = torch.stack([weight & 15, weight >> 4], dim=-1).view(weight.shape[0], -1)[:, :in_features]
-    f16 = weight_scale.dtype == torch.float16
-    header = PackedWeight(INT4, weight.shape[0], in_features, INT4_GROUP, scale_is_f16=f16)
+    header = PackedWeight(INT4, weight.shape[0], in_features, INT4_GROUP)
     _check_scales(header, weight_scale)
     return form.pack(header, codes, weight_scale, None)
 

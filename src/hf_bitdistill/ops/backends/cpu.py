@@ -85,16 +85,18 @@ def int8_pack(weight, weight_scale):
 
 @implement("int4_pack", "CPU")
 def int4_pack(weight, weight_scale, in_features):
-    f16 = weight_scale.dtype == torch.float16
-    weight, scale = weight.contiguous(), weight_scale.contiguous() if f16 else _floats(weight_scale)
+    weight, scale = weight.contiguous(), weight_scale.contiguous()
     if weight.dtype != torch.uint8 or weight.ndim != 2:
         raise ValueError("int4 storage is a uint8 matrix")
+    if scale.dtype != torch.float16:
+        raise ValueError(f"scales of int4 storage are float16, not {scale.dtype}")
     library = _native()
     if library is None:
         return reference.int4_pack(weight, scale, in_features)
     shape = (weight.shape[0], in_features)
-    out = torch.empty(library.size("int4_packed_size", *shape, f16), dtype=torch.uint8)
-    library.call("int4_pack", *_pointer(weight), *shape, *_pointer(scale), f16, *_pointer(out))
+    # (True: the library could have float32 scales too.)
+    out = torch.empty(library.size("int4_packed_size", *shape, True), dtype=torch.uint8)
+    library.call("int4_pack", *_pointer(weight), *shape, *_pointer(scale), True, *_pointer(out))
     return out
 
 

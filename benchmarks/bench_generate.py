@@ -20,9 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from clocks import TokenClock
 from decode.models import SHAPES, write_checkpoint
 from transformers import GenerationConfig
-from transformers.generation.streamers import BaseStreamer
 
 from hf_bitdistill.cache_name import CACHE_NAME
 from hf_bitdistill.environment import describe_environment
@@ -30,19 +30,6 @@ from optimum.bitnet import BitNetModelForCausalLM
 
 
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 50, "top_p": 0.9}
-
-
-class Clock(BaseStreamer):
-    """When `generate` handed over the prompt and each new token."""
-
-    def __init__(self):
-        self.times: list[float] = []
-
-    def put(self, value) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
 
 
 def ways(model: BitNetModelForCausalLM, new_tokens: int) -> dict[str, Callable[[], float]]:
@@ -70,10 +57,9 @@ def ways(model: BitNetModelForCausalLM, new_tokens: int) -> dict[str, Callable[[
         config = GenerationConfig(
             max_new_tokens=new_tokens + 1, min_new_tokens=None, eos_token_id=None, pad_token_id=0, **settings
         )
-        clock = Clock()
+        clock = TokenClock()
         model.generate(prompt, generation_config=config, streamer=clock)
-        # times[0] is the prompt, times[1] the token that its forward gave
-        return (clock.times[-1] - clock.times[1]) / (len(clock.times) - 2)
+        return clock.seconds_a_token
 
     return {
         "decoder": decoder,

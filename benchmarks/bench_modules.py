@@ -20,8 +20,9 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedModel
-from transformers.generation.streamers import BaseStreamer
+from clocks import TokenClock
+from decode.models import SHAPES
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from hf_bitdistill import apply_bitnet, ops, pack, quantize_head
 from hf_bitdistill.environment import describe_environment
@@ -31,17 +32,7 @@ def load(options: argparse.Namespace) -> PreTrainedModel:
     if options.model:
         return AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=151936,
-        hidden_size=1024,
-        intermediate_size=3072,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=128,
-        tie_word_embeddings=True,
-    )
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return AutoModelForCausalLM.from_config(SHAPES["0.6B"].config(), dtype=torch.float32)
 
 
 def contenders(full: PreTrainedModel) -> dict[str, PreTrainedModel]:
@@ -53,23 +44,6 @@ def contenders(full: PreTrainedModel) -> dict[str, PreTrainedModel]:
         "packed": packed,
         "packed_int8_head": quantize_head(copy.deepcopy(packed), 8),
     }
-
-
-class Clock(BaseStreamer):
-    """When `generate` handed over the prompt and each new token."""
-
-    def __init__(self):
-        self.times: list[float] = []
-
-    def put(self, value) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
-
-    def seconds_a_token(self) -> float:
-        # times[0] is the prompt, times[1] the token that its forward gave
-        return (self.times[-1] - self.times[1]) / (len(self.times) - 2)
 
 
 def main() -> None:
@@ -96,11 +70,11 @@ def main() -> None:
         model.generation_config.eos_token_id = None
 
     def decode(model: PreTrainedModel) -> float:
-        clock = Clock()
+        clock = TokenClock()
         model.generate(
             input_ids=start, attention_mask=torch.ones_like(start), generation_config=settings, streamer=clock
         )
-        return clock.seconds_a_token()
+        return clock.seconds_a_token
 
     def prefill(model: PreTrainedModel) -> float:
         begin = time.perf_counter()

@@ -22,8 +22,8 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from clocks import TokenClock
 from transformers import AutoTokenizer, GenerationConfig
-from transformers.generation.streamers import BaseStreamer
 
 from hf_bitdistill.environment import describe_environment
 from optimum.bitnet import BitNetModelForCausalLM
@@ -34,21 +34,6 @@ WAYS = {
     **{f"lookup {count}": {"prompt_lookup_num_tokens": count} for count in (3, 5, 10)},
     "lookup 10, heuristic": {"prompt_lookup_num_tokens": 10, "num_assistant_tokens_schedule": "heuristic"},
 }
-
-
-class Clock(BaseStreamer):
-    """When `generate` handed over the prompt and the new tokens, and how many at a time."""
-
-    def __init__(self):
-        self.times: list[float] = []
-        self.counts: list[int] = []
-
-    def put(self, value) -> None:
-        self.times.append(time.perf_counter())
-        self.counts.append(value.numel())
-
-    def end(self) -> None:
-        pass
 
 
 class Counter:
@@ -121,15 +106,13 @@ def main() -> None:
             config = GenerationConfig(
                 max_new_tokens=args.new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0, **options
             )
-            clock = Clock()
+            clock = TokenClock()
             counter.start()
             ids = model.generate(prompt, generation_config=config, streamer=clock)[0, prompt.shape[1] :].tolist()
             expected = expected or ids
             if ids != expected:
                 raise SystemExit(f"{way} gives other tokens")
-            for place, value in enumerate(
-                (clock.times[-1] - clock.times[1], sum(clock.counts[2:]), counter.calls, counter.tokens)
-            ):
+            for place, value in enumerate((clock.seconds, clock.tokens, counter.calls, counter.tokens)):
                 found[way][place] += value
     rows = []
     for way, (seconds, tokens, calls, read) in found.items():

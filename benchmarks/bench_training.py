@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +50,14 @@ def accumulated(name: str) -> dict[str, Any]:
 def measure(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     """Steps of a `DistillationTrainer`, timed between their ends."""
     import torch
+    from clocks import StepClock
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, TrainerCallback
+    from transformers import AutoModelForCausalLM
 
     from hf_bitdistill import BitNetConfig, DistillationTrainer, PretrainingConfig, apply_bitnet
+    from hf_bitdistill.recipe.train import Machine, training_arguments
 
     torch.set_num_threads(args.threads)
-
-    class Clock(TrainerCallback):
-        def __init__(self):
-            self.ends = []
-
-        def on_step_end(self, *_, **__):
-            self.ends.append(time.perf_counter())
 
     attention = options.pop("attn_implementation", None)
     options.pop("environment", None)
@@ -75,22 +69,25 @@ def measure(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]
     generator = torch.Generator().manual_seed(0)
     shape = (steps * args.batch_size, args.block_size)
     tokens = torch.randint(source.config.vocab_size, shape, generator=generator).tolist()
-    clock = Clock()
+    clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:
-        training = PretrainingConfig(
-            folder,
-            max_steps=steps,
-            per_device_train_batch_size=args.batch_size,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available(),
+        training = training_arguments(
+            PretrainingConfig,
+            Path(folder),
+            Machine(bf16=options.pop("bf16", False)),
+            steps=steps,
+            batch=args.batch_size,
+            micro=args.batch_size,
+            rate=5e-5,
+            seed=0,
+            # (Reading a loss waits for the step.)
+            logging_strategy="no",
             **options,
         )
         student = apply_bitnet(source, BitNetConfig())
         rows = Dataset.from_dict({"input_ids": tokens, "labels": tokens})
         DistillationTrainer(student, teacher, training, train_dataset=rows, callbacks=[clock]).train()
-    seconds = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)][args.warmup - 1 :]
+    seconds = clock.seconds_a_step(args.warmup)
     size = args.batch_size * args.block_size
     return {"tokens_per_second": round(size / statistics.median(seconds), 1), "step_seconds": seconds}
 

@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hf_bitdistill import BitNetConfig, DistillationConfig, DistillationTrainer, apply_bitnet
 from hf_bitdistill.environment import describe_environment
+from hf_bitdistill.recipe.train import Machine, training_arguments
 
 
 SHAPE = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
@@ -111,8 +112,17 @@ def distillation_steps(kinds: list[str], vocabulary: int, dtype: str, args: argp
 
         else:
             with tempfile.TemporaryDirectory() as folder:
-                options = DistillationConfig(
-                    folder, report_to=[], use_cpu=True, bf16=dtype == "bfloat16", attention_loss_weight=0
+                options = training_arguments(
+                    DistillationConfig,
+                    Path(folder),
+                    Machine(bf16=dtype == "bfloat16"),
+                    steps=1,
+                    batch=1,
+                    micro=1,
+                    rate=5e-5,
+                    seed=0,
+                    use_cpu=True,
+                    attention_loss_weight=0,
                 )
                 trainer = DistillationTrainer(student, teacher, options, train_dataset=[])
             if kind == "whole logits":

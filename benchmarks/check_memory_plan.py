@@ -30,6 +30,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
 from hf_bitdistill import BitNetConfig, apply_bitnet
 from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer
 from hf_bitdistill.environment import describe_environment
+from hf_bitdistill.processes import world_size
+from hf_bitdistill.recipe.train import Machine, training_arguments
 from hf_bitdistill.scale.engines import ENGINES, Engine, Training, memory
 from hf_bitdistill.scale.micro_step import Losses, MicroBatch, micro_step
 from hf_bitdistill.scale.shapes import Shape
@@ -76,8 +78,8 @@ def options(engine: Engine, checkpointing: bool) -> dict[str, Any]:
     checkpoints = {"use_reentrant": False}
     again = {"gradient_checkpointing": checkpointing, "gradient_checkpointing_kwargs": checkpoints}
     if engine.kind == "ddp":
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        return {"use_cpu": True, "ddp_backend": "gloo" if processes > 1 else None, **again}
+        several = world_size() > 1
+        return {"use_cpu": True, "ddp_backend": "gloo" if several else None, **again}
     if engine.kind == "fsdp":
         sync = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
         config = {"state_dict_type": "SHARDED_STATE_DICT", "version": 2, "activation_checkpointing": checkpointing}
@@ -126,17 +128,17 @@ def train(engine: Engine, checkpointing: bool, accumulation: int, tied: bool, bf
             ids[number, : len(row)], labels[number, : len(row)], mask[number, : len(row)] = row, row, 1
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
-    arguments = DistillationConfig(
-        output_dir=folder,
-        report_to=[],
-        disable_tqdm=True,
-        save_strategy="no",
-        max_steps=2,
+    arguments = training_arguments(
+        DistillationConfig,
+        Path(folder),
+        Machine(bf16),
+        steps=2,
+        batch=MICRO * accumulation * world_size(),
+        micro=MICRO,
+        rate=5e-5,
+        seed=0,
         hidden_loss_weight=10.0,
-        per_device_train_batch_size=MICRO,
-        gradient_accumulation_steps=accumulation,
-        bf16=bf16,
-        **options(engine, checkpointing),
+        **{"use_cpu": False, **options(engine, checkpointing)},
     )
     trainer = DistillationTrainer(
         model=apply_bitnet(models[0], student_config()),

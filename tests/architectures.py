@@ -1,7 +1,7 @@
 """Tiny random models of every architecture the tests promise to support."""
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 
@@ -26,6 +26,19 @@ _LINEAR_ATTENTION = {
 }
 
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 40, "head_dim": 12}
+
+
+def small_llama(**options) -> LlamaConfig:
+    """A config for tests that need few tokens and no grouped queries: width 32, 2 layers, 4 heads, padding 0; `options` win."""
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    return LlamaConfig(**{**sizes, "pad_token_id": 0, **options})
+
 
 # model_type -> options of its config
 ARCHITECTURES: dict[str, dict] = {

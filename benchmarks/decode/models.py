@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,13 @@ class Shape:
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0
 
+    def config(self, **options: Any) -> PreTrainedConfig:
+        """Of a Llama, or with experts of Qwen3's, with tied embeddings; `options` are further ones."""
+        from transformers import LlamaConfig, Qwen3MoeConfig
+
+        sizes = {name: value for name, value in vars(self).items() if value}
+        return (Qwen3MoeConfig if self.num_experts else LlamaConfig)(**sizes, tie_word_embeddings=True, **options)
+
 
 SHAPES = {
     "0.6B": Shape(1024, 3072, 28, 16, 8, 151936),
@@ -34,15 +46,13 @@ SHAPES = {
 def write_checkpoint(shape: Shape, folder: Path) -> None:
     """A packed student of the Llama architecture, or with experts of Qwen3's, with random ternary weights."""
     from huggingface_hub import save_torch_state_dict
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3MoeConfig
+    from transformers import AutoModelForCausalLM
 
     from hf_bitdistill import BitNetConfig
     from hf_bitdistill.surgery import convert_modules
 
     torch.manual_seed(0)
-    config_class = Qwen3MoeConfig if shape.num_experts else LlamaConfig
-    sizes = {name: value for name, value in vars(shape).items() if value}
-    config = config_class(**sizes, tie_word_embeddings=True, max_position_embeddings=4096, dtype="bfloat16")
+    config = shape.config(max_position_embeddings=4096, dtype="bfloat16")
     quantization = BitNetConfig(quantization_mode="offline")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from statistics import mean
+from collections.abc import Callable, Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
 
 from .charts import Bars, Lines, Point, Quality
 from .shown import (
@@ -21,17 +22,87 @@ from .shown import (
 
 SST2, MNLI, TASK = "smollm2_sst2_1m_long", "smollm2_mnli_1m", "smollm2_sst2_task"
 _NATS = "nats a token, lower is better"
+_EACH_ROW = "Accuracy of each row of the table"
 
 
-def _bars(rows: Mapping[str, Sequence[float]], errors: Mapping[str, float | None], xlabel: str, start: float) -> Bars:
-    labels = list(rows)
-    return Bars(
-        xlabel,
-        labels,
-        {"mean": [mean(values) for values in rows.values()]},
-        {"mean": [errors.get(label) for label in labels]} if errors else {},
-        start=start,
+# Of an arm's name and the scores of its seeds.
+OfScores = Callable[[str, Sequence[float]], Any]
+
+
+def _arms(
+    name: str,
+    arms: Mapping[str, str],
+    columns: Mapping[str, OfScores],
+    error: OfScores,
+    start: float,
+    conditions: str,
+    alternative: str,
+    metric: str = "accuracy",
+) -> Shown:
+    """Scores of the arms of one experiment: a table with a row an arm, and a bar for each.
+
+    Args:
+        name: of the experiment.
+        arms: name in its record -> what it is called here.
+        columns: heading -> what stands under it. The first heading is that of the bars, too.
+        error: of an arm's bar; `None`: it has none.
+        start: of the bars.
+        conditions: under which it was measured.
+        alternative: says what the picture shows.
+    """
+    values = {arm: scores(name, arm, metric) for arm in arms}
+    return Shown(
+        ["", *columns],
+        [[label, *(cell(arm, values[arm]) for cell in columns.values())] for arm, label in arms.items()],
+        [f"accuracy/{name}.json"],
+        conditions,
+        Bars(
+            next(iter(columns)),
+            list(arms.values()),
+            {"mean": [mean(each) for each in values.values()]},
+            {"mean": [error(arm, each) for arm, each in values.items()]},
+            start=start,
+        ),
+        alternative,
     )
+
+
+def _nats(
+    name: str,
+    values: Mapping[str, Sequence[float]],
+    conditions: str,
+    alternative: str,
+    columns: Sequence[str] = ("0.25 M tokens", "1 M tokens"),
+    shown: str = "{:.2f}",
+    start: float = 1.2,
+) -> Shown:
+    """Nats a token of the rows of one experiment, after each of the budgets that `columns` name."""
+    return Shown(
+        [_NATS, *columns],
+        [[label, *(f"{value:.3f}" for value in each)] for label, each in values.items()],
+        [f"accuracy/{name}.json"],
+        conditions,
+        Bars(
+            _NATS,
+            list(values),
+            {column: [each[index] for each in values.values()] for index, column in enumerate(columns)},
+            shown=shown,
+            start=start,
+        ),
+        alternative,
+    )
+
+
+def _first(_: str, values: Sequence[float]) -> str:
+    return f"{values[0]:.1f}"
+
+
+def _standard_error(name: str) -> OfScores:
+    return lambda arm, values: standard_error(name, arm)
+
+
+def _deviation(_: str, values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
 
 
 # ---- The recipe as a whole ------------------------------------------------------------------------------------------
@@ -119,25 +190,14 @@ def recipe() -> Shown:
 
 
 def _task(name: str, arms: Mapping[str, str], start: float, title: str) -> Shown:
-    values = {label: scores(name, arm) for arm, label in arms.items()}
-    errors = {label: standard_error(name, arm) for arm, label in arms.items()}
-    rows = [
-        [
-            label,
-            f"{mean(each):.1f}",
-            ", ".join(f"{one:.1f}" for one in each) if len(each) > 1 else "",
-            f"{errors[label]:.1f}",
-        ]
-        for label, each in values.items()
-    ]
-    return Shown(
-        ["", f"{title}, %", "each seed", "standard error"],
-        rows,
-        [f"accuracy/{name}.json"],
-        f"The last rows: {accuracy_machine(name)}; dates and times of the others are in the file",
-        _bars(values, errors, f"{title}, %", start),
-        f"{title} of each row of the table",
-    )
+    error = _standard_error(name)
+    columns = {
+        f"{title}, %": lambda arm, values: f"{mean(values):.1f}",
+        "each seed": lambda arm, values: ", ".join(f"{one:.1f}" for one in values) if len(values) > 1 else "",
+        "standard error": lambda arm, values: f"{error(arm, values):.1f}",
+    }
+    conditions = f"The last rows: {accuracy_machine(name)}; dates and times of the others are in the file"
+    return _arms(name, arms, columns, error, start, conditions, f"{title} of each row of the table")
 
 
 def sst2() -> Shown:
@@ -219,22 +279,17 @@ def plain_text() -> Shown:
         "bitnet_sft": "BitNet-SFT, no recipe",
         "bitdistill": "1 M tokens, the paper's recipe",
     }
-    values = {label: scores(name, arm) for arm, label in arms.items()}
     text = {
         row["arm"]: row["perplexity"]["validation"]["nll_per_token"]
         for row in load(f"accuracy/{name}.json")["rows"]
         if row["perplexity"]
     }
     text["fp_sft"] = text["full precision"]  # (the model that it was fine-tuned from)
-    errors = {label: standard_error(name, arm) for arm, label in arms.items()}
-    return Shown(
-        ["", "accuracy on SST-2, %", "nats a token of plain text, before fine-tuning"],
-        [[label, f"{values[label][0]:.1f}", f"{text[arm]:.2f}"] for arm, label in arms.items()],
-        [f"accuracy/{name}.json"],
-        accuracy_machine(name),
-        _bars(values, errors, "accuracy on SST-2, %", 50),
-        "Accuracy of each row of the table",
-    )
+    columns = {
+        "accuracy on SST-2, %": _first,
+        "nats a token of plain text, before fine-tuning": lambda arm, values: f"{text[arm]:.2f}",
+    }
+    return _arms(name, arms, columns, _standard_error(name), 50, accuracy_machine(name), _EACH_ROW)
 
 
 def without_text() -> Shown:
@@ -248,16 +303,9 @@ def without_text() -> Shown:
         "bitnet_sft": "BitNet-SFT, no recipe",
         "bitdistill": "BitDistill without pre-training",
     }
-    values = {label: scores(name, arm) for arm, label in arms.items()}
-    errors = {label: standard_error(name, arm) for arm, label in arms.items()}
-    return Shown(
-        ["", "accuracy on SST-2, %", "standard error"],
-        [[label, f"{each[0]:.1f}", f"{errors[label]:.1f}"] for label, each in values.items()],
-        [f"accuracy/{name}.json"],
-        accuracy_machine(name),
-        _bars(values, errors, "accuracy on SST-2, %", 50),
-        "Accuracy of each row of the table",
-    )
+    error = _standard_error(name)
+    columns = {"accuracy on SST-2, %": _first, "standard error": lambda arm, values: f"{error(arm, values):.1f}"}
+    return _arms(name, arms, columns, error, 50, accuracy_machine(name), _EACH_ROW)
 
 
 # ---- The small models -----------------------------------------------------------------------------------------------
@@ -282,21 +330,10 @@ def ablations() -> Shown:
         "bitnet_sft": "BitNet-SFT, no recipe",
         "warm_start_only": "warm start, then labels only",
     }
-    values = {label: scores(name, arm, "token_accuracy") for arm, label in arms.items()}
-    return Shown(
-        ["", "token accuracy, %"],
-        [[label, spread(each)] for label, each in values.items()],
-        [f"accuracy/{name}.json"],
-        f"{accuracy_machine(name)}; mean and standard deviation of three seeds",
-        _bars(values, {label: _deviation(each) for label, each in values.items()}, "token accuracy, %", 36),
-        "Token accuracy of each row of the table",
-    )
-
-
-def _deviation(values: Sequence[float]) -> float | None:
-    from statistics import stdev
-
-    return stdev(values) if len(values) > 1 else None
+    columns = {"token accuracy, %": lambda arm, values: spread(values)}
+    conditions = f"{accuracy_machine(name)}; mean and standard deviation of three seeds"
+    alternative = "Token accuracy of each row of the table"
+    return _arms(name, arms, columns, _deviation, 36, conditions, alternative, "token_accuracy")
 
 
 def levers() -> Shown:
@@ -322,22 +359,10 @@ def levers() -> Shown:
         "all_together_hidden": "all together, hidden states",
         "all_together_falling_hidden": "all together, that fall over half",
     }
-    values = {label: [nats(name, arm, budget) for budget in budgets] for arm, label in arms.items()}
-    columns = ("0.25 M tokens", "1 M tokens")
-    return Shown(
-        [_NATS, *columns],
-        [[label, *(f"{mean(each):.3f}" for each in both)] for label, both in values.items()],
-        [f"accuracy/{name}.json"],
-        f"{accuracy_machine(name)}; mean of two seeds, full precision {nats(name, 'full precision', None)[0]:.3f}",
-        Bars(
-            _NATS,
-            list(values),
-            {column: [mean(both[index]) for both in values.values()] for index, column in enumerate(columns)},
-            shown="{:.2f}",
-            start=1.2,
-        ),
-        "Nats a token of each lever after 0.25 and after 1 million tokens",
-    )
+    values = {label: [mean(nats(name, arm, budget)) for budget in budgets] for arm, label in arms.items()}
+    full = nats(name, "full precision", None)[0]
+    conditions = f"{accuracy_machine(name)}; mean of two seeds, full precision {full:.3f}"
+    return _nats(name, values, conditions, "Nats a token of each lever after 0.25 and after 1 million tokens")
 
 
 def left_off() -> Shown:
@@ -359,15 +384,9 @@ def left_off() -> Shown:
         "hidden_10": "hidden states, coefficient 10",
         "hidden_30": "hidden states, coefficient 30",
     }
-    values = {label: nats(name, arm, budget) for arm, label in arms.items()}
-    return Shown(
-        [_NATS, "0.25 M tokens"],
-        [[label, f"{mean(each):.3f}"] for label, each in values.items()],
-        [f"accuracy/{name}.json"],
-        f"{accuracy_machine(name)}; mean of two seeds",
-        Bars(_NATS, list(values), {"0.25 M tokens": [mean(each) for each in values.values()]}, shown="{:.3f}", start=2.1),
-        "Nats a token of each choice",
-    )  # fmt: skip
+    values = {label: [mean(nats(name, arm, budget))] for arm, label in arms.items()}
+    conditions = f"{accuracy_machine(name)}; mean of two seeds"
+    return _nats(name, values, conditions, "Nats a token of each choice", ["0.25 M tokens"], "{:.3f}", 2.1)
 
 
 def tokens() -> Shown:
@@ -402,7 +421,7 @@ def batch() -> Shown:
         "all_16_distributions_3": "all levers, 16 blocks, distributions three times",
     }
     values = {label: [nats(name, arm, budget)[0] for budget in budgets] for arm, label in arms.items()}
-    return _two_budgets(name, values, "one seed")
+    return _nats(name, values, f"{accuracy_machine(name)}; one seed", "Nats a token of each row of the table")
 
 
 def rates() -> Shown:
@@ -412,25 +431,7 @@ def rates() -> Shown:
         for rate in ("1e-3", "3e-3", "6e-3", "12e-3"):
             shown = "1.2e-2" if rate == "12e-3" else rate
             values[f"{label}, {shown}"] = [nats(name, f"{arm}_{rate}", budget)[0] for budget in budgets]
-    return _two_budgets(name, values, "one seed")
-
-
-def _two_budgets(name: str, values: Mapping[str, Sequence[float]], seeds: str) -> Shown:
-    columns = ("0.25 M tokens", "1 M tokens")
-    return Shown(
-        [_NATS, *columns],
-        [[label, *(f"{value:.3f}" for value in each)] for label, each in values.items()],
-        [f"accuracy/{name}.json"],
-        f"{accuracy_machine(name)}; {seeds}",
-        Bars(
-            _NATS,
-            list(values),
-            {column: [each[index] for each in values.values()] for index, column in enumerate(columns)},
-            shown="{:.2f}",
-            start=1.2,
-        ),
-        "Nats a token of each row of the table",
-    )
+    return _nats(name, values, f"{accuracy_machine(name)}; one seed", "Nats a token of each row of the table")
 
 
 def small_model() -> Shown:
@@ -444,15 +445,9 @@ def small_model() -> Shown:
         "bitdistill_weak": "BitDistill, weaker distillation terms",
         "all_together": "all levers and BitDistill",
     }
-    values = {label: scores(name, arm) for arm, label in arms.items()}
-    return Shown(
-        ["", "accuracy on SST-2, %"],
-        [[label, spread(each, 1)] for label, each in values.items()],
-        [f"accuracy/{name}.json"],
-        f"{accuracy_machine(name)}; mean and standard deviation of two seeds",
-        _bars(values, {label: _deviation(each) for label, each in values.items()}, "accuracy on SST-2, %", 50),
-        "Accuracy of each row of the table",
-    )
+    columns = {"accuracy on SST-2, %": lambda arm, values: spread(values, 1)}
+    conditions = f"{accuracy_machine(name)}; mean and standard deviation of two seeds"
+    return _arms(name, arms, columns, _deviation, 50, conditions, _EACH_ROW)
 
 
 # ---- Starts ---------------------------------------------------------------------------------------------------------

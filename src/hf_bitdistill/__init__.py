@@ -4,13 +4,13 @@ Importing this package registers the quantization method `"bitdistill"` with tra
 can make, resume and load students. Everything else is imported when it is first used.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from . import quantizer as _quantizer  # noqa: F401 (registers with transformers)
 from .adapters.hook import watch as _watch
 from .config import BitNetConfig
 from .heads import quantize_head
+from .lazy import attach as _attach
 from .packing import pack
 from .surgery import SurgeryError, apply_bitnet, ternary_share
 
@@ -19,19 +19,22 @@ __version__ = "0.1.0.dev0"
 
 # Public name -> module that defines it. Training code imports the Trainer, which takes seconds, so it waits.
 # The function `warm_start` has the name of its package and is imported from there.
-_LAZY = {
-    "DistillationConfig": "distillation",
-    "DistillationTrainer": "distillation",
-    "PretrainingConfig": "distillation",
-    "WarmStartConfig": "warm_start",
-    "cache_teacher_logits": "distillation",
-    "calibrate_sub_norm": "calibration",
-    "find_massive_projections": "massive_activations",
-    "least_squares_warm_start": "warm_start",
-    "merge_adapter": "adapters.merging",
-    "pack_corpus": "data",
-    "push_to_hub": "hub",
-}
+__getattr__, __dir__ = _attach(
+    __name__,
+    {
+        "DistillationConfig": "distillation",
+        "DistillationTrainer": "distillation",
+        "PretrainingConfig": "distillation",
+        "WarmStartConfig": "warm_start",
+        "cache_teacher_logits": "distillation",
+        "calibrate_sub_norm": "calibration",
+        "find_massive_projections": "massive_activations",
+        "least_squares_warm_start": "warm_start",
+        "merge_adapter": "adapters.merging",
+        "pack_corpus": "data",
+        "push_to_hub": "hub",
+    },
+)
 
 _watch()  # for PEFT, which is imported when it is used
 
@@ -63,13 +66,3 @@ __all__ = [
     "quantize_head",
     "ternary_share",
 ]
-
-
-def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__():
-    return sorted([*globals(), *_LAZY])

@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForCausalLM,
     DataCollatorForSeq2Seq,
-    LlamaConfig,
     PreTrainedTokenizerFast,
     TrainerCallback,
 )
 
+from architectures import small_llama
 from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer
 
 
@@ -34,9 +34,7 @@ def parts() -> tuple:
     torch.set_num_threads(1)
     backend = Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>")
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, pad_token_id=0
-    )
+    config = small_llama()
     torch.manual_seed(0)
     student, teacher = (AutoModelForCausalLM.from_config(config) for _ in range(2))
     rows = []

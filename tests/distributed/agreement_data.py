@@ -10,12 +10,12 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
-    LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
 
+from architectures import small_llama
 from hf_bitdistill import BitNetConfig, apply_bitnet
 from hf_bitdistill.data import collate
 from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer
@@ -49,10 +49,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 def make_student(seed: int = 0, kind: type = LlamaForCausalLM):
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=258, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0,
-        eos_token_id=1, max_position_embeddings=256, num_labels=2,
-    )  # fmt: skip
+    sizes = {"vocab_size": 258, "intermediate_size": 64, "num_attention_heads": 2, "max_position_embeddings": 256}
+    config = small_llama(**sizes, eos_token_id=1, num_labels=2)
     return apply_bitnet(kind(config), BitNetConfig())
 
 

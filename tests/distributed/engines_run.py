@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from launching import message
 from pretending import shard_on_cpu
-from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
+from architectures import small_llama
 from hf_bitdistill import BitNetConfig, apply_bitnet
 from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer
 from hf_bitdistill.distillation.gathering import whole_state
@@ -59,16 +60,8 @@ ENGINES = {
 
 def save_models(folder: Path, tied: bool = False, width: int = 32) -> None:
     """A ternary student and its teacher, for all processes and engines."""
-    config = LlamaConfig(
-        vocab_size=67,
-        hidden_size=width,
-        intermediate_size=width * 3 // 2,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=tied,
-        pad_token_id=0,
-    )
+    sizes = {"vocab_size": 67, "hidden_size": width, "intermediate_size": width * 3 // 2, "num_key_value_heads": 2}
+    config = small_llama(**sizes, tie_word_embeddings=tied)
     for seed, name in enumerate(("student", "teacher")):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)
@@ -227,9 +220,7 @@ def memory(folder: Path) -> dict:
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    config = LlamaConfig(
-        vocab_size=1000, hidden_size=512, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=4
-    )
+    config = small_llama(vocab_size=1000, hidden_size=512, intermediate_size=2048, num_hidden_layers=8)
     model = apply_bitnet(AutoModelForCausalLM.from_config(config), BitNetConfig())
     whole = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     for layer in model.model.layers:

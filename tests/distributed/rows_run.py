@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from datasets import IterableDataset
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 
+from architectures import small_llama
 from hf_bitdistill import processes
 from hf_bitdistill.data import pack_corpus
 from hf_bitdistill.data.streams import Stream
@@ -41,16 +42,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def model(seed: int = 0, **options):
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        pad_token_id=0,
-        **options,
-    )
-    return AutoModelForCausalLM.from_config(config)
+    return AutoModelForCausalLM.from_config(small_llama(**options))
 
 
 def arguments(folder: str | Path, **options) -> dict:

@@ -8,6 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_bitdistill import BitNetConfig
 from hf_bitdistill.layers import BitLinear, SubLN, TernaryLinear, full_precision, set_quantization_share
+from hf_bitdistill.layers.base import TernaryLayer
 from hf_bitdistill.quantization import unpack_ternary
 
 
@@ -235,3 +236,18 @@ def test_a_compiled_packed_layer_after_a_write(eager_first):
         layer(X)  # outside, once
         assert torch.equal(compiled(X), other(X))
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("sub_norm", [False, True])
+def test_both_layers_take_their_options_from_one_place(options, sub_norm):
+    config = BitNetConfig(**options)
+    online, packed = (kind(130, 10, True, config, sub_norm) for kind in (BitLinear, TernaryLinear))
+    assert isinstance(online, TernaryLayer) and isinstance(packed, TernaryLayer)
+    for layer in (online, packed):
+        assert (layer.weight_granularity, layer.group_size) == (config.weight_granularity, config.scale_group_size)
+        assert layer.activation_bits == config.activation_bits
+        assert (layer.rms_norm is not None) is sub_norm
+    assert online.extra_repr() == packed.extra_repr()
+    assert "in_features=130, out_features=10, bias=True, granularity=" in packed.extra_repr()
+    assert set(online.state_dict()) == set(packed.state_dict()) - {"weight_scale"}

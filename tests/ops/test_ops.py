@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_bitdistill import ops
+from hf_bitdistill.ops.packed import read_header
 
 
 def storage(codes):
@@ -245,3 +246,18 @@ def test_without_gradients(backend, context):
         assert torch.equal(ops.packed_matmul_int32(x_q, packed, 20, 1)[..., 0], (x_q.int() @ values.int().T))
         assert torch.equal(ops.int8_pack(values, torch.ones(20)), ops.int8_pack(values.clone(), torch.ones(20)))
     assert torch.equal(y, ops.packed_linear(x.detach(), packed, 20))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_scales_of_int4_are_float16(monkeypatch, native):
+    """As checkpoints have them, and no other: the layout says so by its format."""
+    if not native:
+        monkeypatch.setattr("hf_bitdistill.ops.native.library", lambda: None)
+    codes = torch.full((20, 35), 0x88, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"scales of int4 storage are float16, not torch\.float32"):
+        ops.int4_pack(codes, torch.rand(20, 3), 70)
+    packed = ops.int4_pack(codes, torch.rand(20, 3).half(), 70)
+    assert read_header(packed).scale_dtype == torch.float16
+    packed[44] = 0  # its header's word on the scales
+    with pytest.raises(ValueError, match="not a packed weight of this version"):
+        read_header(packed)

@@ -11,6 +11,7 @@ from ..checkpoint import CheckpointError
 from ..ops import TablePacker, packed_bits, split_table
 from ..ops import c_header as c
 from ..ops.huge_pages import zeros
+from ..ops.tables import FLOAT_KINDS
 from ..quantization import check_table, dequantize_table, least_lossy_dtype, quantize_table
 from .files import TensorFiles
 
@@ -19,12 +20,6 @@ HEAD_BITS = (32, 16, 8, 4)
 
 SPLIT_FROM = 2 << 20
 """Bytes of an output head from which on it is worth reading less of it: what stays in a cache is read soon enough."""
-
-_KINDS = {
-    torch.float32: c.TABLE_FLOAT32,
-    torch.bfloat16: c.TABLE_BFLOAT16,
-    torch.float16: c.TABLE_FLOAT16,
-}
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,7 @@ def load_table(files: TensorFiles, name: str, bits: int | None, stored: StoredFo
             data[start : start + len(piece)] = finite(piece, files, name)
     else:
         raise ValueError(f"head_bits={bits!r} is not supported; choose one of {HEAD_BITS}.")
-    return Table(_KINDS.get(data.dtype, c.TABLE_PACKED), data, rows, columns, dtype)
+    return Table(FLOAT_KINDS.get(data.dtype, c.TABLE_PACKED), data, rows, columns, dtype)
 
 
 def _load_integers(files: TensorFiles, name: str, bits: int | None, stored: StoredForm) -> Table:

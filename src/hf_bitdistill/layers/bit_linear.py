@@ -22,6 +22,7 @@ from ..quantization import (
     ternarize,
     ternary_linear,
 )
+from .base import TernaryLayer
 from .sub_norm import SubLN
 
 
@@ -42,7 +43,7 @@ def from_checkpoint(weight: Tensor) -> Tensor:
     return weight.squeeze(1) if weight.ndim == 3 and weight.shape[1] == 1 else weight
 
 
-class BitLinear(nn.Linear):
+class BitLinear(TernaryLayer):
     """A linear layer that computes with ternary weights and int8 activations and trains latent weights.
 
     Without a gradient the forward is [`ternary_linear`] on the ternarised weight: exactly what the packed layer computes. Where a gradient
@@ -80,10 +81,7 @@ class BitLinear(nn.Linear):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        config = config or BitNetConfig()
-        self.weight_granularity = config.weight_granularity
-        self.group_size = config.scale_group_size
-        self.activation_bits = config.activation_bits
+        self._set_up(config, sub_norm, device, dtype)
         # The constants 1 and 0, or a scalar tensor, which torch.compile takes as an input: a float would be compiled in, and every
         # step of a schedule compiled anew.
         self._quantization_share: float | Tensor = 1.0
@@ -92,7 +90,6 @@ class BitLinear(nn.Linear):
         self._choose_training_linear()
         self._quantize = True
         self.transposed_source = transposed_source
-        self.rms_norm = SubLN(in_features, config.sub_norm_eps, device=device, dtype=dtype) if sub_norm else None
 
     @classmethod
     def from_linear(cls, linear: Any, config: BitNetConfig, sub_norm: bool = False) -> BitLinear:
@@ -233,10 +230,6 @@ class BitLinear(nn.Linear):
         if self._gather is not None:
             self._gather.adopt()
         return self
-
-    def extra_repr(self) -> str:
-        bits = "float" if self.activation_bits is None else f"int{self.activation_bits}"
-        return f"{super().extra_repr()}, granularity={self.weight_granularity}, activations={bits}"
 
 
 @contextmanager

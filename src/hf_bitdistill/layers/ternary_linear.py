@@ -22,12 +22,13 @@ from ..quantization import (
     unpack_ternary,
     weight_scale_shape,
 )
+from .base import TernaryLayer
 from .bit_linear import BitLinear
 from .kernel_weight import KernelWeight
 from .sub_norm import SubLN
 
 
-class TernaryLinear(KernelWeight, nn.Linear):
+class TernaryLinear(KernelWeight, TernaryLayer):
     """A linear layer whose weights are ternary codes, 2 bits each, with float32 scales.
 
     It is an `nn.Linear` to those who look for linear layers by their class (PEFT above all), though its `weight` is no matrix of floats.
@@ -63,10 +64,8 @@ class TernaryLinear(KernelWeight, nn.Linear):
         config = config or BitNetConfig()
         self.in_features = in_features
         self.out_features = out_features
-        self.weight_granularity = config.weight_granularity
-        self.group_size = config.scale_group_size
-        self.activation_bits = config.activation_bits
         self.weight_bits = config.weight_bits
+        self._set_up(config, sub_norm, device, dtype)
         packed_shape = (packed_rows(out_features), in_features)
         scale_shape = weight_scale_shape(out_features, in_features, self.weight_granularity, self.group_size)
         self.register_buffer("weight", torch.zeros(packed_shape, dtype=torch.uint8, device=device))
@@ -75,7 +74,6 @@ class TernaryLinear(KernelWeight, nn.Linear):
             self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype), requires_grad=False)
         else:
             self.register_parameter("bias", None)
-        self.rms_norm = SubLN(in_features, config.sub_norm_eps, device=device, dtype=dtype) if sub_norm else None
 
     @classmethod
     def from_bit_linear(cls, layer: BitLinear, config: BitNetConfig) -> TernaryLinear:
@@ -187,10 +185,3 @@ class TernaryLinear(KernelWeight, nn.Linear):
 
     def _pack_for_kernels(self) -> Tensor:
         return ternary_pack(self.weight, self.weight_scale.view(-1), self.out_features, self.group_size or 0)
-
-    def extra_repr(self) -> str:
-        bits = "float" if self.activation_bits is None else f"int{self.activation_bits}"
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"granularity={self.weight_granularity}, activations={bits}"
-        )

@@ -12,12 +12,14 @@ from . import packed as form
 from .library import _ops, num_threads
 
 
-_FORMATS = {8: c.INT8, 4: c.INT4}
-_KINDS = {
+#: How the library calls a table of floats.
+FLOAT_KINDS = {
     torch.float32: c.TABLE_FLOAT32,
     torch.bfloat16: c.TABLE_BFLOAT16,
     torch.float16: c.TABLE_FLOAT16,
 }
+
+_FORMATS = {8: c.INT8, 4: c.INT4}
 
 
 class TablePacker:
@@ -39,8 +41,7 @@ class TablePacker:
             raise ValueError(f"bits={bits!r}: a table is packed with 8 or 4 bits")
         self._shape, self.bits, self._done = (rows, columns), bits, 0
         self._library = n.library()
-        group = 0 if bits == 8 else INT4_GROUP
-        self._header = form.PackedWeight(_FORMATS[bits], rows, columns, group)
+        self._header = form.PackedWeight(_FORMATS[bits], rows, columns, 0 if bits == 8 else INT4_GROUP)
         self._packed = form.empty(self._header)
 
     def add(self, piece: Tensor) -> None:
@@ -53,9 +54,8 @@ class TablePacker:
         if self._library is None:
             self._put(*quantize_table(piece, self.bits))
         else:
-            self._add_native(
-                self._library, piece.contiguous() if piece.dtype in _KINDS else piece.float().contiguous()
-            )
+            floats = piece if piece.dtype in FLOAT_KINDS else piece.float()
+            self._add_native(self._library, floats.contiguous())
         self._done += piece.shape[0]
 
     def add_codes(self, codes: Tensor, scale: Tensor) -> None:
@@ -84,7 +84,7 @@ class TablePacker:
             _FORMATS[self.bits],
             piece.data_ptr(),
             piece.nbytes,
-            _KINDS[piece.dtype],
+            FLOAT_KINDS[piece.dtype],
             *self._shape,
             self._done,
             piece.shape[0],

@@ -5,19 +5,14 @@
 
 from typing import TYPE_CHECKING
 
+from ..lazy import attach as _attach
 from .settings import QuickstartError, QuickstartSettings
 
 
 if TYPE_CHECKING:
     from .run import run_quickstart
 
+# The training libraries take seconds to import; the settings do not need them.
+__getattr__, __dir__ = _attach(__name__, {"run_quickstart": "run"})
+
 __all__ = ["QuickstartError", "QuickstartSettings", "run_quickstart"]
-
-
-def __getattr__(name: str):
-    # The training libraries take seconds to import; the settings do not need them.
-    if name == "run_quickstart":
-        from .run import run_quickstart
-
-        return run_quickstart
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

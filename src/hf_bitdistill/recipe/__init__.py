@@ -5,19 +5,14 @@
 
 from typing import TYPE_CHECKING
 
+from ..lazy import attach as _attach
 from .settings import RecipeError, RecipeSettings
 
 
 if TYPE_CHECKING:
     from .run import RecipeResult, plan_recipe, run_recipe
 
+# The training libraries take seconds to import; the settings do not need them.
+__getattr__, __dir__ = _attach(__name__, dict.fromkeys(("RecipeResult", "plan_recipe", "run_recipe"), "run"))
+
 __all__ = ["RecipeError", "RecipeResult", "RecipeSettings", "plan_recipe", "run_recipe"]
-
-
-def __getattr__(name: str):
-    # The training libraries take seconds to import; the settings do not need them.
-    if name in ("RecipeResult", "plan_recipe", "run_recipe"):
-        from . import run
-
-        return getattr(run, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,15 +1,19 @@
 """Ternary (BitNet b1.58) models on the native CPU decoder of hf-bitdistill, behind the classes of Optimum."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from hf_bitdistill.lazy import attach as _attach
 
-_LAZY = {
-    "BitNetCache": "cache",
-    "BitNetModelForCausalLM": "modeling_decoder",
-    "BitNetModelForSequenceClassification": "modeling_classification",
-    "pipeline": "pipelines",
-}
+
+__getattr__, __dir__ = _attach(
+    __name__,
+    {
+        "BitNetCache": "cache",
+        "BitNetModelForCausalLM": "modeling_decoder",
+        "BitNetModelForSequenceClassification": "modeling_classification",
+        "pipeline": "pipelines",
+    },
+)
 
 if TYPE_CHECKING:
     from .cache import BitNetCache
@@ -18,13 +22,3 @@ if TYPE_CHECKING:
     from .pipelines import pipeline
 
 __all__ = ["BitNetCache", "BitNetModelForCausalLM", "BitNetModelForSequenceClassification", "pipeline"]
-
-
-def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__():
-    return sorted([*globals(), *_LAZY])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from hf_bitdistill.decoder import NativeDecoder, Student
 from hf_bitdistill.parameter_count import count_parameters
 
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import tempfile
+import types
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,17 @@ def tiny_llama_config():
         bos_token_id=1,
         eos_token_id=2,
     )
+
+
+@pytest.fixture
+def warm_worker(monkeypatch):
+    """The process in which `verify` tries both loaders has imported them already. (`test_a_sound_one` starts a real one.)"""
+    import importlib
+
+    import warm
+
+    module = importlib.import_module("hf_bitdistill.verify.verify")
+    monkeypatch.setattr(module, "subprocess", types.SimpleNamespace(run=warm.run))
 
 
 @pytest.fixture

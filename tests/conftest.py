@@ -112,6 +112,17 @@ def warm_worker(monkeypatch):
 
 
 @pytest.fixture
+def warm_measure(monkeypatch):
+    """The processes in which `benchmark.measure` measures have imported what they need already, so memory is not theirs alone."""
+    import importlib
+
+    import warm
+
+    module = importlib.import_module("hf_bitdistill.benchmark.measure")
+    monkeypatch.setattr(module, "subprocess", types.SimpleNamespace(run=warm.run))
+
+
+@pytest.fixture
 def native_decoder():
     """Skips where the native library, or its decoder, is missing."""
     from hf_bitdistill.decoder import UnsupportedModelError

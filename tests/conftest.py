@@ -31,10 +31,11 @@ SENTENCES = [
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What asks for `shared_dir` is marked, before `-m` chooses."""
+    """What asks for `shared_dir` is marked, before `-m` chooses; the file that takes minutes comes first, else a worker is alone with it."""
     for item in items:
         if "shared_dir" in item.fixturenames:
             item.add_marker("needs_shared")
+    items.sort(key=lambda item: item.path.name != "test_cpp.py")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -39,7 +39,7 @@ def test_release(tmp_path):
     build_and_run(tmp_path, *installed)
 
 
-# Looking for uses after a scope doubles the time that the compiler takes for kernels, whose scopes are those of inlined functions.
+# Looking for uses after a scope takes a quarter of the compiler's time: the scopes are those of the kernels' inlined functions.
 @pytest.mark.parametrize("scopes", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_sanitizers(tmp_path, scopes):
     # With emulated instructions too: on a CPU without them nothing else runs the kernels that use them.

@@ -42,6 +42,7 @@ def test_a_source_that_has_changed(tree, changed):
 def test_a_source_more_or_less(tree):
     root, objects = tree
     (root / "csrc/new.cpp").write_text("")
+    os.utime(root / "csrc/new.cpp", (1000, 1000))
     assert installed_objects(root) is None
     (objects / "csrc/new.cpp.o").write_text("")
     assert installed_objects(root) == objects

@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# What is imported is compiled then; compiling all of torch and transformers takes longer than the suite's imports.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile
 # Processes of the test suite: a file of tests is run by one of them.
 WORKERS ?= 2
 SOURCES := src tests examples scripts benchmarks
@@ -73,26 +74,26 @@ $(VENV)/bin/python:
 
 # torch alone and first: a requirement of another package must not choose its build.
 $(VENV)/.torch: constraints.txt | $(VENV)/bin/python
-	$(PIP) install --quiet -r constraints.txt
+	$(INSTALL) -r constraints.txt
 	touch $@
 
 # The native library is built with the package, so its sources are prerequisites too.
 NATIVE := CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch
-	$(PIP) install --quiet -c constraints.txt -e .
+	$(INSTALL) -c constraints.txt -e .
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch
-	DS_BUILD_OPS=0 $(PIP) install --quiet -c constraints.txt -e '.[test,distributed]'
+	DS_BUILD_OPS=0 $(INSTALL) -c constraints.txt -e '.[test,distributed]'
 	touch $@
 
 $(VENV)/.installed-docs: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch
-	$(PIP) install --quiet -c constraints.txt -e '.[docs]'
+	$(INSTALL) -c constraints.txt -e '.[docs]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(INSTALL) -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:

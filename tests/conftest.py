@@ -3,6 +3,7 @@
 import gc
 import os
 import tempfile
+import types
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,11 @@ SENTENCES = [
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What asks for `shared_dir` is marked, before `-m` chooses."""
+    """What asks for `shared_dir` is marked, before `-m` chooses; the file that takes minutes comes first, else a worker is alone with it."""
     for item in items:
         if "shared_dir" in item.fixturenames:
             item.add_marker("needs_shared")
+    items.sort(key=lambda item: item.path.name != "test_cpp.py")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -97,6 +99,28 @@ def tiny_llama_config():
         bos_token_id=1,
         eos_token_id=2,
     )
+
+
+@pytest.fixture
+def warm_worker(monkeypatch):
+    """The process in which `verify` tries both loaders has imported them already. (`test_a_sound_one` starts a real one.)"""
+    import importlib
+
+    import warm
+
+    module = importlib.import_module("hf_bitdistill.verify.verify")
+    monkeypatch.setattr(module, "subprocess", types.SimpleNamespace(run=warm.run))
+
+
+@pytest.fixture
+def warm_measure(monkeypatch):
+    """The processes in which `benchmark.measure` measures have imported what they need already, so memory is not theirs alone."""
+    import importlib
+
+    import warm
+
+    module = importlib.import_module("hf_bitdistill.benchmark.measure")
+    monkeypatch.setattr(module, "subprocess", types.SimpleNamespace(run=warm.run))
 
 
 @pytest.fixture

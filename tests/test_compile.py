@@ -47,7 +47,7 @@ def test_a_model_is_one_graph(monkeypatch, backend, head_bits, context):
             assert torch.equal(compiled(input_ids=tokens, use_cache=False).logits, expected)
 
 
-@pytest.mark.parametrize("granularity", ["tensor", "row"])
+@pytest.mark.parametrize("granularity", ["tensor", pytest.param("row", marks=pytest.mark.slow)])
 def test_training_is_one_graph(granularity):
     model = apply_bitnet(
         tiny_model("llama", num_hidden_layers=1), BitNetConfig(weight_granularity=granularity)

@@ -1,12 +1,12 @@
 """Packed models as programs of `torch.export`: equal results for every batch and length, also in another process."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
 from torch.export import Dim
 
+import warm
 from architectures import random_tokens, tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack
 
@@ -79,5 +79,5 @@ expected = torch.load({str(tmp_path / "expected.pt")!r})
 program = torch.export.load({str(tmp_path / "model.pt2")!r}).module()
 print(torch.equal(program(input_ids=expected["tokens"], use_cache=False).logits, expected["logits"]))
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = warm.run([sys.executable, "-c", code])
     assert result.stdout.strip().endswith("True"), result.stderr

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import warm
+
 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("needs torch.distributed with gloo", allow_module_level=True)
@@ -24,26 +26,17 @@ def results(tmp_path_factory):
     """What came of every check in either process, from one run of the two; "not reached" where it ended before."""
     folder = tmp_path_factory.mktemp("fsdp")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = []
-    for rank in range(2):
-        with (folder / f"output-{rank}").open("w") as output:
-            command = [sys.executable, str(SCRIPT), str(rank), str(folder)]
-            processes.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
+    commands = [([sys.executable, str(SCRIPT), str(rank), str(folder)], environment) for rank in range(2)]
     try:
-        for process in processes:
-            process.wait(timeout=200)
-    except subprocess.TimeoutExpired:
-        pass  # the missing results say so
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        output = [done.stdout + done.stderr for done in warm.run_side_by_side(commands, timeout=200)]
+    except subprocess.TimeoutExpired as late:
+        output = [f"{late}\n{late.output}\n{late.stderr}"] * 2  # the missing results say so
     found = []
     for rank in range(2):
         file = folder / f"results-{rank}.json"
-        output = (folder / f"output-{rank}").read_text()[-2000:]
         found.append(
-            dict.fromkeys(CHECKS, f"not reached\n{output}") | (json.loads(file.read_text()) if file.exists() else {})
+            dict.fromkeys(CHECKS, f"not reached\n{output[rank][-2000:]}")
+            | (json.loads(file.read_text()) if file.exists() else {})
         )
     return found
 

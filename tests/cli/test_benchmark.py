@@ -23,7 +23,8 @@ def test_benchmark(tmp_path, capsys):
     models = [str(tmp_path / "packed"), "--kv_bits", "8", "--baseline", str(tmp_path / "base")]
     assert main(["benchmark", *models, *SHORT, "--output_file", str(result), "--plot", str(plot)]) == 0
     table = capsys.readouterr().out
-    assert "decode tok/s" in table and len(table.strip().splitlines()) == 4
+    # (Libraries print when they are imported, and only then.)
+    assert "decode tok/s" in table and len([line for line in table.splitlines() if "|" in line]) == 4
     native, base = json.loads(result.read_text())["measurements"]
     assert native["backend"] == ("native" if status()["loaded"] else "transformers")
     assert base["backend"] == "transformers, float32"
@@ -34,7 +35,7 @@ def test_benchmark(tmp_path, capsys):
     assert plot.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_failures_are_one_line(tmp_path, capsys):
+def test_failures_are_one_line(tmp_path, capsys, warm_measure):
     tiny_model("llama").save_pretrained(tmp_path / "base")
     model = str(tmp_path / "base")
     cases = {
@@ -49,7 +50,7 @@ def test_failures_are_one_line(tmp_path, capsys):
         assert len(lines) == 1 and message in lines[0], (message, lines)
 
 
-def test_too_long_for_the_model(tmp_path):
+def test_too_long_for_the_model(tmp_path, warm_measure):
     pack(make_student()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="128 \\+ 32 tokens are more than the model's 64"):
         measure(System("native", str(tmp_path)))

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import warm
+
 
 HERE = Path(__file__).parent
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
@@ -49,6 +51,18 @@ def run_script(
     result = run([sys.executable, str(HERE / name), *arguments], processes, timeout, env)
     assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
     return result
+
+
+def run_warm(name: str, processes: int, *arguments: str, timeout: float = 240.0) -> str:
+    """As `run_script` where the launcher is not what is tested: in forks that have imported what takes seconds.
+
+    Returns:
+        What all of them printed.
+
+    Raises:
+        AssertionError: one ended with an error.
+    """
+    return warm.launch([sys.executable, str(HERE / name), *arguments], processes, environment(), timeout)
 
 
 def message(work: Callable[[], object]) -> str:

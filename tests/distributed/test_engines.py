@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from engines_run import save_models, training
-from launching import run_script
+from launching import run_script, run_warm
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -20,9 +20,9 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
 deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed (extra `distributed`)")
 
 
-def _launched(folder: Path, *names: str, processes: int = 2) -> dict[str, list[dict]]:
+def _launched(folder: Path, *names: str, processes: int = 2, start=run_script) -> dict[str, list[dict]]:
     """What came of each in every process."""
-    run_script("engines_run.py", processes, str(folder), *names)
+    start("engines_run.py", processes, str(folder), *names)
     found = {
         name: [torch.load(folder / f"{name}-{rank}.pt", weights_only=False) for rank in range(processes)]
         for name in names
@@ -87,7 +87,7 @@ def _check(folder: Path, name: str, found: list[dict], one: dict, reference: str
 
 
 def test_ddp_after_an_evaluation_and_fsdp2_in_shards(folder, one):
-    found = _launched(folder, "guards-ddp", "fsdp_sharded", "guards-fsdp")
+    found = _launched(folder, "guards-ddp", "fsdp_sharded", "guards-fsdp", start=run_warm)
     first, second = found["guards-ddp"]
     assert torch.equal(first["weights"], second["weights"])
     for result in (first, second):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from launching import run_script
+from launching import run_script, run_warm
 
 
 CHECKS = (
@@ -37,8 +37,11 @@ def run(request, tmp_path_factory):
     """What the processes printed, and what came of every check in each; one launch."""
     folder = tmp_path_factory.mktemp("ternary_gather")
     processes, deep = request.param
-    more, timeout = (["deep"], 900.0) if deep else ([], 240.0)
-    output = run_script("ternary_gather_run.py", processes, str(folder), *more, timeout=timeout)
+    if deep:
+        done = run_script("ternary_gather_run.py", processes, str(folder), "deep", timeout=900.0)
+        output = done.stdout + done.stderr
+    else:
+        output = run_warm("ternary_gather_run.py", processes, str(folder))
     results = [json.loads((folder / f"results-{rank}.json").read_text()) for rank in range(processes)]
     return output, results
 
@@ -54,7 +57,7 @@ def test_no_check_is_left_out(run):
 
 
 def test_what_is_gathered_whole_is_said_once(run):
-    said = run[0].stdout + run[0].stderr
+    said = run[0]
     for message in (
         "their effective weights are gathered too",
         "Learned scales need the signs of latent weights",

@@ -21,7 +21,7 @@ def run_example(name, monkeypatch, *arguments):
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
-def test_distill_smollm2_sst2(tmp_path, monkeypatch, tiny_llama_config, tiny_tokenizer, capsys):
+def test_distill_smollm2_sst2(tmp_path, monkeypatch, tiny_llama_config, tiny_tokenizer, capsys, warm_measure):
     torch.manual_seed(0)
     LlamaForCausalLM(tiny_llama_config).save_pretrained(tmp_path / "base")
     tiny_tokenizer.save_pretrained(tmp_path / "base")

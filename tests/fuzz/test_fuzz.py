@@ -2,7 +2,6 @@
 the whole one. The exceptions are listed here, each with its reason."""
 
 import json
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import pytest
 from mutator import CONFIG, TOKENIZER, mutate, read_folder
 from safetensors import safe_open
+
+import warm
 
 
 SECONDS, BYTES = 20, 1 << 30
@@ -107,7 +108,7 @@ def test_mutants(mutants, bases, tmp_path):
         folders = {name: str(folder) for name, folder in bases.items()}
         work = str(tmp_path / f"work{first}")
         job.write_text(json.dumps({"bases": folders, "seeds": seeds, "work": work, "report": str(report)}))
-        done = subprocess.run([sys.executable, str(runner), str(job)], capture_output=True, text=True)
+        done = warm.run([sys.executable, str(runner), str(job)], timeout=7200)
         assert done.returncode == 0, f"the process ended with {done.returncode}: {done.stderr[-3000:]}"
     lines = [json.loads(line) for line in report.read_text().splitlines()]
     assert len({line["seed"] for line in lines}) == mutants

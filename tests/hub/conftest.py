@@ -36,7 +36,7 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def quick_checks(request, monkeypatch):
+def quick_checks(request, monkeypatch, warm_worker):
     """Without the process in which both loaders are tried, but for tests that are marked `both_loaders`."""
     from hf_bitdistill.hub import checks
 

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 
+import warm
 from hf_bitdistill import ops
 from hf_bitdistill.ops import native
 
@@ -22,9 +23,7 @@ sys.modules["hf_bitdistill"] = types.ModuleType("hf_bitdistill")
 sys.modules["hf_bitdistill"].__path__ = places
 """
 
-SCRIPT = (
-    OPERATORS_ALONE
-    + """
+SCRIPT = """
 import json, warnings
 import torch
 from hf_bitdistill import ops
@@ -39,13 +38,12 @@ with warnings.catch_warnings(record=True) as caught:
 texts = [str(w.message) for w in caught if "hf_bitdistill" in str(w.message)]
 print(json.dumps({"status": ops.status(), "warnings": texts, "y": y}))
 """
-)
 
 
 def run(**env):
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env={**os.environ, **env}, capture_output=True, text=True, check=True
-    )
+    """In a process that has the operators, and has not looked for the library yet."""
+    result = warm.run([sys.executable, "-c", SCRIPT], env={**os.environ, **env})
+    assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
 

@@ -68,7 +68,7 @@ def test_export_of_an_online_student(tmp_path, model_type, dtype):
 @pytest.mark.parametrize("kind", sorted(STOCK))
 @pytest.mark.parametrize("model_type", ["bitnet", "llama"])
 @torch.no_grad()
-def test_export_of_the_formats_of_transformers(tmp_path, kind, model_type):
+def test_export_of_the_formats_of_transformers(tmp_path, uncompiled, kind, model_type):
     if kind == "rms_norm" and model_type == "bitnet":
         pytest.skip("two norms in a row: falls back")
     expected = save_stock(tmp_path / "stock", kind, model_type)

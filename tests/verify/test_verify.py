@@ -62,7 +62,7 @@ def test_a_changed_byte(copy, capsys):
     assert "FAILED digests" in captured.out and "is not the one that was saved" in captured.err
 
 
-def test_layers_that_changed_places(copy):
+def test_layers_that_changed_places(copy, warm_worker):
     names = [f"model.layers.{number}.self_attn.q_proj.weight" for number in (0, 1)]
     file = copy / "model.safetensors"
     values = load_file(file)
@@ -92,7 +92,7 @@ def test_codes_and_scales(copy, name, new, what):
     assert what in found.problems()[0] and name in found.problems()[0]
 
 
-def test_commands_keep_what_it_answers(tmp_path, tiny_tokenizer):
+def test_commands_keep_what_it_answers(tmp_path, tiny_tokenizer, warm_worker):
     torch.manual_seed(0)
     student = make_student("llama", vocab_size=len(tiny_tokenizer))
     student.save_pretrained(tmp_path / "student")
@@ -102,7 +102,7 @@ def test_commands_keep_what_it_answers(tmp_path, tiny_tokenizer):
     assert found.passed and all(statuses(found).values())
 
 
-def test_one_that_does_not_load(copy):
+def test_one_that_does_not_load(copy, warm_worker):
     config = json.loads((copy / "config.json").read_text())
     config["intermediate_size"] += 4
     (copy / "config.json").write_text(json.dumps(config))
@@ -110,7 +110,7 @@ def test_one_that_does_not_load(copy):
     assert len(problems) == 2 and all("does not load" in problem for problem in problems)
 
 
-def test_without_a_reference(copy):
+def test_without_a_reference(copy, warm_worker):
     (copy / REFERENCE_FILE).unlink()
     found = verify(copy)
     assert found.passed and statuses(found)["answers, native"] is None

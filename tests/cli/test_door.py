@@ -135,7 +135,7 @@ def test_another_version_of_transformers_is_asked_itself(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
-        (["--help"], 0, "usage: bitdistill COMMAND"),
+        (["--help"], 0, "usage: bitdistill [-v] COMMAND"),
         (["--version"], 0, __version__),
         ([], 2, "usage"),
     ],

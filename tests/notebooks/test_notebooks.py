@@ -19,7 +19,7 @@ PARAMETERS = {"first_student": {"STEPS": 2}, "student_on_a_cpu": {"NEW_TOKENS": 
 # Lines that a run must print.
 SAYS = {
     "first_student": ["held-out loss: teacher ", "| ternary codes |", "Summary:"],
-    "your_own_data": ["reviews.csv", "packed student: reviews-student/packed", "report: reviews-student/report.html", "a slow meal"],
+    "your_own_data": ["reviews.csv", "packed student: reviews-student/packed", "report: reviews-student/report.html", "a slow film: "],
     "student_on_a_cpu": ["transformers: ", "student, native: ", "student.gguf"],
 }  # fmt: skip
 

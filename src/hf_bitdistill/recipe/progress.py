@@ -13,7 +13,7 @@ from typing import TextIO
 from transformers import TrainerCallback
 
 from .. import processes
-from ..notices import all_are_wanted
+from ..notices import all_are_wanted, without_notices
 
 
 # Seconds between two lines of one stage where lines cannot be overwritten (a file, a pipe), and where they can.
@@ -130,7 +130,7 @@ def quiet() -> Iterator[None]:
     logging.getLogger("datasets").setLevel(logging.ERROR)
     disable_progress_bars()
     try:
-        with warnings.catch_warnings():
+        with without_notices(), warnings.catch_warnings():
             if not processes.is_first():
                 warnings.simplefilter("ignore")
             yield

@@ -25,7 +25,7 @@ KINDS = (
     r"(accuracy|the most frequent class|a class at random) .*",
     r"\d+ examples; \+- is one standard error",
 )
-READING = r"(Generating \w+ split|Map|Filter|Flattening the indices)\b.*examples.*"
+READING = r"[\w ]+: .*\[.* examples/s\]"
 
 
 @pytest.fixture

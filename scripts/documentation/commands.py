@@ -31,7 +31,7 @@ def page() -> str:
     parts = [
         "# Command line",
         "Made from the commands themselves. `bitdistill COMMAND --help` shows the same in the terminal; `optimum-cli bitnet COMMAND` and "
-        "`python -m hf_bitdistill COMMAND` run the same commands.",
+        "`python -m hf_bitdistill COMMAND` run the same commands. `bitdistill -v COMMAND` also shows notices and bars of the libraries.",
         markdown_table(
             ["command", "does"],
             [[f"[`{name}`](#bitdistill-{name})", _plain(summary)] for name, summary in COMMANDS.items()],

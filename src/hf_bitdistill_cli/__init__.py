@@ -6,6 +6,7 @@ commands. `optimum-cli` reads the same list at every start. Only the standard li
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,9 @@ COMMANDS = {
     "env": "what is installed, and what computes",
 }
 
+# Variable of the environment that asks for what the libraries say; `--verbose` sets it.
+VERBOSE = "BITDISTILL_VERBOSE"
+
 # Exit status of a program that a closed pipe ended, as of one that the signal ended.
 CLOSED_PIPE = 141
 
@@ -43,7 +47,8 @@ CLOSED_PIPE = 141
 def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(["usage: bitdistill COMMAND [OPTIONS]    (COMMAND --help lists its options)", *lines])
+    head = "usage: bitdistill [-v] COMMAND [OPTIONS]    (COMMAND --help lists its options)"
+    return "\n".join([head, *lines, "-v, --verbose: with what the libraries say"])
 
 
 def version() -> str:
@@ -62,6 +67,9 @@ def version() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status (0 done, 1 failed, 2 wrong usage)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in ("-v", "--verbose"):
+        argv.pop(0)
+        os.environ[VERBOSE] = "1"  # (for the processes that a command starts, too)
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else 2
@@ -89,7 +97,6 @@ def dispatch(command: str, argv: Sequence[str], prog: str) -> int:
 
 def output_is_gone() -> bool:
     """Whether what read this program's output has ended (`bitdistill ... | head`). Then nothing is written any more, and nothing complains."""
-    import os
     import select
 
     try:

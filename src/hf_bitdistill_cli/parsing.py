@@ -51,7 +51,7 @@ class SpecParser(argparse.ArgumentParser):
         self.spec, self.everything = spec, False
         self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
         if any(section.all_title for section in spec.sections):
-            self.add_argument(HELP_ALL, action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+            add_help_all(self)
         for option in spec.options():
             add(self, option)
 
@@ -66,6 +66,12 @@ class SpecParser(argparse.ArgumentParser):
             formatter.add_arguments([actions[option.name] for option in options])
             formatter.end_section()
         return formatter.format_help()
+
+
+def add_help_all(parser: argparse.ArgumentParser) -> None:
+    """`--help_all`, of a parser that shows more in its help where it is told `everything`."""
+    suppressed = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    parser.add_argument(HELP_ALL, action=_HelpAll, nargs=0, **suppressed)
 
 
 class _HelpAll(argparse.Action):
@@ -101,9 +107,11 @@ def add(parser: argparse.ArgumentParser, option: Option) -> None:
     parser.add_argument(*(option.flags or [option.name]), **about)
 
 
-def help_of(spec: Spec, prog: str) -> str:
-    """What `--help` prints."""
-    return SpecParser(spec, prog).format_help()
+def help_of(spec: Spec, prog: str, everything: bool = False) -> str:
+    """What `--help` prints, or `--help_all`."""
+    parser = SpecParser(spec, prog)
+    parser.everything = everything
+    return parser.format_help()
 
 
 def formats_help(spec: Spec, prog: str) -> str:

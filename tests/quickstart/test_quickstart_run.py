@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 
@@ -67,8 +68,27 @@ def test_report(miniature):
     assert result.curves["continual pre-training"][-1]["step"] == 3
     assert len(result.written) == 2 and "The packed student at work" in page
     assert all(each.prompt.splitlines()[0] in lines for each in result.written)
+    assert "written by the packed student in the native decoder" in lines
+    assert lines.splitlines()[-2:] == [
+        f"quality against size and speed: {result.output / 'report' / 'quality.png'}",
+        f"report page: {result.paths['report']}",
+    ]
+    assert result.picture.read_bytes()[:4] == b"\x89PNG"
     saved = json.loads((result.output / "result.json").read_text())
     assert saved["written"][0]["answer"] == result.written[0].answer
+
+
+def test_speeds_are_told_where_they_were_measured(miniature):
+    from hf_bitdistill.quickstart.run import _ending
+
+    result = copy.deepcopy(miniature[0])
+    assert "tokens/s" not in "".join(_ending(result))
+    for row in result.table:
+        row.tokens_per_second = {"teacher": 100.0, "ternary student, packed": 2345.0}.get(row.name)
+    first = next(iter(_ending(result)))
+    assert (
+        first.strip() == "2,345 tokens/s the student in the native decoder, 100 tokens/s its teacher in transformers"
+    )
 
 
 def test_saved_models(miniature):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from hf_bitdistill_cli import CLOSED_PIPE, main, output_is_gone
 
 from .. import processes
+from ..notices import without_notices
 from ..processes import ProcessesError
 
 
@@ -39,10 +40,11 @@ def run_command(command: str, argv: Sequence[str], prog: str) -> int:
 
     if command in _FOREIGN:
         return explain_errors(run, prog)
-    if command not in PARALLEL:
-        return run_in_first(run, prog)
-    with _printed_once():
-        return explain_errors(run, prog)
+    with without_notices(argv):
+        if command not in PARALLEL:
+            return run_in_first(run, prog)
+        with _printed_once():
+            return explain_errors(run, prog)
 
 
 def run_in_first(run: Callable[[], None], prog: str) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
-from hf_bitdistill_cli.parsing import help_of
+from hf_bitdistill_cli.parsing import add_help_all, help_of
 
 
 # Of transformers' more than a hundred options of a training, those that a first run may want. `--help_all` lists the others.
@@ -40,8 +40,11 @@ class OptionsParser(HfArgumentParser):
         super().__init__(list(kinds), prog=prog, description=description, allow_abbrev=False)
         self.first, self.model_first, self.required = first, model_first, list(required)
         self.required_unless = list(required_unless)
+        self.everything = False
+        if any(issubclass(kind, TrainingArguments) for kind in self.dataclass_types):
+            add_help_all(self)
 
     def format_help(self) -> str:
         from .describe import of_parser
 
-        return help_of(of_parser(self), self.prog)
+        return help_of(of_parser(self), self.prog, self.everything)

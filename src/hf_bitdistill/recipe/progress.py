@@ -13,6 +13,7 @@ from typing import TextIO
 from transformers import TrainerCallback
 
 from .. import processes
+from ..notices import all_are_wanted, without_notices
 
 
 # Seconds between two lines of one stage where lines cannot be overwritten (a file, a pipe), and where they can.
@@ -113,7 +114,11 @@ class ProgressCallback(TrainerCallback):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' own bars and notices: the stages say what happens. Of several processes the first has warnings."""
+    """Without the libraries' own bars and notices, unless they are wanted: the stages say what happens. Of several processes the first has
+    warnings."""
+    if all_are_wanted():
+        yield
+        return
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
@@ -126,7 +131,7 @@ def quiet() -> Iterator[None]:
     logging.getLogger("datasets").setLevel(logging.ERROR)
     disable_progress_bars()
     try:
-        with warnings.catch_warnings():
+        with without_notices(), warnings.catch_warnings():
             if not processes.is_first():
                 warnings.simplefilter("ignore")
             yield

@@ -94,7 +94,7 @@ def plot_points(title: str, file: Path, points: Sequence[Point], xlabel: str, yl
     figure, (axes,) = new_figure(width=6.4, height=3.8)
     low = min(point.y - point.error for point in points)
     high = max(point.y + point.error for point in points)
-    height = max(high - low, 1e-9)
+    height = max(high - low, 0.02 * abs(high), 1e-9)  # (scores may be the same)
     axes.set_ylim(low - 0.25 * height, high + 0.25 * height)
     axes.set_xlim(0, 1.55 * max(point.x for point in points))
     places = name_places([point.y for point in points], 1.5 * height * _NAME_HEIGHT)

@@ -10,7 +10,7 @@ The weight of a packed layer is of another form in the files of a checkpoint wit
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,8 @@ class _MapWeights(ConversionOps):
         values = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
         # While saving, transformers before 5.21 gives a tensor's name in the checkpoint, which may be no module's (GPT-NeoX's head).
         try:
-            owner = kwargs["model"].get_submodule(kwargs["full_layer_name"].rpartition(".")[0])
+            model, name = cast(Any, kwargs.get("model")), cast(Any, kwargs.get("full_layer_name"))
+            owner = model.get_submodule(name.rpartition(".")[0])
         except AttributeError:
             owner = None
         return {key: self.map(value, owner) for key, value in values.items()}

@@ -271,8 +271,9 @@ class BothPasses:
                 return None
         read = (student_tap, read_student)
         outputs, logits, hidden = self._of_student(model, student, inputs, None, terms, progress, read)
-        if student_tap.refusal is not None or sums is None:
+        if student_tap.refusal is not None:
             return None
+        assert sums is not None  # (what was not read was refused)
         cross_entropy, kl = sums
         # Adds nothing. A sharded model prepares its weights for the backward pass when the gradient of its outputs comes.
         cross_entropy = cross_entropy + logits[..., :0].to(cross_entropy.dtype).sum()

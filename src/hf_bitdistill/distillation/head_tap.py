@@ -82,7 +82,7 @@ class HeadTap:
             self.refusal = "its output layer is called more than once"
         elif len(args) != 1 or kwargs or not isinstance(states, Tensor) or states.ndim != 3 or not states.numel():
             self.refusal = "its output layer is not called with the hidden states alone"
-        elif any(hasattr(parameter, "to_local") for parameter in head.parameters(recurse=False)):
+        elif self.head is not None and any(hasattr(each, "to_local") for each in self.head.parameters(recurse=False)):
             self.refusal = "its output layer is split over devices"
         if self.refusal is not None:
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -89,7 +90,7 @@ class PublishingTrainer(Trainer):
         private = private if private is not None else args.hub_private_repo
         return open_repository(api, name, private, revision if revision is not None else args.hub_revision)
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]  # `Trainer` returns the others too, and does not say so
         self,
         commit_message: str | None = "End of training",
         blocking: bool = True,
@@ -98,7 +99,7 @@ class PublishingTrainer(Trainer):
         private: bool | None = None,
         check_download: bool = True,
         **kwargs: Any,
-    ) -> Any:
+    ) -> CommitInfo | Future | None:
         """As in `Trainer`.
 
         Args:

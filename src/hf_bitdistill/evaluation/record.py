@@ -155,7 +155,7 @@ class Record:
         """Whether another measurement on the same rows found the same, score by score."""
         found = {}
         for name in self.metrics:
-            values: Any = (each.get(key) for each, key in ((self.scores, name), (scores, name), (self.scores, f"{name}_stderr")))  # fmt: skip
+            values: list[Any] = [self.scores.get(name), scores.get(name), self.scores.get(f"{name}_stderr")]
             before, now, error = values
             if not all(isinstance(value, (int, float)) for value in values):
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,9 @@ class KernelWeight(nn.Module):
                 self._packed_for_kernels = self._pack_for_kernels()
             return self._packed_for_kernels
         source = self._packed_from
-        known = self._packed_for_kernels
-        if source is not None and known is not None and source.is_still(self.weight, self.weight_scale):
+        known: Any = self._packed_for_kernels
+        tensors: Any = self._buffers  # (an attribute of a module is looked for in more places)
+        if source is not None and source.is_still(tensors["weight"], tensors["weight_scale"]):
             return known
         packed = self._packed_for_kernels = self._pack_for_kernels()
         module = weakref.ref(self)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ._compat import forget_tied_names, restore_tied_names
 from .layers import QuantizedEmbedding, QuantizedHead, QuantizedTable, StoredTable
 from .ops import TablePacker
 from .quantization import quantize_table, table_shapes
@@ -82,8 +83,7 @@ def _fewer_bits(table: StoredTable, bits: int) -> QuantizedTable:
 
 def forget_ties(model: PreTrainedModel) -> None:
     """Of a model whose embedding and head are no parameters any more."""
-    # There are no two parameters left to tie; transformers would look for them by name.
-    model._tied_weights_keys = None
+    forget_tied_names(model)
     model.all_tied_weights_keys = {}
 
 
@@ -93,7 +93,7 @@ def restore_ties(model: PreTrainedModel, tied: bool) -> None:
     Args:
         tied: whether they are one.
     """
-    model.__dict__.pop("_tied_weights_keys", None)
+    restore_tied_names(model)
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True) if tied else {}
 
 

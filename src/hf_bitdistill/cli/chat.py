@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from huggingface_hub import is_offline_mode, set_async_client_factory
 
+from .._compat import server_thread
 from .serve import check_installed, find_served, kv_bits_parameter, parse_like
 
 
@@ -61,7 +62,7 @@ def _own_server(model_id: str, kv_bits: int) -> Iterator[str]:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         while not serve.server.started:
-            if not serve._thread.is_alive():
+            if not server_thread(serve).is_alive():
                 raise OSError(f"the server did not start on port {port}.")
             time.sleep(0.01)
         yield f"http://127.0.0.1:{port}"

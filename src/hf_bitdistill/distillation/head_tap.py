@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._compat import uncompiled
 from .head_losses import is_plain_linear
 from .logits_tail import LogitsTail
 
@@ -38,7 +39,7 @@ class HeadTap:
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         # What the model calls, and the layer itself, which may be compiled for itself.
         self._called = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
-        self.head: nn.Module | None = getattr(self._called, "_orig_mod", self._called)
+        self.head: nn.Module | None = uncompiled(self._called)
         self.tail = LogitsTail.claimed(inner.config.get_text_config())
         self.refusal: str | None = None
         self._is_checked = False

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from .._compat import uncompiled
 from ..data.preprocessing import Head
 from ..whole_models import whole_models
 
@@ -181,11 +182,11 @@ def choose_teacher(
     if processing_class is not None:
         if teacher_processing_class is None:
             # A model in memory knows where it came from; a tokenizer beside it there is the teacher's.
-            origin = teacher if named else getattr(teacher.config, "_name_or_path", None)
+            origin = teacher if named else getattr(teacher.config, "name_or_path", None)
             teacher_processing_class = load_teacher_tokenizer(origin)
         if teacher_processing_class is not None:
             check_same_tokenizer(processing_class, teacher_processing_class)
-    name = str(teacher) if named else getattr(teacher.config, "_name_or_path", None)
+    name = str(teacher) if named else getattr(teacher.config, "name_or_path", None)
     teacher = load_teacher(teacher, head, init_kwargs)
     if head == "sequence_classification":
         check_same_classes(student, teacher)
@@ -201,7 +202,7 @@ def choose_teacher(
 
 def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     """Parameters of the forward of the model itself, seen through torch.compile, PEFT and wrappers of the instance."""
-    model = getattr(model, "_orig_mod", model)
+    model = uncompiled(model)
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     return inspect.signature(type(model).forward).parameters

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import rename_source_key
 
+from ._compat import is_initialized, optional_names
 from .conversions import has_separate_experts, split_by_kind
 from .layers import BitLinear, SubLN, TernaryLinear
 from .layers.bit_linear import to_checkpoint
@@ -119,7 +120,7 @@ def check_headers(model: PreTrainedModel, headers: dict[str, TensorHeader], may_
     body = f"{model.base_model_prefix}."
     headless = not hasattr(model, model.base_model_prefix)
     head = model.get_output_embeddings()
-    optional = re.compile("|".join(model._keys_to_ignore_on_load_missing or ()) or "$^")
+    optional = re.compile("|".join(optional_names(model)) or "$^")
     state_dict = model.state_dict()
     for name, tensor in state_dict.items():
         header = headers.get(name)
@@ -188,7 +189,7 @@ def check_loaded(model: PreTrainedModel) -> None:
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for key, tensor in tensors:
             # transformers marks what it loaded, so as not to initialise it.
-            if tensor.device.type != "meta" and not getattr(tensor, "_is_hf_initialized", False):
+            if tensor.device.type != "meta" and not is_initialized(tensor):
                 raise CheckpointError(f"the given state_dict: tensor '{name}.{key}' is missing.")
 
 

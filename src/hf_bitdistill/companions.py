@@ -9,7 +9,8 @@ from typing import Any
 from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+
+from ._compat import cached_file_or_none
 
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,7 @@ def carry_settings(model_id: str | Path, folder: Path, **hub: Any) -> PreTrained
 
 def carry_card(model_id: str, folder: Path, note: str, **hub: Any) -> None:
     """Write the card of a model into a folder, with a note above its text; a card of the note alone if it has none."""
-    quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    file = cached_file(model_id, REPOCARD_NAME, **hub, **quietly)
+    file = cached_file_or_none(model_id, REPOCARD_NAME, offline=True, **hub)
     card = Path(file).read_text(encoding="utf-8") if file is not None else "---\nlibrary_name: transformers\n---\n"
     metadata = REGEX_YAML_BLOCK.search(card)
     head, body = (card[: metadata.end()], card[metadata.end() :]) if metadata else ("", card)

@@ -25,6 +25,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
+from ._compat import set_weight_conversions, weight_conversions
 from .config import BitNetConfig
 from .layers import BitLinear, Experts, TernaryLinear
 from .layers.bit_linear import from_checkpoint, to_checkpoint
@@ -132,7 +133,7 @@ def _are_final_names(model: PreTrainedModel, conversions: list[WeightTransform])
 
 def _own_conversions(model: PreTrainedModel) -> list[WeightTransform]:
     """Those of the architecture that `save_pretrained` would revert."""
-    conversions = getattr(model, "_weight_conversions", None)
+    conversions = weight_conversions(model)
     if conversions is None:
         # What save_pretrained itself would derive for a model that was not loaded.
         mapping = get_model_conversion_mapping(model, add_legacy=False)
@@ -157,5 +158,4 @@ def convert_when_saved(model: PreTrainedModel) -> None:
     conversions = [] if has_separate_experts(model) else _own_conversions(model)
     if _are_final_names(model, conversions):
         conversions = []
-    saved: list[WeightTransform] = [*conversions, WeightConverter(["weight"], "weight", [operation])]
-    model._weight_conversions = saved  # type: ignore[assignment]  # transformers' own, which it does not declare
+    set_weight_conversions(model, [*conversions, WeightConverter(["weight"], "weight", [operation])])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ._compat import forget_quantization
 from .heads import restore_ties
 from .layers import QuantizedEmbedding, QuantizedHead, SubNormLinear, TernaryLinear
 from .packing import float32_names
@@ -47,9 +48,7 @@ def dequantize_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMo
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(torch.float32 if kept(name) else dtype)
     model.config.dtype = dtype
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel) and hasattr(module.config, "_is_quantized"):
-            del module.config._is_quantized
+    forget_quantization(model)
     first = next((name for name, layer in layers.items() if layer.rms_norm is not None), None)
     save_plainly(
         model,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ._compat import forget_tied_names, restore_tied_names
 from .layers import QuantizedEmbedding, QuantizedHead, QuantizedTable, StoredTable
 from .ops import TablePacker
 from .quantization import quantize_table, table_shapes
@@ -89,8 +90,7 @@ def _fewer_bits(table: StoredTable, bits: int) -> QuantizedTable:
 
 def forget_ties(model: PreTrainedModel) -> None:
     """Of a model whose embedding and head are no parameters any more."""
-    # There are no two parameters left to tie; transformers would look for them by name.
-    model._tied_weights_keys = None  # type: ignore[assignment]  # what transformers has where nothing is tied
+    forget_tied_names(model)
     model.all_tied_weights_keys = {}
 
 
@@ -100,7 +100,7 @@ def restore_ties(model: PreTrainedModel, tied: bool) -> None:
     Args:
         tied: whether they are one.
     """
-    model.__dict__.pop("_tied_weights_keys", None)
+    restore_tied_names(model)
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True) if tied else {}
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ._compat import names_in_float32
 from .adapters import adapted_modules
 from .config import WEIGHT_BITS, BitNetConfig
 from .conversions import convert_when_saved
@@ -166,9 +167,7 @@ def _stored_floats(
 
 def float32_names(model: PreTrainedModel, target: torch.dtype) -> Callable[[str], bool]:
     """Whether transformers keeps a parameter of that name in float32 when it loads the model in `target`."""
-    patterns = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ()) if target != torch.float32 else set()
-    if target == torch.float16:
-        patterns |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    patterns = names_in_float32(model, target)
     if not patterns:
         return lambda name: False
     pattern = re.compile(rf"(^|\.)({'|'.join(map(re.escape, sorted(patterns)))})(\.|$)")

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME
 
+from ._compat import cached_file_or_none, commit_of
 from .checkpoint import CheckpointError, tensors_of
 from .config import QUANT_METHOD, BitNetConfig
 from .json_files import read_json, shorten
@@ -126,7 +127,7 @@ def read_hub_config(name: str, trust_remote_code: bool = False, **hub: Any) -> P
     """
     file, above = None, {**hub, "subfolder": ""}
     for where in (hub, above):
-        file = cached_file(name, CONFIG_NAME, **where, _raise_exceptions_for_missing_entries=False)
+        file = cached_file_or_none(name, CONFIG_NAME, **where)
         if file is not None:
             return _checked_config(Path(file), name, trust_remote_code=trust_remote_code, **where)
     raise OSError(f"{name} has no {CONFIG_NAME}.")
@@ -145,9 +146,8 @@ def _checked_config(file: Path, name: str | Path, **options: Any) -> PreTrainedC
 def _cached_folder(name: str, commit: str | None) -> Path | None:
     """Where the default cache holds a model of the Hub: the commit, which older versions of transformers tell, or the main revision. (No
     hook is told another cache.)"""
-    options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False, "revision": commit}
     try:
-        file = cached_file(name, CONFIG_NAME, _raise_exceptions_for_connection_errors=False, **options)
+        file = cached_file_or_none(name, CONFIG_NAME, offline=True, local_files_only=True, revision=commit)
     except (OSError, ValueError):
         return None
     return None if file is None else Path(file).parent
@@ -159,7 +159,7 @@ def folder_of(config: PreTrainedConfig) -> Path | None:
     name = config.name_or_path
     if not name:
         return None
-    return Path(name) if os.path.isdir(name) else _cached_folder(name, getattr(config, "_commit_hash", None))
+    return Path(name) if os.path.isdir(name) else _cached_folder(name, commit_of(config))
 
 
 def check_before_building(config: PreTrainedConfig) -> bool:

@@ -19,6 +19,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quanti
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 
+from ._compat import add_optional_names, forget_quantization, set_weight_conversions, weight_conversions
 from .checkpoint import (
     CheckpointError,
     TensorHeader,
@@ -151,8 +152,7 @@ class BitDistillQuantizer(HfQuantizer):
         self._check_files(model, checkpoint_files)
         if not self.pre_quantized:
             # They are not in a full-precision checkpoint; that is no news worth a warning.
-            expected = set(model._keys_to_ignore_on_load_missing or ())
-            model._keys_to_ignore_on_load_missing = expected | {r"\.rms_norm\.weight$"}
+            add_optional_names(model, [r"\.rms_norm\.weight$"])
 
     def _check_files(self, model: PreTrainedModel, checkpoint_files) -> None:
         files = safetensors_files(checkpoint_files)
@@ -220,7 +220,7 @@ class BitDistillQuantizer(HfQuantizer):
                     torch.nn.init.ones_(module.weight)
         # An online student is an ordinary trainable model. With a quantizer attached, save_pretrained would ignore the
         # state dict that FSDP and DeepSpeed gather and hand to it, and `.float()` and `.half()` would be refused.
-        config, conversions = model.config.quantization_config, getattr(model, "_weight_conversions", None)
+        config, conversions = model.config.quantization_config, weight_conversions(model)
         self.remove_quantization_config(model)
         if not self.pre_quantized:
             config = copy.deepcopy(config)  # (the caller's, who may make another student with it)
@@ -228,11 +228,9 @@ class BitDistillQuantizer(HfQuantizer):
         model.config.quantization_config = config
         # Newer versions remove the architecture's conversions too, which belong to its checkpoints, not to the quantizer.
         if conversions is not None:
-            model._weight_conversions = conversions
+            set_weight_conversions(model, conversions)
         convert_when_saved(model)
-        for module in model.modules():
-            if isinstance(module, PreTrainedModel) and hasattr(module.config, "_is_quantized"):
-                del module.config._is_quantized
+        forget_quantization(model)
         save_safely(model)
         return model
 

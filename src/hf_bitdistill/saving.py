@@ -16,6 +16,7 @@ from huggingface_hub import CommitInfo
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
+from ._compat import has_injected_adapters
 from .adapters import adapted_modules
 from .config_note import write_note
 from .digests import add_digests
@@ -91,7 +92,7 @@ class SaveStudent(_OfStudent):
     ) -> None:
         model = self._owner()
         plain = type(model).save_pretrained
-        if getattr(model, "_hf_peft_config_loaded", False) or kwargs.get("distributed_checkpoint"):
+        if has_injected_adapters(model) or kwargs.get("distributed_checkpoint"):
             return plain(model, save_directory, is_main_process, state_dict, push_to_hub, *args, **kwargs)
         adapted = adapted_modules(model)
         if adapted:
@@ -127,7 +128,7 @@ class PushStudent(_OfStudent):
 
     def __call__(self, repo_id: str, **options: Any) -> CommitInfo | None:
         model = self._owner()
-        if getattr(model, "_hf_peft_config_loaded", False):
+        if has_injected_adapters(model):
             return type(model).push_to_hub(model, repo_id, **options)
         from .hub import push_to_hub
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+from ._compat import is_convolution
 from .architectures import INPUT, OUTPUT, Architecture, find_architecture
 from .config import QUANT_METHOD, BitNetConfig
 from .conversions import convert_when_saved
@@ -59,7 +60,7 @@ def ternary_share(model: PreTrainedModel) -> TernaryShare:
             ternary += module.in_features * module.out_features
         elif isinstance(module, (nn.Linear, Conv1D)):
             left[name] = module.weight.numel()
-        elif not isinstance(module, nn.modules.conv._ConvNd):
+        elif not is_convolution(module):
             # Experts, whoever keeps them.
             fused = sum(parameter.numel() for parameter in module.parameters(recurse=False) if parameter.ndim == 3)
             left |= {name: fused} if fused else {}

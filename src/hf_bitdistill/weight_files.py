@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedConfig
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 from transformers.utils.hub import get_checkpoint_shard_files
 
+from ._compat import cached_file_or_none, is_known_to_be_missing
 from .atomic import is_aside, name_aside
 from .checkpoint import CheckpointError
 from .json_files import read_index, shorten
@@ -91,7 +92,7 @@ def find_weight_files(model_id: str | Path, config: PreTrainedConfig | None = No
     if config is None and (Path(model_id) / CONFIG_NAME).is_file():
         explicit = PreTrainedConfig.get_config_dict(model_id)[0].get(EXPLICIT_NAME)
     for name in _names(explicit):
-        file = cached_file(model_id, name, **hub, _raise_exceptions_for_missing_entries=False)
+        file = cached_file_or_none(model_id, name, **hub)
         if file is not None and name.endswith(".index.json"):
             read_index(Path(file))
             return list(get_checkpoint_shard_files(model_id, file, **hub)[0])
@@ -106,7 +107,7 @@ def _known_to_be_missing(model_id: str, name: str, hub: dict[str, Any]) -> bool:
     """Whether the Hub said, now or earlier, that there is no such file."""
     path = f"{hub['subfolder']}/{name}" if hub.get("subfolder") else name
     where = {key: hub[key] for key in ("cache_dir", "revision") if hub.get(key)}
-    return try_to_load_from_cache(model_id, path, **where) is _CACHED_NO_EXIST
+    return is_known_to_be_missing(try_to_load_from_cache(model_id, path, **where))
 
 
 def size_of_weights(model_id: str | Path, **hub: Any) -> int:

@@ -13,7 +13,11 @@ _WRAPPED = ("base_layer", "original_module")
 
 def adapted_modules(model: nn.Module) -> list[str]:
     """Names of the modules of `model` that PEFT has put a layer around, by whatever way it was injected."""
-    return [name for name, module in model.named_modules() if any(wrapped in module._modules for wrapped in _WRAPPED)]
+    return [
+        name
+        for name, module in model.named_modules()
+        if any(child in _WRAPPED for child, _ in module.named_children())
+    ]
 
 
 def without_adapters(model: nn.Module) -> Any:

@@ -27,6 +27,9 @@ def typer_app() -> typer.Typer:
     return app_like(Chat, __doc__, {}, [kv_bits_parameter()], base_url=None)
 
 
+from .._compat import server_thread
+
+
 def run(argv: list[str], prog: str) -> None:
     check_installed(prog)
     from transformers.cli.chat import Chat
@@ -72,7 +75,7 @@ def _own_server(model_id: str, kv_bits: int) -> Iterator[str]:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         while not serve.server.started:
-            if not serve._thread.is_alive():
+            if not server_thread(serve).is_alive():
                 raise OSError(f"the server did not start on port {port}.")
             time.sleep(0.01)
         yield f"http://127.0.0.1:{port}"

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from .._compat import is_split_by_process
+
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -99,7 +101,7 @@ class Stream(torch.utils.data.IterableDataset):
     @property
     def is_split(self) -> bool:
         """Whether each process was given a dataset of its own part."""
-        return getattr(self.dataset, "_distributed", None) is not None
+        return is_split_by_process(self.dataset)
 
     def sharers(self, readers: Readers) -> int:
         """How many readers read the same rows and hand out a part of them; 1 where each has shards of its own."""

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from .._compat import attention_implementation, has_attention_implementation, set_attention_implementation
+
 
 # The original name stays in ours, so that tests for a substring ("flash" in the name) keep their answer.
 _PREFIX = "bitdistill_capture_"
@@ -103,9 +105,8 @@ class AttentionStateCapture:
         self._recorded = {}
         self.states = []
         self._expects_gradient = torch.is_grad_enabled()
-        configs: list[Any] = [module.config for module in self._layer_of]
-        for config in {id(config): config for config in configs}.values():
-            original = config._attn_implementation
+        for config in {id(module.config): module.config for module in self._layer_of}.values():
+            original = attention_implementation(config)
             if getattr(config, "reorder_and_upcast_attn", False) and original in (None, "eager"):
                 # GPT-2's upcasting path bypasses the interface, but only under the name "eager".
                 self._restore()
@@ -114,8 +115,7 @@ class AttentionStateCapture:
                     'model with attn_implementation="sdpa"'
                 )
             self._previous.append((config, original))
-            # The internal attribute: the public setter would also reach into sub-configs (a vision tower's, say).
-            config._attn_implementation_internal = _capturing_name(original)
+            set_attention_implementation(config, _capturing_name(original))
         self._token = _ACTIVE.set((*_ACTIVE.get(), self))
         return self
 
@@ -139,7 +139,7 @@ class AttentionStateCapture:
     def _restore(self) -> None:
         while self._previous:
             config, original = self._previous.pop()
-            config._attn_implementation_internal = original
+            set_attention_implementation(config, original)
 
     def release(self) -> list[AttentionStates]:
         """Hands the recorded states over and forgets them, so that they live no longer than their user."""
@@ -184,7 +184,7 @@ def attention_modules(model: nn.Module) -> dict[nn.Module, int]:
         module: module.layer_idx
         for module in modules
         if isinstance(getattr(module, "layer_idx", None), int)
-        and hasattr(getattr(module, "config", None), "_attn_implementation")
+        and has_attention_implementation(getattr(module, "config", None))
         and _defining_module_attribute(module, "ALL_ATTENTION_FUNCTIONS") is not None
     }
 
@@ -231,12 +231,12 @@ def _capturing_name(original: str | None) -> str:
     if original.startswith(_PREFIX):  # two models share one config object and are captured at the same time
         return original
     name = _PREFIX + original
-    if name not in AttentionInterface._global_mapping:
+    if name not in AttentionInterface():
         AttentionInterface.register(name, _capturing_function(original))
     # Without a mask function of that name the model would build no mask at all. One that has none keeps none.
-    if original in AttentionMaskInterface._global_mapping:
-        mask: Any = AttentionMaskInterface._global_mapping[original]
-        AttentionMaskInterface.register(name, mask)
+    masks = AttentionMaskInterface()
+    if original in masks:
+        AttentionMaskInterface.register(name, masks[original])
     return name
 
 
@@ -253,11 +253,11 @@ def _capturing_function(original: str) -> Callable[..., tuple[Tensor, Tensor | N
             raise RuntimeError(f"{type(module).__name__} defines no eager attention to delegate to")
         if original in _NAMELESS:
             return function(module, query, key, value, attention_mask, *args, **kwargs)
-        ours = module.config._attn_implementation
-        module.config._attn_implementation_internal = original
+        ours = attention_implementation(module.config)
+        set_attention_implementation(module.config, original)
         try:
             return function(module, query, key, value, attention_mask, *args, **kwargs)
         finally:
-            module.config._attn_implementation_internal = ours
+            set_attention_implementation(module.config, ours)
 
     return capture_then_delegate

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.trainer_utils import HubStrategy
 
 from .. import processes
+from .._compat import forget_prepared, uncompiled
 from .engines import Engine, check_engine, check_resumable
 from .gathering import whole_state
 from .publishing import PublishingTrainer
@@ -69,9 +70,7 @@ class EngineTrainer(PublishingTrainer):
         if isinstance(self.model_wrapped, DistributedDataParallel):
             return
         self.model_wrapped = self.model  # (the evaluation's may be compiled)
-        if getattr(self.model, "_is_accelerate_prepared", False):
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-            del self.model._is_accelerate_prepared
+        forget_prepared(self.accelerator, self.model)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`.
@@ -135,4 +134,4 @@ class EngineTrainer(PublishingTrainer):
 def _is_sharded(model: Any) -> bool:
     from torch.distributed.fsdp import FSDPModule
 
-    return isinstance(getattr(model, "_orig_mod", model), FSDPModule)
+    return isinstance(uncompiled(model), FSDPModule)

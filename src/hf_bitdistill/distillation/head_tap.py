@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._compat import uncompiled
 from ..adapters.detection import without_adapters
 from .head_losses import is_plain_linear
 from .logits_tail import LogitsTail
@@ -39,7 +40,7 @@ class HeadTap:
         inner = without_adapters(model)
         # What the model calls, and the layer itself, which may be compiled for itself.
         self._called: Any = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
-        self.head: nn.Module | None = getattr(self._called, "_orig_mod", self._called)
+        self.head: nn.Module | None = uncompiled(self._called)
         self.tail = LogitsTail.claimed(inner.config.get_text_config())
         self.refusal: str | None = None
         self._is_checked = False

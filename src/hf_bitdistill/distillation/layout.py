@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .._compat import attention_implementation, uncompiled
 from ..adapters.detection import without_adapters
 from ..data.batches import DOCUMENTS, PreparedBatch, prepare_batch
 from ..data.checks import ModelLimits, check_batch
@@ -52,9 +53,8 @@ def check_layout(model: nn.Module, layout: Layout, batch: Mapping[str, Any], nam
     Raises:
         ValueError: names the architecture and what to do.
     """
-    model = getattr(model, "_orig_mod", model)
-    config = without_adapters(model).config.get_text_config()
-    implementation = str(getattr(config, "_attn_implementation", ""))
+    config = without_adapters(uncompiled(model)).config.get_text_config()
+    implementation = attention_implementation(config) or ""
     rows = batch[DOCUMENTS].shape[0]
     if layout == "packed" and "flash" in implementation and rows > 1:
         raise ValueError(

@@ -236,7 +236,7 @@ class PublishingTrainer(Trainer):
             os.makedirs(self.args.output_dir, exist_ok=True)
             config = self.accelerator.unwrap_model(self.model).config
             name = self.hub_model_id or Path(self.args.output_dir).absolute().name
-            base = base_model_id(getattr(config, "_name_or_path", None))
+            base = base_model_id(getattr(config, "name_or_path", None))
             facts = CardFacts(
                 name.split("/")[-1], name, config, base=base, push_format=self.args.push_format, tags=tags
             )

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 
+from .._compat import set_original_forward
 from ..layers import enable_ternary_all_gather
 
 
@@ -41,6 +42,5 @@ def _compute_under_autocast(model: nn.Module, accelerator: Accelerator) -> None:
         with accelerator.autocast():
             return bound(*args, **kwargs) if function is None else function(self, *args, **kwargs)
 
-    # (By this name accelerate finds it when it unwraps the model.)
-    model._original_forward = bound  # type: ignore[assignment]  # accelerate's own name, on any module
+    set_original_forward(model, bound)
     model.forward = MethodType(convert_outputs_to_fp32(forward), model)

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from .._compat import uncompiled
 from ..adapters.detection import without_adapters
 from ..model_heads import Head, auto_class, model_head
 from ..whole_models import whole_models
@@ -181,7 +182,7 @@ def _origin(model: Any) -> str | None:
 
 def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     """Parameters of the forward of the model itself, seen through torch.compile, PEFT and wrappers of the instance."""
-    model = without_adapters(getattr(model, "_orig_mod", model))
+    model = without_adapters(uncompiled(model))
     return inspect.signature(type(model).forward).parameters
 
 

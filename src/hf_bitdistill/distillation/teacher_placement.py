@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers.utils import logging
 
+from .._compat import take_out, undivided_classes
 from ..adapters.detection import without_adapters
 from .engines import Engine
 from .head_losses import is_plain_linear
@@ -54,7 +55,7 @@ def place_teacher(teacher: nn.Module, accelerator: Accelerator) -> PlacedTeacher
     prepared = accelerator.prepare_model(teacher, device_placement=kept is None, evaluation_mode=True)
     # Accelerate lists what it prepared. Trainer takes a non-empty list to mean that the *student* is prepared (an
     # evaluation before training would run without mixed precision), and FSDP clips gradients of what is listed.
-    accelerator._models = [model for model in accelerator._models if model is not prepared]
+    take_out(accelerator, prepared)
     prepared.eval()
     return PlacedTeacher(prepared) if kept is None else PlacedTeacher(prepared, False, kept)
 
@@ -100,7 +101,7 @@ def _layers(teacher: nn.Module, asked: Sequence[str] | None) -> Iterator[nn.Modu
     """Its decoder layers: of the classes that the student's are of by configuration, or else by what its architecture says."""
     inner = without_adapters(teacher)
     names = {type(module).__name__ for module in inner.modules()} & set(asked or ())
-    names = names or set(getattr(inner, "_no_split_modules", None) or ())
+    names = names or undivided_classes(inner)
     found = [module for module in inner.modules() if type(module).__name__ in names]
     inside = {child for module in found for child in module.modules() if child is not module}
     return (module for module in found if module not in inside)

@@ -467,7 +467,7 @@ class DistillationTrainer(ReliableTrainer):
         return card_facts(
             self,
             model_name=model_name or Path(self.args.output_dir).absolute().name,
-            base_model=base_model or getattr(model.config, "_name_or_path", None),
+            base_model=base_model or getattr(model.config, "name_or_path", None),
             tags=tags,
             metadata=metadata,
         )

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .._compat import forget_parameters, gated_activation
 from ..ops.stored import is_exporting
 
 
@@ -76,9 +77,9 @@ class Experts(nn.ModuleList):
         """Take over the weights (copies) and the activation of `fused`, for which [`is_fused_experts`] holds."""
         # What is left of it knows the activation, and belongs to no model: it has no tensors.
         shell = copy.copy(fused)
-        shell._parameters = {}
+        forget_parameters(shell)
         # (Not the bound method: transformers gives classes a function of another name, which pickle would not find there.)
-        activation = partial(type(shell)._apply_gate, shell) if fused.has_gate else shell.act_fn
+        activation = partial(gated_activation(shell), shell) if fused.has_gate else shell.act_fn
         experts = [
             Expert(dict(_linears_of(fused, index)), activation, fused.has_gate and not fused.is_concatenated)
             for index in range(fused.num_experts)

@@ -142,7 +142,7 @@ class _WithoutFloats(nn.Module):
         return super().__getattr__(name)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        if isinstance(self._modules.get("table"), StoredTable):
+        if isinstance(dict(self.named_children()).get("table"), StoredTable):
             for name in ("weight", "weight_scale"):
                 if prefix + name in state_dict:
                     state_dict[f"{prefix}table.{name}"] = state_dict.pop(prefix + name)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from .. import processes
+from .._compat import NO_TORCH_FUNCTION, is_in_backward, keeps_version, local_tensor, set_local_tensor, version_of
 from ..quantization import (
     GatheredWeight,
     ShardLayout,
@@ -55,7 +56,8 @@ def enable_ternary_all_gather(model: nn.Module) -> list[str]:
     Returns:
         The names of the layers that are left out: tensor parallelism has split their weight, or another module has the same one.
     """
-    owners = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
+    own = (module.named_parameters(recurse=False, remove_duplicate=False) for module in model.modules())
+    owners = Counter(id(weight) for parameters in own for _, weight in parameters)
     scales, left_out = SharedScales(), []
     for name, layer in model.named_modules():
         if not isinstance(layer, BitLinear):
@@ -108,11 +110,10 @@ class LatentGather:
 
     def adopt(self) -> None:
         """Take up the layer's weight, where it is another tensor than before."""
-        layer = self.layer
-        weight: Any = layer.weight  # a DTensor, where it is in shards
-        if not hasattr(weight, "device_mesh") or isinstance(weight._local_tensor, LatentShard):
+        layer, weight = self.layer, self.layer.weight
+        if not hasattr(weight, "device_mesh") or isinstance(local_tensor(weight), LatentShard):
             return
-        shard = weight._local_tensor
+        shard = local_tensor(weight)
         if shard.shape[1] != layer.in_features:
             # Columns are spread, by a placement of the user's.
             layer._gather = None
@@ -122,7 +123,7 @@ class LatentGather:
         sizes = zip(weight.device_mesh.shape, weight.placements, strict=True)
         processes_with_shards = math.prod(size for size, placement in sizes if placement.is_shard())
         all_rows = self.layout(processes_with_shards).shard_rows == len(shard)
-        weight._local_tensor = (LatentShard if all_rows else FewerRows).of(shard, self)
+        set_local_tensor(weight, (LatentShard if all_rows else FewerRows).of(shard, self))
 
     def layout(self, count: int) -> ShardLayout:
         layer = self.layer
@@ -226,8 +227,8 @@ class SharedScales:
         """
         weight: Any = member.layer.weight
         known = self._known.get(member)
-        changed = known is None or known[1] != weight._version
-        in_backward = torch._C._current_graph_task_id() != -1
+        changed = known is None or known[1] != version_of(weight)
+        in_backward = is_in_backward()
         if known is None or ((changed or member in self._used) and not in_backward):
             self._find(weight.device_mesh, mesh, device)
         self._used.add(member)
@@ -251,7 +252,7 @@ class SharedScales:
             # All but one of the processes add zeros: the sums stay what they are, in every process.
             dist.all_reduce(sums, group=mesh.get_group())
         for (member, weight, layout), of_matrix in zip(found, sums.split(rows), strict=True):
-            self._known[member] = (scale_of_row_sums(of_matrix, layout.columns), weight._version)
+            self._known[member] = (scale_of_row_sums(of_matrix, layout.columns), version_of(weight))
             self._used.discard(member)
 
 
@@ -283,7 +284,7 @@ class LatentShard(Tensor):
 
     gather: LatentGather  # type: ignore[assignment]  # in the place of an operator that no shard needs
     # Operators give ordinary tensors, and cost what they always cost.
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch documents it
+    __torch_function__ = NO_TORCH_FUNCTION
 
     @classmethod
     def of(cls, tensor: Tensor, gather: LatentGather) -> LatentShard:
@@ -311,7 +312,7 @@ class LatentShard(Tensor):
             self.gather.receive(self.detach(), output, metadata, param_dtype, out)
         else:
             # What autograd has saved of it is in its place again.
-            with torch.autograd._unsafe_preserve_version_counter(out):
+            with keeps_version(out):
                 self.gather.receive(self.detach(), output, metadata, param_dtype, out)
         return None
 

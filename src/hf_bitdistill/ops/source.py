@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from .._compat import version_of
+
 
 class Source:
     """A weight and its scale, as they are now.
@@ -27,10 +29,10 @@ class Source:
         # (Versions only ever grow.)
         if weight.is_inference() or weight_scale.is_inference():
             return None
-        return weight._version + weight_scale._version
+        return version_of(weight) + version_of(weight_scale)
 
     def is_still(self, weight: Tensor, weight_scale: Tensor) -> bool:
         """Whether these are the same two tensors, and nothing was written to them."""
         if self.weight() is not weight or self._scale() is not weight_scale:
             return False
-        return self._versions is None or self._versions == weight._version + weight_scale._version
+        return self._versions is None or self._versions == version_of(weight) + version_of(weight_scale)

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
+from .._compat import fake_tensors
 from ..distillation.attention_states import AttentionStateCapture
 from ..distillation.divergences import make_divergence
 from ..distillation.head_losses import HeadPlan, HeadTeacher, TokenWeights, head_token_losses, product_tokens
@@ -168,7 +168,7 @@ def _codes(model: nn.Module, itemsize: int) -> int:
 def _run_passes(shape: Shape, batch: MicroBatch, losses: Losses, depth: int, experts: int | None) -> _Passes:
     """The decoder layers of both models forward, and the student's backward."""
     config, precision = shape.reduced(depth, experts), batch.precision
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake_tensors():
         teacher = _with_equal_shares(shape.teacher(config, precision.teacher))
         student = _with_equal_shares(shape.student(config, precision.student))
         if batch.checkpointing:
@@ -255,7 +255,7 @@ def _relations(states: _States, rows: int, length: int) -> int:
     if rows > 2 * _MANY_ROWS:
         few, many = (_relations(_with_rows(states, each), each, length) for each in (_MANY_ROWS, 2 * _MANY_ROWS))
         return _line((_MANY_ROWS, few), (2 * _MANY_ROWS, many), rows)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake_tensors():
         made = [torch.empty(shape, dtype=dtype) for shape, dtype in states]
         teacher = made[0], made[1], made[2]
         student = made[3].requires_grad_(), made[4].requires_grad_(), made[5].requires_grad_()
@@ -295,7 +295,7 @@ def _logits_of(
     states: tuple[torch.dtype, torch.dtype],
 ) -> tuple[int, int]:
     width, dtype = shape.vocabulary, precision.of_products(precision.student)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with fake_tensors():
         head, other = (
             nn.Linear(shape.hidden, width, bias=False, dtype=each) for each in (precision.student, precision.teacher)
         )

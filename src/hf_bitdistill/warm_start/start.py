@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .. import processes
+from .._compat import attention_implementation
 from ..layers import BitLinear
 from ..quantization import fold_ternary, least_squares_start
 from ..surgery import SurgeryError, is_student, student_config
@@ -180,6 +181,6 @@ def _check_alike(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
             f"a warm start copies layer by layer: the student has {depths[0]} layers of width {widths[0]}, the teacher "
             f"{depths[1]} of {widths[1]}"
         )
-    attention = [model.config._attn_implementation for model in (student, teacher)]
+    attention = [attention_implementation(model.config) for model in (student, teacher)]
     if attention[0] != attention[1]:
         raise ValueError(f"student and teacher must use one attention implementation, not {attention}: masks differ")

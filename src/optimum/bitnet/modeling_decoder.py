@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import GENERATION_CONFIG_NAME, cached_file
+from transformers.utils import GENERATION_CONFIG_NAME
 
+from hf_bitdistill._compat import cached_file_or_none, mark_as_given
 from hf_bitdistill.cache_name import CACHE_NAME
 from hf_bitdistill.checkpoint import CheckpointError
 from hf_bitdistill.json_files import read_json
@@ -39,7 +40,6 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
     auto_model_class = AutoModelForCausalLM
     head = "causal_lm"
     _is_stateful = False
-    _supports_cache_class = True
 
     generation_config: GenerationConfig
 
@@ -57,7 +57,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
 
     @classmethod
     def _read_generation_config(cls, model_id: str, hub: dict[str, Any]) -> GenerationConfig | None:
-        file = cached_file(model_id, GENERATION_CONFIG_NAME, **hub, _raise_exceptions_for_missing_entries=False)
+        file = cached_file_or_none(model_id, GENERATION_CONFIG_NAME, **hub)
         if file is None:
             return None
         read_json(Path(file))  # transformers passes over a damaged one
@@ -163,7 +163,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:  # type: ignore[override]  # handed on
         cache = model_kwargs.get(CACHE_NAME)
         if cache is not None:
-            cache._is_user_defined = True
+            mark_as_given(cache)
         elif generation_config.use_cache is not False:
             model_kwargs[CACHE_NAME] = BitNetCache(self.decoder)
 

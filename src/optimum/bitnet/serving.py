@@ -19,6 +19,7 @@ from transformers.cli.serve import Serve
 from transformers.cli.serving.model_manager import ModelManager
 from transformers.cli.serving.utils import BaseGenerateManager, GenerateManager, GenerationState
 
+from hf_bitdistill._compat import generation_options
 from hf_bitdistill.config import ternary_method
 from hf_bitdistill.decoder import ContextLengthError, kv_dtype_of
 
@@ -174,8 +175,7 @@ class NativeServe(Serve):
 
     @_generation_state.setter
     def _generation_state(self, stock: GenerationState) -> None:
-        options = {"continuous_batching": stock._continuous_batching, "compile": stock._compile}
-        self._generations = NativeGenerationState(self._models, **options, cb_config=stock._cb_config)
+        self._generations = NativeGenerationState(self._models, **generation_options(stock))
 
     @property
     def server(self):

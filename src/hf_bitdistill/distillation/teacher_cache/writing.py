@@ -94,7 +94,7 @@ def cache_teacher_logits(
     if not hasattr(dataset, "__len__"):
         raise ValueError("a teacher's cache is of a dataset with a known number of rows, not of a stream")
     info = CacheInfo(
-        teacher=getattr(teacher.config, "_name_or_path", None) or None,
+        teacher=getattr(teacher.config, "name_or_path", None) or None,
         teacher_digest=_digest(teacher),
         tokenizer_digest=tokenizer_digest(processing_class),
         head=head,

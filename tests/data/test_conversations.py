@@ -48,7 +48,7 @@ def test_the_assistant_alone_is_learned(tiny_tokenizer, turns, expected):
     encoded = encode_conversations(Dataset.from_dict({"messages": rows}), tiny_tokenizer, 200, turns=turns)
     assert learned(encoded, tiny_tokenizer) == expected
     assert encoded.left_out == {"no assistant turn": 1, "empty": 1, "longer than max_length": 1}
-    assert encoded.share_left_out == 0.75
+    assert len(encoded.dataset) == 1
     rendered = tiny_tokenizer.apply_chat_template(CHAT, tokenize=False)
     assert tiny_tokenizer.decode(encoded.dataset[0]["input_ids"]) == rendered
 

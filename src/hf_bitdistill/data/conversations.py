@@ -37,12 +37,6 @@ class Encoded:
     dataset: Dataset
     left_out: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def share_left_out(self) -> float:
-        """Of all rows."""
-        total = len(self.dataset) + self.left_out.total()
-        return self.left_out.total() / max(total, 1)
-
 
 def encode_conversations(
     dataset: Dataset,

@@ -36,7 +36,9 @@ def main() -> None:
     found: dict[str, Any] = {"seed": options.seed, "placements": {}}
     for placement in options.placements:
         # One folder: what does not depend on the placement is kept.
-        result = run_quickstart(options.output_dir, seed=options.seed, numbers={"sub_norm": placement, "compare": False})
+        result = run_quickstart(
+            options.output_dir, seed=options.seed, numbers={"sub_norm": placement, "compare": False}
+        )
         found["placements"][placement] = scores(result)
         found["machine"] = result.machine
     options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import is_offline_mode, set_async_client_factory
 
+from .._compat import server_thread
 from .serve import app_like, check_installed, find_served, kv_bits_parameter, parse_like
 
 
@@ -25,9 +26,6 @@ def typer_app() -> typer.Typer:
     from transformers.cli.chat import Chat
 
     return app_like(Chat, __doc__, {}, [kv_bits_parameter()], base_url=None)
-
-
-from .._compat import server_thread
 
 
 def run(argv: list[str], prog: str) -> None:

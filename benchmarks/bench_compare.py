@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
 
-    from hf_bitdistill.environment import processor_name
+    from hf_bitdistill.machine.environment import processor_name
 
     settings = {name: getattr(args, name) for name in ("prompt", "depth", "new_tokens")}
     with tempfile.TemporaryDirectory() as temporary:

@@ -40,8 +40,8 @@ READ_BYTES = 1200 << 20  # larger than the last-level cache
 
 def serve(connection, system, decode_tokens: int) -> None:
     """A process with one system: loads it, then measures on the instruction set it is told, whenever it is told one."""
-    from hf_bitdistill.benchmark.worker import load_runner
-    from hf_bitdistill.ops import native
+    from hf_bitdistill.evaluation.speed.speed_worker import load_runner
+    from hf_bitdistill.ops import binding
 
     start = time.perf_counter()
     runner = load_runner(system)
@@ -50,7 +50,7 @@ def serve(connection, system, decode_tokens: int) -> None:
     prompt = torch.randint(0, runner.vocab_size, (system.prompt_tokens,), generator=generator).tolist()
     while (isa := connection.recv()) != "stop":
         if isa is not None:
-            native.load()[0].set_isa(isa)
+            binding.load()[0].set_isa(isa)
         start = time.perf_counter()
         runner.prefill(prompt)
         prefill = time.perf_counter() - start
@@ -105,7 +105,7 @@ class Limits:
 
 def start_workers(name: str, args: argparse.Namespace, folder: Path) -> dict[tuple[str, int], Worker]:
     """By label and threads."""
-    from hf_bitdistill.benchmark import System
+    from hf_bitdistill.evaluation.speed import System
 
     shape = SHAPES[name]
     checkpoint, gguf_file = folder / name, folder / f"{name}.gguf"
@@ -136,7 +136,7 @@ def start_workers(name: str, args: argparse.Namespace, folder: Path) -> dict[tup
 
 def measure_shape(name: str, args: argparse.Namespace, folder: Path, limits: Limits) -> list[dict]:
     """Results of one shape, a row for each system, instruction set and number of threads."""
-    from hf_bitdistill.environment import processor_name
+    from hf_bitdistill.machine.environment import processor_name
 
     workers = start_workers(name, args, folder)
     programs = [program for program in args.llama_bench if program.file(name)]

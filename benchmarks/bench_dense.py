@@ -21,9 +21,9 @@ from bench_kernels import best_times, copies, last_level_cache_bytes
 
 import native_library
 from hf_bitdistill import ops
-from hf_bitdistill.environment import describe_environment
+from hf_bitdistill.machine.environment import describe_environment
 from hf_bitdistill.ops.c_header import FLOAT32
-from hf_bitdistill.ops.dense import unpack_stored
+from hf_bitdistill.ops.dense_storage import unpack_stored
 from hf_bitdistill.quantization import check_packed_weight, pack_dense, pack_ternary, unpack_dense
 
 

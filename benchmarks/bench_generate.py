@@ -24,8 +24,8 @@ from clocks import TokenClock
 from decode.models import SHAPES, write_checkpoint
 from transformers import GenerationConfig
 
-from hf_bitdistill.cache_name import CACHE_NAME
-from hf_bitdistill.environment import describe_environment
+from hf_bitdistill.machine.environment import describe_environment
+from hf_bitdistill.modeling.cache_name import CACHE_NAME
 from optimum.bitnet import BitNetModelForCausalLM
 
 

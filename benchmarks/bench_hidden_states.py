@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_bitdistill import find_massive_projections
 from hf_bitdistill.data import load_corpus, pack_corpus
-from hf_bitdistill.environment import describe_environment
+from hf_bitdistill.machine.environment import describe_environment
 
 
 def main() -> None:

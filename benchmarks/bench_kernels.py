@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 import native_library
 from hf_bitdistill import ops
-from hf_bitdistill.environment import processor_name
+from hf_bitdistill.machine.environment import processor_name
 from hf_bitdistill.ops.c_header import FLOAT32
 from hf_bitdistill.ops.huge_pages import HugePageArena, aligned
 

@@ -60,8 +60,8 @@ def measure(checkpoint: Path, kind: str, threads: int) -> dict:
 def main() -> None:
     from decode.models import SHAPES, Shape, write_checkpoint
 
-    from hf_bitdistill.environment import processor_name
-    from hf_bitdistill.model_folder import NATIVE_FOLDER
+    from hf_bitdistill.files.model_folder import NATIVE_FOLDER
+    from hf_bitdistill.machine.environment import processor_name
 
     shapes = {**SHAPES, "mixture": Shape(512, 1536, 12, 8, 2, 32768, 64, 128, 8, 192)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

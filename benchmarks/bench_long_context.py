@@ -114,7 +114,7 @@ def main() -> None:
     from decode.models import SHAPES, write_checkpoint
 
     import native_library
-    from hf_bitdistill.environment import processor_name
+    from hf_bitdistill.machine.environment import processor_name
 
     library = native_library.load()
     buffer = torch.ones(READ_BYTES, dtype=torch.uint8)

@@ -25,7 +25,7 @@ from decode.models import SHAPES
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from hf_bitdistill import apply_bitnet, ops, pack, quantize_head
-from hf_bitdistill.environment import describe_environment
+from hf_bitdistill.machine.environment import describe_environment
 
 
 def load(options: argparse.Namespace) -> PreTrainedModel:

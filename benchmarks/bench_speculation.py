@@ -25,7 +25,7 @@ import torch
 from clocks import TokenClock
 from transformers import AutoTokenizer, GenerationConfig
 
-from hf_bitdistill.environment import describe_environment
+from hf_bitdistill.machine.environment import describe_environment
 from optimum.bitnet import BitNetModelForCausalLM
 
 

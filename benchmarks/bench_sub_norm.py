@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 from hf_bitdistill import BitNetConfig, apply_bitnet, calibrate_sub_norm
 from hf_bitdistill.data import collate, load_corpus, pack_corpus
-from hf_bitdistill.environment import describe_environment
 from hf_bitdistill.evaluation import perplexity
-from hf_bitdistill.layers import full_precision
+from hf_bitdistill.machine.environment import describe_environment
+from hf_bitdistill.nn import full_precision
 from hf_bitdistill.recipe.train import Machine, training_arguments
 
 

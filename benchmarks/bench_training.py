@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hf_bitdistill.environment import describe_environment
+from hf_bitdistill.machine.environment import describe_environment
 
 
 # glibc gives every freed tensor of more than 32 MB back to the system, which hands it out again page by page, zeroed.

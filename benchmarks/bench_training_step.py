@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hf_bitdistill import BitNetConfig, DistillationConfig, DistillationTrainer, apply_bitnet
-from hf_bitdistill.environment import describe_environment
+from hf_bitdistill.machine.environment import describe_environment
 from hf_bitdistill.recipe.train import Machine, training_arguments
 
 

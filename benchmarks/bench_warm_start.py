@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_bitdistill import BitNetConfig, WarmStartConfig, apply_bitnet, calibrate_sub_norm, least_squares_warm_start
 from hf_bitdistill.data import load_corpus, pack_corpus
-from hf_bitdistill.environment import default_device, describe_environment
 from hf_bitdistill.evaluation import perplexity
-from hf_bitdistill.report.tables import markdown_table
-from hf_bitdistill.warm_start import warm_start
+from hf_bitdistill.machine.environment import default_device, describe_environment
+from hf_bitdistill.pages.tables import markdown_table
+from hf_bitdistill.training.warm_start import warm_start
 
 
 def render(file: Path) -> None:

@@ -27,9 +27,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hf_bitdistill import BitNetConfig, WarmStartConfig, apply_bitnet
-from hf_bitdistill.environment import default_device, describe_environment
-from hf_bitdistill.report.tables import markdown_table
-from hf_bitdistill.warm_start import residents, warm_start
+from hf_bitdistill.machine.environment import default_device, describe_environment
+from hf_bitdistill.pages.tables import markdown_table
+from hf_bitdistill.training.warm_start import residents, warm_start
 
 
 def anonymous_memory() -> int:

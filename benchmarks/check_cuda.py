@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from hf_bitdistill import BitNetConfig, ops
-from hf_bitdistill.layers import BitLinear, TernaryLinear
+from hf_bitdistill.nn import BitLinear, TernaryLinear
 from hf_bitdistill.quantization import quantize_table
 
 

@@ -24,8 +24,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hf_bitdistill import BitNetConfig, pack
-from hf_bitdistill.cache_name import CACHE_NAME
-from hf_bitdistill.environment import describe_environment
+from hf_bitdistill.machine.environment import describe_environment
+from hf_bitdistill.modeling.cache_name import CACHE_NAME
 
 
 PROMPTS = [

@@ -28,13 +28,13 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
 
 from hf_bitdistill import BitNetConfig, apply_bitnet
-from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer
-from hf_bitdistill.environment import describe_environment
-from hf_bitdistill.processes import world_size
+from hf_bitdistill.machine.environment import describe_environment
+from hf_bitdistill.machine.processes import world_size
 from hf_bitdistill.recipe.train import Machine, training_arguments
-from hf_bitdistill.scale.engines import ENGINES, Engine, Training, memory
+from hf_bitdistill.scale.engine_memory import ENGINES, Engine, Training, memory
 from hf_bitdistill.scale.micro_step import Losses, MicroBatch, micro_step
 from hf_bitdistill.scale.shapes import Shape
+from hf_bitdistill.training import DistillationConfig, DistillationTrainer
 
 
 WORDS, LENGTH, MICRO = 4096, 128, 2

@@ -37,9 +37,9 @@ from transformers import (
 
 from hf_bitdistill import apply_bitnet, pack
 from hf_bitdistill.data import load_corpus, pack_corpus
-from hf_bitdistill.environment import describe_environment
-from hf_bitdistill.heads import stored_layers, use_stored_layers
-from hf_bitdistill.sizes import bytes_by_kind
+from hf_bitdistill.machine.environment import describe_environment
+from hf_bitdistill.modeling.lm_head import stored_layers, use_stored_layers
+from hf_bitdistill.modeling.sizes import bytes_by_kind
 
 
 BITS = (16, 8, 4)

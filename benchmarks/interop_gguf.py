@@ -28,8 +28,8 @@ import torch
 from check_decoder import PROMPTS
 from transformers import AutoTokenizer
 
-from hf_bitdistill.environment import describe_environment
 from hf_bitdistill.export import ExportedFile, export_gguf
+from hf_bitdistill.machine.environment import describe_environment
 from optimum.bitnet import BitNetModelForCausalLM
 
 

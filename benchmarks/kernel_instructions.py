@@ -160,7 +160,7 @@ def measure(compiler: Compiler, isas: Iterable[str], folder: Path) -> dict[str, 
 
 
 def main() -> None:
-    from hf_bitdistill.environment import processor_name
+    from hf_bitdistill.machine.environment import processor_name
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from hf_bitdistill.ops import native
+from hf_bitdistill.ops import binding
 
 
-def load() -> native.NativeLibrary:
+def load() -> binding.NativeLibrary:
     """The library of this environment.
 
     Raises:
         SystemExit: it is not loaded; says why.
     """
-    library, reason = native.load()
+    library, reason = binding.load()
     if library is None:
         raise SystemExit(f"the native library is not loaded: {reason}")
     return library

@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hf_bitdistill.pages.tables import markdown_table
 from hf_bitdistill.recipe import RecipeResult
 from hf_bitdistill.recipe.progress import duration
-from hf_bitdistill.report.tables import markdown_table
 
 
 # What the files of one machine are called says nothing to a reader.

@@ -13,10 +13,10 @@ from typing import Any
 
 from transformers import LlamaConfig, Qwen3MoeConfig
 
+from hf_bitdistill.pages.tables import markdown_table
 from hf_bitdistill.recipe.efforts import EFFORTS
-from hf_bitdistill.report.tables import markdown_table
 from hf_bitdistill.scale import HardwareArguments
-from hf_bitdistill.scale.plan import Data, ScalePlan, plan_shape, student_shape
+from hf_bitdistill.scale.memory_plan import Data, ScalePlan, plan_shape, student_shape
 
 
 ROOT = Path(__file__).resolve().parents[1]

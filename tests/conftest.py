@@ -119,15 +119,15 @@ def warm_measure(monkeypatch):
 
     import warm
 
-    module = importlib.import_module("hf_bitdistill.benchmark.measure")
+    module = importlib.import_module("hf_bitdistill.evaluation.speed.measure")
     monkeypatch.setattr(module, "subprocess", types.SimpleNamespace(run=warm.run))
 
 
 @pytest.fixture
 def native_decoder():
     """Skips where the native library, or its decoder, is missing."""
-    from hf_bitdistill.decoder import UnsupportedModelError
-    from hf_bitdistill.decoder.decoder import load_library
+    from hf_bitdistill.runtime import UnsupportedModelError
+    from hf_bitdistill.runtime.native_decoder import load_library
 
     try:
         load_library()

@@ -24,11 +24,11 @@ from transformers import AutoModelForCausalLM
 
 from architectures import random_tokens, tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet
-from hf_bitdistill.distillation.both_passes import BothPasses
-from hf_bitdistill.distillation.teacher_placement import PlacedTeacher
-from hf_bitdistill.distillation.terms import Progress
-from hf_bitdistill.distillation.terms.cross_entropy import CrossEntropyTerm
-from hf_bitdistill.distillation.terms.logits import LogitsTerm
+from hf_bitdistill.training.both_passes import BothPasses
+from hf_bitdistill.training.losses.terms import Progress
+from hf_bitdistill.training.losses.terms.cross_entropy import CrossEntropyTerm
+from hf_bitdistill.training.losses.terms.logits import LogitsTerm
+from hf_bitdistill.training.teacher.teacher_placement import PlacedTeacher
 
 
 LAYER = "model.layers.0.mlp.up_proj"

@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from architectures import tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet
 from hf_bitdistill.architectures import NATIVE
-from hf_bitdistill.decoder import Student
+from hf_bitdistill.runtime import Student
 
 
 LLAMA3_ROPE = {

@@ -178,7 +178,7 @@ def _serve() -> None:
     import torch.distributed.fsdp
     import transformers
 
-    import hf_bitdistill.distillation
+    import hf_bitdistill.training
     import optimum.bitnet
 
     # (The last looks into modules that are imported when they are asked for.)

@@ -14,8 +14,8 @@ from typing import Any
 
 from matplotlib import colormaps
 
-from hf_bitdistill.report.figures import draw_curves, new_figure, save_figure
-from hf_bitdistill.report.tables import markdown_table
+from hf_bitdistill.pages.figures import draw_curves, new_figure, save_figure
+from hf_bitdistill.pages.tables import markdown_table
 
 
 Row = dict[str, Any]

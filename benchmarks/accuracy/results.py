@@ -9,7 +9,7 @@ from typing import Any
 
 from settings import BenchmarkSettings, build_settings
 
-from hf_bitdistill.environment import describe_environment
+from hf_bitdistill.machine.environment import describe_environment
 from hf_bitdistill.recipe.store import write_json
 
 

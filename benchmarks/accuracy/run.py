@@ -20,11 +20,11 @@ import torch
 from results import Results
 from settings import Arm, BenchmarkSettings, FineTuneSettings, load_settings
 from texts import Texts
-from training import Work, describe
 from transformers import AutoModelForCausalLM
 
-from hf_bitdistill.cli.models import load_tokenizer
+from hf_bitdistill.data.tokenizers import load_tokenizer
 from hf_bitdistill.recipe.store import Stage, StageStore
+from training import Work, describe
 
 
 class Benchmark:

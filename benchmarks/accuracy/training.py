@@ -22,14 +22,14 @@ from hf_bitdistill import (
     calibrate_sub_norm,
     least_squares_warm_start,
 )
-from hf_bitdistill.cli.pretrain import make_trainer
 from hf_bitdistill.data import batch_by_length, collate, take_tokens
-from hf_bitdistill.distillation import needs_teacher
-from hf_bitdistill.environment import default_device
 from hf_bitdistill.evaluation import perplexity
+from hf_bitdistill.machine.environment import default_device
 from hf_bitdistill.recipe.progress import Progress
 from hf_bitdistill.recipe.train import Machine, save, train, training_arguments
-from hf_bitdistill.warm_start import warm_start
+from hf_bitdistill.training import needs_teacher
+from hf_bitdistill.training.pretraining import make_trainer
+from hf_bitdistill.training.warm_start import warm_start
 
 
 _CALIBRATION_BLOCKS = 16

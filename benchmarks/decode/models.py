@@ -49,7 +49,7 @@ def write_checkpoint(shape: Shape, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from hf_bitdistill import BitNetConfig
-    from hf_bitdistill.surgery import convert_modules
+    from hf_bitdistill.modeling.surgery import convert_modules
 
     torch.manual_seed(0)
     config = shape.config(max_position_embeddings=4096, dtype="bfloat16")

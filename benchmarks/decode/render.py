@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_bitdistill.report.figures import new_figure, save_figure
-from hf_bitdistill.report.tables import markdown_table
+from hf_bitdistill.pages.figures import new_figure, save_figure
+from hf_bitdistill.pages.tables import markdown_table
 
 
 Row = dict[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hf_bitdistill.report.tables import markdown_table
+from hf_bitdistill.pages.tables import markdown_table
 from hf_bitdistill_cli import COMMANDS
 from hf_bitdistill_cli.parsing import shown
 from hf_bitdistill_cli.spec import Option, Spec, file_of

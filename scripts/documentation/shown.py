@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from hf_bitdistill.report.tables import markdown_table
+from hf_bitdistill.pages.tables import markdown_table
 
 from .charts import Chart
 

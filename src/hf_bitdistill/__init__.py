@@ -6,13 +6,13 @@ can make, resume and load students. Everything else is imported when it is first
 
 from typing import TYPE_CHECKING
 
-from . import quantizer as _quantizer  # noqa: F401 (registers with transformers)
-from .adapters.hook import watch as _watch
+from .adapters.peft_hook import watch as _watch
 from .config import BitNetConfig
-from .heads import quantize_head
-from .lazy import attach as _attach
-from .packing import pack
-from .surgery import SurgeryError, apply_bitnet, ternary_share
+from .modeling import quantizer as _quantizer  # noqa: F401 (registers with transformers)
+from .modeling.lm_head import quantize_head
+from .modeling.pack import pack
+from .modeling.surgery import SurgeryError, apply_bitnet, ternary_share
+from .modules.lazy import attach as _attach
 
 
 __version__ = "0.1.0.dev0"
@@ -22,14 +22,14 @@ __version__ = "0.1.0.dev0"
 __getattr__, __dir__ = _attach(
     __name__,
     {
-        "DistillationConfig": "distillation",
-        "DistillationTrainer": "distillation",
-        "PretrainingConfig": "distillation",
-        "WarmStartConfig": "warm_start",
-        "cache_teacher_logits": "distillation",
-        "calibrate_sub_norm": "calibration",
-        "find_massive_projections": "massive_activations",
-        "least_squares_warm_start": "warm_start",
+        "DistillationConfig": "training",
+        "DistillationTrainer": "training",
+        "PretrainingConfig": "training",
+        "WarmStartConfig": "training.warm_start",
+        "cache_teacher_logits": "training",
+        "calibrate_sub_norm": "training.calibration",
+        "find_massive_projections": "training.massive_activations",
+        "least_squares_warm_start": "training.warm_start",
         "merge_adapter": "adapters.merging",
         "pack_corpus": "data",
         "push_to_hub": "hub",
@@ -40,12 +40,12 @@ _watch()  # for PEFT, which is imported when it is used
 
 if TYPE_CHECKING:
     from .adapters.merging import merge_adapter
-    from .calibration import calibrate_sub_norm
     from .data import pack_corpus
-    from .distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, cache_teacher_logits
     from .hub import push_to_hub
-    from .massive_activations import find_massive_projections
-    from .warm_start import WarmStartConfig, least_squares_warm_start
+    from .training import DistillationConfig, DistillationTrainer, PretrainingConfig, cache_teacher_logits
+    from .training.calibration import calibrate_sub_norm
+    from .training.massive_activations import find_massive_projections
+    from .training.warm_start import WarmStartConfig, least_squares_warm_start
 
 __all__ = [
     "BitNetConfig",

@@ -6,7 +6,7 @@ import sys
 
 from hf_bitdistill_cli import script
 
-from . import processes
+from .machine import processes
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from adapter_helpers import draw
 from architectures import VOCAB_SIZE, random_tokens, tiny_model
 from hf_bitdistill import BitNetConfig, SurgeryError, apply_bitnet, pack
 from hf_bitdistill.adapters.lora import TernaryLora
-from hf_bitdistill.layers import BitLinear, TernaryLinear
+from hf_bitdistill.nn import BitLinear, TernaryLinear
 from students import make_student
 
 

@@ -11,7 +11,7 @@ from adapter_helpers import draw
 from architectures import random_tokens
 from hf_bitdistill import merge_adapter, pack
 from hf_bitdistill.adapters.lora import TernaryLora
-from hf_bitdistill.layers import BitLinear, TernaryLinear
+from hf_bitdistill.nn import BitLinear, TernaryLinear
 from students import make_student
 
 

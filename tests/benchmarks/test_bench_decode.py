@@ -72,9 +72,9 @@ def test_tiny_model_end_to_end(module, monkeypatch, tmp_path, native_decoder):
     bench.main([*arguments, "--rounds", "1", "--no_peers", *peer, "--output", str(output)])
     rows = json.loads(output.read_text())
 
-    from hf_bitdistill.ops import native
+    from hf_bitdistill.ops import binding
 
-    supported = native.load()[0].supported_isas
+    supported = binding.load()[0].supported_isas
     ours = [row for row in rows if row["system"] == "hf-bitdistill, 8-bit head"]
     assert [row["isa"] for row in ours] == ([isa for isa in supported if isa != "scalar"] or supported)
     for row in ours:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_bitdistill.layers import ternary_linear
+from hf_bitdistill.nn import ternary_linear
 
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "check_cuda.py"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_bitdistill.decoder import NativeDecoder
+from hf_bitdistill.runtime import NativeDecoder
 
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "soak.py"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.distillation.teacher_cache.files import read_info
+from hf_bitdistill.training.teacher.cache.cache_files import read_info
 
 
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true", "--per_device_train_batch_size", "4"]

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.data import get_task
-from hf_bitdistill.evaluation.record import Measurement, Record
+from hf_bitdistill.evaluation.score_record import Measurement, Record
 from hf_bitdistill.recipe.result import PACKED_ROW, RecipeResult, Row
 from students import make_student
 

@@ -9,12 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from hf_bitdistill import DistillationConfig, PretrainingConfig, evaluation
-from hf_bitdistill.cli.arguments import ModelArguments, StudentArguments, TaskArguments, parse
+from hf_bitdistill.cli.arguments import ModelArguments, StudentArguments, TaskArguments
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.cli.models import calibrate, load_model, load_student
-from hf_bitdistill.cli.pretrain import make_trainer
 from hf_bitdistill.cli.scores import readable
-from hf_bitdistill.layers import TernaryLinear
+from hf_bitdistill.nn import TernaryLinear
+from hf_bitdistill.options.parsing import parse
+from hf_bitdistill.training.pretraining import make_trainer
 
 
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true"]

@@ -12,7 +12,7 @@ from hf_bitdistill.cli import evaluate as evaluate_command
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.cli.scores import agreement
 from hf_bitdistill.data import TASKS
-from hf_bitdistill.evaluation.record import Measurement, Record, read_record
+from hf_bitdistill.evaluation.score_record import Measurement, Record, read_record
 
 
 QUIET = ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", "true"]

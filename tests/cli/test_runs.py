@@ -9,7 +9,8 @@ from transformers import LlamaForCausalLM
 from hf_bitdistill import DistillationConfig
 from hf_bitdistill.cli.arguments import ModelArguments, TaskArguments
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.cli.runs import OPTIONS_FILE, check_options, check_output_dir, keep_options
+from hf_bitdistill.cli.runs import OPTIONS_FILE, check_options, keep_options
+from hf_bitdistill.files.output_folder import check_output_dir
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from hf_bitdistill.notices import without_notices
+from hf_bitdistill.machine.notices import without_notices
 from hf_bitdistill_cli import VERBOSE, main
 
 

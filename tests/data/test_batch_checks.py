@@ -13,8 +13,8 @@ from transformers import (
 )
 
 from architectures import tiny_config, tiny_model
+from hf_bitdistill.data.batch_checks import CheckedCollator, ModelLimits, check_batch, check_examples, context_length
 from hf_bitdistill.data.batches import PreparedBatch, prepare_batch
-from hf_bitdistill.data.checks import CheckedCollator, ModelLimits, check_batch, check_examples, context_length
 
 
 LIMITS = ModelLimits(vocabulary=96, classes=96, context=8)

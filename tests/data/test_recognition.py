@@ -4,9 +4,9 @@ import json
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from hf_bitdistill.data.loading import task_rows
 from hf_bitdistill.data.recognition import recognize
 from hf_bitdistill.data.sources import load_examples
+from hf_bitdistill.data.task_loading import task_rows
 
 
 TEXTS = [f"text number {i} ." for i in range(12)]

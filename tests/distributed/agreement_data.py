@@ -18,7 +18,7 @@ from transformers import (
 from architectures import small_llama
 from hf_bitdistill import BitNetConfig, apply_bitnet
 from hf_bitdistill.data import collate
-from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer
+from hf_bitdistill.training import DistillationConfig, DistillationTrainer
 
 
 # Of uneven lengths, and a number that no batch divides.

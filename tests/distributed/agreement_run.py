@@ -18,13 +18,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from hf_bitdistill import agreement, processes
 from hf_bitdistill.cli import main as cli
 from hf_bitdistill.data import get_task
-from hf_bitdistill.distillation.teacher_cache import cache_teacher_logits
-from hf_bitdistill.environment import default_device
 from hf_bitdistill.evaluation import evaluate_task, perplexity, share_rows
 from hf_bitdistill.evaluation.answers import predict_answers
+from hf_bitdistill.machine import agreement, processes
+from hf_bitdistill.machine.environment import default_device
+from hf_bitdistill.training.teacher.cache import cache_teacher_logits
 
 
 KEPT = []

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from hf_bitdistill import processes
 from hf_bitdistill.cli.main import main
+from hf_bitdistill.machine import processes
 
 
 def kill_at_third(function, marker: Path):
@@ -34,7 +34,7 @@ def kill_at_third(function, marker: Path):
 torch.set_num_threads(1)
 what, where = sys.argv[1], Path(sys.argv[2])
 if what == "kill-step":
-    from hf_bitdistill.distillation import ReliableTrainer
+    from hf_bitdistill.training import ReliableTrainer
 
     ReliableTrainer.training_step = kill_at_third(ReliableTrainer.training_step, where)
 elif what == "kill-forward":

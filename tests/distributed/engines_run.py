@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from architectures import small_llama
 from hf_bitdistill import BitNetConfig, apply_bitnet
-from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer
-from hf_bitdistill.distillation.gathering import whole_state
-from hf_bitdistill.distillation.student import load_student_model
+from hf_bitdistill.training import DistillationConfig, DistillationTrainer
+from hf_bitdistill.training.engines.gathering import whole_state
+from hf_bitdistill.training.student_model import load_student_model
 
 
 STEPS = 4

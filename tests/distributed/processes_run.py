@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launching import message
 
-from hf_bitdistill import processes
+from hf_bitdistill.machine import processes
 
 
 def fails() -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from hf_bitdistill import processes
 from hf_bitdistill.cli.main import main
+from hf_bitdistill.machine import processes
 from hf_bitdistill.recipe import RecipeSettings, run_recipe, stages
 from hf_bitdistill.recipe.progress import Progress
 from tiny_recipe import flags, without_figures

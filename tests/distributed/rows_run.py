@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 
 from architectures import small_llama
-from hf_bitdistill import processes
 from hf_bitdistill.data import pack_corpus
 from hf_bitdistill.data.streams import Stream
-from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, ReliableTrainer
+from hf_bitdistill.machine import processes
+from hf_bitdistill.training import DistillationConfig, DistillationTrainer, PretrainingConfig, ReliableTrainer
 
 
 BATCH, FILES, BLOCK = 2, 5, 8
@@ -26,7 +26,7 @@ EVALUATED = (7, 5, 1)
 # Adam makes much of differences in rounding.
 ONE_SHARD = {"save_strategy": "no", "dropout": 0.0, "optim": "sgd", "learning_rate": 1.0}
 
-# A DDP model and gloo's group that are freed together can hang, see tests/distillation/distributed_run.py.
+# A DDP model and gloo's group that are freed together can hang, see tests/training/distributed_run.py.
 KEPT: list[ReliableTrainer] = []
 
 

@@ -31,7 +31,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from architectures import random_tokens, tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet
-from hf_bitdistill.layers import (
+from hf_bitdistill.nn import (
     BitLinear,
     enable_ternary_all_gather,
     full_precision,

@@ -8,8 +8,8 @@ import pytest
 from agreement_data import write_inputs
 from launching import run_script
 
-from hf_bitdistill import agreement
-from hf_bitdistill.processes import ProcessesError
+from hf_bitdistill.machine import agreement
+from hf_bitdistill.machine.processes import ProcessesError
 
 
 HOST = socket.gethostname()

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch.distributed import TCPStore
 from transformers import LlamaForCausalLM
 
-from hf_bitdistill import processes
 from hf_bitdistill.cli import main as cli
+from hf_bitdistill.machine import processes
 from hf_bitdistill_cli import COMMANDS
 
 

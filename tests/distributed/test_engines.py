@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hf_bitdistill import pack
-from hf_bitdistill.layers import TernaryLinear
+from hf_bitdistill.nn import TernaryLinear
 
 
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():

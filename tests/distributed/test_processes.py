@@ -5,7 +5,7 @@ import socket
 import pytest
 from launching import run_script
 
-from hf_bitdistill import processes
+from hf_bitdistill.machine import processes
 
 
 @pytest.mark.slow

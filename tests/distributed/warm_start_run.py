@@ -11,9 +11,10 @@ import torch
 from launching import message
 
 from architectures import random_tokens, tiny_model
-from hf_bitdistill import BitNetConfig, apply_bitnet, calibrate_sub_norm, processes
+from hf_bitdistill import BitNetConfig, apply_bitnet, calibrate_sub_norm
 from hf_bitdistill.cli.main import main as command
-from hf_bitdistill.warm_start import WarmStartConfig, warm_start
+from hf_bitdistill.machine import processes
+from hf_bitdistill.training.warm_start import WarmStartConfig, warm_start
 
 
 def _padded(rows: int, seed: int) -> dict:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hf_bitdistill.evaluation.record import Record
+from hf_bitdistill.evaluation.score_record import Record
 
 
 SCORES = {"task": "sst2", "accuracy": 0.8, "accuracy_stderr": 0.02, "f1": 0.7, "f1_stderr": math.nan, "n": 400}

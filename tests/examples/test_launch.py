@@ -15,7 +15,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType, is_deepspeed_available
 from torch.distributed.run import get_args_parser
 
-from hf_bitdistill.cli.arguments import parse
+from hf_bitdistill.options.parsing import parse
 from hf_bitdistill.recipe import RecipeSettings, run_recipe
 from tiny_recipe import flags, make_csv, make_model, own_settings
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_bitdistill import pack
-from hf_bitdistill.layers import TernaryLinear
+from hf_bitdistill.nn import TernaryLinear
 from students import make_student
 
 

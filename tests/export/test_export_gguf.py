@@ -11,7 +11,7 @@ from gguf_reader import graph_logits, read_gguf, values
 from hf_bitdistill import pack
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.export import UnsupportedExportError, export_gguf
-from hf_bitdistill.layers import TernaryLinear
+from hf_bitdistill.nn import TernaryLinear
 from students import make_student
 
 
@@ -257,7 +257,7 @@ def test_the_command(save_student, tmp_path, capsys):
 def test_a_damaged_tensor_leaves_the_older_file(save_student, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    from hf_bitdistill.checkpoint import CheckpointError
+    from hf_bitdistill.files.tensor_headers import CheckpointError
 
     folder = save_student()
     output = tmp_path / "out.gguf"

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_bitdistill.export.gguf_types import F16, F32, Q4_0, encode_ternary
+from hf_bitdistill.export.gguf_encoding import F16, F32, Q4_0, encode_ternary
 from hf_bitdistill.gguf_format import Q2_0, Q2_0_128, TQ1_0, TQ2_0, unpack_blocks
-from hf_bitdistill.importing.gguf_types import as_floats
+from hf_bitdistill.importing.gguf_decoding import as_floats
 from properties import BUDGET
 
 

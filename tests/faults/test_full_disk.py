@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from hf_bitdistill.checkpoint import CheckpointError
 from hf_bitdistill.cli import pretrain
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.distillation.checkpoints import damage, list_checkpoints
+from hf_bitdistill.files.tensor_headers import CheckpointError
+from hf_bitdistill.files.training_checkpoints import damage, list_checkpoints
 
 
 @contextmanager

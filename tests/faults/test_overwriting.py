@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_bitdistill import pack
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.decoder import Student
-from hf_bitdistill.weight_files import find_weight_files
+from hf_bitdistill.files.weight_files import find_weight_files
+from hf_bitdistill.runtime import Student
 from optimum.bitnet import BitNetModelForCausalLM
 from optimum.bitnet.export import export
 from students import make_student

@@ -4,8 +4,8 @@ import torch
 from killing import number_of_operations, run_and_kill
 from transformers import AutoModelForCausalLM
 
-from hf_bitdistill.distillation import cache_teacher_logits
-from hf_bitdistill.distillation.teacher_cache.files import read_info
+from hf_bitdistill.training import cache_teacher_logits
+from hf_bitdistill.training.teacher.cache.cache_files import read_info
 
 
 def test_killed_and_called_again(tiny_llama_config, tiny_tokenizer, tmp_path):

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPTJConfig
 
 from architectures import tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet
-from hf_bitdistill.checkpoint import CheckpointError
+from hf_bitdistill.files.tensor_headers import CheckpointError
 from optimum.bitnet import BitNetModelForCausalLM
 
 
@@ -129,7 +129,7 @@ def test_a_config_of_the_callers_own_is_no_claim_of_the_files(tmp_path, monkeypa
     """A config that was read from one folder and changed may belong to the weights of another."""
     few, many = tmp_path / "few", tmp_path / "many"
     tiny_model("llama").save_pretrained(few)
-    monkeypatch.setattr("hf_bitdistill.preflight._FEW_LAYERS", 4)
+    monkeypatch.setattr("hf_bitdistill.modeling.preflight._FEW_LAYERS", 4)
     large = tiny_model("llama", num_hidden_layers=30)
     large.save_pretrained(many)
     config = type(large.config).from_pretrained(few)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_bitdistill.gguf_format import FORMATS, pack_blocks, unpack_blocks
-from hf_bitdistill.gguf_format.i2_s import LAYOUTS, pack_i2_s, size
+from hf_bitdistill.gguf_format.i2_s_layout import LAYOUTS, pack_i2_s, size
 from properties import BUDGET
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_bitdistill.gguf_format.i2_s import pack_i2_s, size
+from hf_bitdistill.gguf_format.i2_s_layout import pack_i2_s, size
 
 
 @pytest.mark.parametrize(("layout", "width"), [("x86", 32), ("arm", 16)])

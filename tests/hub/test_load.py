@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from hf_bitdistill import pack
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.locate import find_model
+from hf_bitdistill.modeling.locate import find_model
 from optimum.bitnet import BitNetModelForCausalLM, BitNetModelForSequenceClassification
 from students import make_student
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_bitdistill import pack, push_to_hub
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.digests import METADATA_KEY
 from hf_bitdistill.hub import upload as upload_module
+from hf_bitdistill.modeling.digests import METADATA_KEY
 from hf_bitdistill.recipe import RecipeSettings
 from hf_bitdistill.recipe.pushing import check_push, push_run
 from hf_bitdistill.recipe.settings import RecipeError

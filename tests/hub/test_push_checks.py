@@ -6,8 +6,8 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from hf_bitdistill import pack, push_to_hub
-from hf_bitdistill.checkpoint import CheckpointError
 from hf_bitdistill.cli.main import main
+from hf_bitdistill.files.tensor_headers import CheckpointError
 from hf_bitdistill.verify import REFERENCE_FILE, verify, write_reference
 from students import make_student
 

@@ -15,14 +15,14 @@ from huggingface_hub import HfApi, ModelCard, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
 
 from hf_bitdistill import pack
-from hf_bitdistill.cards.base_model import base_model_id
-from hf_bitdistill.checkpoint import CheckpointError
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, ReliableTrainer
-from hf_bitdistill.distillation.checkpoints import damage
+from hf_bitdistill.files.tensor_headers import CheckpointError
+from hf_bitdistill.files.training_checkpoints import damage
 from hf_bitdistill.hub import upload as upload_module
+from hf_bitdistill.hub.cards.base_model_id import base_model_id
 from hf_bitdistill.hub.source import link_files, pack_folder
-from hf_bitdistill.whole_models import whole_models
+from hf_bitdistill.machine.whole_models import whole_models
+from hf_bitdistill.training import DistillationConfig, DistillationTrainer, PretrainingConfig, ReliableTrainer
 from students import make_student
 
 

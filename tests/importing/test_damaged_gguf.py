@@ -7,11 +7,11 @@ import struct
 import pytest
 from gguf_files import GgufModel
 
-from hf_bitdistill.checkpoint import CheckpointError
+from hf_bitdistill.files.tensor_headers import CheckpointError
 from hf_bitdistill.importing import import_gguf
 from hf_bitdistill.importing.gguf_config import config_of
-from hf_bitdistill.importing.gguf_file import GgufFile
-from hf_bitdistill.importing.gguf_types import tensor_formats
+from hf_bitdistill.importing.gguf_decoding import tensor_formats
+from hf_bitdistill.importing.gguf_reading import GgufFile
 
 
 MUTANTS = 200

@@ -9,7 +9,7 @@ from architectures import random_tokens
 from hf_bitdistill import pack
 from hf_bitdistill.export import export_gguf
 from hf_bitdistill.importing import import_gguf
-from hf_bitdistill.layers import TernaryLinear
+from hf_bitdistill.nn import TernaryLinear
 from students import make_student
 
 

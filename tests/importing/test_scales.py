@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_bitdistill.importing.scales import BlockScales, common
+from hf_bitdistill.importing.block_scales import BlockScales, common
 
 
 def scales(values, free=None, weights=64, columns=None):

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from architectures import random_tokens
-from hf_bitdistill.checkpoint import CheckpointError
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.decoder import NotAStudentError
+from hf_bitdistill.files.tensor_headers import CheckpointError
 from hf_bitdistill.importing import import_transformers
-from hf_bitdistill.layers import TernaryLinear
+from hf_bitdistill.nn import TernaryLinear
+from hf_bitdistill.runtime import NotAStudentError
 from hf_bitdistill.verify import verify
 from optimum.bitnet import BitNetModelForCausalLM
 

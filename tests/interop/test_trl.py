@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from hf_bitdistill import BitNetConfig, pack
 from hf_bitdistill.adapters.lora import TernaryLora
-from hf_bitdistill.layers import BitLinear
+from hf_bitdistill.nn import BitLinear
 
 
 trl = pytest.importorskip("trl")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from hf_bitdistill import ops
 from hf_bitdistill.ops.backends import cpu, default
-from hf_bitdistill.ops.library import has_kernel, implement
+from hf_bitdistill.ops.operators import has_kernel, implement
 from hf_bitdistill.quantization import (
     dequantize_table,
     effective_weight,
@@ -101,7 +101,7 @@ def test_gradients(granularity, group_size):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_gradient_of_a_table(bits, monkeypatch):
-    monkeypatch.setattr("hf_bitdistill.ops.library.TABLE_ROWS", 16)
+    monkeypatch.setattr("hf_bitdistill.ops.operators.TABLE_ROWS", 16)
     codes, scale = quantize_table(inputs(40, 70, seed=3), bits)
     x, bias = inputs(2, 3, 70).requires_grad_(), inputs(40, seed=4).requires_grad_()
     grad = inputs(2, 3, 40, seed=5)
@@ -146,7 +146,7 @@ def test_every_device_computes():
 
 def test_a_device_with_a_kernel_of_its_own(monkeypatch):
     """What a new file in `ops/backends` does. "XLA" is nobody's device here."""
-    monkeypatch.setattr("hf_bitdistill.ops.library._implemented", set())
+    monkeypatch.setattr("hf_bitdistill.ops.operators._implemented", set())
     implement("ternary_linear", "XLA")(default.ternary_linear)
     assert has_kernel("ternary_linear", torch.device("xla"))
     assert torch._C._dispatch_has_kernel_for_dispatch_key("hf_bitdistill::ternary_linear", "XLA")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import c_declarations
-from hf_bitdistill.ops import c_header, native
+from hf_bitdistill.ops import binding, c_header
 
 
 TEXT = (Path(__file__).resolve().parents[2] / "csrc" / "bitdistill.h").read_text()
@@ -156,8 +156,8 @@ class _LastAdapter(ctypes.Structure):
 )
 def test_a_library_of_another_layout_is_refused(library, monkeypatch, name, structure, difference):
     monkeypatch.setitem(c_header.STRUCTURES, name, structure)
-    with pytest.raises(native.NativeLibraryError, match=difference) as refusal:
-        native.NativeLibrary(library.path)
+    with pytest.raises(binding.NativeLibraryError, match=difference) as refusal:
+        binding.NativeLibrary(library.path)
     assert str(library.path) in str(refusal.value) and "pip install" in str(refusal.value)
 
 
@@ -169,9 +169,9 @@ def test_rows_that_only_the_library_has_are_refused():
 
 def test_another_version_or_a_missing_function_is_refused(library, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(native, "ABI_VERSION", c_header.ABI_VERSION + 1)
-        with pytest.raises(native.NativeLibraryError, match=r"has ABI version \d+, this package needs \d+; install"):
-            native.NativeLibrary(library.path)
+        patch.setattr(binding, "ABI_VERSION", c_header.ABI_VERSION + 1)
+        with pytest.raises(binding.NativeLibraryError, match=r"has ABI version \d+, this package needs \d+; install"):
+            binding.NativeLibrary(library.path)
     monkeypatch.setitem(c_header.SIGNATURES, "bd_more", (ctypes.c_int, []))
-    with pytest.raises(native.NativeLibraryError, match="has no function bd_more; install"):
-        native.NativeLibrary(library.path)
+    with pytest.raises(binding.NativeLibraryError, match="has no function bd_more; install"):
+        binding.NativeLibrary(library.path)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hf_bitdistill import ops
-from hf_bitdistill.ops import native
-from hf_bitdistill.ops.dense import unpack_stored
+from hf_bitdistill.ops import binding
+from hf_bitdistill.ops.dense_storage import unpack_stored
 from hf_bitdistill.quantization import PackedWeightError, dense_bytes, pack_dense, pack_ternary, unpack_dense
 
 
@@ -31,7 +31,7 @@ def test_native_equals_torch(rows, columns):
 @pytest.mark.parametrize("native_library", [True, False])
 def test_without_the_library_and_refusals(native_library, monkeypatch):
     if not native_library:
-        monkeypatch.setattr(native, "load", lambda: (None, "none here"))
+        monkeypatch.setattr(binding, "load", lambda: (None, "none here"))
     packed = pack_ternary(torch.randint(-1, 2, (9, 11), generator=torch.Generator().manual_seed(1)))
     dense = pack_dense(packed, 9)
     assert torch.equal(unpack_stored(dense, 9, 11), packed)

@@ -11,7 +11,7 @@ import torch
 
 import warm
 from hf_bitdistill import ops
-from hf_bitdistill.ops import native
+from hf_bitdistill.ops import binding
 
 
 # The operators without the rest of the package, which imports transformers: seconds for each process.
@@ -109,7 +109,7 @@ def test_out_of_memory_is_called_so(library):
     # No model that fits less memory would be tried instead.
     with pytest.raises(MemoryError, match=r"linear: .*memory"):
         library.check(11, "linear")
-    with pytest.raises(native.NativeLibraryError, match="linear"):
+    with pytest.raises(binding.NativeLibraryError, match="linear"):
         library.check(12, "linear")
 
 

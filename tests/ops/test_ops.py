@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_bitdistill import ops
-from hf_bitdistill.ops.packed import read_header
+from hf_bitdistill.ops.kernel_layout import read_header
 
 
 def storage(codes):
@@ -252,7 +252,7 @@ def test_without_gradients(backend, context):
 def test_scales_of_int4_are_float16(monkeypatch, native):
     """As checkpoints have them, and no other: the layout says so by its format."""
     if not native:
-        monkeypatch.setattr("hf_bitdistill.ops.native.library", lambda: None)
+        monkeypatch.setattr("hf_bitdistill.ops.binding.library", lambda: None)
     codes = torch.full((20, 35), 0x88, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"scales of int4 storage are float16, not torch\.float32"):
         ops.int4_pack(codes, torch.rand(20, 3), 70)

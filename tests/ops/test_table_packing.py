@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hf_bitdistill import ops
-from hf_bitdistill.ops import TablePacker, native, pack_codes, pack_table
+from hf_bitdistill.ops import TablePacker, binding, pack_codes, pack_table
 from hf_bitdistill.quantization import quantize_table
 
 
@@ -12,7 +12,7 @@ def rows(packed, shape):
 
 @pytest.fixture
 def without_library(monkeypatch):
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(binding, "library", lambda: None)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -24,7 +24,7 @@ def test_library_packs_as_torch_does(bits, dtype, shape, monkeypatch):
     table[-1, -1] = -table[-1].abs().max()
     table[-1, 0] = table[-1].abs().max()  # two values of the largest magnitude
     found = rows(pack_table(table, bits), shape)
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(binding, "library", lambda: None)
     assert torch.equal(found, rows(pack_table(table, bits), shape))
 
 
@@ -44,7 +44,7 @@ def test_pieces_of_codes(bits, columns, library, monkeypatch):
     table = torch.randn(70, columns, generator=torch.Generator().manual_seed(0))
     expected, (codes, scale) = pack_table(table, bits), quantize_table(table, bits)
     if not library:
-        monkeypatch.setattr(native, "library", lambda: None)
+        monkeypatch.setattr(binding, "library", lambda: None)
     packer = TablePacker(70, columns, bits)
     for rows in (slice(0, 16), slice(16, 64), slice(64, 70)):
         packer.add_codes(codes[rows], scale[rows])

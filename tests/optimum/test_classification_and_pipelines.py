@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification
 
 from architectures import random_tokens, tiny_config
 from hf_bitdistill import apply_bitnet, pack
-from hf_bitdistill.decoder import ContextLengthError
+from hf_bitdistill.runtime import ContextLengthError
 from optimum.bitnet import BitNetModelForCausalLM, BitNetModelForSequenceClassification, pipeline
 from optimum.bitnet.cache import BitNetCache
 from optimum.bitnet.in_transformers import InTransformers

@@ -7,7 +7,7 @@ import torch
 from test_generation import prompts
 
 from architectures import random_tokens
-from hf_bitdistill.cache_name import CACHE_NAME
+from hf_bitdistill.modeling.cache_name import CACHE_NAME
 from optimum.bitnet import BitNetCache
 from students import assert_close
 

@@ -17,9 +17,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from architectures import random_tokens
 from hf_bitdistill.architectures import NATIVE
-from hf_bitdistill.cache_name import CACHE_NAME
-from hf_bitdistill.decoder import ContextLengthError
-from hf_bitdistill.decoder.native import DecoderHandle
+from hf_bitdistill.modeling.cache_name import CACHE_NAME
+from hf_bitdistill.runtime import ContextLengthError
+from hf_bitdistill.runtime.c_structures import DecoderHandle
 from optimum.bitnet import BitNetCache, BitNetModelForCausalLM
 
 

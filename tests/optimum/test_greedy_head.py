@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack
-from hf_bitdistill.decoder import tables
-from hf_bitdistill.decoder.decoder import load_library
+from hf_bitdistill.runtime import matrices
+from hf_bitdistill.runtime.native_decoder import load_library
 from optimum.bitnet import BitNetModelForCausalLM
 
 
@@ -19,7 +19,7 @@ ALL = {"output_logits": True, "return_dict_in_generate": True}
 
 @pytest.fixture(autouse=True)
 def small_heads_are_split_too(monkeypatch):
-    monkeypatch.setattr(tables, "SPLIT_FROM", 0)
+    monkeypatch.setattr(matrices, "SPLIT_FROM", 0)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_tokens_are_those_of_the_whole_head(native, seen, rows, tied):
 
 
 def test_small_heads_stay_whole(native, seen, monkeypatch):
-    monkeypatch.setattr(tables, "SPLIT_FROM", 1 << 20)
+    monkeypatch.setattr(matrices, "SPLIT_FROM", 1 << 20)
     native().generate(prompts(1), max_new_tokens=3, do_sample=False)
     assert all(only and torch.isfinite(logits).all() for only, logits in seen)
 

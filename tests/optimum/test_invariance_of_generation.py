@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from architectures import VOCAB_SIZE
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack
 from hf_bitdistill.architectures import NATIVE
-from hf_bitdistill.cache_name import CACHE_NAME
+from hf_bitdistill.modeling.cache_name import CACHE_NAME
 from optimum.bitnet import BitNetModelForCausalLM
 
 

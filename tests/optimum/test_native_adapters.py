@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from adapter_helpers import draw
 from architectures import random_tokens
 from hf_bitdistill import pack
-from hf_bitdistill.adapters.files import AdapterError
+from hf_bitdistill.adapters.adapter_files import AdapterError
 from students import assert_close, make_student
 
 
@@ -199,7 +199,7 @@ def test_threads_with_adapters_of_their_own(pair, adapter):
 
 
 def load(folder, native):
-    from hf_bitdistill.adapters.files import load_low_rank
+    from hf_bitdistill.adapters.adapter_files import load_low_rank
 
     modules = native._student.model
     names = {p.module for layer in native.decoder.spec.layers for p in layer.projections}

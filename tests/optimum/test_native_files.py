@@ -14,12 +14,12 @@ from transformers import AutoModelForSequenceClassification
 
 from architectures import random_tokens
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack
-from hf_bitdistill.atomic import lock_folder
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.decoder import LowRank, NotAStudentError, describe, native_format, native_key, native_writing
-from hf_bitdistill.decoder.spec_json import decode_spec, encode_spec
+from hf_bitdistill.files.atomic import lock_folder
+from hf_bitdistill.files.model_folder import NATIVE_FOLDER
 from hf_bitdistill.hub.source import model_files, other_files
-from hf_bitdistill.model_folder import NATIVE_FOLDER
+from hf_bitdistill.runtime import LowRank, NotAStudentError, describe, native_format, native_key, native_writing
+from hf_bitdistill.runtime.spec_json import decode_spec, encode_spec
 from optimum.bitnet import BitNetModelForCausalLM, BitNetModelForSequenceClassification
 from students import VARIANTS, make_student
 

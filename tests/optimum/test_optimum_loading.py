@@ -15,10 +15,10 @@ from transformers.models.auto.configuration_auto import AutoConfig
 
 from architectures import random_tokens, tiny_model
 from hf_bitdistill import pack
-from hf_bitdistill.checkpoint import CheckpointError
-from hf_bitdistill.decoder import NotAStudentError
-from hf_bitdistill.heads import head_is_quantized
-from hf_bitdistill.layers import TernaryLinear
+from hf_bitdistill.files.tensor_headers import CheckpointError
+from hf_bitdistill.modeling.lm_head import head_is_quantized
+from hf_bitdistill.nn import TernaryLinear
+from hf_bitdistill.runtime import NotAStudentError
 from optimum.bitnet import BitNetModelForCausalLM
 from optimum.bitnet.in_transformers import InTransformers
 from students import assert_close, make_student

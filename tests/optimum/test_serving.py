@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 from transformers import __version__ as transformers_version
 
 from hf_bitdistill import pack
-from hf_bitdistill.layers import TernaryLinear
+from hf_bitdistill.nn import TernaryLinear
 from students import make_student
 
 

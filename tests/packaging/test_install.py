@@ -17,7 +17,7 @@ import sys
 # An editable install's finder comes before the path.
 sys.meta_path[:] = [finder for finder in sys.meta_path if "bitdistill" not in type(finder).__module__]
 import torch, transformers, hf_bitdistill
-from hf_bitdistill import apply_bitnet, ops, pack
+from hf_bitdistill import apply_bitnet, pack; from hf_bitdistill import ops
 config = transformers.LlamaConfig(
     vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
 )

@@ -1,4 +1,4 @@
-"""The training forward as one formula with all its switches, which the three functions of `quantization/training.py` must equal bit for bit."""
+"""The training forward as one formula with all its switches, which the three functions of `quantization/training_forward.py` must equal bit for bit."""
 
 import torch
 import torch.nn.functional as F

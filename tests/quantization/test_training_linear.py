@@ -8,7 +8,7 @@ import torch
 from fake_quantized_reference import one_formula
 
 from hf_bitdistill import BitNetConfig
-from hf_bitdistill.layers import BitLinear
+from hf_bitdistill.nn import BitLinear
 from hf_bitdistill.quantization import fake_quantized_linear, leaking_linear, mixed_linear
 
 

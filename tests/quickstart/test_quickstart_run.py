@@ -95,7 +95,7 @@ def test_saved_models(miniature):
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM
 
-    from hf_bitdistill.layers import TernaryLinear
+    from hf_bitdistill.nn import TernaryLinear
 
     paths = miniature[0].paths
     packed = AutoModelForCausalLM.from_pretrained(paths["packed"])

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from hf_bitdistill.cards import build_card
 from hf_bitdistill.data import get_task
-from hf_bitdistill.evaluation.record import Measurement
-from hf_bitdistill.recipe.card import command, record_of, run_facts
+from hf_bitdistill.evaluation.score_record import Measurement
+from hf_bitdistill.hub.cards import build_card
 from hf_bitdistill.recipe.result import PACKED_ROW, RecipeResult, Row
+from hf_bitdistill.recipe.run_facts import command, record_of, run_facts
 from students import make_student
 
 
@@ -42,7 +42,7 @@ def card(tmp_path, made, base, how, monkeypatch):
         def markdown(self):
             return "| sizes |"
 
-    monkeypatch.setattr("hf_bitdistill.recipe.card.bytes_by_kind", lambda folder: NoSizes())
+    monkeypatch.setattr("hf_bitdistill.recipe.run_facts.bytes_by_kind", lambda folder: NoSizes())
     folder = tmp_path / "packed"
     make_student().config.save_pretrained(folder)
     record = record_of(made, SimpleNamespace(task=how.task, how=how), "rows")

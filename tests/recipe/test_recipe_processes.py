@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoConfig, TrainerControl
 
-from hf_bitdistill import processes
-from hf_bitdistill.distillation import PretrainingConfig
+from hf_bitdistill.machine import processes
+from hf_bitdistill.machine.whole_models import whole_models
 from hf_bitdistill.recipe import RecipeError, RecipeSettings, train
-from hf_bitdistill.recipe.engines import engine, shards
 from hf_bitdistill.recipe.progress import Progress
 from hf_bitdistill.recipe.run import _Run
-from hf_bitdistill.whole_models import whole_models
+from hf_bitdistill.recipe.run_engine import engine, shards
+from hf_bitdistill.training import PretrainingConfig
 from tiny_recipe import own_settings
 
 

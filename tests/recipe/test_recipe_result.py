@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
+from hf_bitdistill.pages.figures import Point, name_places, plot_points
 from hf_bitdistill.recipe import result as results
 from hf_bitdistill.recipe.result import RecipeResult, Row, Written
-from hf_bitdistill.report.figures import Point, name_places, plot_points
 
 
 def score(value):

@@ -14,7 +14,7 @@ from hf_bitdistill.recipe.train import Machine, training_arguments
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {"TrainingArguments", "Seq2SeqTrainingArguments", "DistillationConfig", "PretrainingConfig"}
 # A trainer that is given no arguments, as in transformers.
-DEFAULTS = {"src/hf_bitdistill/distillation/trainer.py": ["DistillationConfig"]}
+DEFAULTS = {"src/hf_bitdistill/training/trainer.py": ["DistillationConfig"]}
 
 
 def built(source: str) -> list[str]:

@@ -13,9 +13,9 @@ import torch
 from architectures import tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet
 from hf_bitdistill.cli.main import main
+from hf_bitdistill.pages.tables import format_score, html_table, markdown_table, text_table
 from hf_bitdistill.report import write_report
-from hf_bitdistill.report.tables import format_score, html_table, markdown_table, text_table
-from hf_bitdistill.report.weights import measure_weights, student_options
+from hf_bitdistill.report.weight_report import measure_weights, student_options
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 from transformers import LlamaConfig
 
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.scale.engines import ENGINES, MOMENTS, PARTS, Training, memory, wire
+from hf_bitdistill.scale.engine_memory import ENGINES, MOMENTS, PARTS, Training, memory, wire
+from hf_bitdistill.scale.memory_plan import Row, _Planner
 from hf_bitdistill.scale.micro_step import Losses, MicroStep
-from hf_bitdistill.scale.plan import Row, _Planner
 from hf_bitdistill.scale.shapes import Weights
 
 

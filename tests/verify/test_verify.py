@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_bitdistill import pack
-from hf_bitdistill.checkpoint import CheckpointError
 from hf_bitdistill.cli.main import main
+from hf_bitdistill.files.tensor_headers import CheckpointError
 from hf_bitdistill.verify import REFERENCE_FILE, verify, write_reference
 from hf_bitdistill.verify.reference import Answer, deviation
 from students import make_student

@@ -3,7 +3,7 @@
 PEFT is imported when an adapter is, never by `import hf_bitdistill`.
 """
 
-from .detection import adapted_modules
+from ..nn.carried_adapters import adapted_modules
 
 
 __all__ = ["adapted_modules"]

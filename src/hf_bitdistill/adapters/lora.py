@@ -10,7 +10,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from ..layers import BitLinear, TernaryLinear
+from ..nn import BitLinear, TernaryLinear
 from .requantize import LayerError, requantize
 
 

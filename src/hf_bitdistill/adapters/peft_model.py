@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..layers import BitLinear, Experts, QuantizedTable, StoredTable, TernaryLinear
-from ..preflight import is_student_checkpoint
+from ..modeling.preflight import is_student_checkpoint
+from ..nn import BitLinear, Experts, QuantizedTable, StoredTable, TernaryLinear
 
 
 logger = logging.get_logger(__name__)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..layers import BitLinear, TernaryLinear
+from ..nn import BitLinear, TernaryLinear
 from ..quantization import (
     check_packed_weight,
     effective_weight,

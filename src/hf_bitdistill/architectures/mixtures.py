@@ -1,4 +1,4 @@
-"""Mixtures of experts. Where the experts' own projections are is known without a record: see `layers/experts.py`."""
+"""Mixtures of experts. Where the experts' own projections are is known without a record: see `nn/experts.py`."""
 
 from __future__ import annotations
 

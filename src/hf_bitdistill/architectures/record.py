@@ -19,7 +19,7 @@ class NativeDecoder:
     others. What follows therefore says which keys are read.
 
     Attributes:
-        norms: field of [`hf_bitdistill.decoder.families.Layer`] -> module in a layer.
+        norms: field of [`hf_bitdistill.runtime.families.Layer`] -> module in a layer.
         norm_offset: what is added to the stored weight of every norm of the architecture.
         windows: whether `sliding_window` holds for no layer, all, or those of `layer_types`.
         qk_norm: queries and keys have norms.

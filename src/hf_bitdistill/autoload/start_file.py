@@ -10,7 +10,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from ..atomic import write_text
+from ..files.atomic import write_text
 
 
 FILE_NAME = "hf_bitdistill_autoload.pth"

@@ -27,11 +27,11 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def run(argv: list[str], prog: str) -> None:
-    from ..atomic import write_text
-    from ..benchmark import System, format_table, measure, save_plot
-    from ..environment import describe_environment
-    from ..locate import find_model
-    from ..room import check_writable
+    from ..evaluation.speed import System, format_table, measure, save_plot
+    from ..files.atomic import write_text
+    from ..files.disk_room import check_writable
+    from ..machine.environment import describe_environment
+    from ..modeling.locate import find_model
 
     options = make_parser(prog).parse_args(argv)
     for name in ("prompt_tokens", "new_tokens", "repeats", "threads"):

@@ -13,12 +13,14 @@ from typing import Any
 from datasets import concatenate_datasets
 
 from ..data import build_dataset, get_task, load_corpus, load_task_dataset, pack_corpus
-from ..environment import default_device, to
-from ..model_folder import check_output
-from ..room import check_writable, size_text
-from .arguments import CorpusArguments, ModelArguments, TaskArguments, read, require
-from .models import load_model, load_tokenizer
-from .options_parser import OptionsParser
+from ..data.tokenizers import load_tokenizer
+from ..files.disk_room import check_writable, size_text
+from ..files.model_folder import check_output
+from ..machine.environment import default_device, to
+from ..options.options_parser import OptionsParser
+from ..options.parsing import read, require
+from .arguments import CorpusArguments, ModelArguments, TaskArguments
+from .models import load_model
 
 
 @dataclass
@@ -48,7 +50,7 @@ def make_parser(prog: str) -> OptionsParser:
 
 
 def run(argv: list[str], prog: str) -> None:
-    from ..distillation.teacher_cache import cache_teacher_logits
+    from ..training.teacher.cache import cache_teacher_logits
 
     model_arguments, task, corpus, arguments = read(make_parser(prog), argv)
     output = require(arguments.output_dir, "output_dir")

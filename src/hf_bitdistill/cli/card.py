@@ -11,14 +11,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from ..cards import CARD, CardFacts, build_card, write_card
-from ..cards.folder import folder_facts
-from ..environment import describe_environment
+from ..files.model_folder import RESULT_FILE
+from ..hub.cards import CARD, CardFacts, build_card, write_card
+from ..hub.cards.folder_facts import folder_facts
 from ..hub.source import find_source
-from ..model_folder import RESULT_FILE
-from ..recipe.card import BY, run_facts, speed_table
+from ..machine.environment import describe_environment
+from ..recipe.decoding_speed import tokens_per_second
 from ..recipe.result import PACKED_ROW, RecipeResult
-from ..recipe.speed import tokens_per_second
+from ..recipe.run_facts import BY, run_facts, speed_table
 from .runs import set_aside
 
 

@@ -79,13 +79,13 @@ def _show(options: argparse.Namespace) -> None:
     from transformers import AutoConfig
 
     from ..data import get_task
-    from ..data.checks import context_length
+    from ..data.batch_checks import context_length
     from ..data.cleaning import check_left_out
     from ..data.sources import load_examples
-    from ..dataview import as_text, look_at, write_page
-    from ..locate import find_model
-    from ..room import check_writable
-    from .models import load_tokenizer
+    from ..data.tokenizers import load_tokenizer
+    from ..data.view import as_text, look_at, write_page
+    from ..files.disk_room import check_writable
+    from ..modeling.locate import find_model
 
     task = None if options.task is None else get_task(options.task)
     if options.output is not None:

@@ -15,23 +15,26 @@ from typing import Any, cast
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 
-from ..cards import CardFacts, write_card
 from ..data import Task, build_dataset, collate, get_task, load_task_dataset
 from ..data.preprocessing import Head
-from ..distillation import DistillationConfig, DistillationTrainer, check_training_room, needs_teacher
-from ..distillation.publishing import push_output
-from ..distillation.reliable import check_one_folder
-from ..environment import to
-from ..locate import find_model
-from ..model_folder import replace_model
-from ..room import check_writable
-from ..sizes import bytes_by_kind
-from ..whole_models import whole_models
-from .arguments import ModelArguments, StudentArguments, TaskArguments, read, require
-from .models import CALIBRATION_ROWS, calibrate, load_model, load_student, load_tokenizer
-from .options_parser import OptionsParser
+from ..data.tokenizers import load_tokenizer
+from ..files.disk_room import check_writable
+from ..files.model_folder import replace_model
+from ..files.output_folder import check_output_dir
+from ..hub.cards import CardFacts, write_card
+from ..machine.environment import to
+from ..machine.whole_models import whole_models
+from ..modeling.locate import find_model
+from ..modeling.sizes import bytes_by_kind
+from ..options.options_parser import OptionsParser
+from ..options.parsing import read, require
+from ..training import DistillationConfig, DistillationTrainer, check_training_room, needs_teacher
+from ..training.publishing import push_output
+from ..training.reliability.reliable_trainer import check_one_folder
+from .arguments import ModelArguments, StudentArguments, TaskArguments
+from .models import CALIBRATION_ROWS, calibrate, load_model, load_student
 from .pretrain import train_and_save
-from .runs import check_no_training, check_options, check_output_dir, keep_options, set_card_aside
+from .runs import check_no_training, check_options, keep_options, set_card_aside
 from .scores import readable
 
 
@@ -136,8 +139,8 @@ def _finish(
     """Pack and measure the student that was saved: the one in memory may be in shards, and computes in the precision of the
     training."""
     from ..data.fingerprint import fingerprint_rows
-    from ..evaluation.record import Measurement, Record
-    from ..packing import pack
+    from ..evaluation.score_record import Measurement, Record
+    from ..modeling.pack import pack
     from ..verify import save_packed
     from .evaluate import measure
 

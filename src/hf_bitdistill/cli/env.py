@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 
 from .. import __version__, ops
-from ..environment import describe_environment
+from ..machine.environment import describe_environment
 
 
 _PACKAGES = ("accelerate", "datasets", "evaluate", "huggingface-hub", "optimum", "peft", "safetensors", "tokenizers")

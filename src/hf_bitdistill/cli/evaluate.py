@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Any, cast
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 
-from .. import processes
-from ..atomic import write_text
-from ..environment import default_device, to
-from ..heads import head_is_quantized, quantize_head
-from ..locate import find_model
-from ..model_folder import EVALUATION_FILE
-from ..room import check_writable
-from ..whole_models import whole_models
-from .arguments import CorpusArguments, ModelArguments, TaskArguments, given_options, read, require
-from .models import load_model, load_tokenizer
-from .options_parser import OptionsParser
+from ..data.tokenizers import load_tokenizer
+from ..files.atomic import write_text
+from ..files.disk_room import check_writable
+from ..files.model_folder import EVALUATION_FILE
+from ..machine import processes
+from ..machine.environment import default_device, to
+from ..machine.whole_models import whole_models
+from ..modeling.lm_head import head_is_quantized, quantize_head
+from ..modeling.locate import find_model
+from ..options.options_parser import OptionsParser
+from ..options.parsing import given_options, read, require
+from .arguments import CorpusArguments, ModelArguments, TaskArguments
+from .models import load_model
 from .runs import kept_options
 from .scores import agreement, readable
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..data.preprocessing import Head
-    from ..evaluation.record import Measurement, Record
+    from ..evaluation.score_record import Measurement, Record
 
 
 @dataclass
@@ -83,7 +85,7 @@ def run(argv: list[str], prog: str) -> None:
         result, said = _perplexity(model_arguments, corpus, output), ""
         _check_not_a_record(output.output_file, path, "perplexity")
     else:
-        from ..evaluation.record import find_record
+        from ..evaluation.score_record import find_record
 
         record = find_record(path)
         how = _measurement(path, record, task_arguments, output, given)
@@ -107,7 +109,7 @@ def _measurement(
         ValueError: Neither says what is measured.
     """
     from ..data import get_task
-    from ..evaluation.record import Measurement
+    from ..evaluation.score_record import Measurement
 
     known = None if record is None else record.how
     task = None if arguments.task is None else get_task(arguments.task)
@@ -176,7 +178,7 @@ def _measure(
 ) -> tuple[dict[str, Any], str]:
     """The result, and what it says of the one that was recorded."""
     from ..data.fingerprint import fingerprint_rows
-    from ..evaluation.record import Record
+    from ..evaluation.score_record import Record
 
     tokenizer = load_tokenizer(str(model_arguments.model_name_or_path))
     known = record if record is not None and record.how is not None else None
@@ -239,7 +241,7 @@ def _check_not_a_record(output_file: str | None, model: str, what: str) -> None:
     Raises:
         ValueError: says where else.
     """
-    from ..evaluation.record import read_record
+    from ..evaluation.score_record import read_record
 
     if output_file is None or Path(output_file).name != EVALUATION_FILE:
         return
@@ -258,7 +260,7 @@ def _check_not_a_record(output_file: str | None, model: str, what: str) -> None:
 
 def _perplexity(model_arguments: ModelArguments, corpus: CorpusArguments, output: EvaluateArguments) -> dict:
     from ..data import load_corpus
-    from ..data.files import CONTINUES
+    from ..data.data_files import CONTINUES
     from ..evaluation import perplexity, share_rows
 
     dataset = load_corpus(

@@ -12,7 +12,7 @@ from typing import Any
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
-    from ..export.gguf_types import TABLE_TYPES, TERNARY_TYPES
+    from ..export.gguf_encoding import TABLE_TYPES, TERNARY_TYPES
 
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     add_file_options(parser)

@@ -11,7 +11,7 @@ from .export_gguf import add_file_options, file_options
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
-    from ..gguf_format.i2_s import LAYOUTS
+    from ..gguf_format.i2_s_layout import LAYOUTS
 
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
     add_file_options(parser)

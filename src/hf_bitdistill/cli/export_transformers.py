@@ -34,8 +34,9 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 def run(argv: list[str], prog: str) -> None:
     options = make_parser(prog).parse_args(argv)
     from ..export import export_transformers
-    from ..locate import find_model
-    from .runs import check_no_training, check_output_dir, set_card_aside
+    from ..files.output_folder import check_output_dir
+    from ..modeling.locate import find_model
+    from .runs import check_no_training, set_card_aside
 
     hub = {"revision": options.revision} if options.revision else {}
     path = find_model(options.model, **hub)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..model_folder import check_output
-from ..room import check_writable
-from ..sizes import bytes_by_kind
-from .models import load_tokenizer
+from ..data.tokenizers import load_tokenizer
+from ..files.disk_room import check_writable
+from ..files.model_folder import check_output
+from ..files.output_folder import check_output_dir
+from ..modeling.sizes import bytes_by_kind
 from .pack import add_storage_options
-from .runs import check_no_training, check_output_dir, set_card_aside
+from .runs import check_no_training, set_card_aside
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..locate import find_model
-from ..room import check_writable
-from ..sizes import bytes_by_kind
+from ..files.disk_room import check_writable
+from ..files.output_folder import check_output_dir
+from ..modeling.locate import find_model
+from ..modeling.sizes import bytes_by_kind
 from .pack import add_storage_options
-from .runs import check_no_training, check_output_dir, set_card_aside
+from .runs import check_no_training, set_card_aside
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from hf_bitdistill_cli import CLOSED_PIPE, main, output_is_gone
 
-from .. import processes
-from ..notices import without_notices
-from ..processes import ProcessesError
+from ..machine import processes
+from ..machine.notices import without_notices
+from ..machine.processes import ProcessesError
 
 
 # What the processes of a launcher do together, and prints once. Any other command is of one process.

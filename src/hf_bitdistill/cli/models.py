@@ -4,57 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import (
-    AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     TrainingArguments,
 )
 
-from .. import processes
-from ..calibration import calibrate_sub_norm
-from ..data import Task, ensure_pad_token
-from ..environment import to
-from ..locate import find_model
-from ..model_heads import Head, auto_class
-from ..preflight import is_student_checkpoint
-from ..surgery import is_student
-from .arguments import ModelArguments, StudentArguments, require
+from ..data import Task
+from ..machine import processes
+from ..machine.environment import to
+from ..modeling.locate import find_model
+from ..modeling.model_heads import Head, auto_class
+from ..modeling.preflight import is_student_checkpoint
+from ..modeling.surgery import is_student
+from ..options.parsing import require
+from ..training.calibration import calibrate_sub_norm
+from .arguments import ModelArguments, StudentArguments
 
 
 # Examples in a batch that SubLNs are calibrated with.
 CALIBRATION_ROWS = 8
-
-# How the files of a tokenizer begin, of whatever kind it is.
-_TOKENIZER_FILES = ("tokenizer", "vocab", "spiece", "sentencepiece", "merges", "tekken")
-
-
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with a padding token.
-
-    Raises:
-        FileNotFoundError, OSError: there is none.
-        ValueError: its files are damaged.
-    """
-    path = find_model(name_or_path)
-    folder = Path(path)
-    if folder.is_dir() and not any(file.name.startswith(_TOKENIZER_FILES) for file in folder.iterdir()):
-        raise FileNotFoundError(
-            f"{path} has no tokenizer: put the model's there with tokenizer.save_pretrained({path!r})"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except OSError:
-        raise
-    except Exception as error:  # of any kind, and naming no file
-        line = " ".join(str(error).split())
-        raise ValueError(f"{path}: its tokenizer cannot be read ({type(error).__name__}: {line})") from error
-    return ensure_pad_token(tokenizer)
 
 
 def load_model(

@@ -9,20 +9,22 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedModel
 
 from ..config import WEIGHT_BITS
-from ..decoder import make_native_file
-from ..decoder.native_key import check_enabled
-from ..evaluation.record import carry_record
-from ..layers import BitLinear
-from ..locate import find_model
-from ..model_folder import replace_model
-from ..model_heads import HEADS, head_of
-from ..packing import TABLE_BITS, pack
-from ..room import check_room, check_writable, parameter_bytes, size_text
-from ..sizes import bytes_by_kind
+from ..data.tokenizers import load_tokenizer
+from ..evaluation.score_record import carry_record
+from ..files.disk_room import check_room, check_writable, parameter_bytes, size_text
+from ..files.model_folder import replace_model
+from ..files.output_folder import check_output_dir
+from ..modeling.locate import find_model
+from ..modeling.model_heads import HEADS, head_of
+from ..modeling.pack import TABLE_BITS, pack
+from ..modeling.sizes import bytes_by_kind
+from ..nn import BitLinear
+from ..runtime import make_native_file
+from ..runtime.native_key import check_enabled
 from ..verify import save_packed
 from .arguments import ModelArguments
-from .models import load_model, load_tokenizer
-from .runs import check_no_training, check_output_dir, set_card_aside
+from .models import load_model
+from .runs import check_no_training, set_card_aside
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:

@@ -9,37 +9,28 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
 from transformers import (
     AutoConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     TrainerState,
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from ..data.streams import Stream
-from ..distillation import (
-    TEACHER_LOSS_WEIGHTS,
-    DistillationTrainer,
-    PretrainingConfig,
-    ReliableTrainer,
-    check_one_device,
-    check_training_room,
-    training_callbacks,
-)
-from ..environment import to
-from ..layers import warn_of_16_bit_weights
-from ..locate import find_model
-from ..room import check_writable
-from .arguments import CorpusArguments, ModelArguments, StudentArguments, read, require
-from .models import calibrate, load_student, load_tokenizer
-from .options_parser import OptionsParser
-from .runs import check_options, check_output_dir, keep_options, kept_options
+from ..data.tokenizers import load_tokenizer
+from ..files.disk_room import check_writable
+from ..files.output_folder import check_output_dir
+from ..machine.environment import to
+from ..modeling.locate import find_model
+from ..options.options_parser import OptionsParser
+from ..options.parsing import read, require
+from ..training import TEACHER_LOSS_WEIGHTS, PretrainingConfig, ReliableTrainer, check_training_room
+from ..training.pretraining import make_trainer
+from .arguments import CorpusArguments, ModelArguments, StudentArguments
+from .models import calibrate, load_student
+from .runs import check_options, keep_options, kept_options
 
 
 def make_parser(prog: str) -> OptionsParser:
@@ -49,7 +40,7 @@ def make_parser(prog: str) -> OptionsParser:
 
 def run(argv: list[str], prog: str) -> None:
     from ..data import load_corpus, pack_corpus
-    from ..data.checks import ModelLimits
+    from ..data.batch_checks import ModelLimits
 
     model_arguments, student_arguments, corpus, training = read(make_parser(prog), argv)
     require(corpus.corpus, "corpus")
@@ -93,62 +84,6 @@ def run(argv: list[str], prog: str) -> None:
     if training.should_save:
         keep_options(training.output_dir, deciding)
     train_and_save(make_trainer(student, training, blocks, tokenizer))
-
-
-def make_trainer(
-    student: PreTrainedModel,
-    training: PretrainingConfig,
-    blocks: Dataset | IterableDataset,
-    tokenizer: PreTrainedTokenizerBase,
-    teacher: PreTrainedModel | None = None,
-) -> ReliableTrainer:
-    """The trainer of continual pre-training: with a teacher (an object, or named in `training`) it is a
-    [`DistillationTrainer`], without one `Trainer` with the losses of the model itself.
-
-    Args:
-        blocks: of `pack_corpus`. Streamed, the files of the corpus come in another order in every pass (by `data_seed` or `seed`), and the blocks
-            of a file in theirs.
-
-    Raises:
-        ValueError: several devices in one process, or an option that the stock `Trainer` would not heed.
-    """
-    from ..data import collate
-    from ..data.checks import CheckedCollator, ModelLimits
-
-    if isinstance(blocks, IterableDataset):
-        blocks = Stream(blocks, training.seed if training.data_seed is None else training.data_seed, by_shard=True)
-    options: dict[str, Any] = {
-        "model": student,
-        "args": training,
-        "train_dataset": blocks,
-        "data_collator": collate(tokenizer),
-        "processing_class": tokenizer,
-    }
-    if teacher is not None or training.teacher_model_name_or_path or training.teacher_cache:
-        return DistillationTrainer(teacher_model=teacher, **options)
-    check_one_device(training)
-    _check_stock_objective(student, training)
-    warn_of_16_bit_weights(student)
-    options["data_collator"] = CheckedCollator(
-        options["data_collator"], ModelLimits.of({"model": student}), "causal_lm"
-    )
-    trainer = ReliableTrainer(**options)
-    for callback in training_callbacks(training):
-        trainer.add_callback(callback)
-    return trainer
-
-
-def _check_stock_objective(student: PreTrainedModel, training: PretrainingConfig) -> None:
-    """The objective without a teacher is the one with it, less the teacher's term: refuse what would be dropped without a word."""
-    if training.ce_loss_weight != 1:
-        raise ValueError(
-            f"--ce_loss_weight {training.ce_loss_weight} weighs the tokens against a teacher: name one, or leave it out"
-        )
-    if training.label_smoothing_factor and getattr(student.config.get_text_config(), "output_router_logits", False):
-        raise ValueError(
-            "--label_smoothing_factor makes Trainer drop the loss of a mixture's routers: set output_router_logits to false in the "
-            "model's config, or name a teacher"
-        )
 
 
 def train_and_save(trainer: ReliableTrainer) -> None:

@@ -14,12 +14,12 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from .. import processes
-from ..atomic import write_text
+from ..files.atomic import write_text
+from ..machine import processes
+from ..options.options_parser import OptionsParser
+from ..options.parsing import read
 from ..recipe import RecipeError, RecipeSettings
 from ..scale import HardwareArguments
-from .arguments import read
-from .options_parser import OptionsParser
 from .runs import says_how_to_go_on
 
 
@@ -51,8 +51,8 @@ def run(argv: list[str], prog: str) -> None:
 
 def _plan_scale(settings: RecipeSettings, hardware: HardwareArguments) -> None:
     hardware.require(settings.plan)
-    from ..room import check_writable
-    from ..scale.plan import plan_scale
+    from ..files.disk_room import check_writable
+    from ..scale.memory_plan import plan_scale
 
     if hardware.output_file is not None:
         check_writable(hardware.output_file, is_file=True)

@@ -16,11 +16,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME
 
-from .. import processes
-from ..atomic import write_text
-from ..cards import CARD, TAGS
-from ..cards.base_model import card_data
-from ..model_folder import check_output
+from ..files.atomic import write_text
+from ..hub.cards import CARD, TAGS
+from ..hub.cards.base_model_id import card_data
+from ..machine import processes
 
 
 OPTIONS_FILE = "run_options.json"
@@ -43,10 +42,6 @@ _NOT_DECIDING = (
 )
 
 
-# What is read besides models: a folder of data may hold the outputs of its runs.
-_DATA = ("data_dir", "corpus", "dataset")
-
-
 @contextlib.contextmanager
 def says_how_to_go_on(prog: str, argv: Sequence[str]) -> Iterator[None]:
     """Of a run that goes on where it stopped: what to type after Ctrl-C."""
@@ -60,39 +55,6 @@ def says_how_to_go_on(prog: str, argv: Sequence[str]) -> Iterator[None]:
                 file=sys.stderr,
             )
         raise
-
-
-def check_output_dir(output: str | Path, inputs: Mapping[str, str | Path | None]) -> None:
-    """Refuse an output folder that is an input, that lies inside or around a model that is read, or that holds a model in full precision.
-
-    Args:
-        inputs: option -> the folder or file that it names; Hub ids and `None` pass.
-
-    Raises:
-        ValueError: names the folder and the option.
-    """
-    output = Path(output).expanduser()
-    if output.is_file():
-        raise ValueError(f"output_dir {output} is a file")
-    for name, given in inputs.items():
-        if given is None:
-            continue
-        if name not in _DATA:
-            check_output(output, **{name: given})
-        if output.resolve() == Path(given).expanduser().resolve():
-            raise ValueError(
-                f"the output folder {output} is the {name.replace('_', ' ')} that is read: give another folder"
-            )
-    config = output / CONFIG_NAME
-    if config.is_file():
-        try:
-            is_student = "quantization_config" in json.loads(config.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            is_student = True  # no model that could be lost: a save that was killed, which the run mends
-        if not is_student:
-            raise ValueError(
-                f"the output folder {output} holds a model in full precision, which would be lost: give another folder"
-            )
 
 
 def check_no_training(output: str | Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..report.tables import is_share
+from ..pages.tables import is_share
 
 
 if TYPE_CHECKING:
-    from ..evaluation.record import Record
+    from ..evaluation.score_record import Record
 
 _ERROR = "_stderr"
 

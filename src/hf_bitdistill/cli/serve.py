@@ -120,12 +120,12 @@ def check_free(host: str, port: int) -> None:
 
 
 def find_served(name: str) -> None:
-    """Refuse a name that is no model, see [`~hf_bitdistill.locate.find_model`]; a revision may follow an `@`, a GGUF file a colon.
+    """Refuse a name that is no model, see [`~hf_bitdistill.modeling.locate.find_model`]; a revision may follow an `@`, a GGUF file a colon.
 
     Raises:
         ValueError: it is a GGUF file.
     """
-    from ..locate import find_model
+    from ..modeling.locate import find_model
 
     if name.endswith(".gguf") and os.path.isfile(name):
         raise ValueError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..checkpoint import CheckpointError
+from ..files.tensor_headers import CheckpointError
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -26,14 +26,14 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 def run(argv: list[str], prog: str) -> None:
     options = make_parser(prog).parse_args(argv)
     from ..verify import verify
-    from ..verify.page import HEADER, write_verification
     from ..verify.verify import table
+    from ..verify.verify_page import HEADER, write_verification
 
     found = verify(options.model, **({"revision": options.revision} if options.revision else {}))
     for check in found.checks:
         print(f"  {({True: 'ok', False: 'FAILED', None: '?'})[check.passed]:<6} {check.name}: {check.found}")
     if options.layers:
-        from ..report.tables import markdown_table
+        from ..pages.tables import markdown_table
 
         print(markdown_table(HEADER, list(table(found.layers))))
     if options.output:

@@ -20,7 +20,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .. import processes
 from ..data import (
     Task,
     batch_by_length,
@@ -31,15 +30,19 @@ from ..data import (
     pack_corpus,
     take_tokens,
 )
-from ..environment import default_device, to
-from ..model_folder import replace_model
-from ..room import check_room, check_writable, parameter_bytes
-from ..surgery import is_student
-from ..whole_models import whole_models
-from .arguments import CorpusArguments, ModelArguments, StudentArguments, TaskArguments, read, require
-from .models import calibrate, load_model, load_student, load_tokenizer
-from .options_parser import OptionsParser
-from .runs import check_no_training, check_output_dir, set_card_aside
+from ..data.tokenizers import load_tokenizer
+from ..files.disk_room import check_room, check_writable, parameter_bytes
+from ..files.model_folder import replace_model
+from ..files.output_folder import check_output_dir
+from ..machine import processes
+from ..machine.environment import default_device, to
+from ..machine.whole_models import whole_models
+from ..modeling.surgery import is_student
+from ..options.options_parser import OptionsParser
+from ..options.parsing import read, require
+from .arguments import CorpusArguments, ModelArguments, StudentArguments, TaskArguments
+from .models import calibrate, load_model, load_student
+from .runs import check_no_training, set_card_aside
 
 
 @dataclass
@@ -68,7 +71,7 @@ class WarmStartArguments:
 
 
 def make_parser(prog: str) -> OptionsParser:
-    from ..warm_start import WarmStartConfig
+    from ..training.warm_start import WarmStartConfig
 
     kinds = (
         ModelArguments,
@@ -82,8 +85,8 @@ def make_parser(prog: str) -> OptionsParser:
 
 
 def run(argv: list[str], prog: str) -> None:
-    from ..massive_activations import find_massive_projections
-    from ..warm_start import fit_whole, warm_start
+    from ..training.massive_activations import find_massive_projections
+    from ..training.warm_start import fit_whole, warm_start
 
     model_arguments, student_arguments, corpus, task_arguments, arguments, config = read(make_parser(prog), argv)
     output = Path(require(arguments.output_dir, "output_dir"))
@@ -182,7 +185,7 @@ def _check_output(output: Path, model_arguments: ModelArguments, corpus: CorpusA
 @contextmanager
 def _computing(model: PreTrainedModel, device: torch.device, bf16: bool) -> Iterator[None]:
     """While it lasts, a model computes on the device, as in the warm start itself."""
-    from ..warm_start import layers_on
+    from ..training.warm_start import layers_on
 
     with layers_on(model, device), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         yield

@@ -10,7 +10,6 @@
 """
 
 from .corpus import load_corpus, pack_corpus
-from .loading import load_task_dataset
 from .preprocessing import (
     PromptEncoder,
     batch_by_length,
@@ -20,6 +19,7 @@ from .preprocessing import (
     label_word_ids,
     take_tokens,
 )
+from .task_loading import load_task_dataset
 from .tasks import TASKS, Task, get_task, load_task
 
 

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import FORMATS, read_files
-from .loading import select_columns, task_rows, written_labels
+from ..files.data_formats import FORMATS
+from .data_files import read_files
+from .task_loading import select_columns, task_rows, written_labels
 from .tasks import Task
 
 

@@ -16,7 +16,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .files import CONTINUES, find_split_files, looks_like_path, read_files
+from ..files.data_formats import looks_like_path
+from .data_files import CONTINUES, find_split_files, read_files
 from .pieces import PieceCutter, calls, text_encoder
 
 

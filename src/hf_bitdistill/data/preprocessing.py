@@ -18,7 +18,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from ..model_heads import Head, check_known_head
+from ..modeling.model_heads import Head, check_known_head
 from .pieces import text_encoder
 from .tasks import Task, get_task
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from .loading import refuse_regression
+from .task_loading import refuse_regression
 from .tasks import Task
 
 

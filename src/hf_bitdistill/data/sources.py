@@ -9,8 +9,9 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files.data_formats import FORMATS, looks_like_path
 from .cleaning import read_usable
-from .files import FORMATS, find_split_files, looks_like_path, read_files
+from .data_files import find_split_files, read_files
 
 
 if TYPE_CHECKING:

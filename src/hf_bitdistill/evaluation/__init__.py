@@ -5,7 +5,7 @@ Names are imported on first use: ``evaluate``, which the metrics are built on, t
 
 from typing import TYPE_CHECKING
 
-from ..lazy import attach as _attach
+from ..modules.lazy import attach as _attach
 
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..adapters.detection import without_adapters
+from ..nn.carried_adapters import without_adapters
 
 
 Result = TypeVar("Result")

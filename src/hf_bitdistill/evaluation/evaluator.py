@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..data.checks import ModelLimits
+from ..data.batch_checks import ModelLimits
 from ..data.preprocessing import PromptEncoder, build_dataset, label_word_ids
 from ..data.tasks import Task, get_task
-from ..model_heads import Head
+from ..modeling.model_heads import Head
 from .answers import predict_answers, score_answers
 from .batching import (
     check_finite,

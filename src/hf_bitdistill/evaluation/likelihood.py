@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.checks import ModelLimits
+from ..data.batch_checks import ModelLimits
 from ..data.corpus import TextColumn, pack_texts
-from ..data.files import CONTINUES
+from ..data.data_files import CONTINUES
 from .batching import check_finite, evaluating, forward_logits, model_device, pad_batch, padding_id
 from .sharing import check_alike, check_same, is_shared, results_of, shows_progress
 

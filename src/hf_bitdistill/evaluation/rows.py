@@ -10,10 +10,10 @@ from ..data.conversations import Encoded, Turns, encode_completions, encode_conv
 from ..data.corpus import pack_corpus
 from ..data.encoding import DEFAULT_LENGTH
 from ..data.fingerprint import fingerprint_rows
-from ..data.loading import load_task_dataset
 from ..data.sources import load_rows_to_measure
+from ..data.task_loading import load_task_dataset
 from ..data.tasks import Task
-from .record import Measurement
+from .score_record import Measurement
 
 
 if TYPE_CHECKING:

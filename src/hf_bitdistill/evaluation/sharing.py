@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from .. import agreement, processes
+from ..machine import agreement, processes
 
 
 Batch = TypeVar("Batch")

@@ -1,9 +1,9 @@
 """A student in the formats of other programs: one module a format."""
 
 from .errors import UnsupportedExportError
-from .gguf import export_gguf
-from .i2_s import export_i2_s
-from .result import ExportedFile
+from .exported_file import ExportedFile
+from .gguf_export import export_gguf
+from .i2_s_export import export_i2_s
 from .transformers_checkpoint import export_transformers
 
 

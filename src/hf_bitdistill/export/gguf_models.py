@@ -27,8 +27,8 @@ import torch
 from transformers import PreTrainedModel
 
 from ..architectures import GgufGraph, find_architecture
-from ..decoder.families import DecoderSpec, Layer, Norm, Projection, UnsupportedModelError, describe
-from ..layers import BitLinear, TernaryLinear
+from ..nn import BitLinear, TernaryLinear
+from ..runtime.families import DecoderSpec, Layer, Norm, Projection, UnsupportedModelError, describe
 from .errors import UnsupportedExportError
 
 

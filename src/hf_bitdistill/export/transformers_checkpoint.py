@@ -15,16 +15,16 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import BitNetQuantConfig
 
-from ..companions import carry_card, carry_settings
-from ..config_note import remove_note
-from ..decoder.students import Student
-from ..evaluation.record import carry_record
-from ..layers import BitLinear, TernaryLinear
-from ..model_folder import check_output, replace_model
-from ..model_heads import auto_class, head_of
-from ..packing import float32_names, packed_dtype
+from ..evaluation.score_record import carry_record
+from ..files.model_folder import check_output, replace_model
+from ..files.weight_files import find_weight_files
+from ..modeling.companions import carry_card, carry_settings
+from ..modeling.config_note import remove_note
+from ..modeling.model_heads import auto_class, head_of
+from ..modeling.pack import float32_names, packed_dtype
+from ..nn import BitLinear, TernaryLinear
 from ..quantization import dequantize_table, effective_weight, packed_rows, unpack_ternary
-from ..weight_files import find_weight_files
+from ..runtime.students import Student
 from .errors import UnsupportedExportError
 from .transformers_form import Form, find_form, is_packable, ternary_layers
 

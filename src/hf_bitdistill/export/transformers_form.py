@@ -15,10 +15,10 @@ from torch import nn
 from transformers import BitNetConfig as BitNetArchitecture
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..decoder.families import DecoderSpec, UnsupportedModelError, describe
-from ..decoder.students import Student
-from ..layers import BitLinear, TernaryLinear
+from ..nn import BitLinear, TernaryLinear
 from ..quantization.packing import VALUES_PER_BYTE
+from ..runtime.families import DecoderSpec, UnsupportedModelError, describe
+from ..runtime.students import Student
 from .errors import UnsupportedExportError
 
 

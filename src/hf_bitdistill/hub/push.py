@@ -12,12 +12,12 @@ from huggingface_hub.errors import HTTPError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .. import processes
-from ..cards import CARD, CardFacts, add_tags, build_card
-from ..cards.base_model import base_model_id
-from ..hub_errors import explained
-from ..surgery import student_config
-from . import checks
+from ..files.hub_errors import explained
+from ..machine import processes
+from ..modeling.surgery import student_config
+from . import push_checks
+from .cards import CARD, CardFacts, add_tags, build_card
+from .cards.base_model_id import base_model_id
 from .scrubbing import known_secrets
 from .source import (
     ONLINE_FOLDER,
@@ -134,7 +134,7 @@ def push_to_hub(
         message = commit_message or f"Upload {'packed and online' if push_format == 'both' else push_format} student"
         commit = upload(api, repo_id, files, message, commit_description, revision, create_pr)
     if check_download and push_format != "online":
-        checks.check_download(repo_id, commit, token)
+        push_checks.check_download(repo_id, commit, token)
     return commit
 
 
@@ -159,7 +159,7 @@ def forms(
             assert source.online is not None  # (it is one or the other)
             pack_folder(source.online, packed, max_shard_size)
             files.update(tokenizer_files(source.online))
-        checks.check_packed(packed, answers)
+        push_checks.check_packed(packed, answers)
         files.update(model_files(packed))
     if push_format != "packed":
         if source.online is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-from ..redaction import redact_text
+from ..files.redaction import redact_text
 
 
 _END = r"[^\s\"'<>|,;:)\]`]*"

@@ -19,15 +19,15 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..cards import CARD
 from ..config import QUANT_METHOD
-from ..json_files import read_json
-from ..locate import find_model
-from ..model_folder import EVALUATION_FILE, PACKED, REFERENCE_FILE, RESULT_FILE, STAGES, WARM_START_REPORT
-from ..model_heads import auto_class, head_of
-from ..packing import pack
+from ..files.json_files import read_json
+from ..files.model_folder import EVALUATION_FILE, PACKED, REFERENCE_FILE, RESULT_FILE, STAGES, WARM_START_REPORT
+from ..files.weight_files import EXPLICIT_NAME, local_weight_files
+from ..modeling.locate import find_model
+from ..modeling.model_heads import auto_class, head_of
+from ..modeling.pack import pack
 from ..verify import save_packed
-from ..weight_files import EXPLICIT_NAME, local_weight_files
+from .cards import CARD
 from .scrubbing import check_no_secret, scrub
 
 

@@ -12,8 +12,8 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from transformers.utils import logging
 
-from ..hub_errors import explain, explained, http_error, status_of
-from ..model_folder import RECORDS
+from ..files.hub_errors import explain, explained, http_error, status_of
+from ..files.model_folder import RECORDS
 
 
 logger = logging.get_logger(__name__)

@@ -1,6 +1,6 @@
 """Other programs' ternary checkpoints as packed students of this library."""
 
-from .gguf import GgufImport, import_gguf
+from .gguf_import import GgufImport, import_gguf
 from .transformers_formats import import_transformers
 
 

@@ -17,9 +17,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..architectures import GGUF_GRAPHS, GgufGraph
-from ..checkpoint import CheckpointError
-from ..preflight import check_sizes
-from .gguf_file import GgufFile
+from ..files.tensor_headers import CheckpointError
+from ..modeling.preflight import check_sizes
+from .gguf_reading import GgufFile
 
 
 _ROTATION = re.compile(r"hadamard|rotation|rotated|quarot|spinquant", re.IGNORECASE)

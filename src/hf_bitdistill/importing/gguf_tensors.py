@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ..architectures import GgufGraph
-from ..checkpoint import CheckpointError
+from ..files.tensor_headers import CheckpointError
 from ..gguf_format import BlockFormat, unpack_blocks
 from ..quantization import PackedWeightError, check_packed_weight, check_weight_scale, pack_ternary
+from .block_scales import BlockScales
 from .gguf_config import FREQUENCIES
-from .gguf_file import GgufFile, GgufTensor
-from .gguf_types import as_floats, row_bytes, tensor_formats
-from .scales import BlockScales
+from .gguf_decoding import as_floats, row_bytes, tensor_formats
+from .gguf_reading import GgufFile, GgufTensor
 
 
 # GGUF's name -> the module's in transformers, for the architectures of `gguf_config.py`, whose names there are Llama's.

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from ..export.gguf_vocabulary import named_pre_tokenizer
 from .gguf_config import graph_of
-from .gguf_file import GgufFile, Strings
+from .gguf_reading import GgufFile, Strings
 
 
 # Other names that llama.cpp has for the same pre-tokenizer.

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..checkpoint import CheckpointError
-from ..companions import carry_settings
 from ..config import QUANT_METHOD, quant_method
-from ..decoder import NotAStudentError, Student
-from ..decoder.tables import place
-from ..layers import BitLinear
-from ..model_folder import check_output, replace_model
-from ..model_heads import head_of
-from ..room import check_room
+from ..files.disk_room import check_room
+from ..files.model_folder import check_output, replace_model
+from ..files.tensor_headers import CheckpointError
+from ..files.weight_files import find_weight_files
+from ..modeling.companions import carry_settings
+from ..modeling.model_heads import head_of
+from ..nn import BitLinear
+from ..runtime import NotAStudentError, Student
+from ..runtime.matrices import place
 from ..verify import keep_answers
-from ..weight_files import find_weight_files
 
 
 logger = logging.getLogger(__name__)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from . import backends as _backends  # noqa: F401 (registers who computes)
-from . import native as _native
-from .library import MAX_COLUMNS, _ops, num_threads, set_num_threads
-from .native import NativeLibraryError, UnsupportedISAError
+from . import binding as _native
+from .binding import NativeLibraryError, UnsupportedISAError
+from .operators import MAX_COLUMNS, _ops, num_threads, set_num_threads
 from .stored import stored_table_embedding, stored_table_linear, stored_ternary_linear
-from .tables import TablePacker, pack_codes, pack_table, packed_bits, split_table
+from .table_packing import TablePacker, pack_codes, pack_table, packed_bits, split_table
 
 
 ternary_pack = _ops.ternary_pack

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..quantization import result_dtype
 from .backends import default
-from .library import _ops, has_kernel, save_ternary, ternary_backward
+from .operators import _ops, has_kernel, save_ternary, ternary_backward
 
 
 # (torch 2.6 cannot tell.)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..quantization import INT4_GROUP
-from . import packed as form
-from .packed import INT4, INT8, TERNARY, PackedWeight
+from . import kernel_layout as form
+from .kernel_layout import INT4, INT8, TERNARY, PackedWeight
 
 
 # Rows that are unpacked at a time, so that a large output head does not need its size again in floats.

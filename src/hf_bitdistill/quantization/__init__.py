@@ -2,16 +2,7 @@
 
 from .dense import dense_bytes, pack_dense, unpack_dense
 from .folding import fold_ternary, least_squares_start
-from .packing import (
-    PackedWeightError,
-    check_packed_weight,
-    check_weight_scale,
-    pack_ternary,
-    packed_rows,
-    unpack_ternary,
-)
-from .shards import GatheredWeight, ShardLayout
-from .table import (
+from .integer_tables import (
     INT4_GROUP,
     check_table,
     dequantize_table,
@@ -22,6 +13,15 @@ from .table import (
     quantize_table,
     table_shapes,
 )
+from .packing import (
+    PackedWeightError,
+    check_packed_weight,
+    check_weight_scale,
+    pack_ternary,
+    packed_rows,
+    unpack_ternary,
+)
+from .shards import GatheredWeight, ShardLayout
 from .ternary import (
     absmean_scale,
     accumulation_dtype,
@@ -40,7 +40,7 @@ from .ternary import (
     ternary_linear,
     weight_scale_shape,
 )
-from .training import fake_quantized_linear, leaking_linear, leaking_weight, mixed_linear, mixed_weight
+from .training_forward import fake_quantized_linear, leaking_linear, leaking_weight, mixed_linear, mixed_weight
 
 
 __all__ = [

@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING
 
-from ..lazy import attach as _attach
+from ..modules.lazy import attach as _attach
 from .settings import QuickstartError, QuickstartSettings
 
 

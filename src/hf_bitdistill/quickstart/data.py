@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..atomic import write_text
+from ..files.atomic import write_text
 from .corpus import QUICKSTART_PACKAGES, STANDARD_LIBRARY, CorpusError, Split, extract, split_texts
 from .settings import QuickstartError, QuickstartSettings
 from .task import TASK, build_examples

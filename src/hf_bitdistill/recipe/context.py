@@ -9,23 +9,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from .. import processes
-from ..agreement import Alike, check_alike, options, versions
-from ..cli.models import load_tokenizer
-from ..cli.runs import check_output_dir
 from ..data.fingerprint import fingerprint_rows
-from ..distillation import check_same_tokenizer
-from ..environment import describe_environment
-from ..model_folder import STAGES
-from ..report.tables import format_score
-from ..weight_files import size_of_weights
+from ..data.tokenizers import load_tokenizer
+from ..files.model_folder import STAGES
+from ..files.output_folder import check_output_dir
+from ..files.weight_files import size_of_weights
+from ..machine import processes
+from ..machine.agreement import Alike, check_alike, options, versions
+from ..machine.environment import describe_environment
+from ..pages.tables import format_score
+from ..training import check_same_tokenizer
 from . import examples as example_kinds
 from . import rules
-from .engines import engine
 from .measure import Measured
 from .plan import EVALUATE, Plan, fit, make_plan, probe
 from .progress import Progress, duration
 from .result import Row
+from .run_engine import engine
 from .settings import RecipeError, RecipeSettings, parse_budget
 from .stages import Work, adapted_model, check_source, held_out, is_adapter
 from .store import CHECKPOINTS, Stage, StageStore, fingerprint_model

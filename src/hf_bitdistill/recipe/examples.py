@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from datasets import Dataset
 
 from ..data import Task, build_dataset, get_task
-from ..data.checks import context_length
+from ..data.batch_checks import context_length
 from ..data.cleaning import check_left_out, usable_rows
 from ..data.encoding import DEFAULT_BLOCK, DEFAULT_LENGTH
-from ..data.loading import load_task_dataset
 from ..data.recognition import recognize
 from ..data.sources import load_examples
+from ..data.task_loading import load_task_dataset
 from ..data.tasks import TASKS, WRITTEN_METRICS
 from ..evaluation import evaluate_task
-from ..evaluation.record import Measurement
 from ..evaluation.rows import ROWS_SEED, encode_answers, few, rows_to_measure, text_blocks
+from ..evaluation.score_record import Measurement
 from .measure import Measured, Score, majority_share, measure_answers, measure_classes, unigram_accuracy
 from .settings import RecipeError, RecipeSettings
 

@@ -14,9 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-from .. import processes
 from ..evaluation import share_rows
-from ..report.tables import text_table
+from ..machine import processes
+from ..pages.tables import text_table
 from .efforts import Effort, scaled
 from .examples import Examples
 from .progress import Progress, duration

@@ -12,8 +12,8 @@ from typing import TextIO
 
 from transformers import TrainerCallback
 
-from .. import processes
-from ..notices import all_are_wanted, without_notices
+from ..machine import processes
+from ..machine.notices import all_are_wanted, without_notices
 
 
 # Seconds between two lines of one stage where lines cannot be overwritten (a file, a pipe), and where they can.

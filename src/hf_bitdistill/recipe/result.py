@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..json_files import read_json
-from ..model_folder import RESULT_FILE
-from ..report.figures import Point, loss_names, loss_units, plot_bars, plot_panels, plot_points
-from ..report.page import image, write_page
-from ..report.tables import format_score, html_table, text_table
+from ..files.json_files import read_json
+from ..files.model_folder import RESULT_FILE
+from ..pages.figures import Point, plot_bars, plot_panels, plot_points
+from ..pages.html import image, write_page
+from ..pages.tables import format_score, html_table, text_table
+from ..report.loss_labels import loss_names, loss_units
 from .progress import duration
 from .store import write_json
 

@@ -13,15 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from .. import processes
-from ..atomic import folder_aside
-from ..cards import write_card
-from ..environment import describe_environment
-from ..model_folder import PACKED
+from ..files.atomic import folder_aside
+from ..files.model_folder import PACKED
+from ..hub.cards import write_card
+from ..machine import processes
+from ..machine.environment import describe_environment
 from . import rules
-from .card import record_of, run_facts
 from .context import Context, Given
-from .engines import engine
+from .decoding_speed import tokens_per_second
 from .measure import Measured, Score
 from .plan import (
     COMPARE,
@@ -40,8 +39,9 @@ from .plan import (
 from .progress import Progress, duration, quiet
 from .pushing import push_run
 from .result import BASE_ROW, COMPARE_ROW, PACKED_ROW, PAGE, RecipeResult
+from .run_engine import engine
+from .run_facts import record_of, run_facts
 from .settings import RecipeError, RecipeSettings
-from .speed import tokens_per_second
 from .stages import is_adapter
 from .store import Stage, alone, fingerprint_model, fingerprint_text, work_of_first, write_json
 

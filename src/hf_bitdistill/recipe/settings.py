@@ -165,7 +165,7 @@ class RecipeSettings(EffortArguments):  # type: ignore[misc, valid-type]  # made
         Args:
             overrides: win over the file.
         """
-        from ..cli.arguments import parse
+        from ..options.parsing import parse
 
         (settings,) = parse([cls], [str(path)], "settings", "")
         return dataclasses.replace(settings, **overrides)

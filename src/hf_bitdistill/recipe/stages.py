@@ -20,28 +20,28 @@ from transformers import (
     set_seed,
 )
 
-from .. import processes
-from ..calibration import calibrate_sub_norm
-from ..cli.pretrain import make_trainer
 from ..config import BitNetConfig
 from ..data import batch_by_length, collate, load_corpus, pack_corpus, take_tokens
-from ..distillation import DistillationConfig, DistillationTrainer, PretrainingConfig, ReliableTrainer
-from ..distillation.attention_states import attention_layers
-from ..environment import to
 from ..evaluation import share_rows
-from ..locate import find_model
-from ..massive_activations import find_massive_projections
-from ..packing import pack
-from ..surgery import apply_bitnet
+from ..machine import processes
+from ..machine.environment import to
+from ..machine.whole_models import whole_models
+from ..modeling.locate import find_model
+from ..modeling.pack import pack
+from ..modeling.surgery import apply_bitnet
+from ..training import DistillationConfig, DistillationTrainer, PretrainingConfig, ReliableTrainer
+from ..training.calibration import calibrate_sub_norm
+from ..training.losses.attention_states import attention_layers
+from ..training.massive_activations import find_massive_projections
+from ..training.pretraining import make_trainer
+from ..training.warm_start import WarmStartConfig, warm_start
 from ..verify import save_packed
-from ..warm_start import WarmStartConfig, warm_start
-from ..whole_models import whole_models
 from .efforts import Effort, bitnet_config
-from .engines import shards
 from .examples import Examples
 from .measure import Measured
 from .order import in_order
 from .progress import Progress
+from .run_engine import shards
 from .settings import RecipeError
 from .store import CHECKPOINTS, work_of_first
 from .train import Machine, micro_batch, save, steps_for, train, training_arguments, write_model

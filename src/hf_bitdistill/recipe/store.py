@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .. import processes
-from ..agreement import check_shared
-from ..atomic import lock_folder, write_text
-from ..environment import describe_environment
-from ..model_folder import RECORDS
+from ..files.atomic import lock_folder, write_text
+from ..files.model_folder import RECORDS
+from ..machine import processes
+from ..machine.agreement import check_shared
+from ..machine.environment import describe_environment
 from .settings import RecipeError
 
 

@@ -19,12 +19,12 @@ from transformers import (
 )
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from .. import processes
-from ..distillation import ReliableTrainer
-from ..distillation.checkpoints import choose
-from ..environment import default_device, free_memory
-from .engines import forget_engine
+from ..files.training_checkpoints import choose
+from ..machine import processes
+from ..machine.environment import default_device, free_memory
+from ..training import ReliableTrainer
 from .progress import Progress, ProgressCallback
+from .run_engine import forget_engine
 from .store import CHECKPOINTS
 
 

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .._compat import fake_tensors
-from ..distillation.attention_states import AttentionStateCapture
-from ..distillation.divergences import make_divergence
-from ..distillation.head_losses import HeadPlan, HeadTeacher, TokenWeights, head_token_losses, product_tokens
-from ..distillation.logits_tail import LogitsTail
-from ..distillation.losses import attention_relation_loss, largest_relation_heads, state_width
-from ..distillation.token_losses import TokenLosses, default_chunk_size
-from ..layers import BitLinear
-from ..layers.experts import Experts
+from ..nn import BitLinear
+from ..nn.experts import Experts
+from ..training.losses.attention_states import AttentionStateCapture
+from ..training.losses.divergences import make_divergence
+from ..training.losses.head_losses import HeadPlan, HeadTeacher, TokenWeights, head_token_losses, product_tokens
+from ..training.losses.logits_tail import LogitsTail
+from ..training.losses.relations import attention_relation_loss, largest_relation_heads, state_width
+from ..training.losses.token_losses import TokenLosses, default_chunk_size
 from .live_bytes import LiveBytes
 from .shapes import Shape
 

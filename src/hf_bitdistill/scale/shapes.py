@@ -13,11 +13,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ..config import BitNetConfig
-from ..layers import BitLinear
-from ..locate import find_model
-from ..placement import fused_experts
-from ..surgery import apply_bitnet, unfuse_experts
-from ..warm_start.decoder import decoder_layers
+from ..modeling.locate import find_model
+from ..modeling.placement import fused_experts
+from ..modeling.surgery import apply_bitnet, unfuse_experts
+from ..nn import BitLinear
+from ..training.warm_start.decoder_layers import decoder_layers
 
 
 # How configs call the number of experts a layer.

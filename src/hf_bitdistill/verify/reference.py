@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..atomic import write_text
-from ..environment import to
 from ..evaluation.batching import evaluating, forward_logits, model_device
-from ..model_folder import REFERENCE_FILE
-from ..model_heads import is_classifier
+from ..files.atomic import write_text
+from ..files.model_folder import REFERENCE_FILE
+from ..machine.environment import to
+from ..modeling.model_heads import is_classifier
 
 
 _TEXTS = (

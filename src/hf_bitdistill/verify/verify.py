@@ -16,15 +16,15 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from transformers.utils import CONFIG_NAME
 
-from ..checkpoint import CheckpointError
 from ..config import QUANT_METHOD
-from ..digests import check_digests
-from ..json_files import read_json
-from ..locate import find_model
-from ..weight_files import find_weight_files, stale_files
+from ..files.json_files import read_json
+from ..files.tensor_headers import CheckpointError
+from ..files.weight_files import find_weight_files, stale_files
+from ..modeling.digests import check_digests
+from ..modeling.locate import find_model
 from .loaders import LOADERS
+from .packed_tensors import LayerFacts, packed_layers
 from .reference import REFERENCE_FILE, deviation, read_reference
-from .tensors import LayerFacts, packed_layers
 
 
 # Of the logits' spread, in the median. A sound student of one task may be some tenths away on prompts that are nothing like it, where roundings
@@ -126,7 +126,7 @@ def _outputs(folder: Path) -> dict[str, dict[str, Any]]:
     reference = folder / REFERENCE_FILE
     if not reference.is_file():
         return {}
-    command = [sys.executable, "-m", "hf_bitdistill.verify.worker", str(folder), str(reference)]
+    command = [sys.executable, "-m", "hf_bitdistill.verify.verify_worker", str(folder), str(reference)]
     done = subprocess.run(command, capture_output=True, text=True)
     outputs = {}
     for line in done.stdout.splitlines():

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from hf_bitdistill.lazy import attach as _attach
+from hf_bitdistill.modules.lazy import attach as _attach
 
 
 __getattr__, __dir__ = _attach(

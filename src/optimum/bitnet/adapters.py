@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, cast
 
-from hf_bitdistill.decoder import LowRank, NativeDecoder
+from hf_bitdistill.runtime import LowRank, NativeDecoder
 
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class NativeAdapters:
         return list(self._loaded)
 
     def load(self, adapter: str | os.PathLike, name: str, **hub: Any) -> None:
-        from hf_bitdistill.adapters.files import load_low_rank
+        from hf_bitdistill.adapters.adapter_files import load_low_rank
 
         self._loaded[name] = load_low_rank(adapter, self._shapes, **hub)
 
@@ -57,7 +57,7 @@ class NativeAdapters:
 
     def decoder(self, names: tuple[str, ...]) -> NativeDecoder:
         if names not in self._decoders:
-            from hf_bitdistill.adapters.files import together
+            from hf_bitdistill.adapters.adapter_files import together
 
             self._decoders[names] = self._decoders[()].adapted(together([self._loaded[name] for name in names]))
         return self._decoders[names]

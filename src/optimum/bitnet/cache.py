@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from hf_bitdistill.decoder import NativeCache, NativeDecoder
+from hf_bitdistill.runtime import NativeCache, NativeDecoder
 
 
 class BitNetCache(Cache):

@@ -11,13 +11,13 @@ from optimum.exporters.tasks import TasksManager
 from transformers import AutoConfig
 
 from hf_bitdistill.architectures import NATIVE
-from hf_bitdistill.companions import carry_settings
-from hf_bitdistill.decoder import Student
-from hf_bitdistill.evaluation.record import carry_record
-from hf_bitdistill.model_folder import check_output, replace_model
-from hf_bitdistill.model_heads import PIPELINE_TASKS, head_of
+from hf_bitdistill.evaluation.score_record import carry_record
+from hf_bitdistill.files.model_folder import check_output, replace_model
+from hf_bitdistill.files.weight_files import find_weight_files
+from hf_bitdistill.modeling.companions import carry_settings
+from hf_bitdistill.modeling.model_heads import PIPELINE_TASKS, head_of
+from hf_bitdistill.runtime import Student
 from hf_bitdistill.verify import keep_answers
-from hf_bitdistill.weight_files import find_weight_files
 
 
 logger = logging.getLogger(__name__)

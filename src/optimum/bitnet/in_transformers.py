@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_bitdistill import BitNetConfig, pack, quantize_head
 from hf_bitdistill.config import QUANT_METHOD
-from hf_bitdistill.model_heads import auto_class
-from hf_bitdistill.surgery import is_student, student_config
+from hf_bitdistill.modeling.model_heads import auto_class
+from hf_bitdistill.modeling.surgery import is_student, student_config
 
 from .adapters import PeftAdapters
 
@@ -108,7 +108,7 @@ def load_in_transformers(
 
     Args:
         config: of the checkpoint; is not changed.
-        head: of [`hf_bitdistill.model_heads.HEADS`].
+        head: of [`hf_bitdistill.modeling.model_heads.HEADS`].
         needs_export: it is an online student, which is packed here.
         head_bits: of the embedding and the output head in memory.
         options: of `from_pretrained`.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_bitdistill.decoder import NativeDecoder
+from hf_bitdistill.runtime import NativeDecoder
 
 from .cache import BitNetCache
 

@@ -15,7 +15,12 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_bitdistill import push_to_hub
-from hf_bitdistill.decoder import (
+from hf_bitdistill.files.hub_errors import explained
+from hf_bitdistill.files.model_folder import check_output, replace_model
+from hf_bitdistill.files.weight_files import find_weight_files, folder_of
+from hf_bitdistill.modeling.locate import find_model
+from hf_bitdistill.modeling.preflight import read_config, read_hub_config
+from hf_bitdistill.runtime import (
     NativeDecoder,
     NativeSource,
     NotAStudentError,
@@ -25,13 +30,8 @@ from hf_bitdistill.decoder import (
     load_and_keep,
     open_native_file,
 )
-from hf_bitdistill.decoder.decoder import KvDtype
-from hf_bitdistill.hub_errors import explained
-from hf_bitdistill.locate import find_model
-from hf_bitdistill.model_folder import check_output, replace_model
-from hf_bitdistill.preflight import read_config, read_hub_config
+from hf_bitdistill.runtime.native_decoder import KvDtype
 from hf_bitdistill.verify import carry_answers, keep_answers
-from hf_bitdistill.weight_files import find_weight_files, folder_of
 
 from .adapters import AdapterMethods
 from .gguf import TemporaryImport, gguf_file_of
@@ -69,7 +69,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
     base_model_prefix = "bitnet_model"
     main_input_name = "input_ids"
     input_modalities = ("text",)
-    head = ""  # of `hf_bitdistill.model_heads.HEADS`
+    head = ""  # of `hf_bitdistill.modeling.model_heads.HEADS`
     _auto_class = None
 
     def __init__(

@@ -14,10 +14,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from hf_bitdistill._compat import cached_file_or_none, mark_as_given
-from hf_bitdistill.cache_name import CACHE_NAME
-from hf_bitdistill.checkpoint import CheckpointError
-from hf_bitdistill.json_files import read_json
-from hf_bitdistill.preflight import describe_error
+from hf_bitdistill.files.json_files import read_json
+from hf_bitdistill.files.tensor_headers import CheckpointError
+from hf_bitdistill.modeling.cache_name import CACHE_NAME
+from hf_bitdistill.modeling.preflight import describe_error
 
 from .cache import BitNetCache
 from .candidates import SCHEDULES, Candidates

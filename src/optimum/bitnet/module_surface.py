@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from hf_bitdistill.decoder import NativeDecoder, Student
-from hf_bitdistill.parameter_count import count_parameters
+from hf_bitdistill.modeling.parameter_count import count_parameters
+from hf_bitdistill.runtime import NativeDecoder, Student
 
 
 class ModuleSurface:

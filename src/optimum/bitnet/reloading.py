@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_bitdistill.decoder import Student
-from hf_bitdistill.model_heads import auto_class
-from hf_bitdistill.weight_files import folder_of
+from hf_bitdistill.files.weight_files import folder_of
+from hf_bitdistill.modeling.model_heads import auto_class
+from hf_bitdistill.runtime import Student
 
 from .gguf import TemporaryImport
 

@@ -21,7 +21,7 @@ from transformers.cli.serving.utils import BaseGenerateManager, GenerateManager,
 
 from hf_bitdistill._compat import generation_options
 from hf_bitdistill.config import ternary_method
-from hf_bitdistill.decoder import ContextLengthError, kv_dtype_of
+from hf_bitdistill.runtime import ContextLengthError, kv_dtype_of
 
 from .modeling_decoder import BitNetModelForCausalLM
 

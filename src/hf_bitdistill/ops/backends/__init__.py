@@ -1,6 +1,6 @@
-"""Who computes the operators of `library.py`, one module a kind of device.
+"""Who computes the operators of `ops/operators.py`, one module a kind of device.
 
-Every module of this folder is imported, and registers its kernels with [`hf_bitdistill.ops.library.implement`]: a device is added by
+Every module of this folder is imported, and registers its kernels with [`hf_bitdistill.ops.operators.implement`]: a device is added by
 adding a file. `default.py` has, in plain torch, what every device computes that has no kernel of its own.
 """
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .. import binding as n
 from .. import c_header as c
-from .. import native as n
 from .. import torch_reference as reference
-from ..library import MAX_COLUMNS, implement, num_threads
-from ..source import Source
+from ..layout_source import Source
+from ..operators import MAX_COLUMNS, implement, num_threads
 from . import default
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ... import quantization as q
-from ..library import TABLE_ROWS, implement
+from ..operators import TABLE_ROWS, implement
 from ..torch_reference import check_tokens
 
 

@@ -75,7 +75,7 @@ class BitNetExportCommand(BaseOptimumCLICommand):
 
     def run(self) -> None:
         from hf_bitdistill.cli.main import run_in_first
-        from hf_bitdistill.sizes import bytes_by_kind
+        from hf_bitdistill.modeling.sizes import bytes_by_kind
         from optimum.bitnet.export import export
 
         hub = {} if self.args.revision is None else {"revision": self.args.revision}

@@ -1,0 +1,1 @@
+"""This machine, and the processes of one run on it."""

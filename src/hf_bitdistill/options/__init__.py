@@ -1,0 +1,1 @@
+"""Dataclasses as options of a command: read from flags and files, and explained."""

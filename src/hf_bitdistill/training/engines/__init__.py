@@ -1,0 +1,1 @@
+"""FSDP, DeepSpeed and DDP: what differs by engine."""

@@ -1,0 +1,1 @@
+"""The losses of a training, and what they are taken of."""

@@ -1,0 +1,1 @@
+"""Trainings that go on where they stopped, and stop where they must."""

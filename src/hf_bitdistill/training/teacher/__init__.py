@@ -1,0 +1,1 @@
+"""The teacher of a training: loaded, placed, or read from a cache."""

@@ -12,6 +12,7 @@ from .modeling import quantizer as _quantizer  # noqa: F401 (registers with tran
 from .modeling.lm_head import quantize_head
 from .modeling.pack import pack
 from .modeling.surgery import SurgeryError, apply_bitnet, ternary_share
+from .modules.former_modules import find_former_modules as _find_former_modules
 from .modules.lazy import attach as _attach
 
 
@@ -37,6 +38,7 @@ __getattr__, __dir__ = _attach(
 )
 
 _watch()  # for PEFT, which is imported when it is used
+_find_former_modules()  # which pickles name
 
 if TYPE_CHECKING:
     from .adapters.merging import merge_adapter

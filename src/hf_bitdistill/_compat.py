@@ -66,7 +66,7 @@ def weight_conversions(model: nn.Module) -> list | None:
 
 def set_weight_conversions(model: nn.Module, conversions: list) -> None:
     """Make `save_pretrained` revert these."""
-    model._weight_conversions = conversions
+    model._weight_conversions = conversions  # type: ignore[assignment]  # transformers does not declare it
 
 
 def forget_quantization(model: nn.Module) -> None:
@@ -85,7 +85,7 @@ def optional_names(model: nn.Module) -> set[str]:
 
 def add_optional_names(model: nn.Module, patterns: Iterable[str]) -> None:
     """Tell transformers not to warn where a checkpoint lacks tensors of these names."""
-    model._keys_to_ignore_on_load_missing = optional_names(model) | set(patterns)
+    model._keys_to_ignore_on_load_missing = optional_names(model) | set(patterns)  # type: ignore[assignment]  # transformers does not declare it
 
 
 def names_in_float32(model: nn.Module, dtype: torch.dtype) -> set[str]:
@@ -105,7 +105,7 @@ def undivided_classes(model: nn.Module) -> set[str]:
 
 def forget_tied_names(model: nn.Module) -> None:
     """Of a model without parameters to tie: transformers would look for them by the names that its class has."""
-    model._tied_weights_keys = None
+    model._tied_weights_keys = None  # type: ignore[assignment]  # transformers does not declare it
 
 
 def restore_tied_names(model: nn.Module) -> None:
@@ -120,7 +120,8 @@ def has_injected_adapters(model: nn.Module) -> bool:
 
 def gated_activation(fused: nn.Module) -> Callable[[nn.Module, Tensor], Tensor]:
     """What fused experts make of `[..., 2 I]`, gate and up: the function of their class, as `function(experts, gate_and_up)`."""
-    return type(fused)._apply_gate
+    kind: Any = type(fused)
+    return kind._apply_gate
 
 
 def mark_as_given(cache: Any) -> None:
@@ -175,7 +176,7 @@ def forget_prepared(accelerator: Any, model: nn.Module) -> None:
 
 def set_original_forward(model: nn.Module, forward: Callable) -> None:
     """Note the forward that was replaced, by the name by which `Accelerator.unwrap_model` puts it back."""
-    model._original_forward = forward
+    model._original_forward = forward  # type: ignore[assignment]  # accelerate does not declare it
 
 
 def take_out(accelerator: Any, prepared: nn.Module) -> None:
@@ -201,7 +202,7 @@ def is_known_to_be_missing(answer: Any) -> bool:
 # ---- torch ----
 
 # As `__torch_function__` of a class: operators give ordinary tensors, and cost what they always cost.
-NO_TORCH_FUNCTION = torch._C._disabled_torch_function_impl
+NO_TORCH_FUNCTION: Any = torch._C._disabled_torch_function_impl
 
 
 def uncompiled(module: Any) -> Any:

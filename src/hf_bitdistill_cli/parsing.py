@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -70,7 +71,7 @@ class SpecParser(argparse.ArgumentParser):
 
 def add_help_all(parser: argparse.ArgumentParser) -> None:
     """`--help_all`, of a parser that shows more in its help where it is told `everything`."""
-    suppressed = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    suppressed: dict[str, Any] = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     parser.add_argument(HELP_ALL, action=_HelpAll, nargs=0, **suppressed)
 
 
@@ -78,7 +79,7 @@ class _HelpAll(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> NoReturn:
         parser.everything = True
         parser.print_help()
-        parser.exit()
+        sys.exit(0)
 
 
 def shown(section: Section, everything: bool = False) -> tuple[str, list[Option]]:

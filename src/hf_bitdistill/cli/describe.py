@@ -36,14 +36,15 @@ def describe(words: str) -> Spec:
         words: as they are typed, `export gguf`.
     """
     module = _module(words)
+    text = (module.__doc__ or "").strip()
     if formats := _formats(words):
-        return Spec("formats", module.__doc__.strip(), formats=formats)
+        return Spec("formats", text, formats=formats)
     if hasattr(module, "USAGE"):
-        return Spec("text", module.__doc__.strip(), usage=module.USAGE)
+        return Spec("text", text, usage=module.USAGE)
     if hasattr(module, "typer_app"):
         from typer.main import get_command
 
-        return _of_typer(get_command(module.typer_app()), module.__doc__)
+        return _of_typer(get_command(module.typer_app()), text)
     return of_parser(module.make_parser(f"bitdistill {words}"))
 
 

@@ -17,7 +17,7 @@ from ..data import Task
 from ..machine import processes
 from ..machine.environment import to
 from ..modeling.locate import find_model
-from ..modeling.model_heads import Head, auto_class
+from ..modeling.model_heads import auto_class
 from ..modeling.preflight import is_student_checkpoint
 from ..modeling.surgery import is_student
 from ..options.parsing import require
@@ -30,7 +30,7 @@ CALIBRATION_ROWS = 8
 
 
 def load_model(
-    arguments: ModelArguments, head: Head = "causal_lm", task: Task | None = None, **kwargs: Any
+    arguments: ModelArguments, head: str = "causal_lm", task: Task | None = None, **kwargs: Any
 ) -> PreTrainedModel:
     """Load a model with one of the two heads.
 

@@ -27,11 +27,16 @@ def check_known_head(head: str) -> None:
         raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")
 
 
-def auto_class(head: Head) -> Any:
-    """The class of transformers whose `from_pretrained` and `from_config` make a model with this head."""
+def auto_class(head: str) -> Any:
+    """The class of transformers whose `from_pretrained` and `from_config` make a model with this head.
+
+    Raises:
+        ValueError: there is no such head.
+    """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    return {"causal_lm": AutoModelForCausalLM, "sequence_classification": AutoModelForSequenceClassification}[head]
+    check_known_head(head)
+    return AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
 
 
 def _names_classifier(class_names: Iterable[str]) -> bool:
@@ -56,12 +61,13 @@ def model_head(model: nn.Module) -> Head:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
-    name = type(model).__name__
-    names = {cls.__name__ for cls in type(model).__mro__}
+    inner: Any = model
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    name = type(inner).__name__
+    names = {cls.__name__ for cls in type(inner).__mro__}
     if _names_classifier(names):
-        problem, labels = getattr(model.config, "problem_type", None), model.config.num_labels
+        problem, labels = getattr(inner.config, "problem_type", None), inner.config.num_labels
         if problem not in (None, "single_label_classification") or labels < 2:
             raise ValueError(
                 f"{name} with problem_type={problem!r} and num_labels={labels}: only single-label classification with "

@@ -120,16 +120,17 @@ def convert_modules(
     for projection in projections:
         linear = model.get_submodule(projection.name)
         sub_norm = _wants_sub_norm(projection, config, architecture)
-        layer: nn.Module = BitLinear.from_linear(linear, config, sub_norm)
+        online = BitLinear.from_linear(linear, config, sub_norm)
+        layer: nn.Module = online
         if config.quantization_mode == "offline":
             layer = TernaryLinear(
-                layer.in_features,
-                layer.out_features,
-                layer.bias is not None,
+                online.in_features,
+                online.out_features,
+                online.bias is not None,
                 config,
                 sub_norm,
-                device=layer.weight.device,
-                dtype=layer.weight.dtype,
+                device=online.weight.device,
+                dtype=online.weight.dtype,
             )
         model.set_submodule(projection.name, layer)
     _report_share(model, config)

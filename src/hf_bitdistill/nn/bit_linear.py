@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +148,8 @@ class BitLinear(TernaryLayer):
 
     def _choose_training_linear(self) -> None:
         """What the layer computes in training mode, and with which options of its own: said by its switches, once for each change."""
+        self._training_linear: Callable[..., Tensor]
+        self._training_options: dict[str, Any]
         if isinstance(self._quantization_share, Tensor):
             self._training_linear, self._training_options = mixed_linear, {"share": self._quantization_share}
         elif isinstance(self._dead_zone_leak, Tensor):
@@ -200,9 +202,8 @@ class BitLinear(TernaryLayer):
             return F.linear(x, self.weight, self.bias)
         options: dict[str, Any] = {"group_size": self.group_size, "activation_bits": self.activation_bits}
         if self.training or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)):
-            linear, own = (
-                (self._training_linear, self._training_options) if self.training else (fake_quantized_linear, {})
-            )
+            linear: Callable[..., Tensor] = self._training_linear if self.training else fake_quantized_linear
+            own = self._training_options if self.training else {}
             granularity = self.weight_granularity
             return linear(x, self.weight, self.bias, granularity=granularity, gathered=gathered, **own, **options)
         if gathered is None:

@@ -110,7 +110,8 @@ class LatentGather:
 
     def adopt(self) -> None:
         """Take up the layer's weight, where it is another tensor than before."""
-        layer, weight = self.layer, self.layer.weight
+        layer = self.layer
+        weight: Any = layer.weight  # a DTensor, where it is in shards
         if not hasattr(weight, "device_mesh") or isinstance(local_tensor(weight), LatentShard):
             return
         shard = local_tensor(weight)

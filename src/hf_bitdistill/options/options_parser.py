@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -37,7 +38,8 @@ class OptionsParser(HfArgumentParser):
         required: Sequence[str] = (),
         required_unless: Sequence[str] = (),
     ):
-        super().__init__(list(kinds), prog=prog, description=description, allow_abbrev=False)
+        classes: Any = list(kinds)
+        super().__init__(classes, prog=prog, description=description, allow_abbrev=False)
         self.first, self.model_first, self.required = first, model_first, list(required)
         self.required_unless = list(required_unless)
         self.everything = False

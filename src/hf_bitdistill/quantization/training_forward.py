@@ -199,7 +199,7 @@ def fake_quantized_linear(
         x, token_scale = _integer_activations(x, weight_scale if one_scale else None)
     y = _GatheredProduct.apply(x.to(operand_dtype), weight, factor) if holds_codes else F.linear(x, weight)
     # In the order of ternary_linear: a last-bit difference here can move an int8 rounding in the next layer.
-    if one_scale:
+    if one_scale and token_scale is not None:
         return _with_bias(_scale_sums(y, weight_scale, token_scale.reciprocal()), bias)
     scaled = y * weight_scale
     if token_scale is not None:

@@ -269,4 +269,5 @@ class RecipeResult:
 def _note(row: Row) -> str:
     """Size and speed of a model, as a picture says them."""
     speed = "" if row.tokens_per_second is None else f", {row.tokens_per_second:,.0f} tokens/s"
-    return f"{row.bytes / 1e6:.1f} MB{speed}"
+    size = "" if row.bytes is None else f"{row.bytes / 1e6:.1f} MB"
+    return f"{size}{speed}".removeprefix(", ")

@@ -310,7 +310,7 @@ class _Run(Context):
             if row.name in places:
                 place, is_packed = places[row.name], row.name != "teacher"
                 row.tokens_per_second, note = work_of_first(
-                    lambda place=place, is_packed=is_packed: tokens_per_second(place, packed=is_packed), "timing"
+                    partial(tokens_per_second, place, packed=is_packed), "timing"
                 )
                 notes.append(note)
         result.notes += dict.fromkeys(filter(None, notes))

@@ -199,7 +199,7 @@ def _projection(model: PreTrainedModel, name: str, norm: Norm | None = None) -> 
 
 
 def _layer(model: PreTrainedModel, architecture: Architecture, name: str, rope: int, window: int) -> Layer:
-    family, own = architecture.decoder, architecture.own_sub_norms
+    family, own = cast(NativeDecoder, architecture.decoder), architecture.own_sub_norms
     config, attention, mlp = model.config, f"{name}.self_attn", f"{name}.mlp"
     norms = {field: _norm(f"{name}.{module}", config, family) for field, module in family.norms.items()}
     qk = [_norm(f"{attention}.{part}_norm", config, family) if family.qk_norm else None for part in "qk"]

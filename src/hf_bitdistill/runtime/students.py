@@ -83,7 +83,7 @@ class Student:
         self.needs_export = self._stock is not None or self.is_trainable
         full_precision = copy.deepcopy(config)
         del full_precision.quantization_config
-        self.model: PreTrainedModel = build_on_meta(auto_class(head), full_precision, files)
+        self.model: PreTrainedModel = build_on_meta(auto_class(self.head), full_precision, files)
         if self._stock is not None:
             source.source_dtype = dtype_in_files(files)
             source.modules_to_not_convert = _kept_by_stock(self.model, self._stock, source)

@@ -78,7 +78,7 @@ class EvaluatedRowsTrainer(Trainer):
                 self._whole(self.eval_dataset if eval_dataset is None else eval_dataset)
             )
         # Named: loaders that are kept are kept by name.
-        given = self.eval_dataset
+        given: Any = self.eval_dataset
         self.eval_dataset = {**given, eval_dataset: self._whole(given[eval_dataset])}
         try:
             return super().get_eval_dataloader(eval_dataset)

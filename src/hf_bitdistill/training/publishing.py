@@ -179,7 +179,7 @@ class PublishingTrainer(Trainer):
     ) -> CommitInfo:
         commit = self._upload(files, scratch, message, token, revision)
         if check:
-            push_checks.check_download(self.hub_model_id, commit, token)
+            push_checks.check_download(str(self.hub_model_id), commit, token)
         return commit
 
     def _upload(

@@ -9,7 +9,6 @@ from hf_bitdistill.runtime import LowRank, NativeDecoder
 
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel
 
     from .modeling_base import BitNetModel
@@ -68,7 +67,7 @@ class PeftAdapters:
 
     def __init__(self, model: PreTrainedModel):
         self._model = model
-        self._peft: PeftModel | None = None
+        self._peft: Any = None  # a `PeftModel`, once there is an adapter
 
     @property
     def names(self) -> list[str]:
@@ -181,10 +180,10 @@ class AdapterMethods:
         if self._adapters is not None:
             self._apply_adapters(self._active_adapters if self._adapters_enabled else ())
 
-    def _new_adapters(self: BitNetModel) -> NativeAdapters | PeftAdapters:
-        return NativeAdapters(self)
+    def _new_adapters(self) -> NativeAdapters | PeftAdapters:
+        return NativeAdapters(cast("BitNetModel", self))
 
-    def _apply_adapters(self: BitNetModel, names: tuple[str, ...]) -> None:
+    def _apply_adapters(self, names: tuple[str, ...]) -> None:
         self.decoder = self._adapters.decoder(names)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_bitdistill import BitNetConfig, pack, quantize_head
 from hf_bitdistill.config import QUANT_METHOD
+from hf_bitdistill.machine.environment import to
 from hf_bitdistill.modeling.model_heads import auto_class
 from hf_bitdistill.modeling.surgery import is_student, student_config
 
@@ -32,11 +33,13 @@ class InTransformers:
     """
 
     backend = "transformers"
-    model: PreTrainedModel
-    _adapters: PeftAdapters | None
+    model: Any  # of transformers
+    _adapters: Any  # `PeftAdapters`, once there is one
+    _check_no_adapters: Callable[[], None]
 
     def __init__(self, model: PreTrainedModel, preprocessors: Sequence[Any] = ()):
-        super().__init__(model.config, None, preprocessors=preprocessors)
+        own_init: Any = super().__init__  # of the `BitNetModel` behind it
+        own_init(model.config, None, preprocessors=preprocessors)
         self.model = model
 
     @property
@@ -57,7 +60,7 @@ class InTransformers:
         return self.model.get_memory_footprint(return_buffers)
 
     def _to_dtype(self, dtype: torch.dtype) -> None:
-        self.model.to(dtype)
+        to(self.model, dtype)
 
     def _new_adapters(self) -> PeftAdapters:
         return PeftAdapters(self.model)

@@ -326,7 +326,9 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
                 preprocessor.save_pretrained(staging)
             self._save_pretrained(staging, max_shard_size, **stored)
         carries = not stored and self._saves_what_it_read
-        if self.quantization_config is not None and not (carries and carry_answers(self._source, folder)):
+        if self.quantization_config is not None and not (
+            carries and self._source is not None and carry_answers(self._source, folder)
+        ):
             tokenizers = (each for each in self.preprocessors if isinstance(each, PreTrainedTokenizerBase))
             keep_answers(folder, next(tokenizers, None))
         if push_to_hub:
@@ -341,7 +343,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         """Whether the saved weights are those of the files, as these hold them."""
         return not self._student.needs_export
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo:
+    def push_to_hub(self, repo_id: str, **options: Any) -> CommitInfo | None:
         """Publish the packed checkpoint: see [`~hf_bitdistill.push_to_hub`] for the options, which are those of a model of transformers,
         and for what is raised. Returns the commit; as a string its address."""
         return push_to_hub(self, repo_id, **options)

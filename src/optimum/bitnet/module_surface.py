@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from hf_bitdistill.modeling.parameter_count import count_parameters
-from hf_bitdistill.runtime import NativeDecoder, Student
 
 
 class ModuleSurface:
     """Answers for a model whose weights are in the native library."""
 
-    decoder: NativeDecoder
+    decoder: Any  # a `NativeDecoder`; `None` where transformers computes
     config: PreTrainedConfig
-    _student: Student
+    auto_model_class: Any
+    _student: Any  # a `Student`
 
     @property
     def device(self) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_bitdistill.files.weight_files import folder_of
 from hf_bitdistill.modeling.model_heads import auto_class
-from hf_bitdistill.runtime import Student
 
 from .gguf import TemporaryImport
 
@@ -77,8 +76,9 @@ class Reloading:
     """Copies, pickles and floats of a model whose weights are in the native library."""
 
     head: str
-    _student: Student | None
-    _loaded: Loaded | None
+    _student: Any  # a `Student`
+    _loaded: Any  # a `Loaded`, of what was loaded from files
+    _check_no_adapters: Callable[[], None]
     _imported: TemporaryImport | None = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:

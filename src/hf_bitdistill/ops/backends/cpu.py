@@ -46,7 +46,7 @@ def _contiguous_bytes(packed: Tensor) -> Tensor:
 
 @implement("ternary_pack", "CPU")
 def ternary_pack(weight, weight_scale, out_features, group_size=0):
-    weight, scale = weight.contiguous(), _floats(weight_scale)
+    weight, scale = weight.contiguous(), weight_scale.float().contiguous()
     if weight.dtype != torch.uint8 or weight.ndim != 2:
         raise ValueError("packed ternary storage is a uint8 matrix")
     library = _native()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,8 @@ class StandIns:
     def load(self, state: Mapping[tuple[int, str], Mapping[str, Tensor]]) -> None:
         """Of the layers as they are now, with the values of [`state`]."""
         for (index, name), tensors in state.items():
-            stand_in = self._new(self._layers[index].get_submodule(name), torch.Generator())
+            layer = cast(BitLinear, self._layers[index].get_submodule(name))
+            stand_in = self._new(layer, torch.Generator())
             for key, value in stand_in.own_tensors().items():
                 value.copy_(tensors[key])
             self._found[index, name] = stand_in

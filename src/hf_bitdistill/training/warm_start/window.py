@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -116,7 +117,7 @@ class Window:
         """Mean loss of each tenth of the steps."""
         config = self.config
         vectors = Float32Copies(self._vectors(stand_ins) if config.train_norms else [])
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for s in stand_ins for p in s.updates()], "lr": config.learning_rate},
             {"params": [p for s in stand_ins for p in s.factors()], "lr": config.factor_learning_rate},
             {"params": vectors.copies, "lr": config.norm_learning_rate},

@@ -104,8 +104,8 @@ def read_batches(
                 found.own.append(None)
                 continue
             own_tokens = hidden.shape[0] * hidden.shape[1] if mask is None else int(mask.sum())
-            slots = [states.slot() for _ in range(3)]
-            found.own.append(WindowBatch(calls, mask, *slots, own_tokens / max(tokens, 1)))
-            slots[0].write(of_student)
-            slots[1].write(hidden)
+            before_window, of_teacher, target = (states.slot() for _ in range(3))
+            found.own.append(WindowBatch(calls, mask, before_window, of_teacher, target, own_tokens / max(tokens, 1)))
+            before_window.write(of_student)
+            of_teacher.write(hidden)
     return found

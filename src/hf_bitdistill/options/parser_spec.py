@@ -74,7 +74,7 @@ def _section(parser: OptionsParser, owner: type, names: set[str]) -> Section:
 
 def _option(action: argparse.Action, with_default: bool = False) -> Option:
     text = " ".join((action.help or "").split())
-    kind = {int: "int", float: "float"}.get(action.type)  # type: ignore[call-overload]
+    kind = {int: "int", float: "float"}.get(action.type)  # type: ignore[call-overload]  # argparse takes any callable as a type
     choices = None
     if action.choices is not None:
         choices = [getattr(choice, "value", choice) for choice in action.choices]
@@ -86,7 +86,7 @@ def _option(action: argparse.Action, with_default: bool = False) -> Option:
         name=action.dest,
         text=text.replace("%%", "%"),
         value=None if plain else _value(action, choices, kind),
-        nargs=None if plain else action.nargs,  # type: ignore[arg-type]
+        nargs=None if plain else action.nargs,  # type: ignore[arg-type]  # argparse accepts None
         choices=choices,
         kind=kind,
         required=bool(action.option_strings) and action.required,

@@ -126,17 +126,8 @@ def test_nothing_else_is_at_the_root():
 
 def test_tests_are_where_what_they_test_is():
     """A folder of tests is called as a room, or as what is no room."""
-    others = {
-        "architectures.py",
-        "benchmarks",
-        "distributed",
-        "documentation",
-        "examples",
-        "faults",
-        "fuzz",
-        "interop",
-    }
-    others |= {"native", "optimum", "packaging"}
+    others = {"benchmarks", "distributed", "documentation", "examples", "faults", "fuzz", "interop"}
+    others |= {"native", "notebooks", "optimum", "packaging"}
     folders = {folder.name for folder in (ROOT / "tests").iterdir() if list(folder.glob("**/test_*.py"))}
     assert folders - others <= {rooms.room_of(module) for module in rooms.modules()}
 

@@ -114,12 +114,12 @@ def warm_worker(monkeypatch):
 
 @pytest.fixture
 def warm_measure(monkeypatch):
-    """The processes in which `benchmark.measure` measures have imported what they need already, so memory is not theirs alone."""
+    """The processes in which `evaluation.speed` measures have imported what they need already, so memory is not theirs alone."""
     import importlib
 
     import warm
 
-    module = importlib.import_module("hf_bitdistill.evaluation.speed.measure")
+    module = importlib.import_module("hf_bitdistill.evaluation.speed.systems")
     monkeypatch.setattr(module, "subprocess", types.SimpleNamespace(run=warm.run))
 
 

@@ -96,7 +96,7 @@ def test_native_equals_torch_bit_for_bit(library, monkeypatch, kind):
             library.set_isa(isa)
             results[isa] = ops.packed_linear(x, packed, rows, bias)
         with monkeypatch.context() as patch:
-            patch.setattr(ops.native, "library", lambda: None)
+            patch.setattr(ops.binding, "library", lambda: None)
             results["torch"] = ops.packed_linear(x, packed, rows, bias)
             index = torch.tensor([0, rows - 1])
             rows_torch = ops.packed_embedding(index, packed, cols)
@@ -112,7 +112,7 @@ def test_packed_form_is_the_same(library, monkeypatch, kind):
     for name in ("native", "torch"):
         with monkeypatch.context() as patch:
             if name == "torch":
-                patch.setattr(ops.native, "library", lambda: None)
+                patch.setattr(ops.binding, "library", lambda: None)
             packed[name] = make(kind, 45, 150, torch.Generator().manual_seed(3))[3]
     assert torch.equal(packed["native"], packed["torch"])
 
@@ -254,7 +254,7 @@ def test_scales_of_int4_are_float16(monkeypatch, native):
     if not native:
         monkeypatch.setattr("hf_bitdistill.ops.binding.library", lambda: None)
     codes = torch.full((20, 35), 0x88, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"scales of int4 storage are float16, not torch\.float32"):
+    with pytest.raises(ValueError, match=r"int4 scales are float16, not torch\.float32"):
         ops.int4_pack(codes, torch.rand(20, 3), 70)
     packed = ops.int4_pack(codes, torch.rand(20, 3).half(), 70)
     assert read_header(packed).scale_dtype == torch.float16

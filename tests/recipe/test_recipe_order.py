@@ -24,7 +24,10 @@ class Scripted(_Run):
     def __init__(self, script, numbers, budget=None, seconds=10.0):
         self.settings = RecipeSettings(model="m", dataset="d", output_dir="o", budget=budget)
         self.work = SimpleNamespace(
-            numbers=numbers, distill_steps=lambda share=1.0: round(100 * share), start_tokens=lambda steps: steps
+            numbers=numbers,
+            distill_steps=lambda share=1.0: round(100 * share),
+            start_tokens=lambda steps: steps,
+            start=lambda model, steps: pytest.fail("a stage is not run"),
         )
         self.script, self.ran = script, []
         self.progress, self.choices, self.data = Progress(io.StringIO()), [], {}

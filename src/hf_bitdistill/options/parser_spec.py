@@ -16,6 +16,10 @@ from hf_bitdistill_cli.spec import Option, Section, Spec
 from .options_parser import USUAL, OptionsParser
 
 
+# What argparse makes of `action="append"`, for which it has no public name.
+_APPENDING = type(argparse.ArgumentParser().add_argument("--each", action="append"))
+
+
 def of_parser(parser: argparse.ArgumentParser) -> Spec:
     """The spec of a parser."""
     if isinstance(parser, OptionsParser):
@@ -90,7 +94,7 @@ def _option(action: argparse.Action, with_default: bool = False) -> Option:
         choices=choices,
         kind=kind,
         required=bool(action.option_strings) and action.required,
-        action="store_true" if plain else "append" if isinstance(action, argparse._AppendAction) else "store",
+        action="store_true" if plain else "append" if isinstance(action, _APPENDING) else "store",
         default=_default(action) if with_default or "%(default)" not in text else None,
     )
 

@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING
 
 from ..modules.lazy import attach as _attach
-from .settings import QuickstartError, QuickstartSettings
+from .settings import TEACHER_FOLDER, QuickstartError, QuickstartSettings
 
 
 if TYPE_CHECKING:
@@ -15,4 +15,4 @@ if TYPE_CHECKING:
 # The training libraries take seconds to import; the settings do not need them.
 __getattr__, __dir__ = _attach(__name__, {"run_quickstart": "run"})
 
-__all__ = ["QuickstartError", "QuickstartSettings", "run_quickstart"]
+__all__ = ["TEACHER_FOLDER", "QuickstartError", "QuickstartSettings", "run_quickstart"]

@@ -93,9 +93,12 @@ def test_refusals(model, tmp_path, capsys):
     text = ["--corpus", tmp_path / "corpus.txt", "--block_size", 32]
     assert run("warm-start", "--model_name_or_path", model, *text) == 1
     assert "--output_dir is required" in capsys.readouterr().err
-    for both in ([], [*text, "--task", "sst2"]):
-        assert run("warm-start", "--model_name_or_path", model, "--output_dir", tmp_path / "out", *both) == 1
-        assert "either --corpus or --task" in capsys.readouterr().err
+    for given, told in (
+        ([], "--corpus or --task is required"),
+        ([*text, "--task", "sst2"], "give either --corpus or --task"),
+    ):
+        assert run("warm-start", "--model_name_or_path", model, "--output_dir", tmp_path / "out", *given) == 1
+        assert told in capsys.readouterr().err
     for name in ("--attention_loss_weight", "--hidden_loss_weight"):
         wrong = ["--output_dir", tmp_path / "out", name, 1]
         assert run("pretrain", "--model_name_or_path", model, *text, *wrong) == 1

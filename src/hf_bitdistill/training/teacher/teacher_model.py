@@ -177,7 +177,7 @@ def choose_teacher(
 
 def _origin(model: Any) -> str | None:
     """Where a model in memory came from, which it knows."""
-    return getattr(model.config, "_name_or_path", None)
+    return getattr(model.config, "name_or_path", None)
 
 
 def forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:

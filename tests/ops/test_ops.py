@@ -258,6 +258,3 @@ def test_scales_of_int4_are_float16(monkeypatch, native):
         ops.int4_pack(codes, torch.rand(20, 3), 70)
     packed = ops.int4_pack(codes, torch.rand(20, 3).half(), 70)
     assert read_header(packed).scale_dtype == torch.float16
-    packed[44] = 0  # its header's word on the scales
-    with pytest.raises(ValueError, match="not a packed weight of this version"):
-        read_header(packed)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -130,13 +131,20 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options)), flush=True)
         return
+    # What is freed goes back at once: memory that an allocator keeps for later would be counted as taken.
+    environment = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "0",
+        "MALLOC_ARENA_MAX": "1",
+    }
     results = []
     for layers in options.layers:
         for window in options.windows:
             for where in options.where:
                 command = [sys.executable, __file__, *sys.argv[1:], "--one"]
                 command += ["--layers", str(layers), "--windows", str(window), "--where", where]
-                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
                 results.append(
                     {"layers": layers, "window": window, "where": where, **json.loads(output.splitlines()[-1])}
                 )
@@ -144,8 +152,8 @@ def main() -> None:
     kinds = [kind for kind in ("device", "process") if kind in results[0]]
     rows = [
         [
-            row["layers"],
-            row["window"],
+            str(row["layers"]),
+            str(row["window"]),
             row["where"],
             *(f"{row[kind] / 1e6:.0f}" for kind in kinds),
             f"{row['seconds']:.0f}",

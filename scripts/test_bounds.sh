@@ -20,7 +20,7 @@ environment=.venv-$kind
 "$environment/bin/python" -m pip install --quiet uv
 "$environment/bin/uv" pip install --quiet --python "$environment/bin/python" --resolution "$resolution" -e '.[test]'
 "$environment/bin/uv" pip list --python "$environment/bin/python" | grep -Ei '^(torch|transformers|accelerate|datasets|peft|trl|numpy|optimum) '
-# (Among tests/test_*.py tests/files tests/modeling: test_compat.py and test_private_names.py, what is private in the libraries, and test_architectures.py, every architecture.)
+# (Among them test_compat.py and test_private_names.py, what is private in the libraries, and test_architectures.py, every architecture.)
 exec "$environment/bin/python" -m pytest -q -p no:cacheprovider -n "${WORKERS:-2}" --dist loadfile "${options[@]}" \
-  tests/test_*.py tests/files tests/modeling tests/quantization tests/nn tests/ops tests/autoload tests/adapters tests/data tests/training \
+  tests/test_*.py tests/architectures tests/files tests/modules tests/options tests/modeling tests/quantization tests/nn tests/ops tests/autoload tests/adapters tests/data tests/training \
   tests/evaluation tests/gguf_format tests/verify tests/cli/test_door.py tests/optimum

@@ -1,4 +1,4 @@
-"""The two heads a model can have: which one it has, and what transformers calls what belongs to it. (What a head weighs: `heads.py`.)"""
+"""The two heads a model can have: which one it has, and what transformers calls what belongs to it. (What a head weighs: `lm_head.py`.)"""
 
 from __future__ import annotations
 

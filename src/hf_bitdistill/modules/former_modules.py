@@ -24,6 +24,7 @@ FORMER_MODULES = {
     "massive_activations": "training.massive_activations",
     "packing": "modeling.pack",
     "quantizer": "modeling.quantizer",
+    "quickstart.base_model": "quickstart.settings",
     "saving": "modeling.saving",
     "surgery": "modeling.surgery",
     "warm_start": "training.warm_start",
@@ -33,10 +34,10 @@ FORMER_MODULES = {
 def _name_now(module: str) -> str | None:
     """Of a former name, `hf_bitdistill.distillation.config`; `None` for any other."""
     package, _, name = module.partition(".")
-    former = name.partition(".")[0]
-    if package != _PACKAGE or former not in FORMER_MODULES:
+    if package != _PACKAGE:
         return None
-    return f"{_PACKAGE}.{FORMER_MODULES[former]}{name.removeprefix(former)}"
+    former = next((former for former in FORMER_MODULES if f"{name}.".startswith(f"{former}.")), None)
+    return None if former is None else f"{_PACKAGE}.{FORMER_MODULES[former]}{name.removeprefix(former)}"
 
 
 class _Loader(Loader):

@@ -128,12 +128,15 @@ class EvaluatedRowsTrainer(Trainer):
         # accelerate's, which deals batches out to the processes.
         turns = getattr(dataloader, "batch_sampler", None)
         batches = getattr(turns, "batch_sampler", None)
-        if (
-            turns is None
-            or not isinstance(batches, BatchSampler)
-            or getattr(turns, "split_batches", True)
-            or turns.drop_last
-        ):
+        if turns is None or not isinstance(batches, BatchSampler) or getattr(turns, "split_batches", True):
+            if self.is_world_process_zero():
+                logger.warning_once(
+                    "The rows to evaluate are not dealt out batch by batch: in several processes the last batch may be filled up with rows "
+                    "that were evaluated before, and its losses count. Leave dispatch_batches and split_batches out of accelerator_config "
+                    "for the numbers of one process."
+                )
+            return False, False
+        if turns.drop_last:
             return False, False
         if not isinstance(batches, WholeTurns):
             if not turns.even_batches or turns.num_processes == 1:

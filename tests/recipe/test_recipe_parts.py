@@ -13,7 +13,7 @@ from hf_bitdistill.recipe.examples import load
 from hf_bitdistill.recipe.order import in_order
 from hf_bitdistill.recipe.progress import Progress, duration
 from hf_bitdistill.recipe.store import StageStore, alone, fingerprint_model, fingerprint_text
-from hf_bitdistill.recipe.train import micro_batch, steps_for
+from hf_bitdistill.recipe.train import Machine, micro_batch, steps_for
 
 
 def test_store_runs_once_and_after_its_parent(tmp_path):
@@ -36,6 +36,26 @@ def test_store_runs_once_and_after_its_parent(tmp_path):
         store.run("c", {}, fail)
     # What it left is still there for the next try.
     assert list(tmp_path.glob("c-*/checkpoints")) and not list(tmp_path.glob("c-*/result.json"))
+
+
+def test_a_stage_that_was_interrupted_counts_all_it_took(tmp_path, monkeypatch):
+    store, clock = StageStore(tmp_path, lambda *_: None), [0.0]
+    monkeypatch.setattr("hf_bitdistill.recipe.store.time.perf_counter", lambda: clock[0])
+
+    def work(folder):
+        clock[0] += 10.0
+        if clock[0] < 25.0:
+            raise KeyboardInterrupt
+        return {}
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            store.run("a", {}, work)
+    clock[0] += 1000.0
+    result = store.run("a", {}, work).result
+    assert (result["seconds"], result["interruptions"]) == (30.0, 2)
+    assert "interruptions" not in store.run("b", {}, work).result
+    assert not list(tmp_path.glob("*/taken.json"))
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
@@ -87,10 +107,19 @@ def test_sizes():
     assert steps_for(6400, 3.0, 100, 16) == 18 and steps_for(64, 3.0, 100, 16) == 4 and steps_for(3, 1.0, 3, 16) == 1
     large = AutoConfig.for_model("llama", hidden_size=8192, num_hidden_layers=80, vocab_size=128_000)
     small = AutoConfig.for_model("llama", hidden_size=64, num_hidden_layers=2, vocab_size=384)
-    import torch
+    machine = Machine(bf16=False)
+    assert micro_batch(16, 64, small, machine, 10_000) == 16 and micro_batch(16, 8192, large, machine, 10_000) == 1
+    # Nothing is left beside gradients and states: one example at a time is the least there is.
+    assert micro_batch(16, 64, small, machine, 10**15) == 1
 
-    cpu = torch.device("cpu")
-    assert micro_batch(16, 64, small, cpu) == 16 and micro_batch(16, 8192, large, cpu) == 1
+
+def test_activations_of_16_bits_are_smaller(monkeypatch):
+    model = AutoConfig.for_model("llama", hidden_size=576, num_hidden_layers=30, vocab_size=384)
+    monkeypatch.setattr(
+        "hf_bitdistill.recipe.train.free_memory", lambda device: 14 * 1000 + 2 * 8 * 100 * 130 * 30 * 576
+    )
+    assert micro_batch(16, 100, model, Machine(bf16=False), 1000) == 4  # (logits and losses take the rest of eight)
+    assert micro_batch(16, 100, model, Machine(bf16=True), 1000) == 8
 
 
 def test_lines(monkeypatch):

@@ -6,7 +6,6 @@ import os
 from types import SimpleNamespace
 
 import pytest
-import torch
 from transformers import AutoConfig, TrainerControl
 
 from hf_bitdistill.machine import processes
@@ -30,11 +29,10 @@ def four(monkeypatch):
 
 def test_batches(four, settings, tmp_path, monkeypatch):
     small = AutoConfig.for_model("llama", hidden_size=64, num_hidden_layers=2, vocab_size=384)
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(train, "free_memory", lambda device: 4 * 4 * 8 * 100 * (40 * 2 * 64 + 4 * 384))
-    # The one that has least room decides: a quarter of the eight examples that fit elsewhere.
-    assert train.micro_batch(8, 100, small, cpu) == 2
     machine = train.Machine(bf16=False)
+    monkeypatch.setattr(train, "free_memory", lambda device: 2 * 8 * 100 * (130 * 2 * 64 + 4 * 384))
+    # The one that has least room decides: a quarter of the eight examples that fit elsewhere.
+    assert train.micro_batch(8, 100, small, machine, 0) == 2
     options = {"steps": 10, "rate": 1e-3, "seed": 0}
     arguments = train.training_arguments(PretrainingConfig, tmp_path, machine, batch=32, micro=2, **options)
     assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (2, 4)

@@ -29,7 +29,7 @@ from ..machine.whole_models import whole_models
 from ..modeling.locate import find_model
 from ..modeling.pack import pack
 from ..modeling.surgery import apply_bitnet
-from ..training import DistillationConfig, DistillationTrainer, PretrainingConfig, ReliableTrainer
+from ..training import DistillationConfig, DistillationTrainer, PretrainingConfig
 from ..training.calibration import calibrate_sub_norm
 from ..training.losses.attention_states import attention_layers
 from ..training.massive_activations import find_massive_projections
@@ -103,14 +103,18 @@ class Work:
         dtype = self.config.get_text_config().dtype or self.config.dtype
         return dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
 
-    def micro(self, length: int, batch: int | None = None) -> int:
+    def micro(self, model: PreTrainedModel, length: int, batch: int | None = None) -> int:
         """Examples of a length that a process trains on at once.
 
         Args:
+            model: that is trained; it is on its device, and so is a teacher.
             batch: a step; default: `batch_size`.
         """
         each = (batch or self.numbers.batch_size) // processes.world_size()
-        return micro_batch(each, length, self.config, self.machine.device)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        return micro_batch(
+            each, length, self.config, self.machine, trained // (processes.world_size() if shards() else 1)
+        )
 
     def teacher_steps(self) -> int:
         numbers = self.numbers
@@ -171,19 +175,24 @@ class Work:
             "greater_is_better": False,
             "prediction_loss_only": True,
         }
+        # On labels alone: of this trainer the logits exist where there is a label, which are few of a task's positions.
         arguments = training_arguments(
-            PretrainingConfig,
+            DistillationConfig,
             folder,
             self.machine,
             steps=steps,
             batch=numbers.batch_size,
-            micro=self.micro(self.length),
+            micro=self.micro(model, self.length),
             rate=rate,
             seed=self.seed,
+            allow_full_precision_student=True,
+            logits_loss_weight=0.0,
+            attention_loss_weight=0.0,
             **(watching if watch else {}),
         )
-        trainer = ReliableTrainer(
+        trainer = DistillationTrainer(
             model,
+            None,
             arguments,
             data_collator=collate(self.tokenizer),
             train_dataset=in_order(self.examples.train, steps, numbers.batch_size, self.seed),
@@ -300,7 +309,7 @@ class Work:
             self.machine,
             steps=self.pretrain_steps(),
             batch=numbers.pretrain_batch_size,
-            micro=self.micro(numbers.block_size, numbers.pretrain_batch_size),
+            micro=self.micro(student, numbers.block_size, numbers.pretrain_batch_size),
             rate=numbers.pretrain_learning_rate,
             seed=self.seed,
             logits_loss_weight=numbers.pretrain_logits_loss_weight,
@@ -360,7 +369,7 @@ class Work:
             self.machine,
             steps=steps,
             batch=batch,
-            micro=self.micro(self.length),
+            micro=self.micro(student, self.length),
             rate=rate,
             seed=self.seed,
             **losses,

@@ -17,7 +17,8 @@ from ..files.atomic import lock_folder, write_text
 from ..files.model_folder import RECORDS
 from ..machine import processes
 from ..machine.agreement import check_shared
-from ..machine.environment import describe_environment
+from ..machine.environment import default_device, describe_environment
+from ..machine.freed_memory import freed_memory_kept
 from .settings import RecipeError
 
 
@@ -25,6 +26,8 @@ Value = TypeVar("Value")
 
 RESULT = "result.json"
 CHECKPOINTS = "checkpoints"
+# What the interrupted attempts at a stage have taken.
+TAKEN = "taken.json"
 
 
 @contextlib.contextmanager
@@ -96,6 +99,33 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+class _StageClock:
+    """What a stage takes, with the time of those before that were interrupted. (Of one that was killed nothing is known.)
+
+    Args:
+        file: keeps it when the stage is interrupted; written by the first process.
+
+    Attributes:
+        taken: `seconds`, and `interruptions` if there were any.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.taken: dict[str, Any] = {}
+
+    def __enter__(self) -> None:
+        before = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {"seconds": 0.0}
+        self._before, self._started = before, time.perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        interruptions = self._before.get("interruptions", 0) + (kind is not None)
+        seconds = round(self._before["seconds"] + time.perf_counter() - self._started, 1)
+        self.taken = {"seconds": seconds, **({"interruptions": interruptions} if interruptions else {})}
+        if kind is not None and processes.is_first():
+            with contextlib.suppress(OSError):  # (a full disk may be what ends it)
+                write_json(self.file, self.taken)
+
+
 class StageStore:
     """Runs stages, or finds them done, in folders below `folder`. Of several processes the first looks what is done, writes, and tells all
     what was measured.
@@ -148,13 +178,14 @@ class StageStore:
         result = processes.from_first(look, f"looking for {folder}")
         was_done = result is not None
         if result is None:
-            started = time.perf_counter()
-            measured = work_of_first(lambda: work(folder), f"the stage {kind}") if by_first else work(folder)
+            clock = _StageClock(folder / TAKEN)
+            with clock, freed_memory_kept(default_device().type == "cpu"):
+                measured = work_of_first(lambda: work(folder), f"the stage {kind}") if by_first else work(folder)
 
             def finish() -> dict[str, Any]:
-                seconds = round(time.perf_counter() - started, 1)
                 shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-                write_json(file, {**identity, "machine": describe_environment(), "seconds": seconds, **measured})
+                write_json(file, {**identity, "machine": describe_environment(), **clock.taken, **measured})
+                (folder / TAKEN).unlink(missing_ok=True)
                 return json.loads(file.read_text(encoding="utf-8"))
 
             result = processes.from_first(finish, f"writing {file}")

@@ -30,10 +30,13 @@ from .store import CHECKPOINTS
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
-# Share of the free memory that the activations of a micro batch may take; the rest is for weights and the optimiser's states.
-_MEMORY_SHARE = 0.25
-# Numbers kept a token, layer and channel for the backward pass, of two models, and of the vocabulary's losses.
-_KEPT_A_LAYER, _KEPT_OF_LOGITS = 40, 4
+# Share of the memory that is free, or will be beside weights, gradients and the optimiser's states, for the activations of a micro batch.
+_MEMORY_SHARE = 0.5
+# Bytes a trained parameter takes beside itself: its gradient, Adam's two moments, and a copy in 16 bits.
+_BESIDE_A_PARAMETER = 14
+# Bytes kept a token, layer and channel for the backward pass (counted of Llama: 105 and 61), with room for the relations of attention, and
+# a token and entry of the vocabulary.
+_KEPT_A_LAYER, _KEPT_A_LAYER_BF16, _KEPT_OF_LOGITS = 130, 85, 4
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def others_load() -> float | None:
     return load if torch.get_num_threads() > 1 and load + torch.get_num_threads() > 2 * cores else None
 
 
-def micro_batch(batch: int, length: int, config: Any, device: torch.device) -> int:
+def micro_batch(batch: int, length: int, config: Any, machine: Machine, trained: int) -> int:
     """The largest divisor of a batch whose activations fit a share of the free memory, in the process that has least of it. Called by all
     processes.
 
@@ -85,12 +88,15 @@ def micro_batch(batch: int, length: int, config: Any, device: torch.device) -> i
         batch: of this process.
         length: tokens of the longest example.
         config: of the model.
+        trained: parameters that this process will hold gradients and states of.
     """
     config = config.get_text_config()
-    kept = _KEPT_A_LAYER * config.num_hidden_layers * config.hidden_size + _KEPT_OF_LOGITS * config.vocab_size
+    a_layer = _KEPT_A_LAYER_BF16 if machine.bf16 else _KEPT_A_LAYER
+    kept = a_layer * config.num_hidden_layers * config.hidden_size + _KEPT_OF_LOGITS * config.vocab_size
     # The memory of a CPU is shared by the processes of its machine.
-    sharing = processes.local_world_size() if device.type == "cpu" else 1
-    fits = min(processes.gather(_MEMORY_SHARE * free_memory(device) / sharing / (4 * kept * max(length, 1))))
+    sharing = processes.local_world_size() if machine.device.type == "cpu" else 1
+    free = free_memory(machine.device) / sharing - _BESIDE_A_PARAMETER * trained
+    fits = min(processes.gather(_MEMORY_SHARE * free / (kept * max(length, 1))))
     return next((size for size in range(batch, 0, -1) if batch % size == 0 and size <= fits), 1)
 
 

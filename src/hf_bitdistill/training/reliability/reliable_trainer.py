@@ -35,6 +35,7 @@ from ...files.training_checkpoints import (
     write_manifest,
 )
 from ...machine import agreement, processes
+from ...machine.freed_memory import freed_memory_kept
 from ..engines.engine_trainer import EngineTrainer
 from ..evaluated_rows import EvaluatedRowsTrainer
 from ..streamed_rows import StreamedRowsTrainer
@@ -246,7 +247,8 @@ class ReliableTrainer(StreamedRowsTrainer, EvaluatedRowsTrainer, EngineTrainer):
         if self.args.should_save:
             remove_leftovers(Path(self.args.output_dir) / PREFIX_CHECKPOINT_DIR, any_ending=True)
         self._watch = FiniteWatch(self.accelerator)
-        return super().train(checkpoint, *args, **kwargs)
+        with freed_memory_kept(self.args.device.type == "cpu"):
+            return super().train(checkpoint, *args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         self._load("the optimizer or its schedule", super()._load_optimizer_and_scheduler, checkpoint)

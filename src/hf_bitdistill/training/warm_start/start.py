@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from ..._compat import attention_implementation
 from ...machine import processes
+from ...machine.freed_memory import freed_memory_kept
 from ...modeling.surgery import SurgeryError, is_student, student_config
 from ...nn import BitLinear
 from ...quantization import fold_ternary, least_squares_start
@@ -129,7 +130,8 @@ def warm_start(
         teacher_model.eval()
         show = progress and processes.is_first()
         run = Run(student, teacher_model, batches, places, states, config, show, on_step, checkpoint, say)
-        return run()
+        with freed_memory_kept(device.type == "cpu"):
+            return run()
     finally:
         for place in places:
             place.only()

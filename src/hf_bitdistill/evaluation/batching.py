@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
+from ..nn import kernels_while_evaluating
 from ..nn.carried_adapters import without_adapters
 
 
@@ -85,7 +87,7 @@ def evaluating(model: Any) -> Iterator[None]:
     try:
         # no_grad and not inference_mode: what a model caches meanwhile (rotary tables, quantized weights) must remain
         # usable when training goes on.
-        with torch.no_grad():
+        with torch.no_grad(), kernels_while_evaluating(model) if isinstance(model, nn.Module) else nullcontext():
             yield
     finally:
         if was_training:

@@ -9,6 +9,7 @@ from .bit_linear import (
     set_scale_gradient,
     warn_of_16_bit_weights,
 )
+from .evaluation_kernels import kernels_while_evaluating
 from .experts import Experts
 from .quantized_table import QuantizedEmbedding, QuantizedHead, QuantizedTable, StoredTable
 from .sub_norm import SubLN
@@ -29,6 +30,7 @@ __all__ = [
     "TernaryLinear",
     "enable_ternary_all_gather",
     "full_precision",
+    "kernels_while_evaluating",
     "set_dead_zone_leak",
     "set_quantization_share",
     "set_scale_gradient",

@@ -27,6 +27,7 @@ from .sub_norm import SubLN
 
 
 if TYPE_CHECKING:
+    from .evaluation_kernels import WeightInKernels
     from .ternary_gather import LatentGather
 
 
@@ -68,6 +69,8 @@ class BitLinear(TernaryLayer):
 
     # Of [`enable_ternary_all_gather`].
     _gather: LatentGather | None = None
+    # Of [`kernels_while_evaluating`].
+    in_kernels: WeightInKernels | None = None
 
     def __init__(
         self,
@@ -195,6 +198,10 @@ class BitLinear(TernaryLayer):
         Args:
             normed: `x` is what [`normed`] gave.
         """
+        if self.in_kernels is not None and self._quantize and not (self.training or torch.is_grad_enabled()):
+            y = self.in_kernels.linear(self, x, normed)
+            if y is not None:
+                return y
         if not normed:
             x = self.normed(x)
         gathered = self._gathered_weight()

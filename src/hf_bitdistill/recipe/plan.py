@@ -24,8 +24,9 @@ from .settings import RecipeError, RecipeSettings
 from .stages import Work
 
 
-# Steps of a probed training, the first of which warms up and does not count.
-_STEPS = 4
+# Steps of a probed training. The first of them do not count: they get memory that the process has not had before, which costs the more
+# the larger the model, and lengths for which nothing is compiled yet.
+_STEPS, _COUNTED_STEPS = 6, 3
 _WINDOW_STEPS, _WINDOW_BATCHES = 2, 2
 # Rows that are measured and evaluated, at least, and of each process.
 _MEASURED_ROWS, _WRITTEN_ROWS = 48, 4
@@ -215,8 +216,8 @@ def probe(
 def _train_step(run: Callable[[Progress], Any]) -> float:
     ticks = _Ticks(1 << 30)
     run(ticks)
-    times = [at for _, at in ticks.ticks]
-    return statistics.median(b - a for a, b in pairwise(times))
+    times = [at for _, at in ticks.ticks][-_COUNTED_STEPS - 1 :]
+    return (times[-1] - times[0]) / (len(times) - 1)
 
 
 class _Typical:

@@ -12,6 +12,7 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from ..machine import processes
+from ..nn import kernels_while_evaluating
 
 
 logger = logging.get_logger(__name__)
@@ -115,7 +116,8 @@ class EvaluatedRowsTrainer(Trainer):
             # The mean of a batch is over its own tokens; those of the batches beside it are another mean, and repeated ones have no part.
             self.args.average_tokens_across_devices = False
         try:
-            return super().evaluation_loop(dataloader, *args, **kwargs)
+            with kernels_while_evaluating(self.accelerator.unwrap_model(self.model)):
+                return super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
             self._uneven = self._repeats_last = False
             self.args.average_tokens_across_devices = across

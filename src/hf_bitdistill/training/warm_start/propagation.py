@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ...nn import kernels_while_evaluating
 from .hidden_states import Slot
 from .residents import Residents
 from .window_batches import Batches, WindowBatch
@@ -60,6 +61,7 @@ class Propagation:
             self._timed(),
             self.teacher.holding(*((0, 0) if is_target else (first, last))),
             self.student.holding(*((first, last) if self._of_student else (0, 0))),
+            kernels_while_evaluating(nn.ModuleList(self.student.layers[first:last])),
         ):
             for batch in self.batches.each(f"inputs of layer {last}"):
                 if is_target:

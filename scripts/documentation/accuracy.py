@@ -1,4 +1,4 @@
-"""Results of training: the recipe as a whole, and `benchmarks/accuracy`."""
+"""Results of `benchmarks/accuracy`, and of warm starts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from .charts import Bars, Lines, Point, Quality
+from .charts import Bars, Lines
 from .shown import (
     Shown,
     accuracy_machine,
-    exists,
     load,
     machine,
     nats,
@@ -103,87 +102,6 @@ def _standard_error(name: str) -> OfScores:
 
 def _deviation(_: str, values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
-
-
-# ---- The recipe as a whole ------------------------------------------------------------------------------------------
-
-EFFORTS = ("quick", "standard", "thorough")
-"""Records of `bitdistill run` on SST-2 are shown where their file is there: `recipe/smollm2_sst2_EFFORT.json`."""
-
-
-def recipe_record(effort: str) -> str:
-    return f"recipe/smollm2_sst2_{effort}.json"
-
-
-def recipe_row(file: str, name: str) -> dict:
-    return next(row for row in load(file)["table"] if row["name"] == name)
-
-
-def score_text(row: dict) -> str:
-    return f"{100 * row['score']['value']:.1f} ± {100 * row['score']['stderr']:.1f}"
-
-
-def quality() -> Quality:
-    """Quality against size and speed on SST-2: the teacher, and the student of each effort that was recorded."""
-    efforts = [effort for effort in EFFORTS if exists(recipe_record(effort))]
-    # (Each effort has a teacher of its own; the picture shows that of the last one.)
-    points = [("teacher, full precision", recipe_row(recipe_record(efforts[-1]), "teacher"))]
-    points += [
-        (f"ternary, --effort {effort}", recipe_row(recipe_record(effort), "ternary student, packed"))
-        for effort in efforts
-    ]
-    return Quality(
-        "accuracy on SST-2, %",
-        [
-            Point(
-                name,
-                row["bytes"] / 1e6,
-                row["tokens_per_second"],
-                100 * row["score"]["value"],
-                100 * row["score"]["stderr"],
-            )
-            for name, row in points
-        ],
-    )
-
-
-def time_text(values: dict) -> str:
-    """How long a run took; of one that was interrupted, how long it was planned to."""
-    if "note" in values:
-        return f"planned {values['plan']['seconds'] / 60:.0f} minutes"
-    return f"{sum(values['seconds'].values()) / 60:.0f} minutes"
-
-
-def recipe() -> Shown:
-    files = ["recipe/quickstart.json", *(recipe_record(effort) for effort in EFFORTS if exists(recipe_record(effort)))]
-    rows, measured = [], []
-    for file in files:
-        values = load(file)
-        name = f"{values['settings']['model']}, {values['settings']['dataset']}"
-        effort = values["settings"].get("effort", "standard")
-        name += ", `make demo`" if file == files[0] else f", `--effort {effort}`"
-        for which in ("teacher", "ternary student, packed", "BitNet-SFT (no recipe)"):
-            row = next((row for row in values["table"] if row["name"] == which), None)
-            if row:
-                speed = row["tokens_per_second"]
-                rows.append(
-                    [
-                        name,
-                        which,
-                        f"{score_text(row)} %",
-                        f"{row['bytes'] / 1e6:.1f} MB",
-                        f"{speed:,.0f}" if speed else None,
-                    ]
-                )
-        measured.append(f"{name}: {machine(values['machine'])}, {time_text(values)}")
-    return Shown(
-        ["run", "model", "accuracy (docstrings: of tokens)", "on disk", "tokens a second"],
-        rows,
-        files,
-        "; ".join(measured),
-        quality(),
-        "Accuracy on SST-2 against size on disk and against tokens a second, teacher and ternary student",
-    )
 
 
 # ---- SmolLM2 on tasks -----------------------------------------------------------------------------------------------

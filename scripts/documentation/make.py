@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import accuracy, readme, speed
+from . import accuracy, readme, recipe_runs, speed
 from .charts import digest, save, saved_digest
 from .shown import RESULTS, ROOT, Shown
 
@@ -23,7 +23,7 @@ from .shown import RESULTS, ROOT, Shown
 SHOWN: dict[str, Callable[[], Shown]] = {
     each.__name__.replace("_", "-"): each
     for each in (
-        accuracy.recipe, accuracy.sst2, accuracy.mnli, accuracy.examples, accuracy.plain_text, accuracy.without_text,
+        recipe_runs.recipe, accuracy.sst2, accuracy.mnli, accuracy.examples, accuracy.plain_text, accuracy.without_text,
         accuracy.ablations, accuracy.levers, accuracy.left_off, accuracy.tokens, accuracy.batch, accuracy.rates,
         accuracy.small_model, accuracy.first_token, accuracy.warm_start, accuracy.sub_norm,
         speed.decode, speed.mixture, speed.isas, speed.kept, speed.generate, speed.modules, speed.kernels,
@@ -95,7 +95,7 @@ def stale() -> Iterator[str]:
         chart, file = SHOWN[name]().chart, picture(name)
         if chart and (not file.is_file() or saved_digest(file) != digest(chart)):
             yield f"{file.relative_to(ROOT)} is missing, or shows other numbers than benchmarks/results"
-    if not QUALITY.is_file() or saved_digest(QUALITY) != digest(accuracy.quality()):
+    if not QUALITY.is_file() or saved_digest(QUALITY) != digest(recipe_runs.quality()):
         yield f"{QUALITY.relative_to(ROOT)} is missing, or shows other numbers than benchmarks/results"
     for file in sorted(picture("any").parent.glob("*.svg")):
         if file.stem not in used:
@@ -117,8 +117,8 @@ def main() -> None:
             chart, file = SHOWN[name]().chart, picture(name)
             if chart and (not file.is_file() or saved_digest(file) != digest(chart)):
                 save(chart, file)
-    if not QUALITY.is_file() or saved_digest(QUALITY) != digest(accuracy.quality()):
-        save(accuracy.quality(), QUALITY)
+    if not QUALITY.is_file() or saved_digest(QUALITY) != digest(recipe_runs.quality()):
+        save(recipe_runs.quality(), QUALITY)
 
 
 if __name__ == "__main__":

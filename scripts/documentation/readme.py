@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from statistics import mean
 
-from .accuracy import MNLI, SST2, TASK, quality, recipe_record, recipe_row, score_text, time_text
+from .accuracy import MNLI, SST2, TASK
+from .recipe_runs import (
+    QUICKSTART,
+    STUDENT,
+    TEACHER,
+    WITHOUT,
+    quality,
+    recipe_record,
+    recipe_row,
+    score_text,
+    time_text,
+)
 from .shown import Shown, accuracy_machine, exists, load, machine, scores
 from .speed import _row, students
 
@@ -15,8 +26,8 @@ def results() -> Shown:
 
     def run(file: str, label: str) -> None:
         values = load(file)
-        without = next((row for row in values["table"] if row["name"] == "BitNet-SFT (no recipe)"), None)
-        teacher, student = (recipe_row(file, name) for name in ("teacher", "ternary student, packed"))
+        without = next((row for row in values["table"] if row["name"] == WITHOUT), None)
+        teacher, student = (recipe_row(file, name) for name in (TEACHER, STUDENT))
         rows.append(
             [f"{label}, {time_text(values)}", score_text(teacher), score_text(student), score_text(without) if without else None,
              f"{values['machine']['processor']}, {values['machine']['date']}"]
@@ -28,7 +39,7 @@ def results() -> Shown:
         processor = values["processor"].replace("(R)", "").replace(" Processor", "")
         rows.append([label, *cells, f"{processor}, {values['date']}"])
 
-    run("recipe/quickstart.json", "docstrings, 1.7 M parameters: `make demo`")
+    run(QUICKSTART, "docstrings, 1.7 M parameters: `make demo`")
     run(recipe_record("quick"), "SST-2, SmolLM2-135M: `run --effort quick`")
     if exists(recipe_record("standard")):
         run(recipe_record("standard"), "SST-2, SmolLM2-135M: `run`")
@@ -40,11 +51,14 @@ def results() -> Shown:
         "teacher_warm_start_kept_longer_alone",
         "bitnet_sft",
     )
-    arms("MNLI, SmolLM2-135M, 6,400 examples: BitDistill", MNLI, "teacher_warm_start_kept_longer", "bitnet_sft")  # fmt: skip
+    if exists(recipe_record("standard", "mnli")):
+        run(recipe_record("standard", "mnli"), "MNLI, SmolLM2-135M: `run`")
+    else:
+        arms("MNLI, SmolLM2-135M, 6,400 examples: BitDistill", MNLI, "teacher_warm_start_kept_longer", "bitnet_sft")
     return Shown(
         ["% right", "teacher, full precision", "ternary student", "ternary, no recipe", "two threads of"],
         rows,
-        ["recipe/quickstart.json", recipe_record("quick"), f"accuracy/{SST2}.json", f"accuracy/{MNLI}.json"],
+        [QUICKSTART, recipe_record("quick"), f"accuracy/{SST2}.json", f"accuracy/{MNLI}.json"],
         accuracy_machine(SST2),
         quality(),
         "Accuracy on SST-2 against size on disk and against tokens a second: teacher and ternary student",

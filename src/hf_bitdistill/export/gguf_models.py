@@ -20,13 +20,15 @@ be removed so: V is kept as float16 in llama.cpp's cache, where such numbers are
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
 from ..architectures import GgufGraph, find_architecture
+from ..gguf_format import tensor_names as names
 from ..nn import BitLinear, TernaryLinear
 from ..runtime.families import DecoderSpec, Layer, Norm, Projection, UnsupportedModelError, describe
 from .errors import UnsupportedExportError
@@ -207,36 +209,37 @@ class _Builder:
                 f"the rotary embedding {parameters.get('rope_type')!r}, whose factors {graph.name!r} does not read. {INSTEAD}"
             )
         values = tuple(factors.tolist())
-        return base, 1.0, (FileTensor("rope_freqs.weight", (len(values),), "constant", values=values),)
+        return base, 1.0, (FileTensor(names.FREQUENCIES, (len(values),), "constant", values=values),)
 
     def _around(self) -> Iterator[FileTensor]:
         spec = self.spec
         table = (spec.vocab_size, spec.hidden_size)
-        yield FileTensor("token_embd.weight", table, "table", spec.embedding)
-        yield self._norm("output_norm", spec.final_norm)
+        yield FileTensor(f"{names.EMBEDDING}.weight", table, "table", spec.embedding)
+        yield self._norm(names.OUTPUT_NORM, spec.final_norm)
         if spec.head is not None and spec.head != spec.embedding:
-            yield FileTensor("output.weight", table, "table", spec.head)
+            yield FileTensor(f"{names.HEAD}.weight", table, "table", spec.head)
 
     def _layers(self, graph: GgufGraph) -> Iterator[FileTensor]:
         for index, layer in enumerate(self.spec.layers):
-            yield from self._layer(f"blk.{index}", layer, graph)
+            yield from self._layer(partial(names.in_layer, index), layer, graph)
 
-    def _layer(self, name: str, layer: Layer, graph: GgufGraph) -> Iterator[FileTensor]:
+    def _layer(self, name: Callable[[str], str], layer: Layer, graph: GgufGraph) -> Iterator[FileTensor]:
         spec, mlp = self.spec, layer.mlps[0]
-        yield self._norm(f"{name}.attn_norm", layer.input_norm)
-        for part, projection, heads in zip("qkv", layer.qkv, (spec.heads, spec.kv_heads, 0), strict=True):
-            yield from self._projection(f"{name}.attn_{part}", projection, heads if graph.pairs_rotated else 0)
-        for part, norm in (("q", layer.q_norm), ("k", layer.k_norm)):
+        yield self._norm(name(names.ATTENTION_NORM), layer.input_norm)
+        parts = zip((names.Q, names.K, names.V), layer.qkv, (spec.heads, spec.kv_heads, 0), strict=True)
+        for part, projection, heads in parts:
+            yield from self._projection(name(part), projection, heads if graph.pairs_rotated else 0)
+        for part, norm in ((names.Q_NORM, layer.q_norm), (names.K_NORM, layer.k_norm)):
             if norm is not None:
-                yield self._norm(f"{name}.attn_{part}_norm", norm)
-        yield from self._projection(f"{name}.attn_output", layer.o)
-        yield self._norm(f"{name}.ffn_norm", layer.pre_feedforward_norm)
-        for part, projection in zip(("gate", "up"), mlp.gate_up, strict=True):
-            yield from self._projection(f"{name}.ffn_{part}", projection)
-        yield from self._projection(f"{name}.ffn_down", mlp.down)
+                yield self._norm(name(part), norm)
+        yield from self._projection(name(names.O), layer.o)
+        yield self._norm(name(names.MLP_NORM), layer.pre_feedforward_norm)
+        for part, projection in zip((names.GATE, names.UP), mlp.gate_up, strict=True):
+            yield from self._projection(name(part), projection)
+        yield from self._projection(name(names.DOWN), mlp.down)
         if graph.sub_norm == "output":
-            yield from self._sub_norm(f"{name}.attn_sub_norm", layer.o, f"{name}.attn_v")
-            yield from self._sub_norm(f"{name}.ffn_sub_norm", mlp.down, f"{name}.ffn_up")
+            yield from self._sub_norm(name(names.ATTENTION_SUB_NORM), layer.o, name(names.V))
+            yield from self._sub_norm(name(names.MLP_SUB_NORM), mlp.down, name(names.UP))
 
     def _sub_norm(self, name: str, projection: Projection, before: str) -> Iterator[FileTensor]:
         """The norm before an output projection, and the factor of the matrix before it."""
@@ -262,5 +265,5 @@ class _Builder:
     def _norm(self, name: str, norm: Norm | None) -> FileTensor:
         if norm is None or norm.offset or abs(norm.eps - self.eps) > 1e-12:
             raise UnsupportedExportError(f"norms that are not Llama's ({name}). {INSTEAD}")
-        width = self.spec.head_dim if name.endswith(("_q_norm", "_k_norm")) else self.spec.hidden_size
+        width = self.spec.head_dim if name.endswith((names.Q_NORM, names.K_NORM)) else self.spec.hidden_size
         return FileTensor(f"{name}.weight", (width,), "norm", norm.tensor)

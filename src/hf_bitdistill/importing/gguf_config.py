@@ -18,9 +18,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ..architectures import GGUF_GRAPHS, GgufGraph
 from ..files.tensor_headers import CheckpointError
+from ..gguf_format import tensor_names as names
 from ..modeling.preflight import check_sizes
 from .gguf_reading import GgufFile
 
+
+EMBEDDING = f"{names.EMBEDDING}.weight"
 
 _ROTATION = re.compile(r"hadamard|rotation|rotated|quarot|spinquant", re.IGNORECASE)
 # What says nothing about the computation of these architectures, and what must be as given where it is said.
@@ -45,7 +48,6 @@ _REQUIRED = (
 _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 # The context of a model before it was lengthened: Llama 3's first.
 _ORIGINAL_LENGTHS = (8192, *(1 << power for power in range(4, 18) if power != 13))
-FREQUENCIES = "rope_freqs.weight"
 
 
 class _Keys:
@@ -120,16 +122,16 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
     """
     graph = graph_of(file)
     keys = _Keys(file, graph.name)
-    embedding = file.tensors.get("token_embd.weight")
+    embedding = file.tensors.get(EMBEDDING)
     if embedding is None or len(embedding.shape) != 2:
-        raise CheckpointError(f"{file.path}: tensor 'token_embd.weight' is missing.")
+        raise CheckpointError(f"{file.path}: tensor {EMBEDDING!r} is missing.")
     heads, width = keys.get("attention.head_count", int), keys.get("embedding_length", int)
     head_dim = keys.get("attention.key_length", int, width // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if (value := keys.get(key, int, head_dim)) != head_dim:
             raise CheckpointError(f"{file.path}: {key} is {value} and not {head_dim}, as the keys' length is.")
     layers = keys.get("block_count", int)
-    if f"blk.{layers - 1}.attn_norm.weight" not in file.tensors:
+    if f"{names.in_layer(layers - 1, names.ATTENTION_NORM)}.weight" not in file.tensors:
         raise CheckpointError(
             f"{file.path}: block_count is {layers}, and the tensors are not those of as many layers."
         )
@@ -149,8 +151,8 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
     }
     options = {
         "head_dim": head_dim,
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
+        "attention_bias": f"{names.in_layer(0, names.Q)}.bias" in file.tensors,
+        "mlp_bias": f"{names.in_layer(0, names.UP)}.bias" in file.tensors,
     }
     values |= {key: options[key] for key in graph.config_keys}
     if "head_dim" not in graph.config_keys and head_dim * heads != width:
@@ -204,7 +206,7 @@ def read_frequencies(file: GgufFile, config: PreTrainedConfig, factors: np.ndarr
     """Put into `config` the options of Llama 3's rotary embedding, of which a file only has the result: by what each frequency is divided.
 
     Args:
-        factors: float32 `[head_dim / 2]`, the tensor `rope_freqs.weight`.
+        factors: float32 `[head_dim / 2]`, the tensor [`names.FREQUENCIES`].
 
     Raises:
         CheckpointError: they are those of no published model.
@@ -219,7 +221,7 @@ def read_frequencies(file: GgufFile, config: PreTrainedConfig, factors: np.ndarr
             if np.allclose(plain / factors, found.double().numpy(), rtol=1e-4, atol=0):
                 return
     raise CheckpointError(
-        f"{file.place(FREQUENCIES)} is not that of Llama 3's rotary embedding (low_freq_factor 1, high_freq_factor 4): nothing was imported."
+        f"{file.place(names.FREQUENCIES)} is not that of Llama 3's rotary embedding (low_freq_factor 1, high_freq_factor 4): nothing was imported."
     )
 
 
@@ -230,7 +232,7 @@ def _token_ids(file: GgufFile) -> dict[str, int | None]:
 
 def _token_id(file: GgufFile, key: str) -> int | None:
     value = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
-    vocabulary = file.tensors["token_embd.weight"].shape[0]
+    vocabulary = file.tensors[EMBEDDING].shape[0]
     return value if isinstance(value, int) and 0 <= value < vocabulary else None
 
 

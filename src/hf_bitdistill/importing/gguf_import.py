@@ -15,6 +15,7 @@ from ..config import BitNetConfig
 from ..files.disk_room import check_room
 from ..files.model_folder import replace_model
 from ..files.tensor_headers import CheckpointError
+from ..gguf_format.tensor_names import FREQUENCIES
 from ..modeling.offline_files import write_offline
 from ..modeling.pack import check_weight_bits, float32_names, packed_dtype
 from ..modeling.surgery import convert_modules
@@ -22,7 +23,7 @@ from ..nn import TernaryLinear
 from ..quantization import exact_dtype, least_lossy_dtype, quantize_table
 from .activation_cost import ActivationCost, keep_answers
 from .block_scales import common
-from .gguf_config import FREQUENCIES, config_of, generation_config_of, graph_of, read_frequencies
+from .gguf_config import config_of, generation_config_of, graph_of, read_frequencies
 from .gguf_reading import GgufFile
 from .gguf_tensors import GgufTensors
 from .gguf_tokenizer import TokenizerError, tokenizer_of

@@ -16,29 +16,29 @@ from transformers import PreTrainedConfig
 from ..architectures import GgufGraph
 from ..files.tensor_headers import CheckpointError
 from ..gguf_format import BlockFormat, unpack_blocks
+from ..gguf_format import tensor_names as names
 from ..quantization import PackedWeightError, check_packed_weight, check_weight_scale, pack_ternary
 from .block_scales import BlockScales
-from .gguf_config import FREQUENCIES
 from .gguf_decoding import as_floats, row_bytes, tensor_formats
 from .gguf_reading import GgufFile, GgufTensor
 
 
 # GGUF's name -> the module's in transformers, for the architectures of `gguf_config.py`, whose names there are Llama's.
-_MODEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_MODEL = {names.EMBEDDING: "model.embed_tokens", names.OUTPUT_NORM: "model.norm", names.HEAD: "lm_head"}
 _LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_sub_norm": "self_attn.o_proj.rms_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "ffn_sub_norm": "mlp.down_proj.rms_norm",
+    names.ATTENTION_NORM: "input_layernorm",
+    names.Q: "self_attn.q_proj",
+    names.K: "self_attn.k_proj",
+    names.V: "self_attn.v_proj",
+    names.O: "self_attn.o_proj",
+    names.Q_NORM: "self_attn.q_norm",
+    names.K_NORM: "self_attn.k_norm",
+    names.ATTENTION_SUB_NORM: "self_attn.o_proj.rms_norm",
+    names.MLP_NORM: "post_attention_layernorm",
+    names.GATE: "mlp.gate_proj",
+    names.UP: "mlp.up_proj",
+    names.DOWN: "mlp.down_proj",
+    names.MLP_SUB_NORM: "mlp.down_proj.rms_norm",
 }
 _NAME = re.compile(r"blk\.(0|[1-9]\d*)\.(\w+)\.(weight|bias|scale)")
 # A factor that leaves nothing of a mean square beside epsilon.
@@ -81,7 +81,7 @@ class GgufTensors:
             self._drop_idle_norm(f"model.layers.{layer}.mlp")
 
     def _student_name(self, name: str) -> str:
-        if name == FREQUENCIES:
+        if name == names.FREQUENCIES:
             return name
         if name.endswith(".weight") and name.removesuffix(".weight") in _MODEL:
             return f"{_MODEL[name.removesuffix('.weight')]}.weight"

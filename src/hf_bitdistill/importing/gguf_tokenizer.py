@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..export.gguf_vocabulary import named_pre_tokenizer
-from .gguf_config import graph_of
+from .gguf_config import EMBEDDING, graph_of
 from .gguf_reading import GgufFile, Strings
 
 
@@ -75,7 +75,7 @@ def _as_it_computes(tokenizer: PreTrainedTokenizerBase, file: GgufFile) -> PreTr
         steps = [{"type": "Prepend", "prepend": "▁"}, replace] if prefix else [replace]
         content["normalizer"], content["pre_tokenizer"] = {"type": "Sequence", "normalizers": steps}, None
     backend = Tokenizer.from_str(json.dumps(content))
-    if backend.get_vocab_size() > file.tensors["token_embd.weight"].shape[0]:
+    if backend.get_vocab_size() > file.tensors[EMBEDDING].shape[0]:
         raise ValueError(f"{backend.get_vocab_size()} tokens, more than the embedding has")
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     ids = {name: file.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}

@@ -174,12 +174,14 @@ def test_text_is_split_as_the_file_says(tmp_path, tiny_tokenizer, pre):
     assert (383 in found("zq")["input_ids"]) == (pre == "llama-bpe")
 
 
-def test_a_tokenizer_that_begins_with_a_token(tmp_path, tiny_tokenizer):
-    extra = {"tokenizer.ggml.add_bos_token": True}
+@pytest.mark.parametrize("begins, ends", [(True, False), (False, True), (True, True)])
+def test_a_tokenizer_that_adds_tokens(tmp_path, tiny_tokenizer, begins, ends):
+    extra = {"tokenizer.ggml.add_bos_token": begins, "tokenizer.ggml.add_eos_token": ends}
     GgufModel("llama", "TQ2_0", tokenizer=tiny_tokenizer, extra=extra).save(tmp_path / "model.gguf")
     import_gguf(tmp_path / "model.gguf", tmp_path / "out", answers=False)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert tokenizer("a film")["input_ids"] == [1, *tiny_tokenizer("a film")["input_ids"]]
+    expected = [*[1] * begins, *tiny_tokenizer("a film")["input_ids"], *[tiny_tokenizer.eos_token_id] * ends]
+    assert tokenizer("a film")["input_ids"] == expected
 
 
 def test_a_tokenizer_that_is_not_understood(tmp_path, tiny_tokenizer):
@@ -393,9 +395,13 @@ def test_a_tokenizer_of_sentencepiece(tmp_path, shared_dir):
     }
     source.tensors["token_embd.weight"] = ((512, 256), *as_type(torch.zeros(512, 256), "F16"))
     source.save(tmp_path / "model.gguf")
-    found = tokenizer_of(GgufFile(tmp_path / "model.gguf"))
-    for text in ("Once upon a time, there was a little robot.", "  two  spaces\nand Größe"):
-        assert found(text)["input_ids"] == expected(text)["input_ids"]
+    for said in (True, False):
+        found = tokenizer_of(GgufFile(tmp_path / "model.gguf"))
+        for text in ("Once upon a time, there was a little robot.", "  two  spaces\nand Größe"):
+            assert found(text)["input_ids"] == expected(text)["input_ids"], said
+        # llama.cpp's default of this kind.
+        assert source.metadata.pop("tokenizer.ggml.add_bos_token", True)
+        source.save(tmp_path / "model.gguf")
 
 
 KEYS = {"unk": "unknown", "pad": "padding"}

@@ -60,15 +60,19 @@ def _as_it_computes(tokenizer: PreTrainedTokenizerBase, file: GgufFile) -> PreTr
     tokens = file.metadata.get("tokenizer.ggml.tokens")
     count = tokens.count if isinstance(tokens, Strings) else 0
     content["added_tokens"] = [token for token in content["added_tokens"] if token["id"] < count]
-    options = {}
-    if file.metadata["tokenizer.ggml.model"] == "gpt2":
+    kind = file.metadata["tokenizer.ggml.model"]
+    # (Not every transformers reads these; where the file says nothing, these are llama.cpp's defaults.)
+    flags = {
+        "add_bos_token": kind == "llama" or (kind == "gpt2" and _pre(file) == "llama-bpe"),
+        "add_eos_token": False,
+    }
+    flags = {name: bool(file.metadata.get(f"tokenizer.ggml.{name}", default)) for name, default in flags.items()}
+    if kind == "gpt2":
         # (transformers takes GPT-2's for what it does not know, and never takes pieces whole.)
         known = named_pre_tokenizer(_pre(file))
         assert known is not None  # (others were refused before)
         content["pre_tokenizer"], content["model"]["ignore_merges"] = known
-        if _pre(file) == "llama-bpe" and "tokenizer.ggml.add_bos_token" not in file.metadata:
-            options["add_bos_token"] = True  # llama.cpp's default of this one
-    elif file.metadata["tokenizer.ggml.model"] == "llama":
+    elif kind == "llama":
         # (transformers puts no space before a text that begins with one.)
         prefix = file.metadata.get("tokenizer.ggml.add_space_prefix", True)
         replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
@@ -85,6 +89,6 @@ def _as_it_computes(tokenizer: PreTrainedTokenizerBase, file: GgufFile) -> PreTr
         chat_template=tokenizer.chat_template,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
-        **options,
+        **flags,
         **{name: token for name, token in special.items() if token is not None},
     )

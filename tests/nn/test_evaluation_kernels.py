@@ -95,6 +95,15 @@ def test_where_they_do_not_compute(packings):
 
 
 @torch.no_grad()
+def test_a_compiled_layer_is_one_graph(packings):
+    layer, x = make(), torch.randn(3, 130)
+    with kernels_while_evaluating(layer):
+        compiled = torch.compile(layer, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), layer(x))
+    assert len(packings) == 1  # of the one that is not
+
+
+@torch.no_grad()
 def test_what_is_no_number_stays_one(packings):
     layer, x = make(sub_norm=False), torch.randn(3, 130)
     layer.weight[2, 5] = float("nan")

@@ -198,8 +198,9 @@ class BitLinear(TernaryLayer):
         Args:
             normed: `x` is what [`normed`] gave.
         """
-        if self.in_kernels is not None and self._quantize and not (self.training or torch.is_grad_enabled()):
-            y = self.in_kernels.linear(self, x, normed)
+        kernels = self.in_kernels
+        if kernels is not None and self._quantize and not (self.training or torch.is_grad_enabled()):
+            y = None if torch.compiler.is_compiling() else kernels.linear(self, x, normed)
             if y is not None:
                 return y
         if not normed:

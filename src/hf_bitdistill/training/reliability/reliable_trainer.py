@@ -38,6 +38,7 @@ from ...machine import agreement, processes
 from ...machine.freed_memory import freed_memory_kept
 from ..engines.engine_trainer import EngineTrainer
 from ..evaluated_rows import EvaluatedRowsTrainer
+from ..one_bar import with_one_bar
 from ..streamed_rows import StreamedRowsTrainer
 from .finite import FiniteWatch, StepReport, check_finite_student, describe_batch
 from .footprint import check_training_room, free_bytes
@@ -46,7 +47,7 @@ from .footprint import check_training_room, free_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..config import DistillationConfig
+from ..config import DistillationConfig
 
 
 logger = logging.get_logger(__name__)
@@ -94,6 +95,7 @@ class ReliableTrainer(StreamedRowsTrainer, EvaluatedRowsTrainer, EngineTrainer):
         self._pushed: str | None = None
         self._known_whole: dict[Path, tuple] = {}
         self._watch = FiniteWatch(self.accelerator)
+        with_one_bar(self.callback_handler.callbacks)
 
     # ---- Resuming ----
 

@@ -22,8 +22,10 @@ pytestmark = [
 def build_and_run(folder: Path, *options: str, target: str = "native_tests", only: str | None = None) -> None:
     """`only`: the one test to run."""
     jobs = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    # Whoever has it compiles only what changed since the last time.
+    launcher = ["-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"] if shutil.which("ccache") else []
     for command in (
-        ["cmake", "-S", str(ROOT), "-B", str(folder), "-DBITDISTILL_TESTS=ON", *options],
+        ["cmake", "-S", str(ROOT), "-B", str(folder), "-DBITDISTILL_TESTS=ON", *launcher, *options],
         ["cmake", "--build", str(folder), "-j", jobs, "--target", target],
         ["ctest", "--test-dir", str(folder), "--output-on-failure", *(["-R", f"^{only}$"] if only else [])],
     ):

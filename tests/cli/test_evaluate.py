@@ -187,3 +187,42 @@ def test_agreement():
 def test_no_credentials_in_a_record():
     how = Measurement("text", dataset="https://user:secret@example.org/data?token=abc")
     assert "secret" not in json.dumps(how.to_dict()) and "abc" not in json.dumps(how.to_dict())
+
+
+def test_options_that_are_not_read_are_refused(packed, data, tmp_path, capsys):
+    for options, message in (
+        (["--task", "sst2", "--data_dir", data, "--block_size", 128], "--block_size: not read without --corpus"),
+        (["--corpus", "text.txt", "--max_eval_samples", 3], "--max_eval_samples: not read with --corpus"),
+        (["--task", "sst2", "--data_dir", data, "--train_split", "x"], "--train_split: not read"),
+    ):
+        status, result, said = evaluate(capsys, packed, *options)
+        assert (status, result) == (1, None) and message in said
+
+
+def test_another_file_is_measured_as_a_whole(packed, data, tmp_path, capsys):
+    from hf_bitdistill.data.fingerprint import fingerprint_rows
+    from hf_bitdistill.data.tokenizers import load_tokenizer
+    from hf_bitdistill.evaluation.rows import load_rows
+
+    how = Measurement(task=TASKS["sst2"], dataset=str(data), limit=6)
+    rows, _ = load_rows(how, load_tokenizer(str(packed)))
+    scores = {"task": "sst2", "accuracy": 0.5, "accuracy_stderr": 0.1}
+    Record(scores, how, fingerprint_rows(rows), "bitdistill run").write(packed)
+    # The same rows in another place are the same part of them; other rows are not limited, unless that is asked for.
+    moved = shutil.copytree(data, tmp_path / "moved")
+    assert evaluate(capsys, packed, "--dataset", moved)[1]["n"] == 6
+    write_rows(tmp_path / "new.jsonl", [{"sentence": f"another film {i} .", "label": i % 2} for i in range(16)])
+    result = evaluate(capsys, packed, "--dataset", tmp_path / "new.jsonl")[1]
+    assert result["n"] == 16 and "limit" not in result["measured"]
+    assert evaluate(capsys, packed, "--dataset", tmp_path / "new.jsonl", "--max_eval_samples", 5)[1]["n"] == 5
+
+
+def test_revision_and_configuration_win_over_the_record(packed):
+    how = Measurement(task=TASKS["sst2"], dataset="owner/data", dataset_revision="old")
+    record = Record({}, how, "rows", "bitdistill run")
+    parser = evaluate_command.make_parser("evaluate")
+    arguments = [str(packed), "--dataset_revision", "new"]
+    _, task, _, output = evaluate_command.read(parser, arguments)
+    given = evaluate_command.given_options(parser, arguments)
+    found = evaluate_command._measurement(str(packed), record, task, output, given)
+    assert (found.dataset, found.dataset_revision) == ("owner/data", "new")

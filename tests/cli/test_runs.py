@@ -155,3 +155,21 @@ def test_a_student_that_takes_anothers_place_takes_no_record(full_precision, dat
     (folder / "README.md").write_text("---\ntags: [mine]\n---\n")
     assert main([str(word) for word in [*command, "--output_dir", folder]]) == 0
     assert (folder / "README.md").is_file()
+
+
+def test_a_finished_run_keeps_its_best_model(full_precision, data, tmp_path, tiny_tokenizer, capsys):
+    tiny_tokenizer.save_pretrained(full_precision)
+    student = tmp_path / "best"
+    named = ["--model_name_or_path", full_precision, "--teacher_model_name_or_path", full_precision]
+    task = ["--task", "sst2", "--data_dir", data, "--attention_layers", -1]
+    # The loss falls, and the largest one is the best.
+    best = "--load_best_model_at_end true --metric_for_best_model loss --greater_is_better true --eval_strategy steps --eval_steps 1"
+    steps = "--save_steps 1 --max_steps 3 --learning_rate 1e-2 --report_to none --use_cpu true --disable_tqdm true"
+    command = list(map(str, ["distill", *named, *task, *best.split(), *steps.split(), "--output_dir", student]))
+    assert main(command) == 0
+    kept = (student / "model.safetensors").read_bytes()
+    assert kept != (student / "checkpoint-3" / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "nothing left to do" in capsys.readouterr().out
+    assert (student / "model.safetensors").read_bytes() == kept

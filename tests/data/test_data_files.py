@@ -11,6 +11,7 @@ from datasets import Dataset
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.data import data_files as files_module
 from hf_bitdistill.data import load_corpus, load_task_dataset, pack_corpus
+from hf_bitdistill.data.data_files import find_split_files, read_files
 
 
 BOM = b"\xef\xbb\xbf"
@@ -164,8 +165,38 @@ def test_evaluate_reads_a_book_and_leaves_out_nulls(tmp_path, tiny_tokenizer, ti
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "a.jsonl").write_bytes(b'{"words": null}\n' + lines(9).replace(b'"text"', b'"words"'))
     options = ["evaluate", "--model_name_or_path", str(tmp_path / "model"), "--block_size", "32", "--corpus"]
+    capsys.readouterr()  # (libraries that saving imports may have said something)
     assert main([*options, str(tmp_path / "a.jsonl"), "--text_column", "words"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"] > 50
     (tmp_path / "b.jsonl").write_bytes(b'{"text": null}\n')
     assert main([*options, str(tmp_path / "b.jsonl")]) == 1
     assert "there is no token to score" in capsys.readouterr().err
+
+
+def test_quotes_in_a_tsv_file_that_stay_open_are_text(tmp_path):
+    """As GLUE's files have them: every line is a row."""
+    file = tmp_path / "train.tsv"
+    lines = ["text\tlabel", '"an unclosed quote\t1', "b\t0", "c\t1", '"d\t0', "e\t1", '6" pipe\t0']
+    file.write_text("\n".join(lines) + "\n")
+    assert read_files([file])["text"][:] == ['"an unclosed quote', "b", "c", '"d', "e", '6" pipe']
+    # Quotes that are closed, also around ends of lines, are quotes.
+    file.write_text('text\tlabel\n"two\nlines"\t1\n"a ""word"""\t0\n')
+    assert read_files([file])["text"][:] == ["two\nlines", 'a "word"']
+
+
+def test_words_for_nothing_are_words(tmp_path):
+    file = tmp_path / "train.csv"
+    file.write_text("text,label,number\na,pos,1\nNA,None,NA\nnull,neg,3\n,pos,4\n")
+    found = read_files([file])
+    assert found["text"][:] == ["a", "NA", "null", None] and found["label"][:] == ["pos", "None", "neg", "pos"]
+    # A number that is missing is none, however it is written.
+    assert found["number"][:] == [1, None, 3, 4] and found.column_names == ["text", "label", "number"]
+
+
+def test_a_missing_part_of_a_split_is_named(tmp_path):
+    for name in ("train-00000-of-00002.csv", "train-extra-00000-of-00001.csv", "test.csv"):
+        (tmp_path / name).write_text("text,label\na,x\nb,y\n")
+    with pytest.raises(FileNotFoundError, match=r"holds 1 of the 2 files of the split 'train': .*00000-of-00002"):
+        find_split_files(tmp_path, ["train"])
+    (tmp_path / "train-00001-of-00002.csv").write_text("text,label\na,x\nb,y\n")
+    assert [file.name[6:11] for file in find_split_files(tmp_path, ["train"])] == ["00000", "00001"]

@@ -139,3 +139,28 @@ def test_numbers_as_labels():
     with pytest.raises(ValueError, match="30 different numbers from 100 to 390: a quantity and no class"):
         recognize(prices, "x")
     assert recognize(prices, "x", label_words=[f"w{i}" for i in range(30)]).task.num_labels == 30
+
+
+def test_rows_to_train_on_are_measured_on_only_by_name(tmp_path):
+    for name, text in (("validation", "v"), ("test", "t")):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(f"{text}{i},{i % 2}\n" for i in range(20)))
+    found = load_examples(tmp_path, train_split="validation")
+    assert found.train["text"][0] == "v0" and found.validation["text"][0] == "t0"
+    (tmp_path / "validation.csv").unlink()
+    (tmp_path / "extra.csv").write_text("text,label\na,0\nb,1\n")
+    found = load_examples(tmp_path, train_split="test")
+    assert found.held_out_from_train and not set(found.train["text"]) & set(found.validation["text"])
+    assert load_examples(tmp_path, train_split="test", validation_split="test").validation["text"][0] == "t0"
+
+
+def test_words_for_classes_without_classes():
+    reviews = Dataset.from_dict({"review": ["a", "b"], "sentiment": ["x", "y"]})
+    with pytest.raises(ValueError, match="words for classes, and no column with a label among review, sentiment"):
+        recognize(reviews, "imdb.csv", label_words=["bad", "good"])
+    with pytest.raises(ValueError, match="several texts, and no column with a label"):
+        recognize(reviews, "imdb.csv", text_columns=["review", "sentiment"])
+    (note,) = recognize(reviews, "imdb.csv").notes
+    assert "taken for plain text; sentiment not read" in note
+    chats = Dataset.from_dict({"messages": [[{"role": "user", "content": "a"}]]})
+    with pytest.raises(ValueError, match="words for classes, and the columns are those of messages"):
+        recognize(chats, "chats", label_words=["bad", "good"])

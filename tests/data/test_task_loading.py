@@ -4,7 +4,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from hf_bitdistill.data import load_task_dataset
+from hf_bitdistill.data import Task, load_task_dataset
 
 
 ROWS = [
@@ -158,3 +158,20 @@ def test_offline_hub_says_what_to_do():
 )
 def test_real_files(shared_dir, task, split, rows):
     assert len(load_task_dataset(task, split, data_dir=shared_dir / "data")) == rows
+
+
+def test_classes_that_a_split_counts_otherwise():
+    from datasets import ClassLabel, Features, Value
+
+    from hf_bitdistill.data.cleaning import usable_rows
+
+    task = Task("own", "{text}", "label", ("not good", "good", "other"))
+    names = ["good", "not_good"]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    rows = Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, -1]}, features=features)
+    found, left_out = usable_rows(rows, task)
+    assert found["label"][:] == [1, 0] and left_out.total() == 1
+    # Names that the task has in the same order, or does not have, say nothing.
+    for same in (["not good", "good"], ["x", "y"]):
+        rows = rows.cast_column("label", Value("int64")).cast_column("label", ClassLabel(names=same))
+        assert usable_rows(rows, task)[0]["label"][:] == [0, 1]

@@ -214,3 +214,17 @@ def test_pieces_that_scores_cannot_say_are_refused():
     spaced.backend_tokenizer.normalizer = None
     spaced.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", "never", False)
     assert read_vocabulary(spaced, 280).flags["add_space_prefix"] is False
+
+
+def test_tokens_that_end_an_answer(tiny_tokenizer):
+    found = read_vocabulary(tiny_tokenizer, 384, end_ids=[2, 7, 8, 9])
+    assert (found.ids["eos"], found.ids["eot"], found.ids["eom"]) == (2, 7, 8)
+    assert any("no place in a GGUF file: [9]" in note for note in found.notes)
+
+
+def test_a_space_before_a_text_that_has_one(tiny_tokenizer):
+    pieces = sentence_pieces()
+    assert not any("puts a space" in note for note in read_vocabulary(pieces, 300).notes)
+    pieces.backend_tokenizer.normalizer = None
+    pieces.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    assert any("puts a space also before" in note for note in read_vocabulary(pieces, 300).notes)

@@ -291,3 +291,15 @@ def test_a_path_with_an_at_sign(tmp_path, native_decoder):
         assert torch.equal(first(tokens).logits, second(tokens).logits)
         assert torch.equal(first(tokens).logits, third(tokens).logits)
         export(str(folder / "online"), tmp_path / f"{name}-exported")
+
+
+def test_how_an_older_model_generates_goes_with_it(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "generation_config.json", "notes.txt"):
+        (folder / name).write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"old")
+    with replace_model(folder) as staging:
+        (staging / "config.json").write_text("{}")
+        (staging / "model.safetensors").write_bytes(b"new")
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors", "notes.txt"]

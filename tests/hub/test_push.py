@@ -393,3 +393,13 @@ def test_the_end_of_a_run_of_the_recipe(hub, student, tmp_path, monkeypatch):
     assert not (tmp_path / "no").exists()
     with pytest.raises(RecipeError, match="push_format must be one of packed, online, both"):
         RecipeSettings(push_format="int4")
+
+
+def test_each_form_has_its_tokenizer(hub, student, tiny_tokenizer, tmp_path):
+    student.save_pretrained(tmp_path / "run")
+    tiny_tokenizer.save_pretrained(tmp_path / "run")
+    student.name_or_path = student.config.name_or_path = str(tmp_path / "run")
+    push_to_hub(student, "owner/forms")
+    push_to_hub(student, "owner/forms", push_format="online")
+    files = set(hub.files("owner/forms"))
+    assert {"tokenizer.json", "online/tokenizer.json", "online/model.safetensors"} <= files

@@ -405,3 +405,24 @@ def test_a_tokenizer_of_sentencepiece(tmp_path, shared_dir):
 
 
 KEYS = {"unk": "unknown", "pad": "padding"}
+
+
+def test_whole_tokens_outside_of_the_bytes(tmp_path, tiny_tokenizer):
+    """As those of DeepSeek: `<｜User｜>` is one token, and no bytes."""
+    model = GgufModel("qwen2", "TQ2_0", tokenizer=tiny_tokenizer, extra={"tokenizer.ggml.pre": "qwen2"})
+    names = {381: "<｜User｜>", 382: "<｜end▁of▁sentence｜>", 383: "  "}
+    for index, name in names.items():
+        model.metadata["tokenizer.ggml.tokens"][index] = name
+        model.metadata["tokenizer.ggml.token_type"][index] = 4 if index == 383 else 3
+    merges = model.metadata["tokenizer.ggml.merges"]
+    known = set(model.metadata["tokenizer.ggml.tokens"])
+    model.metadata["tokenizer.ggml.merges"] = [merge for merge in merges if merge.replace(" ", "") in known]
+    model.metadata["tokenizer.ggml.eos_token_id"] = 382
+    model.metadata["tokenizer.chat_template"] = "{{ 1 }}"
+    model.metadata["tokenizer.chat_template.tool_use"] = "{{ 2 }}"
+    model.save(tmp_path / "model.gguf")
+    found = tokenizer_of(GgufFile(tmp_path / "model.gguf"))
+    ids = found("<｜User｜>a film<｜end▁of▁sentence｜>")["input_ids"]
+    assert ids[0] == 381 and ids[-1] == 382 and found.eos_token == "<｜end▁of▁sentence｜>"
+    assert found.decode(ids, skip_special_tokens=True) == "a film" and 383 in found("a  film")["input_ids"]
+    assert found.chat_template == {"default": "{{ 1 }}", "tool_use": "{{ 2 }}"}

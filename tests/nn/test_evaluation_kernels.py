@@ -127,3 +127,14 @@ def test_nested_and_copied():
     with pytest.raises(RuntimeError), kernels_while_evaluating(layer):
         raise RuntimeError
     assert layer.in_kernels is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype, other", [(torch.float16, torch.bfloat16), (torch.bfloat16, torch.float16)])
+def test_two_half_types_are_rounded_once(dtype, other):
+    layer = make(rows=200, sub_norm=False)
+    x = (3 * torch.randn(8, 130)).to(dtype)
+    with torch.autocast("cpu", other):
+        expected = layer(x)
+        with kernels_while_evaluating(layer):
+            assert torch.equal(layer(x), expected)

@@ -115,3 +115,16 @@ def test_drawn_text_does_not_depend_on_clocks(pair, monkeypatch):
         options = {"prompt_lookup_num_tokens": 8, "num_assistant_tokens_schedule": "heuristic", "do_sample": True}
         texts.append(native.generate(tokens, max_new_tokens=60, **options).tolist())
     assert texts[0] == texts[1]
+
+
+def test_a_prompt_that_is_padded_on_the_right(pair):
+    """The first of the candidates' columns is padding then: what comes next is said by the last token before it."""
+    _, native = pair()
+    ids = torch.tensor([[5, 6, 7, 5, 6, 7, 5, 6]])
+    padded = torch.cat([ids, torch.zeros(1, 3, dtype=torch.long)], dim=1)
+    mask = torch.tensor([[1] * 8 + [0] * 3])
+    options = {"attention_mask": mask, "max_new_tokens": 12, "do_sample": False}
+    expected = native.generate(padded, **options)
+    found = native.generate(padded, prompt_lookup_num_tokens=4, **options)
+    assert torch.equal(found, expected)
+    assert torch.equal(found[:, 11:], native.generate(ids, max_new_tokens=12, do_sample=False)[:, 8:])

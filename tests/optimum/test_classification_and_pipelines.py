@@ -117,3 +117,25 @@ def test_pipelines(tmp_path, classifier, tiny_tokenizer, caplog):
         pipeline("translation", folder)
     with pytest.raises(ValueError, match="needs its tokenizer"):
         pipeline("text-generation", model)
+
+
+def test_a_pipeline_loads_what_it_is_told_to(tmp_path, tiny_tokenizer, monkeypatch):
+    from optimum.bitnet import pipelines
+
+    pack(make_student("llama", vocab_size=384)).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    asked = {}
+    load = pipelines.AutoTokenizer.from_pretrained
+    monkeypatch.setattr(
+        pipelines.AutoTokenizer, "from_pretrained", lambda name, **hub: asked.update(tokenizer=hub) or load(name)
+    )
+    made = BitNetModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        BitNetModelForCausalLM, "from_pretrained", lambda name, **given: asked.update(model=given) or made(name)
+    )
+    options = {"revision": "v1", "token": "hf_secret"}
+    pipeline("text-generation", model=str(tmp_path), dtype=torch.float32, model_kwargs={"head_bits": 8}, **options)
+    assert asked["tokenizer"] == options and asked["model"] == {**options, "dtype": torch.float32, "head_bits": 8}
+    monkeypatch.undo()
+    with pytest.raises((TypeError, ValueError), match="device_map"):
+        pipeline("text-generation", model=str(tmp_path), device_map="cuda")

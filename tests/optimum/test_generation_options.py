@@ -265,3 +265,18 @@ def test_pipelines_stop_at_a_sequence(models):
     whole = pipe(text, **options)[0]["generated_text"]
     cut = pipe(text, stop_sequence=stop, **options)[0]["generated_text"]
     assert whole.startswith(cut) and stop in cut and len(cut) < len(whole)
+
+
+def test_the_configuration_of_a_model_in_transformers(tmp_path):
+    pack(make_student("llama", options={"activation_bits": None})).save_pretrained(tmp_path)
+    model = BitNetModelForCausalLM.from_pretrained(tmp_path)
+    model.generation_config = GenerationConfig(max_new_tokens=3)
+    assert model.generation_config is model.model.generation_config
+    assert model.generate(PROMPT).shape[1] == PROMPT.shape[1] + 3
+
+
+def test_negative_prompts_are_padded_on_the_left(models):
+    _, native, _ = models
+    options = {"guidance_scale": 3.0, "negative_prompt_ids": torch.tensor([[5, 6, 7, 0, 0]])}
+    with pytest.raises(ValueError, match="must be padded on the left"):
+        native.generate(PROMPT, negative_prompt_attention_mask=torch.tensor([[1, 1, 1, 0, 0]]), **options)

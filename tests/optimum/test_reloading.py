@@ -85,3 +85,21 @@ def test_where_transformers_computes(tmp_path):
     assert floats is not model.model and torch.equal(model(random_tokens()).logits, expected)
     unrounded = pack(make_student("phi", options={"activation_bits": None}), table_bits=32)
     assert_close(floats(random_tokens()).logits, unrounded(random_tokens()).logits, 1e-5)
+
+
+def test_floats_of_an_exported_model_keep_how_it_generates(tmp_path):
+    student = make_student("llama")
+    student.generation_config.eos_token_id = [2, 9]
+    student.generation_config.temperature, student.generation_config.do_sample = 0.6, True
+    student.save_pretrained(tmp_path / "online")
+    native = BitNetModelForCausalLM.from_pretrained(tmp_path / "online", export=True)
+    floats = native.dequantize()
+    assert floats.generation_config.eos_token_id == [2, 9] and floats.generation_config.temperature == 0.6
+    assert floats.name_or_path == native.config.name_or_path
+
+
+def test_options_of_saving_that_are_not_known(pair, tmp_path):
+    _, native = pair()
+    with pytest.raises(TypeError, match="unknown options: max_shard_sise, weight_bit"):
+        native.save_pretrained(tmp_path / "again", max_shard_sise="1MB", weight_bit=1.6)
+    assert not (tmp_path / "again").exists()

@@ -166,3 +166,28 @@ def test_a_built_in_task_is_known_by_its_name(tmp_path, model):
     loaded = load(RecipeSettings(dataset=str(folder)), tokenizer, config, 8, 6)
     # A tenth of the training rows at most; never a row of the evaluation split.
     assert (len(loaded.train), len(loaded.held_out), len(loaded.evaluation)) == (18, 2, 6)
+
+
+def test_a_stage_that_is_killed_at_its_end_is_not_done_again(tmp_path, monkeypatch):
+    from hf_bitdistill.recipe import store as module
+
+    store, works = StageStore(tmp_path, lambda *_: None), []
+
+    def work(folder):
+        works.append((folder / "checkpoints").is_dir())
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        return {}
+
+    write = module.write_json
+    monkeypatch.setattr(module, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        store.run("a", {}, work)
+    monkeypatch.setattr(module, "write_json", write)
+    # What it had is still there for the second attempt.
+    assert store.run("a", {}, work).folder and works == [False, True]
+    monkeypatch.setattr(module.shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        store.run("b", {}, work)
+    monkeypatch.undo()
+    stage = store.run("b", {}, work)
+    assert stage.was_done and len(works) == 3 and not (stage.folder / "checkpoints").exists()

@@ -79,3 +79,14 @@ def test_a_changed_setting_runs_again_what_depends_on_it(settings, tmp_path):
     plan_recipe(settings, progress=Progress(lines))
     kinds = [path.name.rsplit("-", 1)[0] for path in stages.iterdir()]
     assert kinds.count("probe") == 2 and kinds.count("teacher") == 1
+
+
+def test_a_given_model_is_measured_again_when_it_is_asked_otherwise(settings, tmp_path):
+    """Its key says nothing of prompt, words and metric; a fine-tuned one's does."""
+    words = {"label_words": ["no", "perhaps", "yes"]}
+    given = {"teacher": settings["model"] if isinstance(settings, dict) else settings.model, **SHORT}
+    first = run_recipe(settings, **given)
+    other = run_recipe(settings, **given, **words)
+    alone = run_recipe(settings, output_dir=str(tmp_path / "alone"), **given, **words)
+    assert [row.score for row in other.table] == [row.score for row in alone.table]
+    assert [row.name for row in first.table] == [row.name for row in other.table]

@@ -150,3 +150,14 @@ def test_what_the_native_class_writes_knows_its_answers(copy, tmp_path):
     student.save_pretrained(tmp_path / "online")
     export(str(tmp_path / "online"), tmp_path / "exported", dtype="float32", table_bits=32)
     assert (tmp_path / "exported" / REFERENCE_FILE).is_file() and verify(tmp_path / "exported", answers=False).passed
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_tables_are_no_ternary_layers(tmp_path, bits):
+    """Embedding and head in 4 bits are bytes too, with scales that have a sign."""
+    from hf_bitdistill.verify.packed_tensors import packed_layers
+
+    torch.manual_seed(0)
+    pack(make_student("llama"), table_bits=bits).save_pretrained(tmp_path)
+    found = [layer.name for layer in packed_layers([str(tmp_path / "model.safetensors")])]
+    assert len(found) == 14 and all("_proj" in name for name in found)

@@ -62,6 +62,26 @@ class EvaluateArguments:
 # Options that say which rows; those that say how a model is asked have the same names here and in a record.
 _DATA = ("dataset", "data_dir")
 _ASKING = ("max_length", "head", "use_chat_template")
+# Options that only rows of a dataset or only a perplexity reads, and those that only a training does.
+_OF_ROWS = (
+    *_ASKING,
+    "data_dir",
+    "dataset_config",
+    "dataset_revision",
+    "eval_split",
+    "max_eval_samples",
+    "eval_batch_size",
+)
+_OF_TEXT = (
+    "corpus_config",
+    "corpus_split",
+    "text_column",
+    "sample_by",
+    "block_size",
+    "parse_special_tokens",
+    "max_blocks",
+)
+_OF_TRAINING = ("train_split", "max_train_samples")
 _SAME_DATA = "Give every machine the same data: a folder that they share, or the same copy."
 
 
@@ -78,6 +98,7 @@ def run(argv: list[str], prog: str) -> None:
     given = given_options(parser, argv)
     if corpus.corpus is not None and given & {"task", "dataset"}:
         raise ValueError("give --task or --dataset for a task's metric, or --corpus for a perplexity, not both")
+    _check_read(corpus.corpus is not None, given)
     if output.output_file:
         check_writable(output.output_file, is_file=True)
     path = find_model(require(model_arguments.model_name_or_path, "model_name_or_path (or the model as first word)"))
@@ -98,6 +119,25 @@ def run(argv: list[str], prog: str) -> None:
         print("\n".join(filter(None, (readable(result), said))), file=sys.stderr, flush=True)
     if output.output_file:
         processes.on_first(lambda: write_text(output.output_file, text + "\n"), f"writing {output.output_file}")
+
+
+def _check_read(of_text: bool, given: set[str]) -> None:
+    """Refuse options that what is measured does not read.
+
+    Args:
+        of_text: a perplexity is measured.
+
+    Raises:
+        ValueError: names them.
+    """
+    others = _OF_ROWS if of_text else _OF_TEXT
+    unread = sorted(given & {*others, *_OF_TRAINING})
+    if unread:
+        when = "with --corpus" if of_text else "without --corpus"
+        raise ValueError(
+            f"--{', --'.join(unread)}: not read {when}"
+            + ("" if of_text else " (rows of plain text are measured in blocks of --max_length tokens)")
+        )
 
 
 def _measurement(
@@ -139,6 +179,8 @@ def _measurement(
             raise ValueError("give --dataset or --data_dir, not both")
     if "eval_split" in given:
         changes["split"] = arguments.eval_split
+    if known is not None and known.dataset is not None:
+        changes |= {name: getattr(output, name) for name in ("dataset_config", "dataset_revision") if name in given}
     if known is not None:
         return dataclasses.replace(known, **changes)
     if task is not None:
@@ -182,7 +224,7 @@ def _measure(
 
     tokenizer = load_tokenizer(str(model_arguments.model_name_or_path))
     known = record if record is not None and record.how is not None else None
-    rows = _rows(model_arguments, how, known, tokenizer, given)
+    rows, how = _rows(model_arguments, how, known, tokenizer, given)
     contents = processes.agree("the rows to measure on", fingerprint_rows(rows), _SAME_DATA)
     model = _load(model_arguments, output.head_bits, how.head)
     scores = measure(model, tokenizer, how, rows, batch_size)
@@ -197,13 +239,13 @@ def _rows(
     known: Record | None,
     tokenizer: PreTrainedTokenizerBase,
     given: set[str],
-) -> Dataset:
+) -> tuple[Dataset, Measurement]:
     from ..evaluation.rows import load_rows
 
     # A file that is given is measured on as a whole, unless it is the one that a part was held out of.
     same_as = None if "dataset" not in given else "none" if known is None else known.rows
     try:
-        return load_rows(how, tokenizer, same_as)
+        return load_rows(how, tokenizer, same_as, keep_limit="max_eval_samples" in given)
     except (FileNotFoundError, ConnectionError) as error:
         if given.intersection(_DATA) or known is None or known.how is None or known.how.task != how.task:
             raise

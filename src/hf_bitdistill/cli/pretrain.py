@@ -22,6 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..data.tokenizers import load_tokenizer
 from ..files.disk_room import check_writable
 from ..files.output_folder import check_output_dir
+from ..files.training_checkpoints import damage
 from ..machine.environment import to
 from ..modeling.locate import find_model
 from ..options.options_parser import OptionsParser
@@ -108,7 +109,8 @@ def train_and_save(trainer: ReliableTrainer) -> None:
                 "and what a card would say of it is not known either"
             )
         print(f"{checkpoint} is the end of this training: nothing left to do", flush=True)
-        saved = type(trainer.model).from_pretrained(checkpoint, dtype=trainer.model.dtype)
+        source = _kept(training, checkpoint)
+        saved = type(trainer.model).from_pretrained(source, dtype=trainer.model.dtype)
         trainer.model.load_state_dict(saved.state_dict())
         to(trainer.model, training.device).eval()
         # The one of the end says how long it took; one that a kill left behind is made of the checkpoint's.
@@ -119,6 +121,23 @@ def train_and_save(trainer: ReliableTrainer) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
+
+
+def _kept(training: TrainingArguments, checkpoint: str) -> str:
+    """The checkpoint whose model a finished training leaves: its last one, or its best one where that was asked for.
+
+    Raises:
+        ValueError: the best one is gone or damaged.
+    """
+    best = _read_state(checkpoint).best_model_checkpoint
+    if not training.load_best_model_at_end or best is None:
+        return checkpoint
+    place = Path(checkpoint).parent / Path(best).name
+    if not place.is_dir() or damage(place):
+        raise ValueError(
+            f"{place}, the best checkpoint of this training, is gone or damaged: the model in {training.output_dir} is left as it is"
+        )
+    return str(place)
 
 
 def _going_on(training: TrainingArguments, checkpoint: str) -> str:

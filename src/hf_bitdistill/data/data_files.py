@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import logging
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -25,6 +27,12 @@ DOCUMENT_PIECE = 1 << 16
 
 # Column of a text file's rows: whether the next row goes on with the same document.
 CONTINUES = "continues_in_next_row"
+
+# What stands in a cell of a CSV without a value. ("None", "NA" and "null", which pandas adds, can be classes, and texts.)
+_MISSING = ["", "NaN", "nan", "-NaN", "-nan", "#N/A", "#NA", "<NA>", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"]
+
+# What stands for a number that is missing, beside these.
+_MISSING_NUMBERS = ["#N/A N/A", "N/A", "n/a", "NA", "NULL", "null", "None"]
 
 # A byte order mark at the start of a file is no text.
 _ENCODING = "utf-8-sig"
@@ -53,20 +61,26 @@ def find_split_files(folder: Path, stems: Sequence[str]) -> list[Path]:
         Sorted paths.
 
     Raises:
-        FileNotFoundError: If no stem has a file; the message says what the folder holds.
+        FileNotFoundError: If no stem has a file, or one of its siblings is missing; the message says what the folder holds.
     """
     names = sorted(path for path in folder.iterdir() if path.is_file())
     for stem in stems:
         whole = [folder / f"{stem}{ending}" for ending in FORMATS if (folder / f"{stem}{ending}").is_file()]
         if whole:
             return whole[:1]
-        parts = [
-            path
-            for path in names
-            if path.name.startswith(f"{stem}-") and "-of-" in path.name and path.name.endswith(tuple(FORMATS))
-        ]
+        parts = {}
+        for path in names:
+            match = re.match(rf"{re.escape(stem)}-\d+-of-(\d+)", path.name)
+            if match and path.name.endswith(tuple(FORMATS)):
+                parts[path] = int(match[1])
         if parts:
-            return parts
+            count = max(parts.values())
+            if len(parts) != count:
+                raise FileNotFoundError(
+                    f"{folder} holds {len(parts)} of the {count} files of the split {stem!r}: {file_names(list(parts))}. Copy or download "
+                    "the others, or remove what is not of this split"
+                )
+            return list(parts)
     found = ", ".join(path.name for path in names) or "no files"
     raise FileNotFoundError(f"{folder} has no file for the split {' or '.join(map(repr, stems))}; it holds {found}")
 
@@ -127,13 +141,41 @@ def _load(builder: str, files: Sequence[Path], streaming: bool) -> Dataset | Ite
 
     try:
         names = [str(path) for path in files]
-        options = {"sep": "\t"} if builder == "csv" and ".tsv" in files[0].suffixes else {}
+        options: dict[str, Any] = {}
+        if builder == "csv":
+            options = {"keep_default_na": False, "na_values": _MISSING}
+            if ".tsv" in files[0].suffixes:
+                options["sep"] = "\t"
+                if any(map(_has_open_quotes, files)):
+                    options["quoting"] = csv.QUOTE_NONE
         dataset = load_dataset(builder, data_files={"train": names}, split="train", streaming=streaming, **options)
         if not streaming and builder == "json":
             dataset.data.validate(full=True)  # arrow's reader of JSON takes any bytes for text
-        return _whole_numbers(dataset) if builder == "csv" and not streaming else dataset
+        return _whole_numbers(_numbers_with_gaps(dataset)) if builder == "csv" and not streaming else dataset
     except (DatasetGenerationError, EOFError, OSError, ValueError, zlib.error) as error:
         raise ValueError(_explain(files, error)) from error
+
+
+def _numbers_with_gaps(dataset: Dataset) -> Dataset:
+    """Makes columns numbers again that are text only because a missing number is written as a word."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from datasets import Value
+
+    words, names = pa.array(_MISSING_NUMBERS), dataset.column_names
+    for name in names:
+        column = dataset.data.column(name)
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            continue
+        missing = pc.is_in(column, value_set=words.cast(column.type))
+        if not pc.any(missing).as_py() or pc.all(missing).as_py():
+            continue
+        try:
+            numbers = pc.if_else(missing, None, column).cast(pa.float64())
+        except pa.ArrowInvalid:
+            continue  # they are words among words
+        dataset = dataset.remove_columns(name).add_column(name, numbers.to_pylist(), feature=Value("float64"))
+    return dataset if dataset.column_names == names else dataset.select_columns(names)
 
 
 def _whole_numbers(dataset: Dataset) -> Dataset:
@@ -223,6 +265,21 @@ def _document(file: TextIO) -> Iterator[dict[str, Any]]:
 
 # What a row of a text file is.
 _SAMPLES = {"line": _lines, "paragraph": _paragraphs, "document": _document}
+
+
+def _has_open_quotes(path: Path) -> bool:
+    """Whether every line of a TSV file is a row by itself, and some quote in one stays open: then quotes are text."""
+    tabs, is_open = None, False
+    try:
+        with _open(path) as file:
+            for line in filter(bytes.strip, file):
+                tabs = line.count(b"\t") if tabs is None else tabs
+                if line.count(b"\t") != tabs:
+                    return False
+                is_open = is_open or line.count(b'"') % 2 == 1
+    except (EOFError, OSError, zlib.error):
+        return False  # (told when it is read)
+    return is_open
 
 
 # ---- What is wrong with a file ----

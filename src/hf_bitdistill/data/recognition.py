@@ -81,6 +81,11 @@ def recognize(
     if text_columns is None and label_column is None:
         columns = conversation_columns(present)
         if columns is not None:
+            if label_words:
+                raise ValueError(
+                    f"{source}: there are words for classes, and the columns are those of {' and '.join(columns)}: name the text columns and "
+                    "the label column, or leave the words out"
+                )
             return Recognized("messages" if len(columns) == 1 else "prompt_completion", columns)
     label = label_column or next((name for name in _LABELS if name in present), None)
     texts = tuple(text_columns or _text_columns(dataset, label))
@@ -88,7 +93,14 @@ def recognize(
         task = _classification(dataset, source, texts, label, label_words)
         return Recognized("task", (*texts, label), task, () if label_words else _notes(task))
     if texts and label is None:
-        return Recognized("text", texts[:1])
+        if label_words or len(text_columns or ()) > 1:
+            what = "words for classes" if label_words else "several texts"
+            raise ValueError(
+                f"{source}: there are {what}, and no column with a label among {', '.join(present)}: name it (the label column)"
+            )
+        others = [name for name in present if name not in texts]
+        note = f"taken for plain text; {', '.join(others)} not read (--label_column NAME makes it a classification)"
+        return Recognized("text", texts[:1], notes=(note,) if others else ())
     raise ValueError(
         f"{source}: the columns {', '.join(present)} do not say what is the prompt and what the answer. Name them (text columns and the "
         "label column), or write a task file with a prompt"

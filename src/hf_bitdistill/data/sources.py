@@ -70,7 +70,7 @@ def load_examples(
             that ``save_to_disk`` wrote, or a dataset id.
         config_name, revision: Of a dataset on the Hub.
         train_split: Default: ``train``; of a single file, all of it.
-        validation_split: Default: ``validation``, or what it is usually called instead, ``test`` last.
+        validation_split: Default: ``validation``, or what it is usually called instead, ``test`` last; never ``train_split``.
         held_out: Without a split to measure on, this share of the training rows is taken away for it, at most ``max_held_out`` rows.
         seed: Chooses these rows. The same seed takes the same ones.
         sample_by: What a row of a text file is: ``"line"`` (default), ``"paragraph"`` or ``"document"``.
@@ -86,7 +86,7 @@ def load_examples(
     train = splits.load("train", train_split)
     if train is None:
         raise FileNotFoundError(f"{source} has no split {train_split or 'train'!r}; it has {splits.names()}")
-    validation = splits.load("validation", validation_split)
+    validation = splits.load("validation", validation_split, without=train_split)
     if validation is None and validation_split is not None:
         raise FileNotFoundError(f"{source} has no split {validation_split!r}; it has {splits.names()}")
     if validation is not None:
@@ -117,7 +117,7 @@ def load_rows_to_measure(
     """
     source = str(path_or_hub_id)
     splits = _Splits.open(path_or_hub_id, config_name, revision, None, False)
-    rows = splits.load("validation", split)
+    rows = splits.load("validation", split, without=train_split)
     if rows is not None:
         return rows, None
     whole = splits.load("train", train_split) if split is None else None
@@ -145,8 +145,10 @@ class _Splits:
     def names(self) -> str:
         return ", ".join(self._names) or "none"
 
-    def load(self, kind: str, name: str | None) -> Dataset | None:
-        wanted = (name,) if name is not None else _OTHER_NAMES[kind]
+    def load(self, kind: str, name: str | None, without: str | None = None) -> Dataset | None:
+        """The split of a name, or the first of the usual ones but `without`: rows that are trained on are measured on only where that is
+        asked for by name."""
+        wanted = (name,) if name is not None else tuple(each for each in _OTHER_NAMES[kind] if each != without)
         found = next((each for each in wanted if each in self._names), None)
         if found is None:
             return None

@@ -123,7 +123,24 @@ def select_columns(dataset: Dataset, task: Task, source: str) -> Dataset:
         renames[alias] = name
     if renames:
         dataset = dataset.rename_columns(renames)
-    return dataset.select_columns(list(task.columns))
+    return _ids_of_the_task(dataset.select_columns(list(task.columns)), task)
+
+
+def _ids_of_the_task(dataset: Dataset, task: Task) -> Dataset:
+    """The ids of a ``ClassLabel`` as the task counts them, where all its names are words of the task: splits that were encoded one by one
+    count otherwise."""
+    from datasets import ClassLabel
+
+    name = task.target_field
+    feature: Any = dataset.features[name]
+    if task.kind != "classification" or task.label_values or not isinstance(feature, ClassLabel):
+        return dataset
+    words, names = ([each.replace("_", " ") for each in all_of] for all_of in (task.label_words, feature.names))
+    if not set(names) <= set(words) or names == words[: len(names)]:
+        return dataset
+    ids = [words.index(each) for each in names]
+    values = [ids[value] if value is not None and value >= 0 else value for value in dataset[name]]
+    return dataset.remove_columns(name).add_column(name, values)
 
 
 def refuse_regression(kind: Any, column: str, source: str) -> None:

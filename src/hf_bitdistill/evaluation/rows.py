@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import TYPE_CHECKING, cast
 
@@ -71,7 +72,9 @@ def encode_answers(dataset: Dataset, how: Measurement, tokenizer: PreTrainedToke
     return encode_completions(dataset, tokenizer, length)
 
 
-def load_rows(how: Measurement, tokenizer: PreTrainedTokenizerBase, same_as: str | None = None) -> Dataset:
+def load_rows(
+    how: Measurement, tokenizer: PreTrainedTokenizerBase, same_as: str | None = None, keep_limit: bool = True
+) -> tuple[Dataset, Measurement]:
     """The rows that a measurement names.
 
     Args:
@@ -79,6 +82,10 @@ def load_rows(how: Measurement, tokenizer: PreTrainedTokenizerBase, same_as: str
         tokenizer: The model's.
         same_as: The fingerprint that a part of the training rows must have to stand in for a split to measure on that is missing;
             otherwise all rows are taken. Default: that part, whatever it is.
+        keep_limit: Whether rows that are other than ``same_as`` says are limited as those were.
+
+    Returns:
+        The rows, and what they are: ``how``, without its limit where that was not kept.
 
     Raises:
         FileNotFoundError, ConnectionError: The data cannot be found.
@@ -86,7 +93,8 @@ def load_rows(how: Measurement, tokenizer: PreTrainedTokenizerBase, same_as: str
     """
     if how.dataset is None:
         assert how.task is not None
-        return load_task_dataset(how.task, how.split or "validation", data_dir=how.data_dir, max_samples=how.limit)
+        rows = load_task_dataset(how.task, how.split or "validation", data_dir=how.data_dir, max_samples=how.limit)
+        return rows, how
     rows, whole = load_rows_to_measure(
         how.dataset,
         config_name=how.dataset_config,
@@ -96,9 +104,10 @@ def load_rows(how: Measurement, tokenizer: PreTrainedTokenizerBase, same_as: str
         seed=ROWS_SEED,
     )
     found = _encode(rows, how, tokenizer)
-    if whole is not None and same_as is not None and fingerprint_rows(found) != same_as:
-        found = _encode(whole, how, tokenizer)
-    return found
+    if same_as is not None and fingerprint_rows(found) != same_as:
+        how = how if keep_limit else dataclasses.replace(how, limit=None)
+        found = _encode(rows if whole is None else whole, how, tokenizer)
+    return found, how
 
 
 def _encode(dataset: Dataset, how: Measurement, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -109,4 +118,8 @@ def _encode(dataset: Dataset, how: Measurement, tokenizer: PreTrainedTokenizerBa
     if how.kind == "text":
         size = how.max_length or BLOCK_TO_MEASURE
         return few(text_blocks(dataset, tokenizer, size, how.column or "text"), how.limit)
-    return encode_answers(few(dataset, how.limit), how, tokenizer, how.max_length or DEFAULT_LENGTH).dataset
+    chosen = few(dataset, how.limit)
+    found = encode_answers(chosen, how, tokenizer, how.max_length or DEFAULT_LENGTH)
+    if found.left_out.total():
+        logger.warning(f"{source}: of {len(chosen):,} rows to measure on, not measured: {describe(found.left_out)}")
+    return found.dataset

@@ -49,7 +49,9 @@ def _of_mean(values: Any) -> float:
 
 
 def ratio_error(values: Sequence[float], weights: Sequence[float]) -> float:
-    """One standard error of a ratio of sums, ``sum(values) / sum(weights)``, over rows that are independent of each other."""
+    """One standard error of a ratio of sums, ``sum(values) / sum(weights)``, over rows that are independent of each other. NaN of one row."""
+    if len(values) < 2:
+        return math.nan
     ratio = sum(values) / sum(weights)
     squares = sum((value - ratio * weight) ** 2 for value, weight in zip(values, weights, strict=True))
     return math.sqrt(squares) / sum(weights)

@@ -140,12 +140,18 @@ def read_vocabulary(
         ids["eos"] = ends[0]
     ids.setdefault("bos", ids["eos"])  # not put anywhere unless `add_bos_token`
     others = [index for index in ends if index != ids["eos"]]
-    if others:
-        ids["eot"] = others[0]
+    ids.update(zip(("eot", "eom"), others, strict=False))
+    if len(others) > 2:
+        notes.append(f"tokens that end an answer and have no place in a GGUF file: {others[2:]}")
     merges = scores = None
     if model.get("byte_fallback"):
         kind, pre = "llama", pre or "default"
         flags["add_space_prefix"] = _space_prefix(parts)
+        if flags["add_space_prefix"] and parts["pre_tokenizer"] is not None:
+            notes.append(
+                "llama.cpp puts a space also before a text that begins with one, and before text behind a special token; this tokenizer "
+                "does not always"
+            )
         scores = _scores(model, tokens, types)
     else:
         kind, pre = "gpt2", pre or _pre_tokenizer(parts)

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .atomic import flush, flush_name, lock_folder
 from .weight_files import EXPLICIT_NAME, is_staging, is_weight_file, new_staging
@@ -127,7 +127,7 @@ def _publish(staging: Path, folder: Path) -> None:
     flush(staging)
     if weights:
         # Before there is another model: what is said of the older one must not be read of the new one.
-        for name in RECORDS:
+        for name in (*RECORDS, *({GENERATION_CONFIG_NAME} - set(names))):
             (folder / name).unlink(missing_ok=True)
         for file in (folder / NATIVE_FOLDER).glob(f"*{NATIVE_SUFFIX}"):
             file.unlink(missing_ok=True)

@@ -183,10 +183,10 @@ def rotate(run: Path, limit: int | None, newest: Path, best: str | None, is_whol
     does not count (nor stay)."""
     if not limit or limit <= 0:
         return
-    kept = {newest} | ({Path(best)} if best else set())
+    kept = {Path(each).resolve() for each in (newest, best) if each}
     # As `Trainer` does, by the time they were written: after going back to an older one, the newer ones are the stale ones.
     others = sorted(
-        (folder for folder in list_checkpoints(run) if folder not in kept),
+        (folder for folder in list_checkpoints(run) if folder.resolve() not in kept),
         key=lambda folder: (folder.stat().st_mtime, int(folder.name.rpartition("-")[2])),
         reverse=True,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,7 @@ def push_to_hub(
         repo_id = open_repository(api, repo_id, private, revision)
         with explained(repo_id, revision, token):
             present = [file.rfilename for file in api.model_info(repo_id, revision=revision).siblings or ()]
-        if tokenizer is not None or not any(map(is_tokenizer_file, present)):
-            _add_tokenizer(files, own_tokenizer, push_format)
+        _add_tokenizer(files, own_tokenizer, push_format, () if tokenizer is not None else present)
         files.update(documents(source, repo_id, secrets))
         if CARD not in files and CARD not in present:
             config = AutoConfig.from_pretrained(source.model)
@@ -209,8 +209,10 @@ def _own_tokenizer(
     return tokenizer_files(place)
 
 
-def _add_tokenizer(files: Files, tokenizer: Files, push_format: str) -> None:
-    if push_format != "online":
-        files.update(tokenizer)
-    if push_format != "packed":
-        files.update({f"{ONLINE_FOLDER}/{name}": file for name, file in tokenizer.items()})
+def _add_tokenizer(files: Files, tokenizer: Files, push_format: str, present: Iterable[str]) -> None:
+    """Into each folder of the upload that has none in the repository."""
+    online = f"{ONLINE_FOLDER}/"
+    for folder in {"packed": ("",), "online": (online,), "both": ("", online)}[push_format]:
+        there = (path.removeprefix(folder) for path in present if path.startswith(folder))
+        if not any(map(is_tokenizer_file, there)):
+            files.update({f"{folder}{name}": file for name, file in tokenizer.items()})

@@ -41,6 +41,8 @@ class WeightInKernels:
         if norm is not None and (x.dtype != torch.float32 or dtype != torch.float32):
             # The kernels round nothing between the SubLN and the product.
             x, norm = norm(x), None
+        if x.dtype != dtype:
+            x = x.float()  # (exact; the result is rounded once)
         if norm is None:
             return packed_linear(x, packed, layer.out_features, layer.bias).to(dtype)
         return packed_linear(x, packed, layer.out_features, layer.bias, norm.weight, norm.eps).to(dtype)

@@ -130,6 +130,17 @@ class Context:
         """What tells the rows of the evaluation split from others."""
         return fingerprint_rows(self.examples.evaluation)
 
+    @cached_property
+    def asked(self) -> dict[str, Any]:
+        """How the evaluation split is asked, which no key of a model that was given says, and the rows that chance is counted of."""
+        how = self.examples.how.to_dict()
+        task = {name: value for name, value in how.get("task", {}).items() if name != "name"}
+        return {
+            "train": self.data["train"],
+            "task": task,
+            **{name: how.get(name) for name in ("kind", "turns", "max_length")},
+        }
+
     # ---- Planning ----
 
     def make_plan(self) -> Plan:
@@ -265,6 +276,7 @@ class Context:
             lambda folder: self.work.evaluate(model.model, folder),
             model,
             evaluation=self.evaluation,
+            asked=self.asked,
         )
         score = stage.result["score"]
         text = format_score(score["metric"], score["value"], score["stderr"])

@@ -93,7 +93,9 @@ class Effort:
         True, "Go back behind a distillation that makes the student worse on held-out training rows.", _SST2
     )
     held_out_rows: int = _from(512, "Training rows that are taken away for all choices.")
-    eval_rows: int = _from(2000, "Rows of the evaluation split, at most; 0: all (of answers that are written, 200).", _MNLI)
+    eval_rows: int = _from(
+        2000, "Rows of the evaluation split, at most; 0: all (of answers that are written, 200).", _MNLI
+    )
     compare_learning_rate: float = _from(5e-4, "Learning rate of BitNet-SFT (--compare).", _SST2, _MNLI)
     table_bits: int = _from(
         16, "Bits of embedding and output head in the packed student: 16, 8 or 4.", "checkpoint_sizes.json"

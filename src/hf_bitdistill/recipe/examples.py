@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from ..data import Task, build_dataset, get_task
 from ..data.batch_checks import context_length
-from ..data.cleaning import check_left_out, usable_rows
+from ..data.cleaning import check_left_out, describe, usable_rows
 from ..data.encoding import DEFAULT_BLOCK, DEFAULT_LENGTH
 from ..data.recognition import recognize
 from ..data.sources import load_examples
@@ -202,6 +202,7 @@ class _Loader:
 
     def load(self) -> Examples:
         settings = self.settings
+        self._check_options()
         if settings.dataset is None:
             task = get_task(cast(str, settings.task))
             source = task.hub_id or task.name
@@ -222,6 +223,8 @@ class _Loader:
                 f"no split to evaluate on: {len(loaded.validation)} training rows were taken away for it"
             )
         source, train, evaluation = loaded.source, loaded.train, loaded.validation
+        if settings.label_words:
+            self._check_classes(train, evaluation)
         known = get_task(settings.task) if settings.task else self._builtin(source, train)
         if known is not None:
             return self._task(known, source, train, evaluation)
@@ -238,6 +241,46 @@ class _Loader:
         if recognized.kind == "text":
             return self._text(recognized.columns[0], source, train, evaluation)
         return self._answers(recognized.kind, recognized.columns[0], source, train, evaluation)
+
+    def _check_options(self) -> None:
+        """Refuse what would not be read.
+
+        Raises:
+            RecipeError: names it.
+        """
+        settings = self.settings
+        if settings.task:
+            said = [name for name in ("text_columns", "label_column", "label_words") if getattr(settings, name)]
+            if said:
+                raise RecipeError(
+                    f"{', '.join(said)}: the task says this already; leave it out, or change the task file"
+                )
+        if settings.dataset is not None:
+            return
+        said = [name for name in ("dataset_config", "dataset_revision") if getattr(settings, name)]
+        if said:
+            raise RecipeError(f"{', '.join(said)}: of which dataset? Give it (--dataset) beside the task")
+        measured_on = ("validation", get_task(cast(str, settings.task)).splits.get("validation"))
+        if settings.eval_split is None and settings.train_split in measured_on:
+            raise RecipeError(
+                f"train_split {settings.train_split} is what the student is measured on: give eval_split too"
+            )
+
+    def _check_classes(self, train: Dataset, evaluation: Dataset) -> None:
+        """Refuse splits whose classes are counted differently, where words stand in the place of their names.
+
+        Raises:
+            RecipeError: they are.
+        """
+        from datasets import ClassLabel
+
+        for name, feature in train.features.items():
+            other = evaluation.features.get(name)
+            if isinstance(feature, ClassLabel) and isinstance(other, ClassLabel) and feature.names != other.names:
+                raise RecipeError(
+                    f"column {name!r} counts {', '.join(feature.names)} in the rows to train on and {', '.join(other.names)} in those to "
+                    "measure on: label_words would name them differently. Leave label_words out, or encode both alike"
+                )
 
     def _builtin(self, source: str, train: Dataset) -> Task | None:
         """The built-in task of that name, if the columns are its own: its prompt says more than the names of columns."""
@@ -298,7 +341,12 @@ class _Loader:
         for part in parts:
             self.left_out.update(part.left_out)
         encoded, encoded_held_out = (part.dataset for part in parts)
-        measured = encode_answers(few(evaluation, self.eval_rows), how, self.tokenizer, length).dataset
+        chosen = few(evaluation, self.eval_rows)
+        found = encode_answers(chosen, how, self.tokenizer, length)
+        check_left_out(found.left_out, len(chosen), f"{source}, rows to measure on", self.max_left_out)
+        if found.left_out.total():
+            self.notes.append(f"of {len(chosen):,} rows to evaluate on, not measured: {describe(found.left_out)}")
+        measured = found.dataset
         name = "conversations" if kind == "messages" else "prompts with completions"
         description = self._describe(f"{source}: {name}", encoded, encoded_held_out, measured)
         rows = self._finish(len(encoded))

@@ -174,6 +174,8 @@ class Work:
             "metric_for_best_model": "eval_loss",
             "greater_is_better": False,
             "prediction_loss_only": True,
+            # How often in a row it rose counts on after an interruption.
+            "restore_callback_states_from_checkpoint": True,
         }
         # On labels alone: of this trainer the logits exist where there is a label, which are few of a task's positions.
         arguments = training_arguments(

@@ -170,6 +170,9 @@ class StageStore:
 
         def look() -> dict[str, Any] | None:
             if file.is_file():
+                shutil.rmtree(
+                    folder / CHECKPOINTS, ignore_errors=True
+                )  # of one that was killed between its last two steps
                 return json.loads(file.read_text(encoding="utf-8"))
             folder.mkdir(parents=True, exist_ok=True)
             self.announce(kind, folder, settings)
@@ -183,8 +186,8 @@ class StageStore:
                 measured = work_of_first(lambda: work(folder), f"the stage {kind}") if by_first else work(folder)
 
             def finish() -> dict[str, Any]:
-                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
                 write_json(file, {**identity, "machine": describe_environment(), **clock.taken, **measured})
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
                 (folder / TAKEN).unlink(missing_ok=True)
                 return json.loads(file.read_text(encoding="utf-8"))
 

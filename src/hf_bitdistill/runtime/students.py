@@ -276,7 +276,7 @@ def _read_quantization(config: PreTrainedConfig) -> tuple[BitNetConfig, BitNetQu
     ours = BitNetConfig(
         quantization_mode="offline" if packed else "online",
         sub_norm="all" if stock.use_rms_norm else "none",
-        sub_norm_eps=stock.rms_norm_eps,
+        sub_norm_eps=1e-6 if stock.rms_norm_eps is None else stock.rms_norm_eps,
     )
     return ours, stock
 

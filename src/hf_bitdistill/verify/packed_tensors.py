@@ -13,6 +13,8 @@ from ..quantization.dense import WEIGHTS_PER_BYTE
 
 
 SCALE = "_scale"
+# Of embedding and head in 4 bits, whose codes are bytes too. (Those of ternary weights are float32.)
+_SCALES_OF_A_TABLE = "F16"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ def packed_layers(files: Iterable[str]) -> Iterator[LayerFacts]:
     kinds = {name: (file, dtype) for file in files for name, dtype, shape in tensors_of(file) if len(shape) in (1, 2)}
     for name, (file, dtype) in sorted(kinds.items()):
         if dtype != "U8" or not name.endswith(".weight"):
+            continue
+        if name + SCALE in kinds and kinds[name + SCALE][1] == _SCALES_OF_A_TABLE:
             continue
         if name + SCALE not in kinds:
             raise CheckpointError(f"{file}: tensor {name!r} has codes and no scales ({name + SCALE!r} is missing).")

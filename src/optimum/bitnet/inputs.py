@@ -92,7 +92,8 @@ class Inputs:
             )
 
     def columns(self, logits_to_keep: int | Tensor) -> Tensor:
-        """Columns whose outputs are wanted, int64 `[n]`, or `[B, 1]` for a column of its own for each row.
+        """Columns whose outputs are wanted, int64 `[n]`, or `[B, n]` for columns of its own for each row: the first of the last `n` is that of
+        the row's last real token before the others.
 
         Raises:
             ValueError: a kind of selection that is not supported.
@@ -103,7 +104,15 @@ class Inputs:
             return torch.where(logits_to_keep < 0, logits_to_keep + self.width, logits_to_keep)
         if logits_to_keep == 1 and not self.all_real:
             return self.last_real()[:, None]
-        return torch.arange(self.width - logits_to_keep if 0 < logits_to_keep < self.width else 0, self.width)
+        first = self.width - logits_to_keep if 0 < logits_to_keep < self.width else 0
+        columns = torch.arange(first, self.width)
+        if first and not bool(self.real[:, first].all()):
+            # Candidates behind a prompt that is padded on the right: what comes next is said by the last token before them.
+            before = self.real[:, : first + 1]
+            last = first - before.flip(1).to(torch.int8).argmax(dim=1)
+            columns = columns.repeat(self.rows, 1)
+            columns[:, 0] = torch.where(before.any(dim=1), last, first)
+        return columns
 
     def last_real(self) -> Tensor:
         """The column of each row's last real token, int64 `[B]`; the last column where there is none."""

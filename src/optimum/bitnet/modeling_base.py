@@ -42,6 +42,11 @@ from .reloading import Loaded, Reloading, check_device_map, check_dtype
 
 logger = logging.getLogger(__name__)
 
+# Of `save_pretrained`; transformers' own callers pass the last two.
+_SAVE_OPTIONS = frozenset(
+    {"max_shard_size", "dtype", "table_bits", "weight_bits", "is_main_process", "safe_serialization"}
+)
+
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -312,11 +317,16 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         An older model in the folder is replaced at once, when the new one is complete.
 
         Raises:
-            ValueError: `save_directory` is the folder the model was loaded from, or lies inside or around it.
+            TypeError: an option is not known.
+            ValueError: `save_directory` is the folder the model was loaded from, or lies inside or around it; or an adapter is in use.
             NotADirectoryError: it is a file.
         """
         folder = Path(save_directory)
         check_output(folder, model=self._source)
+        unknown = sorted(set(kwargs) - _SAVE_OPTIONS)
+        if unknown and not push_to_hub:
+            raise TypeError(f"{type(self).__name__}.save_pretrained got unknown options: {', '.join(unknown)}.")
+        self._check_no_adapters()
         max_shard_size = kwargs.pop("max_shard_size", "50GB")
         stored = {
             name: kwargs.pop(name) for name in ("dtype", "table_bits", "weight_bits") if kwargs.get(name) is not None

@@ -82,6 +82,11 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
             IndexError: a token id is not in the vocabulary; names it and its place.
             ValueError: an option that the native decoder cannot honour, or an empty prompt.
         """
+        mask = kwargs.get("negative_prompt_attention_mask")
+        if mask is not None and not bool(mask[:, -1].all()):
+            raise ValueError(
+                "negative_prompt_attention_mask: negative prompts must be padded on the left, their last column is read"
+            )
         return super().generate(*args, **kwargs)
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
@@ -229,8 +234,17 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
 class BitNetModelForCausalLMInTransformers(InTransformers, BitNetModelForCausalLM):
     """A [`BitNetModelForCausalLM`] that the native decoder cannot compute: packed layers in transformers do."""
 
+    @property
+    def generation_config(self) -> GenerationConfig:  # type: ignore[override]  # an attribute of the parent
+        """That of the model of transformers, which generates."""
+        return self.model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig) -> None:
+        self.model.generation_config = config
+
     def _load_generation_config(self, model_id: str, hub: dict[str, Any]) -> None:
-        self.generation_config = self.model.generation_config
+        """The model of transformers has loaded it."""
 
     def generate(self, *args, **kwargs):
         """`generate` of the model of transformers."""

@@ -38,6 +38,11 @@ TASKS: dict[str, tuple[type[BitNetModel], type[Pipeline]]] = {
 }
 
 
+# Options of `transformers.pipeline` that say how a model is loaded.
+_OF_LOADING = ("dtype", "torch_dtype", "device_map", "config")
+_OF_THE_HUB = ("revision", "token", "trust_remote_code")
+
+
 def pipeline(
     task: str,
     model: str | Path | BitNetModel,
@@ -61,8 +66,13 @@ def pipeline(
         raise ValueError(f"task {task!r} is not supported; choose one of {', '.join(TASKS)}.")
     model_class, pipeline_class = TASKS[task]
     if not isinstance(model, BitNetModel):
-        tokenizer = AutoTokenizer.from_pretrained(model) if tokenizer is None else tokenizer
-        model = model_class.from_pretrained(model, **(model_kwargs or {}))
+        loading = {name: kwargs.pop(name) for name in _OF_LOADING if name in kwargs}
+        # (The pipeline itself reads these too.)
+        loading |= {name: kwargs[name] for name in _OF_THE_HUB if name in kwargs}
+        loading |= model_kwargs or {}
+        hub = {name: loading[name] for name in (*_OF_THE_HUB, "cache_dir", "subfolder") if name in loading}
+        tokenizer = AutoTokenizer.from_pretrained(model, **hub) if tokenizer is None else tokenizer
+        model = model_class.from_pretrained(model, **loading)
     if tokenizer is None:
         raise ValueError("a pipeline of a loaded model needs its tokenizer=.")
     kwargs.setdefault("pipeline_class", pipeline_class)

@@ -125,7 +125,11 @@ class Reloading:
         with TemporaryDirectory() as folder:
             packed = Path(folder) / "packed"
             self._student.save(packed)
-            return self._load_floats(str(packed), dtype)
+            model = self._load_floats(str(packed), dtype)
+        if hasattr(self, "generation_config"):
+            model.generation_config = copy.deepcopy(self.generation_config)
+        model.name_or_path = model.config.name_or_path = self.config.name_or_path
+        return model
 
     def _load_floats(self, folder: str, dtype: str | torch.dtype | None) -> PreTrainedModel:
         config = copy.deepcopy(self._student.config)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hf_bitdistill.files.tensor_headers import CheckpointError
 from hf_bitdistill.files.training_checkpoints import (
@@ -222,3 +223,37 @@ def test_an_upload_gets_the_checkpoint_under_its_last_name(make_model, make_trai
     trainer.args.push_to_hub = True
     trainer.train()
     assert pushed == [(str(tmp_path / "run" / "checkpoint-1"), None)]
+
+
+@pytest.mark.parametrize("how", ["moved", "named otherwise"])
+def test_the_best_checkpoint_of_a_folder_that_was_moved(make_model, make_trainer, lm_rows, tmp_path, monkeypatch, how):
+    monkeypatch.chdir(tmp_path)
+    options = {"eval_dataset": lm_rows, "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    # The loss falls, and the largest one is the best.
+    options |= {
+        "save_total_limit": 2,
+        "learning_rate": 1e-2,
+        "metric_for_best_model": "loss",
+        "greater_is_better": True,
+    }
+    first = make_run(make_model, make_trainer, lm_rows, max_steps=3, **options)
+    first.train()
+    best = load_file(tmp_path / "run" / "checkpoint-1" / "model.safetensors")
+    assert first.state.best_global_step == 1
+    name = "run"
+    if how == "moved":
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        name = "elsewhere"
+    trainer = make_run(make_model, make_trainer, lm_rows, name=name, max_steps=5, **options)
+    if how == "named otherwise":
+        trainer.args.output_dir = name
+    trainer.train(resume_from_checkpoint=True)
+    assert sorted(entry.name for entry in (tmp_path / name).iterdir()) == ["checkpoint-1", "checkpoint-5"]
+    found = load_file(tmp_path / name / "checkpoint-1" / "model.safetensors")
+    assert all(torch.equal(value, found[key]) for key, value in best.items())
+    parameters = dict(trainer.model.named_parameters())
+    assert all(
+        torch.equal(best[key], value)
+        for key, value in parameters.items()
+        if key in best and value.shape == best[key].shape
+    )

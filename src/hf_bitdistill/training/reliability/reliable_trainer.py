@@ -40,6 +40,7 @@ from ..engines.engine_trainer import EngineTrainer
 from ..evaluated_rows import EvaluatedRowsTrainer
 from ..one_bar import with_one_bar
 from ..streamed_rows import StreamedRowsTrainer
+from .best_checkpoint import BestCheckpointCallback
 from .finite import FiniteWatch, StepReport, check_finite_student, describe_batch
 from .footprint import check_training_room, free_bytes
 
@@ -96,6 +97,7 @@ class ReliableTrainer(StreamedRowsTrainer, EvaluatedRowsTrainer, EngineTrainer):
         self._known_whole: dict[Path, tuple] = {}
         self._watch = FiniteWatch(self.accelerator)
         with_one_bar(self.callback_handler.callbacks)
+        self.add_callback(BestCheckpointCallback())
 
     # ---- Resuming ----
 

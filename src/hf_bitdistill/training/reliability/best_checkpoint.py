@@ -1,0 +1,22 @@
+"""Where the best checkpoint of a training is now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+
+class BestCheckpointCallback(TrainerCallback):
+    """A training that goes on knows its best checkpoint by the path that it had: of a folder that was moved, or is named otherwise now, that
+    is none. It is found again by its step."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.best_global_step:
+            place = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+            if place.is_dir():
+                state.best_model_checkpoint = str(place)

@@ -98,7 +98,7 @@ def test_one_base_serves_many_tasks(pair, adapter):
         native.load_adapter(two, "two")
 
 
-def test_from_pretrained_and_save(pair, adapter, tmp_path):
+def test_from_pretrained_and_save(pair, adapter, tmp_path, caplog):
     from optimum.bitnet import BitNetModelForCausalLM
 
     packed, native = pair()
@@ -106,6 +106,7 @@ def test_from_pretrained_and_save(pair, adapter, tmp_path):
     loaded = BitNetModelForCausalLM.from_pretrained(tmp_path / "llama", kv_dtype="float32", adapter=folder)
     assert_close(logits(loaded), logits(adapted), 2e-2)  # (tables in 16 bits)
     loaded.save_pretrained(tmp_path / "base")  # the base: an adapter is a file of its own
+    assert "gets the base model: the adapters in use (default)" in caplog.text
     again = BitNetModelForCausalLM.from_pretrained(tmp_path / "base", head_bits=32, kv_dtype="float32")
     assert torch.equal(logits(again), logits(native))
 

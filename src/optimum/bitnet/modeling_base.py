@@ -318,7 +318,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
 
         Raises:
             TypeError: an option is not known.
-            ValueError: `save_directory` is the folder the model was loaded from, or lies inside or around it; or an adapter is in use.
+            ValueError: `save_directory` is the folder the model was loaded from, or lies inside or around it.
             NotADirectoryError: it is a file.
         """
         folder = Path(save_directory)
@@ -326,7 +326,9 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         unknown = sorted(set(kwargs) - _SAVE_OPTIONS)
         if unknown and not push_to_hub:
             raise TypeError(f"{type(self).__name__}.save_pretrained got unknown options: {', '.join(unknown)}.")
-        self._check_no_adapters()
+        if self._active_adapters and self._adapters_enabled:
+            names = ", ".join(self._active_adapters)
+            logger.warning(f"{folder} gets the base model: the adapters in use ({names}) are files of their own.")
         max_shard_size = kwargs.pop("max_shard_size", "50GB")
         stored = {
             name: kwargs.pop(name) for name in ("dtype", "table_bits", "weight_bits") if kwargs.get(name) is not None

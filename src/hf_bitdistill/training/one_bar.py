@@ -53,9 +53,11 @@ class OneBarCallback(ProgressCallback):
         super().on_evaluate(args, state, control, **kwargs)
         self._evaluation_ends()
 
-    def on_predict(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_predict(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
+    ) -> None:
         """As in [`ProgressCallback`]."""
-        super().on_predict(args, state, control, **kwargs)
+        super().on_predict(args, state, control, metrics=metrics, **kwargs)
         self._evaluation_ends()
 
 

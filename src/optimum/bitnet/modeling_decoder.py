@@ -235,7 +235,7 @@ class BitNetModelForCausalLMInTransformers(InTransformers, BitNetModelForCausalL
     """A [`BitNetModelForCausalLM`] that the native decoder cannot compute: packed layers in transformers do."""
 
     @property
-    def generation_config(self) -> GenerationConfig:  # type: ignore[override]  # an attribute of the parent
+    def generation_config(self) -> GenerationConfig:
         """That of the model of transformers, which generates."""
         return self.model.generation_config
 

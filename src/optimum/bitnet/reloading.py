@@ -79,6 +79,7 @@ class Reloading:
     _student: Any  # a `Student`
     _loaded: Any  # a `Loaded`, of what was loaded from files
     _check_no_adapters: Callable[[], None]
+    config: Any
     _imported: TemporaryImport | None = None
 
     def __reduce_ex__(self, protocol: Any) -> Any:

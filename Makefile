@@ -9,7 +9,7 @@ WORKERS ?= 2
 SOURCES := src tests examples scripts benchmarks
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: demo test test-slow test-distributed test-floors test-newest docs bench-kernels bench-decode bench-train results style check clean
+.PHONY: demo test test-slow test-native test-distributed test-floors test-newest docs bench-kernels bench-decode bench-train results style check clean
 
 # The main job: the whole recipe on a small model, in minutes, on two cores. Writes quickstart/report.html.
 # On a machine with more than twice as much work as cores, threads that spin while they wait take the cores from those that they wait for.
@@ -25,6 +25,10 @@ test: $(VENV)/.installed-test
 # What is slow, an hour or more: thousands of damaged files, kills at every moment, every engine, blocks of the docs that train.
 test-slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -p no:cacheprovider -m slow $(PYTEST_ARGS)
+
+# The C++ tests, also under sanitizers, fuzzed, and for ARM in an emulator where that is installed: for a change in csrc/.
+test-native: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -p no:cacheprovider -m "" tests/native $(PYTEST_ARGS)
 
 # All that starts several processes on this machine: every engine, kills, two and four processes.
 test-distributed: $(VENV)/.installed-test

@@ -191,3 +191,35 @@ def test_a_stage_that_is_killed_at_its_end_is_not_done_again(tmp_path, monkeypat
     monkeypatch.undo()
     stage = store.run("b", {}, work)
     assert stage.was_done and len(works) == 3 and not (stage.folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_a_training_keeps_is_what_is_planned_for(bf16):
+    """Bytes a token, layer and channel that autograd keeps of a Llama in SmolLM's proportions, without its head."""
+    import torch
+    from transformers import AutoModel
+
+    from hf_bitdistill.recipe import train
+
+    shape = {"hidden_size": 144, "intermediate_size": 384, "num_attention_heads": 9, "num_key_value_heads": 3}
+    model = AutoModel.from_config(AutoConfig.for_model("llama", num_hidden_layers=3, vocab_size=384, **shape)).train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def kept(rows: int) -> int:
+        tensors = []
+        ids = torch.arange(rows * 64).view(rows, 64) % 384
+        with (
+            torch.autograd.graph.saved_tensors_hooks(
+                lambda tensor: tensors.append(tensor) or tensor, lambda tensor: tensor
+            ),
+            torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+        ):
+            output = model(input_ids=ids)
+        assert output.last_hidden_state.requires_grad
+        storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+        return sum(size for place, size in storages.items() if place not in weights)
+
+    # (Copies of weights in 16 bits do not grow with the rows.)
+    found = (kept(4) - kept(2)) / (2 * 64) / (3 * 144)
+    planned = train._KEPT_A_LAYER_BF16 if bf16 else train._KEPT_A_LAYER
+    assert 0.6 * planned < found < planned

@@ -130,14 +130,14 @@ def _check_read(of_text: bool, given: set[str]) -> None:
     Raises:
         ValueError: names them.
     """
-    others = _OF_ROWS if of_text else _OF_TEXT
-    unread = sorted(given & {*others, *_OF_TRAINING})
-    if unread:
-        when = "with --corpus" if of_text else "without --corpus"
-        raise ValueError(
-            f"--{', --'.join(unread)}: not read {when}"
-            + ("" if of_text else " (rows of plain text are measured in blocks of --max_length tokens)")
-        )
+    when, others = ("with --corpus", _OF_ROWS) if of_text else ("without --corpus", _OF_TEXT)
+    for names, why in (
+        (_OF_TRAINING, "by evaluate: they are of a training"),
+        (others, f"{when}; leave it out"),
+    ):
+        unread = sorted(given.intersection(names))
+        if unread:
+            raise ValueError(f"--{', --'.join(unread)}: not read {why}")
 
 
 def _measurement(

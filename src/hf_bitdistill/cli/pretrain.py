@@ -22,7 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..data.tokenizers import load_tokenizer
 from ..files.disk_room import check_writable
 from ..files.output_folder import check_output_dir
-from ..files.training_checkpoints import damage
+from ..files.training_checkpoints import checkpoint_at, damage
 from ..machine.environment import to
 from ..modeling.locate import find_model
 from ..options.options_parser import OptionsParser
@@ -129,13 +129,13 @@ def _kept(training: TrainingArguments, checkpoint: str) -> str:
     Raises:
         ValueError: the best one is gone or damaged.
     """
-    best = _read_state(checkpoint).best_model_checkpoint
-    if not training.load_best_model_at_end or best is None:
+    step = _read_state(checkpoint).best_global_step
+    if not training.load_best_model_at_end or step is None:
         return checkpoint
-    place = Path(checkpoint).parent / Path(best).name
-    if not place.is_dir() or damage(place):
+    place = checkpoint_at(Path(checkpoint).parent, step)
+    if place is None or damage(place):
         raise ValueError(
-            f"{place}, the best checkpoint of this training, is gone or damaged: the model in {training.output_dir} is left as it is"
+            f"the best checkpoint of this training, that of step {step}, is gone or damaged: the model in {training.output_dir} is left as it is"
         )
     return str(place)
 

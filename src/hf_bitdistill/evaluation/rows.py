@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from ..data.cleaning import check_left_out, describe, usable_rows
@@ -37,6 +38,21 @@ def few(dataset: Dataset, limit: int | None) -> Dataset:
     return dataset.shuffle(seed=ROWS_SEED).select(range(limit))
 
 
+def not_measured(left_out: Mapping[str, int], total: int, source: str, max_left_out: float = 1.0) -> str | None:
+    """What is said of rows that a model cannot be measured on; `None` where there are none.
+
+    Args:
+        left_out: Rows by kind.
+        total: Rows, these included.
+        max_left_out: The largest share of them.
+
+    Raises:
+        ValueError: There are more.
+    """
+    check_left_out(left_out, total, f"{source}, rows to measure on", max_left_out)
+    return f"of {total:,} rows to measure on, not measured: {describe(left_out)}" if any(left_out.values()) else None
+
+
 def rows_to_measure(dataset: Dataset, task: Task, source: str, max_left_out: float = 1.0) -> Dataset:
     """The rows of a task that a model can be measured on, in the task's form. A warning says how many others there are, by kind.
 
@@ -47,9 +63,8 @@ def rows_to_measure(dataset: Dataset, task: Task, source: str, max_left_out: flo
         ValueError: There are more, or no row is left.
     """
     usable, left_out = usable_rows(dataset, task, source)
-    check_left_out(left_out, len(dataset), f"{source}, rows to measure on", max_left_out)
-    if left_out:
-        logger.warning(f"{source}: of {len(dataset):,} rows to measure on, not measured: {describe(left_out)}")
+    if said := not_measured(left_out, len(dataset), source, max_left_out):
+        logger.warning(f"{source}: {said}")
     return usable
 
 
@@ -120,6 +135,6 @@ def _encode(dataset: Dataset, how: Measurement, tokenizer: PreTrainedTokenizerBa
         return few(text_blocks(dataset, tokenizer, size, how.column or "text"), how.limit)
     chosen = few(dataset, how.limit)
     found = encode_answers(chosen, how, tokenizer, how.max_length or DEFAULT_LENGTH)
-    if found.left_out.total():
-        logger.warning(f"{source}: of {len(chosen):,} rows to measure on, not measured: {describe(found.left_out)}")
+    if said := not_measured(found.left_out, len(chosen), source):
+        logger.warning(f"{source}: {said}")
     return found.dataset

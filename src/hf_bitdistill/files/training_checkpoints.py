@@ -155,6 +155,11 @@ def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     return [entry for match, entry in sorted(found, key=lambda item: int(item[0][1])) if entry.is_dir()]
 
 
+def checkpoint_at(output_dir: str | os.PathLike, step: int | None) -> Path | None:
+    """The checkpoint of a step, wherever its run lies now; `None` where there is none. (A state names paths as they were.)"""
+    return next((each for each in list_checkpoints(output_dir) if each.name.rpartition("-")[2] == str(step)), None)
+
+
 @dataclass
 class Choice:
     """The checkpoint to go on from, and the newer ones that cannot be used, with the reasons."""

@@ -1,5 +1,5 @@
 """Memory that is freed and wanted again at once: the C library gives large blocks back to the system, which clears every page it hands out
-anew. A training on a CPU frees and wants the same blocks every step, and waits for that a tenth to a quarter of its time."""
+anew. A training on a CPU frees and wants the same blocks every step (`benchmarks/bench_training.py` measures what that costs)."""
 
 from __future__ import annotations
 

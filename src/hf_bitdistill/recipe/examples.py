@@ -16,14 +16,14 @@ from datasets import Dataset
 
 from ..data import Task, build_dataset, get_task
 from ..data.batch_checks import context_length
-from ..data.cleaning import check_left_out, describe, usable_rows
+from ..data.cleaning import check_left_out, usable_rows
 from ..data.encoding import DEFAULT_BLOCK, DEFAULT_LENGTH
 from ..data.recognition import recognize
 from ..data.sources import load_examples
 from ..data.task_loading import load_task_dataset
 from ..data.tasks import TASKS, WRITTEN_METRICS
 from ..evaluation import evaluate_task
-from ..evaluation.rows import ROWS_SEED, encode_answers, few, rows_to_measure, text_blocks
+from ..evaluation.rows import ROWS_SEED, encode_answers, few, not_measured, rows_to_measure, text_blocks
 from ..evaluation.score_record import Measurement
 from .measure import Measured, Score, majority_share, measure_answers, measure_classes, unigram_accuracy
 from .settings import RecipeError, RecipeSettings
@@ -205,6 +205,10 @@ class _Loader:
         self._check_options()
         if settings.dataset is None:
             task = get_task(cast(str, settings.task))
+            if settings.eval_split is None and settings.train_split in ("validation", task.splits.get("validation")):
+                raise RecipeError(
+                    f"train_split {settings.train_split} is what the student is measured on: give eval_split too"
+                )
             source = task.hub_id or task.name
             train = load_task_dataset(task, settings.train_split or "train")
             evaluation = load_task_dataset(task, settings.eval_split or "validation")
@@ -260,11 +264,6 @@ class _Loader:
         said = [name for name in ("dataset_config", "dataset_revision") if getattr(settings, name)]
         if said:
             raise RecipeError(f"{', '.join(said)}: of which dataset? Give it (--dataset) beside the task")
-        measured_on = ("validation", get_task(cast(str, settings.task)).splits.get("validation"))
-        if settings.eval_split is None and settings.train_split in measured_on:
-            raise RecipeError(
-                f"train_split {settings.train_split} is what the student is measured on: give eval_split too"
-            )
 
     def _check_classes(self, train: Dataset, evaluation: Dataset) -> None:
         """Refuse splits whose classes are counted differently, where words stand in the place of their names.
@@ -343,9 +342,8 @@ class _Loader:
         encoded, encoded_held_out = (part.dataset for part in parts)
         chosen = few(evaluation, self.eval_rows)
         found = encode_answers(chosen, how, self.tokenizer, length)
-        check_left_out(found.left_out, len(chosen), f"{source}, rows to measure on", self.max_left_out)
-        if found.left_out.total():
-            self.notes.append(f"of {len(chosen):,} rows to evaluate on, not measured: {describe(found.left_out)}")
+        if said := not_measured(found.left_out, len(chosen), source, self.max_left_out):
+            self.notes.append(said)
         measured = found.dataset
         name = "conversations" if kind == "messages" else "prompts with completions"
         description = self._describe(f"{source}: {name}", encoded, encoded_held_out, measured)

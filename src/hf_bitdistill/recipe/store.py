@@ -17,8 +17,7 @@ from ..files.atomic import lock_folder, write_text
 from ..files.model_folder import RECORDS
 from ..machine import processes
 from ..machine.agreement import check_shared
-from ..machine.environment import default_device, describe_environment
-from ..machine.freed_memory import freed_memory_kept
+from ..machine.environment import describe_environment
 from .settings import RecipeError
 
 
@@ -170,9 +169,8 @@ class StageStore:
 
         def look() -> dict[str, Any] | None:
             if file.is_file():
-                shutil.rmtree(
-                    folder / CHECKPOINTS, ignore_errors=True
-                )  # of one that was killed between its last two steps
+                # Of a stage that was killed between its last two steps.
+                shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
                 return json.loads(file.read_text(encoding="utf-8"))
             folder.mkdir(parents=True, exist_ok=True)
             self.announce(kind, folder, settings)
@@ -182,7 +180,7 @@ class StageStore:
         was_done = result is not None
         if result is None:
             clock = _StageClock(folder / TAKEN)
-            with clock, freed_memory_kept(default_device().type == "cpu"):
+            with clock:
                 measured = work_of_first(lambda: work(folder), f"the stage {kind}") if by_first else work(folder)
 
             def finish() -> dict[str, Any]:

@@ -102,22 +102,19 @@ class Inputs:
             if logits_to_keep.ndim != 1 or logits_to_keep.dtype == torch.bool:
                 raise ValueError("logits_to_keep must be a number or a 1-dimensional tensor of columns.")
             return torch.where(logits_to_keep < 0, logits_to_keep + self.width, logits_to_keep)
-        if logits_to_keep == 1 and not self.all_real:
-            return self.last_real()[:, None]
         first = self.width - logits_to_keep if 0 < logits_to_keep < self.width else 0
         columns = torch.arange(first, self.width)
         if first and not bool(self.real[:, first].all()):
-            # Candidates behind a prompt that is padded on the right: what comes next is said by the last token before them.
-            before = self.real[:, : first + 1]
-            last = first - before.flip(1).to(torch.int8).argmax(dim=1)
+            # Behind a prompt that is padded on the right: what comes next is said by its last token.
             columns = columns.repeat(self.rows, 1)
-            columns[:, 0] = torch.where(before.any(dim=1), last, first)
+            columns[:, 0] = self.last_real(first)
         return columns
 
-    def last_real(self) -> Tensor:
-        """The column of each row's last real token, int64 `[B]`; the last column where there is none."""
-        last = self.width - 1 - self.real.flip(1).to(torch.int8).argmax(dim=1)
-        return torch.where(self.real.any(dim=1), last, self.width - 1)
+    def last_real(self, end: int | None = None) -> Tensor:
+        """The column of each row's last real token up to column `end` (default: the last one), int64 `[B]`; `end` where there is none."""
+        end = self.width - 1 if end is None else end
+        real = self.real[:, : end + 1]
+        return torch.where(real.any(dim=1), end - real.flip(1).to(torch.int8).argmax(dim=1), end)
 
     def run(self, decoder: NativeDecoder, columns: Tensor, hidden: bool = False, greatest: bool = False) -> Tensor:
         """Append the tokens to the cache.

@@ -47,7 +47,7 @@ _SAVE_OPTIONS = frozenset(
     {"max_shard_size", "dtype", "table_bits", "weight_bits", "is_main_process", "safe_serialization"}
 )
 
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 def _kv_dtype(kv_bits: int | None, kv_dtype: str | None) -> str:
@@ -171,7 +171,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
             ValueError: an option has no meaning.
         """
         model_id = str(model_id)
-        hub = {option: kwargs[option] for option in _HUB_OPTIONS if kwargs.get(option) is not None}
+        hub = {option: kwargs[option] for option in HUB_OPTIONS if kwargs.get(option) is not None}
         file = gguf_file_of(model_id, gguf_file, hub)
         if file is not None:
             return cls._from_gguf(file, **{name: value for name, value in kwargs.items() if name not in hub})
@@ -204,7 +204,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
         name, at, revision = model_id.partition("@")
         if at:
             model_id, kwargs["revision"] = name, revision
-        hub = {option: kwargs[option] for option in _HUB_OPTIONS if kwargs.get(option) is not None}
+        hub = {option: kwargs[option] for option in HUB_OPTIONS if kwargs.get(option) is not None}
         config, trust_remote_code = kwargs.pop("config", None), kwargs.get("trust_remote_code", False)
         with explained(model_id, hub.get("revision"), hub.get("token")):
             if config is None:
@@ -238,7 +238,7 @@ class BitNetModel(AdapterMethods, ModuleSurface, Reloading, OptimizedModel):
     ) -> BitNetModel:
         check_device_map(cls.__name__, device_map)
         dtype = torch_dtype if dtype is None else dtype  # (the older name)
-        unknown = sorted(set(hub) - set(_HUB_OPTIONS))
+        unknown = sorted(set(hub) - set(HUB_OPTIONS))
         if unknown:
             raise TypeError(f"{cls.__name__}.from_pretrained got unknown options: {', '.join(unknown)}.")
         files = find_weight_files(model_id, config, **hub)

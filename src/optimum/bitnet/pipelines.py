@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer, Pipeline, TextClassificationPipeline, TextGenerationPipeline
 from transformers import pipeline as transformers_pipeline
 
-from .modeling_base import BitNetModel
+from .modeling_base import HUB_OPTIONS, BitNetModel
 from .modeling_classification import BitNetModelForSequenceClassification
 from .modeling_decoder import BitNetModelForCausalLM
 
@@ -38,9 +38,9 @@ TASKS: dict[str, tuple[type[BitNetModel], type[Pipeline]]] = {
 }
 
 
-# Options of `transformers.pipeline` that say how a model is loaded.
+# Options of `transformers.pipeline` that say how a model is loaded, and those of them that the pipeline itself reads too.
 _OF_LOADING = ("dtype", "torch_dtype", "device_map", "config")
-_OF_THE_HUB = ("revision", "token", "trust_remote_code")
+_OF_BOTH = ("revision", "token", "trust_remote_code")
 
 
 def pipeline(
@@ -67,10 +67,9 @@ def pipeline(
     model_class, pipeline_class = TASKS[task]
     if not isinstance(model, BitNetModel):
         loading = {name: kwargs.pop(name) for name in _OF_LOADING if name in kwargs}
-        # (The pipeline itself reads these too.)
-        loading |= {name: kwargs[name] for name in _OF_THE_HUB if name in kwargs}
+        loading |= {name: kwargs[name] for name in _OF_BOTH if name in kwargs}
         loading |= model_kwargs or {}
-        hub = {name: loading[name] for name in (*_OF_THE_HUB, "cache_dir", "subfolder") if name in loading}
+        hub = {name: loading[name] for name in (*HUB_OPTIONS, "trust_remote_code") if name in loading}
         tokenizer = AutoTokenizer.from_pretrained(model, **hub) if tokenizer is None else tokenizer
         model = model_class.from_pretrained(model, **loading)
     if tokenizer is None:

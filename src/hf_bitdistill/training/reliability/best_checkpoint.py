@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ...files.training_checkpoints import checkpoint_at
 
 
 class BestCheckpointCallback(TrainerCallback):
@@ -16,7 +16,6 @@ class BestCheckpointCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.best_global_step:
-            place = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
-            if place.is_dir():
-                state.best_model_checkpoint = str(place)
+        place = checkpoint_at(str(args.output_dir), state.best_global_step)
+        if place is not None:
+            state.best_model_checkpoint = str(place)

@@ -48,7 +48,7 @@ from .footprint import check_training_room, free_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-from ..config import DistillationConfig
+    from ..config import DistillationConfig
 
 
 logger = logging.get_logger(__name__)

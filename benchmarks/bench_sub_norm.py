@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, set_seed
 
 from hf_bitdistill import BitNetConfig, apply_bitnet, calibrate_sub_norm
 from hf_bitdistill.data import collate, load_corpus, pack_corpus
@@ -22,6 +22,7 @@ from hf_bitdistill.evaluation import perplexity
 from hf_bitdistill.machine.environment import describe_environment
 from hf_bitdistill.nn import full_precision
 from hf_bitdistill.recipe.train import Machine, training_arguments
+from hf_bitdistill.training import PretrainingConfig
 
 
 def main() -> None:
@@ -85,7 +86,7 @@ def main() -> None:
 def train(student, blocks, tokenizer, options, loss) -> float:
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(
-            TrainingArguments,
+            PretrainingConfig,
             Path(folder),
             Machine(bf16=False),
             steps=options.steps,

@@ -29,11 +29,20 @@ PASSED_ON = (
 )
 """Fields of `PretrainSettings` that are options of `PretrainingConfig` of the same name."""
 
-ADDED_TO_WARM_START = ("loss_unit",)
-"""Fields of `WarmStartConfig` that came later, likewise."""
+ADDED_TO_WARM_START = {"loss_unit": "median"}
+"""Fields of `WarmStartConfig` that came later, with what rows before them did."""
 
 # Options of an arm's warm start that are not `WarmStartConfig`'s.
 _WARM_START_EXTRAS = ("tokens", "batch_size", "budget_share")
+
+# What an arm means that does not say otherwise: the defaults of the time at which the first rows were recorded.
+_WARM_START_DEFAULTS = {
+    "window_stride": 2,
+    "steps_per_window": 500,
+    "start": "absmean",
+    "learning_rate": 1e-2,
+    "loss_unit": "median",
+}
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,7 @@ class Arm:
             it is FP-SFT that is fine-tuned once more, which is what a student made of it has had).
         calibrate: SubLN start values from activations.
         least_squares: start from the nearest codes and scales.
-        warm_start: options of `WarmStartConfig`, and `tokens` (calibration text), `batch_size` (blocks a step), and
+        warm_start: options of `WarmStartConfig` (some have other defaults here), and `tokens` (calibration text), `batch_size` (blocks a step), and
             `budget_share` (that share of the arm's token budget goes to the warm start's optimiser steps). `None`: none.
         from_teacher: the student is made of FP-SFT, not of the model as it came, and its start (calibration, warm start) reads the task's
             training examples instead of plain text; `tokens` are then those of whole examples, and `batch_size` examples.
@@ -155,7 +164,7 @@ class Arm:
         options = {name: value for name, value in self.warm_start.items() if name not in _WARM_START_EXTRAS}
         if steps_per_window is not None:
             options["steps_per_window"] = steps_per_window
-        return WarmStartConfig(seed=seed, **options)
+        return WarmStartConfig(seed=seed, **{**_WARM_START_DEFAULTS, **options})
 
 
 @dataclass(frozen=True)

@@ -218,8 +218,7 @@ def student_has_sub_norms(arm: Arm) -> bool:
 def describe(value: Any) -> dict[str, Any]:
     """A settings object as what identifies a stage. Options that came later count only if they are used: else a new one
     would make every finished stage run again."""
-    later = {f.name for f in fields(value) if f.metadata == ADDED}
+    before = {f.name: f.default for f in fields(value) if f.metadata == ADDED}
     if isinstance(value, WarmStartConfig):
-        later.update(ADDED_TO_WARM_START)
-    unused = {f.name for f in fields(value) if f.name in later and getattr(value, f.name) == f.default}
-    return {name: item for name, item in asdict(value).items() if name not in unused}
+        before = ADDED_TO_WARM_START
+    return {name: item for name, item in asdict(value).items() if name not in before or item != before[name]}

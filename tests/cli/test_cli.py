@@ -82,9 +82,9 @@ def test_pretrain_distill_pack_evaluate(teacher, data, tmp_path, capsys):
     assert json.loads((student / "trainer_state.json").read_text())["global_step"] == 2
     assert json.loads((student / "evaluation.json").read_text())["accuracy"] == scores["accuracy"]
     status, lines = run_line(
-        capsys, "distill", config, *common, "--weight_granularity", "row", "--model_name_or_path", teacher
+        capsys, "distill", config, *common, "--weight_granularity", "tensor", "--model_name_or_path", teacher
     )
-    assert status == 1 and "weight_granularity ('tensor', not 'row')" in lines[0]
+    assert status == 1 and "weight_granularity ('row', not 'tensor')" in lines[0]
 
     assert main(["pack", str(student), str(tmp_path / "packed_again")]) == 0
     told = capsys.readouterr().out

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from ..config import BitNetConfig, SubNormPlacement, WeightGranularity
 from ..modeling.model_heads import HEADS
+from ..recipe.efforts import EFFORTS
 
 
 @dataclass
@@ -35,7 +36,8 @@ class StudentArguments:
     )
     sub_norm_eps: float = field(default=1e-6, metadata={"help": "Epsilon of the SubLNs."})
     weight_granularity: str = field(
-        default="tensor", metadata={"help": "What shares a weight scale.", "choices": ["tensor", "row", "group"]}
+        default=EFFORTS["standard"].weight_granularity,
+        metadata={"help": "What shares a weight scale.", "choices": ["tensor", "row", "group"]},
     )
     group_size: int = field(default=128, metadata={"help": "Columns a group: 64 or 128."})
     activation_bits: int = field(default=8, metadata={"help": "8, or 0 for activations in floating point."})

@@ -23,6 +23,7 @@ from transformers.utils import logging
 from ..data import (
     Task,
     batch_by_length,
+    batch_for_tokens,
     build_dataset,
     get_task,
     load_corpus,
@@ -40,9 +41,13 @@ from ..machine.whole_models import whole_models
 from ..modeling.surgery import is_student
 from ..options.options_parser import OptionsParser
 from ..options.parsing import read, require
+from ..recipe.efforts import EFFORTS
 from .arguments import CorpusArguments, ModelArguments, StudentArguments, TaskArguments
 from .models import calibrate, load_model, load_student
 from .runs import check_no_training, set_card_aside
+
+
+_RECIPE = EFFORTS["standard"]
 
 
 @dataclass
@@ -50,14 +55,20 @@ class WarmStartArguments:
     """What the warm start reads, and where the student goes."""
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder for the student."})
-    warm_start_tokens: int = field(default=2**20, metadata={"help": "Tokens of the text that are used."})
-    batch_size: int = field(default=4, metadata={"help": "Blocks, or examples of a task, a step."})
+    warm_start_tokens: int = field(
+        default=_RECIPE.warm_start_tokens, metadata={"help": "Tokens of the text that are used."}
+    )
+    batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": f"Blocks, or examples of a task, a step. Default: those of about {_RECIPE.window_tokens} tokens, at most 32."
+        },
+    )
     shuffle_buffer: int = field(default=10_000, metadata={"help": "Documents among which the text is shuffled."})
     keep_massive_ratio: float = field(
-        default=0.0,
+        default=_RECIPE.keep_massive_ratio,
         metadata={
-            "help": "Keep projections in full precision whose largest output is so many times the median one (20 is a "
-            "good value). 0: none."
+            "help": "Keep projections in full precision whose largest output is so many times the median one. 0: none."
         },
     )
     hidden_states: str = field(
@@ -97,8 +108,9 @@ def run(argv: list[str], prog: str) -> None:
         raise ValueError("a warm start reads plain text or a task's examples: give either --corpus or --task")
     task = None if task_arguments.task is None else get_task(task_arguments.task)
     for name in ("batch_size", "warm_start_tokens"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
     with whole_models():
         teacher = load_model(model_arguments, task_arguments.head)
     if is_student(teacher):
@@ -126,7 +138,7 @@ def run(argv: list[str], prog: str) -> None:
             if task is None
             else f"every example of {task.name} is longer than its max_length"
         )
-    batches = batch_by_length(rows, arguments.batch_size, tokenizer)
+    batches = batch_by_length(rows, arguments.batch_size or batch_for_tokens(rows, _RECIPE.window_tokens), tokenizer)
     sample = batches[: student_arguments.calibration_batches]
     device = default_device()  # (of this process: the exchange above told it which)
     whole = fit_whole(teacher, config.window_layers, device)

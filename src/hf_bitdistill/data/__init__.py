@@ -13,6 +13,7 @@ from .corpus import load_corpus, pack_corpus
 from .preprocessing import (
     PromptEncoder,
     batch_by_length,
+    batch_for_tokens,
     build_dataset,
     collate,
     ensure_pad_token,
@@ -28,6 +29,7 @@ __all__ = [
     "PromptEncoder",
     "Task",
     "batch_by_length",
+    "batch_for_tokens",
     "build_dataset",
     "collate",
     "ensure_pad_token",

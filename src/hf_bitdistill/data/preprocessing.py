@@ -397,6 +397,15 @@ def take_tokens(sequences: Iterable[Sequence[int]], tokens: int) -> list[Sequenc
     return taken
 
 
+def batch_for_tokens(sequences: Sequence[Sequence[int]], tokens: int, largest: int = 32) -> int:
+    """Sequences a batch: the power of two, up to `largest`, whose batches come near so many tokens on average."""
+    mean = sum(map(len, sequences)) / len(sequences)
+    size = 1
+    while size < largest and 2 * size * mean <= 1.5 * tokens:
+        size *= 2
+    return size
+
+
 def batch_by_length(
     sequences: Sequence[Sequence[int]], batch_size: int, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]]:

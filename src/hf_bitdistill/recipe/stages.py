@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from ..config import BitNetConfig
-from ..data import batch_by_length, collate, load_corpus, pack_corpus, take_tokens
+from ..data import batch_by_length, batch_for_tokens, collate, load_corpus, pack_corpus, take_tokens
 from ..evaluation import share_rows
 from ..machine import processes
 from ..machine.environment import to
@@ -51,7 +51,6 @@ ADAPTER = "adapter_config.json"
 WARM_START_FILE = "warm_start.pt"
 
 _CALIBRATION_BATCHES = 8
-_LARGEST_WINDOW_BATCH = 32
 # How often the teacher's held-out loss is looked at, at most and for at most what share of the training's time (an example that is trained on
 # takes as long as three that are read), and how often in a row it may rise.
 _LOOKS, _LOOKS_SHARE, _PATIENCE = 8, 0.15, 2
@@ -137,14 +136,6 @@ class Work:
 
     def pretrain_steps(self) -> int:
         return max(1, round(self.numbers.corpus_tokens / (self.numbers.pretrain_batch_size * self.numbers.block_size)))
-
-    def window_batch(self, sequences: Sequence[Sequence[int]]) -> int:
-        """Examples a step of the warm start: a power of two that comes near the wanted number of tokens."""
-        mean = sum(map(len, sequences)) / len(sequences)
-        size = 1
-        while size < _LARGEST_WINDOW_BATCH and 2 * size * mean <= 1.5 * self.numbers.window_tokens:
-            size *= 2
-        return size
 
     # ---- Teacher ----
 
@@ -269,7 +260,7 @@ class Work:
         sequences = self._sequences(self.start_tokens(steps))
         if not sequences:
             raise RecipeError(f"{self.corpus} has fewer tokens than one block of {numbers.block_size}")
-        size = self.window_batch(sequences)
+        size = batch_for_tokens(sequences, numbers.window_tokens)
         # No more than the steps can read: every batch costs a pass through both models.
         readable = size * (min(max(steps, _CALIBRATION_BATCHES), max_batches or steps) or _CALIBRATION_BATCHES)
         batches = batch_by_length(sequences[:readable], size, tokenizer)

@@ -134,10 +134,6 @@ def training_arguments(
         "per_device_eval_batch_size": micro,
         "gradient_accumulation_steps": batch // (count * micro),
         "learning_rate": rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": max(1, steps // 20),
-        "weight_decay": 0.01,
-        "adam_beta2": 0.95,
         # The dataset comes in its order, see `order.py`.
         "train_sampling_strategy": "sequential",
         "logging_steps": max(1, steps // 50),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from ..files.redaction import redact, secrets_of
 from ..hub.push import PUSH_FORMATS, check_push_format
@@ -37,7 +37,13 @@ class DistillationConfig(TrainingArguments):
     attention_loss_weight=1e5`, summarisation `logits_loss_weight=1, attention_loss_weight=1e3`; batch 32, learning rate 5e-6
     to 5e-5, weight decay 0.01 to 0.1, warm-up over 5 % of the steps, 2 to 3 epochs.
 
+    Rate, schedule and decay have defaults of a ternary student, not those of `TrainingArguments`. They are the recipe's, see
+    `hf_bitdistill.recipe.efforts`.
+
     Args:
+        learning_rate (`float`, defaults to 2e-4), lr_scheduler_type (`str`, defaults to `"cosine"`), warmup_steps (`float`, defaults to
+            0.05, that share of the steps), weight_decay (`float`, defaults to 0.01), adam_beta2 (`float`, defaults to 0.95):
+            As in `TrainingArguments`.
         teacher_model_name_or_path (`str`, *optional*):
             The teacher, if none is given to the trainer as an object.
         teacher_model_init_kwargs (`dict`, *optional*):
@@ -124,6 +130,11 @@ class DistillationConfig(TrainingArguments):
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
 
+    learning_rate: float = field(default=2e-4, metadata={"help": "Learning rate after the warm-up."})
+    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Schedule of the rate."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of the warm-up; below 1: their share."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of Adam."})
     teacher_model_name_or_path: str | None = field(
         default=None, metadata={"help": "The teacher: a model on the Hub or a local folder."}
     )
@@ -236,12 +247,18 @@ class PretrainingConfig(DistillationConfig):
     With a teacher, its whole next-token distribution is a second target beside the token itself, unsoftened: of plain text
     every position is a label, and a teacher of the same tokens knows more of it than the one token that came. The relation
     loss is off; it may be turned on. Without a teacher (`bitdistill pretrain` without one) only the tokens count.
+
+    `learning_rate` is 1e-3, and `dead_zone_leak` 1.
     """
 
+    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate after the warm-up."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the logits loss."})
     logits_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the logits loss, with a teacher."})
     attention_loss_weight: float = field(
         default=0.0, metadata={"help": "Weight of the attention relation loss; 0 turns it off."}
+    )
+    dead_zone_leak: float = field(
+        default=1.0, metadata={"help": "Share of their value with which weights of code 0 take part at first."}
     )
 
 

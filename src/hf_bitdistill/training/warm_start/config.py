@@ -15,7 +15,8 @@ _CHOICES = {
 
 @dataclass
 class WarmStartConfig:
-    """Options of [`warm_start`]. The window, the rank and the hardening are CAT-Q's (arXiv 2606.26650).
+    """Options of [`warm_start`]. The window, the rank and the hardening are CAT-Q's (arXiv 2606.26650); the defaults are the recipe's, see
+    `hf_bitdistill.recipe.efforts`.
 
     Args:
         window_layers (`int`): decoder layers trained together.
@@ -51,12 +52,12 @@ class WarmStartConfig:
     """
 
     window_layers: int = field(default=4, metadata={"help": "Decoder layers trained together."})
-    window_stride: int = field(default=2, metadata={"help": "Layers by which the window moves on."})
-    steps_per_window: int = field(default=500, metadata={"help": "Optimiser steps a window."})
+    window_stride: int = field(default=4, metadata={"help": "Layers by which the window moves on."})
+    steps_per_window: int = field(default=400, metadata={"help": "Optimiser steps a window."})
     rank: int = field(default=64, metadata={"help": "Rank of the updates; 0 trains whole matrices."})
     factor_group_size: int = field(default=128, metadata={"help": "Columns that share threshold and mean factors."})
     start: str = field(
-        default="absmean",
+        default="least_squares",
         metadata={"help": "Codes and scales to begin with.", "choices": list(_CHOICES["start"])},
     )
     window_inputs: str = field(
@@ -64,7 +65,7 @@ class WarmStartConfig:
         metadata={"help": "Whose activations a window reads.", "choices": list(_CHOICES["window_inputs"])},
     )
     train_norms: bool = field(default=True, metadata={"help": "Also train norm weights, SubLNs and biases."})
-    learning_rate: float = field(default=1e-2, metadata={"help": "Of the updates, in units of the weight scale."})
+    learning_rate: float = field(default=2e-2, metadata={"help": "Of the updates, in units of the weight scale."})
     factor_learning_rate: float = field(default=1e-2, metadata={"help": "Of scale, threshold and mean factors."})
     norm_learning_rate: float = field(default=1e-3, metadata={"help": "Of norm weights, SubLNs and biases."})
     sharpness: float = field(default=2.0, metadata={"help": "Of the softened ternary function at first."})
@@ -72,7 +73,7 @@ class WarmStartConfig:
     hardening_share: float = field(default=0.8, metadata={"help": "Share of the steps until it is hard."})
     huber_delta: float = field(default=1.0, metadata={"help": "Where the Huber loss turns linear."})
     loss_unit: str = field(
-        default="median",
+        default="token",
         metadata={
             "help": "What an error is measured in: the size of the median or of each token.",
             "choices": list(_CHOICES["loss_unit"]),

@@ -12,6 +12,7 @@ from hf_bitdistill.quantization import (
     unpack_dense,
 )
 from hf_bitdistill.quantization import dense as module
+from hf_bitdistill.quantization.dense import pack_codes, unpack_codes
 
 
 SHAPES = [(1, 1), (1, 4), (2, 3), (3, 5), (5, 1), (7, 9), (64, 33), (93, 31), (5, 41), (40, 128)]
@@ -34,6 +35,18 @@ def test_round_trip(rows, columns, piece, monkeypatch):
     assert torch.equal(unpack_dense(dense, rows, columns), packed)
     # A view into something else, at an odd byte, is as good.
     assert torch.equal(unpack_dense(torch.cat([dense[:1], dense])[1:], rows, columns), packed)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_codes_of_several_matrices(rows, columns, dtype):
+    several = [random_codes(rows, columns).flatten(), -random_codes(rows, columns).flatten()]
+    packed = torch.stack([pack_codes(codes.to(torch.int8)) for codes in several])
+    assert torch.equal(packed[0], pack_dense(pack_ternary(random_codes(rows, columns)), rows))
+    # Into a view with room behind it, which stays as it is.
+    room = torch.full((2, rows * columns + 3), 7, dtype=dtype)
+    unpack_codes(packed, room[:, : rows * columns])
+    assert torch.equal(room[:, : rows * columns], torch.stack(several).to(dtype)) and room[:, -3:].eq(7).all()
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(3, 5), (7, 9)])

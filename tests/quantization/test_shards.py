@@ -50,8 +50,8 @@ def test_codes_and_scales_of_any_number_of_shards(shape, granularity, group_size
         assert torch.equal(layout.unpacked(packed, dtype).float(), codes)
 
 
-def test_two_bits_a_weight_and_a_scale_a_row():
-    assert ShardLayout(512, 1024, 8, "tensor", None).code_bytes == 512 // 8 * 1024 // 4
+def test_five_codes_a_byte_and_a_scale_a_group():
+    assert ShardLayout(512, 1024, 8, "tensor", None).code_bytes == -(-512 // 8 * 1024 // 5)
     layout = ShardLayout(512, 1024, 8, "group", 64)
     assert layout.scales == 64 * 16
 

@@ -59,9 +59,9 @@ def test_bytes_on_the_wire():
     ddp, fsdp = wire(BY_NAME["DDP"], WEIGHTS, training), wire(BY_NAME["FSDP2"], WEIGHTS, training)
     # An all-reduce once a step: three quarters of the gradients, twice.
     assert ddp.total == 2 * 0.75 * 4 * WEIGHTS.all
-    # Twice each of two micro batches, a quarter of a byte each.
-    assert fsdp.ternary == 2 * 2 * 0.75 * 0.25 * WEIGHTS.ternary
-    assert fsdp.ternary_bfloat16 == 8 * fsdp.ternary
+    # Twice each of two micro batches, a fifth of a byte each.
+    assert fsdp.ternary == pytest.approx(2 * 2 * 0.75 * 0.2 * WEIGHTS.ternary)
+    assert fsdp.ternary_bfloat16 == pytest.approx(10 * fsdp.ternary)
     assert fsdp.teacher == 2 * 0.75 * 4 * WEIGHTS.teacher
     assert wire(BY_NAME["DDP"], WEIGHTS, Training(1, 1, 2, True, False)).total == 0
 

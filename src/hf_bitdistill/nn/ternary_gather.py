@@ -51,7 +51,7 @@ def enable_ternary_all_gather(model: nn.Module) -> list[str]:
     backward passes, gradients, optimizers and state dicts stay what they are.
 
     What needs more than codes of a weight has it gathered too, with a word: the warm-up of quantisation and the leak of the dead zone
-    (their effective weights), learned scales (signs, 2 bits more), `full_precision`.
+    (their effective weights), learned scales (signs, 1.6 bits more), `full_precision`.
 
     Returns:
         The names of the layers that are left out: tensor parallelism has split their weight, or another module has the same one.

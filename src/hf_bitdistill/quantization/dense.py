@@ -6,13 +6,14 @@ The `N = R * C` weights of a matrix are taken row by row, and `P = ceil(N / 5)` 
 weights, decoding needs no division, and bytes that stand for no weights are told by what remains of them after five digits: 243 or more.
 Digits beyond `N` are zero.
 
-In memory every layer has the form of [`hf_bitdistill.quantization.packing`]; this one exists in files.
+In memory every layer has the form of [`hf_bitdistill.quantization.packing`]; this one exists in files, and between processes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -56,10 +57,36 @@ def pack_dense(packed: Tensor, rows: int) -> Tensor:
             first, last = k * flat.numel() + start, min(k * flat.numel() + stop, size)
             if first < last:
                 codes[first:last] = field[: last - first]
-    stored = torch.tensor([math.ceil(v * 256 / _NUMBERS) for v in range(_NUMBERS)], dtype=torch.uint8)
-    stored, dense = stored.to(packed.device), torch.empty(length, dtype=torch.uint8, device=packed.device)
-    digits = [_words(codes[k * length : (k + 1) * length]) for k in range(WEIGHTS_PER_BYTE)]
-    for pieces in zip(*digits, strict=True):
+    return _of_digits(codes)
+
+
+def pack_codes(codes: Tensor) -> Tensor:
+    """Ternary codes, int8 `[N]` -> uint8 `[ceil(N / 5)]`; nothing is checked."""
+    digits = torch.zeros(
+        WEIGHTS_PER_BYTE * math.ceil(len(codes) / WEIGHTS_PER_BYTE), dtype=torch.uint8, device=codes.device
+    )
+    torch.add(codes.view(torch.uint8), 1, out=digits[: len(codes)])  # (-1 is 255: the sum wraps)
+    return _of_digits(digits)
+
+
+def unpack_codes(dense: Tensor, codes: Tensor) -> None:
+    """Write the codes of several matrices, uint8 `[M, ceil(N / 5)]`, into `codes` `[M, N]`, of any dtype; nothing is checked.
+
+    A few operators on whole tensors, whatever `M` is: on an accelerator their number is what costs.
+    """
+    length = dense.shape[1]
+    index = dense.reshape(-1).int()
+    for k, table in enumerate(_codes_of_bytes(dense.device)):
+        part = codes[:, k * length : (k + 1) * length]
+        part.copy_(table.index_select(0, index).view(dense.shape)[:, : part.shape[1]])
+
+
+def _of_digits(digits: Tensor) -> Tensor:
+    """Digits, uint8 `[5 * P]` -> bytes, uint8 `[P]`."""
+    length = len(digits) // WEIGHTS_PER_BYTE
+    stored, dense = _bytes_of_numbers(digits.device), torch.empty(length, dtype=torch.uint8, device=digits.device)
+    fields = [_words(digits[k * length : (k + 1) * length]) for k in range(WEIGHTS_PER_BYTE)]
+    for pieces in zip(*fields, strict=True):
         start, number = pieces[0]
         for _, digit in pieces[1:]:
             number = number * 3 + digit  # (at most 242 in each byte)
@@ -118,6 +145,19 @@ def _digits(words: Tensor) -> list[Tensor]:
     carried = ((even >> 8) & _LANES) | (odd & (0x100 * _LANES))
     digits[0] |= 3 * carried
     return [digit.view(torch.uint8) for digit in digits]
+
+
+@lru_cache
+def _bytes_of_numbers(device: torch.device) -> Tensor:
+    """What stands for each number of five digits, uint8 `[243]`."""
+    return torch.tensor([math.ceil(v * 256 / _NUMBERS) for v in range(_NUMBERS)], dtype=torch.uint8, device=device)
+
+
+@lru_cache
+def _codes_of_bytes(device: torch.device) -> Tensor:
+    """The five codes of each byte, int8 `[5, 256]`."""
+    every = torch.arange(256, dtype=torch.uint8).view(torch.int64)
+    return (torch.stack(_digits(every)).view(torch.int8) - 1).to(device)
 
 
 def _words(data: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -1,7 +1,7 @@
 """The arithmetic of a latent weight whose rows are spread over processes: what each sends of its shard, and what all make of it.
 
 A shard is `[r, C]`, the first `r` of the `S = ceil(R / processes)` rows that a process has room for; `r` is less than `S` in the last ones.
-It is sent as bytes: the codes of `S` rows as one row of [`pack_fields`], four in a byte, then the scales (float32) of those rows, unless
+It is sent as bytes: the codes of `S` rows, five in a byte ([`hf_bitdistill.quantization.dense`]), then the scales (float32) of those rows, unless
 there is one scale for the matrix, which all know.
 """
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .packing import pack_fields, packed_rows, unpack_fields
+from . import dense
 from .ternary import MIN_SCALE, accumulation_dtype, expand_weight_scale, group_counts, num_groups, ternary_codes
 
 
@@ -41,7 +41,7 @@ class ShardLayout:
 
     @property
     def code_bytes(self) -> int:
-        return packed_rows(self.shard_rows * self.columns)
+        return dense.dense_bytes(self.shard_rows, self.columns)
 
     @property
     def scales(self) -> int:
@@ -57,7 +57,7 @@ class ShardLayout:
 
     def pack_codes(self, codes: Tensor) -> Tensor:
         """Codes `[r, C]` of a shard, any dtype -> uint8 `[code_bytes]`."""
-        return pack_fields(self.filled(codes.to(torch.int8)).flatten())
+        return dense.pack_codes(self.filled(codes.to(torch.int8)).flatten())
 
     def pack(self, shard: Tensor, weight_scale: Tensor) -> Tensor:
         """What a process sends: uint8 `[code_bytes + 4 * scales]`.
@@ -85,7 +85,7 @@ class ShardLayout:
 
     def unpack_codes(self, packed: Tensor, codes: Tensor) -> None:
         """Write the codes of uint8 `[processes, code_bytes]` into `codes` `[processes * shard_rows, C]`, contiguous, any dtype."""
-        unpack_fields(packed.T, codes.view(self.processes, -1).T)
+        dense.unpack_codes(packed, codes.view(self.processes, -1))
 
     def unpacked(self, packed: Tensor, dtype: torch.dtype) -> Tensor:
         """The codes `[R, C]` of uint8 `[processes, code_bytes]`."""

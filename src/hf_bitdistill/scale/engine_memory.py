@@ -12,7 +12,7 @@ A step is looked at in the moments at which memory may be the most ([`MOMENTS`])
   way). ZeRO has one bucket for reductions; stage 3 keeps gathered what is read again within [`_REUSED`] weights.
 - **Logits** are never whole, except under DeepSpeed, which gathers the weights of whole modules alone.
 - With gradient accumulation FSDP2 would keep whole gradients; counted is `sync_each_batch`, which reduces every micro batch.
-- Under FSDP2 ternary weights are gathered as codes of 2 bits and become a parameter of the layer, which is freed and gathered again:
+- Under FSDP2 ternary weights are gathered as codes of 1.6 bits and become a parameter of the layer, which is freed and gathered again:
   nothing of them is kept for the backward pass. Elsewhere a ternary layer keeps its codes, in the dtype of the product.
 """
 
@@ -48,7 +48,7 @@ _STATES = 2
 # DeepSpeed's `stage3_max_live_parameters` and `stage3_max_reuse_distance`, and weights of a `sub_group_size`: its defaults.
 _REUSED = _SUB_GROUP = 10**9
 # A code, in bytes.
-_CODE = 0.25
+_CODE = 0.2
 
 
 @dataclass(frozen=True)

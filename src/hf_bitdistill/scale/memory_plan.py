@@ -199,7 +199,7 @@ class ScalePlan:
         if sent.ternary and cheapest.engine.gathers_codes and cheapest.engine.kind == "fsdp":
             ratio = sent.ternary_bfloat16 / sent.ternary
             yield (
-                f"ternary weights are gathered in 2 bits: {_gb(sent.ternary)} GB a step and GPU, {_gb(sent.ternary_bfloat16)} GB in bfloat16 "
+                f"ternary weights are gathered in 1.6 bits: {_gb(sent.ternary)} GB a step and GPU, {_gb(sent.ternary_bfloat16)} GB in bfloat16 "
                 f"({ratio:.1f} times); the teacher {_gb(sent.teacher)} GB, gradients {_gb(sent.gradients)} GB"
             )
         if cheapest.engine.kind == "fsdp" and training.accumulation > 1:

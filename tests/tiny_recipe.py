@@ -18,7 +18,7 @@ FAST = {
     "effort": "quick",
     "teacher_examples": 1120,
     "teacher_epochs": 20.0,
-    "teacher_learning_rate": 1e-2,
+    "teacher_learning_rates": [1e-2],
     "window_steps": 4,
     "window_tokens": 400,
     "distill_examples": 64,

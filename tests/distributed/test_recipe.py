@@ -12,7 +12,7 @@ from hf_bitdistill.recipe import RecipeSettings, run_recipe
 from tiny_recipe import make_csv, make_model, own_settings, without_figures
 
 
-SHORT = {"teacher_examples": 96, "teacher_learning_rate": 3e-3, "check_teacher": False, "keep_only_better": False}
+SHORT = {"teacher_examples": 96, "teacher_learning_rates": [3e-3], "check_teacher": False, "keep_only_better": False}
 
 
 @pytest.fixture

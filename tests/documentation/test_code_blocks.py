@@ -139,7 +139,7 @@ def run_blocks(page, marks, scene, tmp_path, monkeypatch):
 
     # The smallest effort that teaches one word to the small model.
     tiny = efforts.Effort(
-        teacher_examples=800, teacher_epochs=9, teacher_learning_rate=1e-2, window_steps=2, keep_massive_ratio=0.0,
+        teacher_examples=800, teacher_epochs=9, teacher_learning_rates=(1e-2,), window_steps=2, keep_massive_ratio=0.0,
         distill_examples=64, distill_learning_rates=(1e-3,), held_out_rows=24,
     )  # fmt: skip
     monkeypatch.setitem(efforts.EFFORTS, "standard", tiny)

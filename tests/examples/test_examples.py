@@ -35,7 +35,7 @@ def test_distill_smollm2_sst2(tmp_path, monkeypatch, tiny_llama_config, tiny_tok
         (tmp_path / "data" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     # The smallest effort, smaller: the model has to learn one word.
     tiny = efforts.Effort(
-        teacher_examples=800, teacher_epochs=9, teacher_learning_rate=1e-2, window_steps=2, keep_massive_ratio=0.0,
+        teacher_examples=800, teacher_epochs=9, teacher_learning_rates=(1e-2,), window_steps=2, keep_massive_ratio=0.0,
         distill_examples=64, distill_learning_rates=(1e-3,), held_out_rows=24,
     )  # fmt: skip
     monkeypatch.setitem(efforts.EFFORTS, "quick", tiny)

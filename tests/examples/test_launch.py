@@ -81,7 +81,12 @@ def test_commands():
 def given(tmp_path, tiny_llama_config, tiny_tokenizer):
     """Options of a tiny run, as a command line."""
     model = make_model(tmp_path / "model", tiny_llama_config, tiny_tokenizer)
-    more = {"teacher_examples": 96, "teacher_learning_rate": 3e-3, "check_teacher": False, "keep_only_better": False}
+    more = {
+        "teacher_examples": 96,
+        "teacher_learning_rates": [3e-3],
+        "check_teacher": False,
+        "keep_only_better": False,
+    }
     return own_settings(model, make_csv(tmp_path / "opinions.csv"), tmp_path / "out", **more)
 
 

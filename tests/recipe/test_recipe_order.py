@@ -8,7 +8,8 @@ from test_recipe_rules import FAR, NEAR, NEARER, TEACHER, rows
 
 from hf_bitdistill.recipe import RecipeSettings
 from hf_bitdistill.recipe.efforts import Effort
-from hf_bitdistill.recipe.plan import Plan, Planned, round_title, start_title
+from hf_bitdistill.recipe.plan import DISTILL, Plan, Planned, further_title, rate_title, round_title, start_title
+from hf_bitdistill.recipe.plan import TEACHER as TEACHER_TITLE
 from hf_bitdistill.recipe.progress import Progress
 from hf_bitdistill.recipe.run import _Run
 from hf_bitdistill.recipe.settings import parse_budget
@@ -21,11 +22,12 @@ class Scripted(_Run):
         script: title of a stage -> the student after it on the held-out rows.
     """
 
-    def __init__(self, script, numbers, budget=None, seconds=10.0):
-        self.settings = RecipeSettings(model="m", dataset="d", output_dir="o", budget=budget)
+    def __init__(self, script, numbers, budget=None, seconds=10.0, **given):
+        self.settings = RecipeSettings(model="m", dataset="d", output_dir="o", budget=budget, **given)
         self.work = SimpleNamespace(
             numbers=numbers,
             distill_steps=lambda share=1.0: round(100 * share),
+            teacher_steps=lambda share=1.0: round(100 * share),
             start_tokens=lambda steps: steps,
             start=lambda model, steps: pytest.fail("a stage is not run"),
         )
@@ -33,7 +35,7 @@ class Scripted(_Run):
         self.progress, self.choices, self.data = Progress(io.StringIO()), [], {}
         self.seconds = {}
         self.budget = parse_budget(budget) if budget else None
-        self.plan = Plan([Planned(title, 0, 0, seconds, number > 0) for number, title in enumerate(script)])
+        self.plan = Plan([Planned(title, 0, 0, seconds, number * "if") for number, title in enumerate(script)])
 
     def stage(self, title, kind, names, work, parent, **identity):
         self.ran.append(title)
@@ -41,7 +43,9 @@ class Scripted(_Run):
         return SimpleNamespace(key=title, result={"kept_in_full_precision": [], "left_out": []}, title=title)
 
     def measured(self, title, model):
-        return self.script[title]
+        # (Several short runs have one title, and a list.)
+        found = self.script[title]
+        return found.pop(0) if isinstance(found, list) else found
 
 
 ROUNDS = [round_title(number) for number in range(3)]
@@ -96,3 +100,51 @@ def test_the_warm_start_goes_on_while_there_is_time():
     # What got worse is not taken.
     best, _, tries = Scripted({**script, titles[1]: WORSE}, numbers).start(teacher, TEACHER)
     assert best.title == titles[0] and len(tries) == 2
+
+
+TWO_RATES = Effort(distill_learning_rates=(4e-4, 1e-4))
+
+
+@pytest.mark.parametrize(
+    "own,beyond,rate",
+    [
+        # The highest is the best, then the one beyond it, and what is beyond that is worse.
+        ((NEAR, FAR), [NEARER, WORSE], 1.6e-3),
+        ((NEAR, FAR), [WORSE], 4e-4),
+        # The lowest, and as often as it may.
+        ((FAR, NEAR), [NEARER, TEACHER], 6.25e-6),
+    ],
+)
+def test_a_sweep_goes_on_past_its_edge(own, beyond, rate):
+    titles = [rate_title(DISTILL, each) for each in TWO_RATES.distill_learning_rates]
+    left = list(beyond)
+    run = Scripted({**dict(zip(titles, own, strict=True)), further_title(DISTILL): left, ROUNDS[0]: NEARER}, TWO_RATES)
+    run.distill(SimpleNamespace(key="s", model="s"), TEACHER_STAGE, TEACHER, FAR)
+    assert run.ran == [*titles, *[further_title(DISTILL)] * len(beyond), ROUNDS[0]] and not left
+    assert any(f"distillation runs at the learning rate {rate:g}: " in choice for choice in run.choices)
+
+
+def test_rates_that_are_given_are_all_there_are():
+    titles = [rate_title(DISTILL, each) for each in TWO_RATES.distill_learning_rates]
+    script = {titles[0]: NEAR, titles[1]: FAR, ROUNDS[0]: NEARER}
+    run = Scripted(script, TWO_RATES, distill_learning_rates=[4e-4, 1e-4])
+    run.distill(SimpleNamespace(key="s", model="s"), TEACHER_STAGE, TEACHER, FAR)
+    assert run.ran == [*titles, ROUNDS[0]]
+
+
+def test_a_budget_without_time_for_more_rates():
+    titles = [rate_title(DISTILL, each) for each in TWO_RATES.distill_learning_rates]
+    script = {titles[0]: NEAR, titles[1]: FAR, further_title(DISTILL): [], ROUNDS[0]: NEARER}
+    run = Scripted(script, TWO_RATES, budget="25s")
+    run.distill(SimpleNamespace(key="s", model="s"), TEACHER_STAGE, TEACHER, FAR)
+    assert run.ran == [*titles, ROUNDS[0]]
+
+
+def test_the_teacher_has_a_sweep_too():
+    titles = [rate_title(TEACHER_TITLE, each) for each in Effort().teacher_learning_rates]
+    script = {titles[0]: FAR, titles[1]: NEAR, further_title(TEACHER_TITLE): [WORSE], TEACHER_TITLE: NEARER}
+    run = Scripted(script, Effort())
+    run.fine_tunes, run.base = True, SimpleNamespace(key="m", model="m")
+    run.teacher()
+    assert run.ran == [*titles, further_title(TEACHER_TITLE), TEACHER_TITLE]
+    assert "teacher runs at the learning rate 0.0002: " in run.choices[0]

@@ -23,19 +23,25 @@ RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 def test_plan_prints_times_and_stops(settings, tmp_path, capsys):
     own = {"text_columns": ["opinion"], "label_column": "verdict", "output_dir": tmp_path / "out"}
-    options = {**FAST, "extra_doublings": 1, "distill_rounds": 2}
+    options = {**FAST, "extra_doublings": 1, "distill_rounds": 2, "effort": "standard", "distill_examples": 640}
+    options["teacher_learning_rates"] = [1e-2, 1e-3]  # (given: no others are tried)
     line = flags(model=settings.model, dataset=settings.dataset, plan=True, **own, **options)
     assert main(["run", *line]) == 0
     out = capsys.readouterr().out
     rows = [line.split("  ")[0] for line in out.splitlines()]
     titles = [
+        "teacher, learning rate 0.01 in short",
+        "teacher, learning rate 0.001 in short",
         "teacher",
         "start, 4 steps a window",
         "start, 8 steps a window (if a gap closes)",
+        "distillation, learning rate 0.0002 in short",
+        "distillation, learning rate 5e-05 in short",
+        "distillation, other rates in short (if the best is at the edge)",
         "distillation",
         "distillation, round 2 (if a gap closes)",
     ]
-    assert [title for title in rows if title in titles] == titles
+    assert [title for title in rows if title.startswith(("teacher", "start", "distillation"))] == titles
     assert "in all" in rows and " s" in out and "tokens" in out
     assert not list((tmp_path / "out" / "stages").glob("teacher-*"))
 

@@ -3,7 +3,7 @@
 import pytest
 
 from hf_bitdistill.recipe.measure import Measured
-from hf_bitdistill.recipe.rules import Try, best_rate, gap, goes_on, is_no_worse, outlook
+from hf_bitdistill.recipe.rules import Try, best_rate, gap, goes_on, is_no_worse, outlook, rate_beyond
 
 
 def rows(*losses, right=None):
@@ -51,6 +51,10 @@ def test_a_distillation_that_harms_is_not_kept():
 
 def test_rates_and_gap():
     assert best_rate({1e-4: FAR, 2e-4: NEARER, 3e-4: NEAR}) == 2e-4
+    # Past the edge, until the best has neighbours on both sides.
+    assert rate_beyond({1e-4: NEAR, 4e-4: FAR}) == pytest.approx(2.5e-5)
+    assert rate_beyond({1e-4: FAR, 4e-4: NEAR}) == pytest.approx(1.6e-3)
+    assert rate_beyond({1e-4: FAR, 4e-4: NEARER, 1.6e-3: NEAR}) is None
     found = gap(rows(0.2, 0.3, 0.2, 0.3, right=[1, 0, 1, 1]), TEACHER)
     assert found["loss"] == {"value": pytest.approx(0.1), "stderr": pytest.approx(0.0, abs=1e-12)}
     assert found["accuracy"]["value"] == pytest.approx(-0.25) and found["agreement"] == 0.75

@@ -172,7 +172,7 @@ def test_a_teacher_with_nothing_to_teach(settings, tmp_path, capsys):
         table.writerow(["opinion", "verdict"])
         table.writerows([f"robot {draw.randrange(99)}", draw.choice(["bad", "good"])] for _ in range(120))
     own = {"text_columns": ["opinion"], "label_column": "verdict", "output_dir": tmp_path / "out"}
-    options = {**FAST, "teacher_learning_rate": 1e-5, "teacher_examples": 32}
+    options = {**FAST, "teacher_learning_rates": [1e-5], "teacher_examples": 32}
     status, _, err = run(capsys, model=settings.model, dataset=settings.dataset, **own, **options)
     assert status == 1 and "nothing to distil" in err and "± " in err and "held-out training rows" in err
     assert not list((tmp_path / "out" / "stages").glob("start-*"))

@@ -31,7 +31,7 @@ NUMBERS: Mapping[str, Any] = MappingProxyType(
         # nothing.
         "batch_size": _BATCH,
         "teacher_examples": _STEPS * _BATCH,
-        "teacher_learning_rate": 2e-3,
+        "teacher_learning_rates": [2e-3],
         "compare_learning_rate": 2e-3,
         # Before continual pre-training a warm start changed nothing here that can be told from none
         # (`benchmarks/results/accuracy/docstrings.md`).

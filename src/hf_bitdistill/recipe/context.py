@@ -192,7 +192,7 @@ class Context:
             self.choices.append(
                 f"of the effort {settings.effort} {self.plan.factor:g} times the amounts fit the budget of {settings.budget}"
             )
-        self.progress.plan({each.title: each.seconds for each in self.plan.stages if not each.on_condition})
+        self.progress.plan({each.title: each.seconds for each in self.plan.stages if not each.condition})
         return self.plan
 
     def has_time(self, title: str) -> bool:
@@ -201,9 +201,7 @@ class Context:
             return True
         expected = {each.title: each for each in self.plan.stages}
         done = sum(self.seconds.values())
-        after = sum(
-            each.seconds for each in self.plan.stages if each.title not in self.seconds and not each.on_condition
-        )
+        after = sum(each.seconds for each in self.plan.stages if each.title not in self.seconds and not each.condition)
         return done + after + expected[title].seconds <= self.budget
 
     # ---- Stages ----

@@ -28,7 +28,12 @@ class Effort:
         6400, "Examples that the teacher is fine-tuned on, at most, if it is not given.", _SST2, _MNLI
     )
     teacher_epochs: float = _from(3.0, "How often it reads the data, at most.")
-    teacher_learning_rate: float = _from(5e-5, "Learning rate of the teacher's fine-tuning.", _SST2, _MNLI)
+    teacher_learning_rates: tuple[float, ...] = _from(
+        (5e-5, 2e-4),
+        "Learning rates of the teacher's fine-tuning; of several, held-out training rows choose after a short run of each (sweep_share).",
+        _SST2,
+        _MNLI,
+    )
     batch_size: int = _from(16, "Examples a step of every training on them, of all processes together.", _SST2, _MNLI)
     window_steps: int = _from(400, "Steps a window of the warm start; 0: no warm start.", _SST2)
     extra_doublings: int = _from(0, "How often window_steps may be doubled, while that closes the gap.")
@@ -85,6 +90,11 @@ class Effort:
         _MNLI,
     )
     sweep_share: float = _from(0.15, "Share of the steps that each of several learning rates is tried for.")
+    sweep_extensions: int = _from(
+        2,
+        "How many rates beyond its own, each four times the highest or a quarter of the lowest, are tried while the best one is at the edge. "
+        "Of rates that are given none.",
+    )
     logits_loss_weight: float = _from(1.0, "Weight of the logits loss.", _SST2, _MNLI)
     attention_loss_weight: float = _from(100.0, "Weight of the attention relation loss.", _SST2, _MNLI)
     hidden_loss_weight: float = _from(10.0, "Weight of the hidden state loss.", _SST2, _MNLI)
@@ -106,6 +116,7 @@ EFFORTS: dict[str, Effort] = {
     # A third of the shorter measured warm start (192 steps); this length has not been measured.
     "quick": Effort(
         teacher_examples=2400,
+        teacher_learning_rates=(5e-5,),
         window_steps=64,
         warm_start_tokens=65_536,
         corpus_tokens=200_000,
@@ -175,7 +186,7 @@ def scaled(effort: Effort, factor: float) -> Effort:
     if effort.window_steps:
         values |= {"extra_doublings": _LEFT_OVER, "distill_rounds": _LEFT_OVER}
     if factor < 0.5:
-        values["distill_learning_rates"] = effort.distill_learning_rates[:1]
+        values |= {name: getattr(effort, name)[:1] for name in ("teacher_learning_rates", "distill_learning_rates")}
     return dataclasses.replace(effort, **values)
 
 

@@ -44,14 +44,14 @@ class Planned:
         title: as the run calls it.
         steps, tokens: of training; 0 where there are none.
         seconds: expected.
-        on_condition: whether it runs only while the gap to the teacher closes, and a budget has time for it.
+        condition: on which it runs, if a budget has time for it, too; none: it surely runs.
     """
 
     title: str
     steps: int
     tokens: int
     seconds: float
-    on_condition: bool = False
+    condition: str = ""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Plan:
     @property
     def surely(self) -> float:
         """Without the stages that run on a condition."""
-        return sum(stage.seconds for stage in self.stages if not stage.on_condition)
+        return sum(stage.seconds for stage in self.stages if not stage.condition)
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "seconds": self.seconds, "seconds_without_conditions": self.surely}
@@ -82,7 +82,7 @@ class Plan:
         """For people."""
         rows = [("stage", "steps", "tokens", "expected")]
         for stage in self.stages:
-            title = stage.title + (" (if a gap closes)" if stage.on_condition else "")
+            title = stage.title + (f" ({stage.condition})" if stage.condition else "")
             steps, tokens = (f"{value:,}" if value else "" for value in (stage.steps, stage.tokens))
             rows.append((title, steps, tokens, duration(stage.seconds)))
         total = duration(self.seconds)
@@ -159,8 +159,6 @@ def probe(
             work,
             numbers=dataclasses.replace(
                 numbers,
-                teacher_examples=_STEPS * numbers.batch_size,
-                teacher_epochs=1e9,
                 corpus_tokens=_STEPS * numbers.pretrain_batch_size * numbers.block_size,
             ),
             examples=cast(Any, _Typical(work.examples, _STEPS * numbers.batch_size)),  # (no one measures on it)
@@ -190,7 +188,7 @@ def probe(
         if with_teacher:
             measured["teacher_step"] = _train_step(
                 lambda progress: dataclasses.replace(short, progress=progress).teacher(
-                    source, folder / "teacher", watch=False
+                    source, 1e-5, _STEPS, folder / "teacher", watch=False
                 )
             )
         if with_pretraining:
@@ -270,8 +268,23 @@ def start_title(steps: int) -> str:
     return f"{START}, {steps} steps a window" if steps else START
 
 
-def rate_title(rate: float) -> str:
-    return f"distillation, learning rate {rate:g} in short"
+def rate_title(what: str, rate: float) -> str:
+    """Of a short run of teacher or distillation."""
+    return f"{what}, learning rate {rate:g} in short"
+
+
+def further_title(what: str) -> str:
+    """Of the short runs at rates beyond those of the effort."""
+    return f"{what}, other rates in short"
+
+
+def further_rates(settings: RecipeSettings, numbers: Effort, name: str) -> int:
+    """How many rates a sweep may try beyond its own.
+
+    Args:
+        name: `teacher_learning_rates` or `distill_learning_rates`.
+    """
+    return numbers.sweep_extensions if len(getattr(numbers, name)) > 1 and name not in settings.overrides() else 0
 
 
 def round_title(number: int) -> str:
@@ -285,7 +298,20 @@ def make_plan(work: Work, settings: RecipeSettings, measured: dict[str, float], 
     mean_length = statistics.mean(map(len, examples.train["input_ids"]))
     held_out = len(examples.held_out) * measured["held_out_row"] + 2 * measured["load"]
     plan = Plan()
+
+    def sweep(what: str, name: str, short: int, seconds: float) -> None:
+        rates = getattr(numbers, name)
+        tokens = round(short * numbers.batch_size * mean_length)
+        if len(rates) > 1:
+            plan.stages += [Planned(rate_title(what, rate), short, tokens, seconds) for rate in rates]
+        if more := further_rates(settings, numbers, name):
+            plan.stages.append(
+                Planned(further_title(what), more * short, more * tokens, more * seconds, "if the best is at the edge")
+            )
+
     if fine_tunes:
+        short = work.teacher_steps(numbers.sweep_share)
+        sweep(TEACHER, "teacher_learning_rates", short, short * measured["teacher_step"] + held_out)
         steps = work.teacher_steps()
         # The held-out loss is looked at now and then.
         looks = work.teacher_looks() * (len(examples.held_out) * measured["held_out_row"] + measured["load"])
@@ -299,20 +325,21 @@ def make_plan(work: Work, settings: RecipeSettings, measured: dict[str, float], 
             available = min(len(examples.train), work.start_tokens(steps) / mean_length) / size
             seconds += in_all * measured["window_step"] + min(steps, available) * measured["window_batch"]
             tokens = round(in_all * measured["window_tokens"])
-        plan.stages.append(Planned(start_title(steps), in_all, tokens, seconds + held_out, number > 0))
+        condition = "if a gap closes" if number else ""
+        plan.stages.append(Planned(start_title(steps), in_all, tokens, seconds + held_out, condition))
     if settings.corpus:
         steps = work.pretrain_steps()
         tokens = steps * numbers.pretrain_batch_size * numbers.block_size
         plan.stages.append(Planned(PRETRAIN, steps, tokens, steps * measured["pretrain_step"] + held_out))
     if work.distill_steps():
-        rates, short = numbers.distill_learning_rates, work.distill_steps(numbers.sweep_share)
-        runs = [(rate_title(rate), short, False) for rate in rates] if len(rates) > 1 else []
+        short = work.distill_steps(numbers.sweep_share)
+        sweep(DISTILL, "distill_learning_rates", short, short * measured["distill_step"] + held_out)
         steps = work.distill_steps()
-        runs += [(round_title(number), steps, number > 0) for number in range(numbers.distill_rounds)]
-        for title, steps, on_condition in runs:
-            tokens = round(steps * numbers.batch_size * mean_length)
-            seconds = steps * measured["distill_step"] + held_out
-            plan.stages.append(Planned(title, steps, tokens, seconds, on_condition))
+        tokens = round(steps * numbers.batch_size * mean_length)
+        seconds = steps * measured["distill_step"] + held_out
+        for number in range(numbers.distill_rounds):
+            condition = "if a gap closes" if number else ""
+            plan.stages.append(Planned(round_title(number), steps, tokens, seconds, condition))
     if settings.compare:
         steps = work.teacher_steps()
         # About as long as a step of the teacher: the ternary function costs little.

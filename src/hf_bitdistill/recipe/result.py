@@ -170,21 +170,29 @@ class RecipeResult:
         """What is left, and what more time would probably buy."""
         loss, accuracy = self.gap["loss"], self.gap["accuracy"]
         lines = [
-            f"{self.table[0].score['n']} rows of the evaluation split, ± one standard error. On {self.gap['n']} held-out training rows the "
-            f"student is {loss['value']:.3f} ± {loss['stderr']:.3f} nats and {0.0 - 100 * accuracy['value']:.1f} ± "
-            f"{100 * accuracy['stderr']:.1f} points behind its teacher, and {100 * self.gap['agreement']:.1f} % of their first choices agree."
+            f"{self.table[0].score['n']} rows of the evaluation split, ± one standard error. Against its teacher, on {self.gap['n']} held-out "
+            f"training rows, the student is {abs(loss['value']):.3f} ± {loss['stderr']:.3f} nats {_side(-loss['value'])} in loss and "
+            f"{100 * abs(accuracy['value']):.1f} ± {100 * accuracy['stderr']:.1f} points {_side(accuracy['value'])} in accuracy; "
+            f"{100 * self.gap['agreement']:.1f} % of their first choices agree."
         ]
+        if accuracy["value"] > 2 * accuracy["stderr"]:
+            lines.append(
+                "A student that is better than its teacher could learn more from a better one: more teacher_examples, other "
+                "teacher_learning_rates, or a teacher of your own."
+            )
         for title, outlook in self.outlook.items():
             what = {"start": "warm start", "distillation": "distillation"}[title]
             if title == "start" and not self.numbers["window_steps"]:
                 continue
-            if outlook is None:
+            if outlook is not None and outlook["left"] <= 0:
+                lines.append(f"The {what} left no gap that twice of it could close.")
+            elif outlook is None:
                 lines.append(f"What twice the {what} would buy is not known: there was one length of it.")
             else:
                 unit = "steps a window" if title == "start" else "steps"
                 lines.append(
                     f"Twice the {what} ({outlook['effort']} {unit}) would probably close {outlook['closes']:.3f} ± {outlook['stderr']:.3f} of the "
-                    f"{max(outlook['left'], 0.0):.3f} nats that were left after it, if gaps go on to shrink as they did."
+                    f"{outlook['left']:.3f} nats that were left after it, if gaps go on to shrink as they did."
                 )
         return [*lines, *self.notes]
 
@@ -264,6 +272,10 @@ class RecipeResult:
         parts += ["<h2>Settings</h2>", html_table(["", ""], settings)]
         parts += ["<h2>Machine</h2>", html_table(["", ""], [[k, str(v)] for k, v in self.machine.items()])]
         write_page(page, self.output.resolve().name, parts)
+
+
+def _side(lead: float) -> str:
+    return "ahead" if lead > 0 else "behind"
 
 
 def _note(row: Row) -> str:

@@ -65,6 +65,19 @@ def best_rate(tried: dict[float, Measured]) -> float:
     return min(tried, key=lambda rate: tried[rate].loss)
 
 
+# Between two neighbouring learning rates of a sweep.
+_RATE_FACTOR = 4.0
+
+
+def rate_beyond(tried: dict[float, Measured]) -> float | None:
+    """The learning rate on the other side of the best one, where that is the highest or the lowest of those tried; `None` where it has
+    neighbours on both sides."""
+    best = best_rate(tried)
+    if best == max(tried):
+        return best * _RATE_FACTOR
+    return best / _RATE_FACTOR if best == min(tried) else None
+
+
 def outlook(tried: Sequence[Try], teacher: Measured) -> dict[str, Any] | None:
     """What twice the effort would probably close, if the gap goes on to be a power of the effort as between the last two tries; `None`
     where there are no two with an effort."""

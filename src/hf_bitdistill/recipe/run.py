@@ -7,7 +7,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,8 @@ from .plan import (
     START,
     TEACHER,
     Plan,
+    further_rates,
+    further_title,
     rate_title,
     round_title,
     start_title,
@@ -85,16 +87,50 @@ class _Run(Context):
             return Given(fingerprint_model(given), given)
         if not self.fine_tunes:
             return self.base
-        names = ("teacher_examples", "teacher_epochs", "teacher_learning_rate", "batch_size")
-        return self.stage(
-            TEACHER,
-            "teacher",
-            names,
-            lambda folder: work.teacher(self.base.model, folder),
-            self.base,
-            **self.data,
-            lora=settings.lora,
-        )
+
+        def run(title: str, rate: float, steps: int, watch: bool) -> Stage:
+            return self.stage(
+                title,
+                "teacher",
+                ("batch_size",),
+                lambda folder: work.teacher(self.base.model, rate, steps, folder, watch),
+                self.base,
+                rate=rate,
+                steps=steps,
+                watch=watch,
+                **self.data,
+                lora=settings.lora,
+            )
+
+        def short_run(title: str, rate: float) -> Measured:
+            return self.measured(title, run(title, rate, work.teacher_steps(work.numbers.sweep_share), watch=False))
+
+        rate, _ = self.sweep(TEACHER, "teacher_learning_rates", short_run)
+        return run(TEACHER, rate, work.teacher_steps(), watch=True)
+
+    def sweep(
+        self, what: str, name: str, run: Callable[[str, float], Measured]
+    ) -> tuple[float, dict[float, Measured]]:
+        """The learning rate that a training runs at, and what the short runs that chose it measured, by rate; none of a single rate.
+
+        Args:
+            what: teacher or distillation.
+            name: of the rates among the numbers.
+            run: a short run, by its title and rate.
+        """
+        rates = getattr(self.work.numbers, name)
+        if len(rates) == 1:
+            return rates[0], {}
+        tried = {rate: run(rate_title(what, rate), rate) for rate in rates}
+        for _ in range(further_rates(self.settings, self.work.numbers, name)):
+            beyond = rules.rate_beyond(tried)
+            if beyond is None or not self.has_time(further_title(what)):
+                break
+            tried[beyond] = run(further_title(what), beyond)
+        rate = rules.best_rate(tried)
+        losses = ", ".join(f"{each:g}: {measured.loss:.3f}" for each, measured in sorted(tried.items()))
+        self.chose(f"{what} runs at the learning rate {rate:g}: held-out losses after the short runs {losses}")
+        return rate, tried
 
     def check_teacher(self, measured: Measured) -> None:
         """Refuse a teacher that has nothing to teach.
@@ -109,7 +145,7 @@ class _Run(Context):
         if self.settings.check_teacher and measured.accuracy <= chance + measured.accuracy_error:
             raise RecipeError(
                 f"{text}: there is nothing to distil. Look at the data, fine-tune longer (teacher_examples, teacher_epochs, "
-                "teacher_learning_rate), give a teacher, or set check_teacher to false"
+                "teacher_learning_rates), give a teacher, or set check_teacher to false"
             )
 
     def start(self, source: Stage | Given, teacher: Measured) -> tuple[Stage, Measured, list[rules.Try]]:
@@ -193,15 +229,11 @@ class _Run(Context):
             )
             return stage, self.measured(title, stage)
 
-        rate = numbers.distill_learning_rates[0]
-        if len(numbers.distill_learning_rates) > 1:
-            short = work.distill_steps(numbers.sweep_share)
-            tried = {each: run(rate_title(each), source, each, short)[1] for each in numbers.distill_learning_rates}
-            rate = rules.best_rate(tried)
-            losses = ", ".join(f"{each:g}: {measured.loss:.3f}" for each, measured in tried.items())
-            self.chose(
-                f"the distillation runs at the learning rate {rate:g}: held-out losses after {short} steps {losses}"
-            )
+        short = work.distill_steps(numbers.sweep_share)
+        rate, tried = self.sweep(
+            DISTILL, "distill_learning_rates", lambda title, rate: run(title, source, rate, short)[1]
+        )
+        if tried:
             done.tries.append(rules.Try(short, tried[rate]))
         student, rounds = source, done.tries[:1]
         for number in range(numbers.distill_rounds):

@@ -96,7 +96,7 @@ class RecipeSettings(EffortArguments):  # type: ignore[misc, valid-type]  # made
         if self.budget is not None:
             parse_budget(self.budget)
         may_be_zero = {
-            "window_steps", "extra_doublings", "keep_massive_ratio", "pretrain_logits_loss_weight", "dead_zone_leak",
+            "window_steps", "extra_doublings", "sweep_extensions", "keep_massive_ratio", "pretrain_logits_loss_weight", "dead_zone_leak",
             "distill_examples", "logits_loss_weight", "attention_loss_weight", "hidden_loss_weight", "eval_rows",
         }  # fmt: skip
         for each in dataclasses.fields(Effort):
@@ -108,6 +108,8 @@ class RecipeSettings(EffortArguments):  # type: ignore[misc, valid-type]  # made
                     raise RecipeError(f"{each.name} must be positive, not {number}")
         if self.distill_learning_rates is not None and not self.distill_learning_rates:
             raise RecipeError("distill_learning_rates is empty: distill_examples=0 leaves the distillation out")
+        if self.teacher_learning_rates is not None and not self.teacher_learning_rates:
+            raise RecipeError("teacher_learning_rates is empty: give a teacher to leave its fine-tuning out")
         if self.preset == "paper" and self.corpus is None:
             raise RecipeError("the preset paper pre-trains on plain text: give corpus (or use the preset best)")
 

@@ -115,10 +115,11 @@ class Work:
             each, length, self.config, self.machine, trained // (processes.world_size() if shards() else 1)
         )
 
-    def teacher_steps(self) -> int:
+    def teacher_steps(self, share: float = 1.0) -> int:
         numbers = self.numbers
         rows = len(self.examples.train)
-        return steps_for(numbers.teacher_examples, numbers.teacher_epochs, rows, numbers.batch_size)
+        steps = steps_for(numbers.teacher_examples, numbers.teacher_epochs, rows, numbers.batch_size)
+        return max(1, round(share * steps))
 
     def teacher_looks(self) -> int:
         """How often its loss on the held-out rows is looked at."""
@@ -139,22 +140,21 @@ class Work:
 
     # ---- Teacher ----
 
-    def teacher(self, source: str | Path, folder: Path, watch: bool = True) -> dict[str, Any]:
+    def teacher(self, source: str | Path, rate: float, steps: int, folder: Path, watch: bool = True) -> dict[str, Any]:
         """Fine-tune in full precision, in full or by LoRA.
 
         Args:
+            rate: of all weights; adapters have a higher one.
             watch: look at the loss on the held-out rows, stop when it rises, and take the best.
         """
         set_seed(self.seed)
         model, numbers = self.load_to_train(source), self.numbers
-        rate = numbers.teacher_learning_rate
         if self.lora:
             from peft import LoraConfig, get_peft_model
 
             adapters = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
             model = cast(PreTrainedModel, get_peft_model(model, adapters))  # (which hands on all that it has)
             rate *= _LORA_RATE_FACTOR
-        steps = self.teacher_steps()
         every = -(-steps // self.teacher_looks())
         watching = {
             "eval_strategy": "steps",

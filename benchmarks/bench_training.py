@@ -82,6 +82,8 @@ def measure(args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]
             micro=args.batch_size,
             rate=5e-5,
             seed=0,
+            # As the recorded rows were trained.
+            dead_zone_leak=0.0,
             # (Reading a loss waits for the step.)
             logging_strategy="no",
             **options,

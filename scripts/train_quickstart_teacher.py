@@ -143,6 +143,7 @@ def train(arguments, tokenizer, documents, texts, validation, blocks) -> None:
         batch=arguments.batch_size,
         micro=arguments.batch_size,
         rate=arguments.learning_rate,
+        adam_beta2=0.95,
         seed=arguments.seed,
         train_sampling_strategy="random",
         # Constant, then linear to zero: started again with fewer or more --steps, a stopped run still ends well.

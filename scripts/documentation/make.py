@@ -23,7 +23,7 @@ from .shown import RESULTS, ROOT, Shown
 SHOWN: dict[str, Callable[[], Shown]] = {
     each.__name__.replace("_", "-"): each
     for each in (
-        recipe_runs.recipe, accuracy.sst2, accuracy.mnli, accuracy.examples, accuracy.plain_text, accuracy.without_text,
+        recipe_runs.recipe, recipe_runs.unseen, accuracy.sst2, accuracy.mnli, accuracy.examples, accuracy.plain_text, accuracy.without_text,
         accuracy.ablations, accuracy.levers, accuracy.left_off, accuracy.tokens, accuracy.batch, accuracy.rates,
         accuracy.small_model, accuracy.first_token, accuracy.warm_start, accuracy.sub_norm,
         speed.decode, speed.mixture, speed.isas, speed.kept, speed.generate, speed.modules, speed.kernels,

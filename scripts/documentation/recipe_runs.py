@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from .charts import Point, Quality
-from .shown import Shown, exists, load, machine
+from .charts import Bars, Point, Quality
+from .shown import RESULTS, Shown, exists, load, machine
 
 
 QUICKSTART = "recipe/quickstart.json"
 STUDENT, TEACHER, WITHOUT = "ternary student, packed", "teacher", "BitNet-SFT (no recipe)"
+BEFORE = "student before distillation"
 _EFFORTS = ("quick", "standard", "thorough")
 
 
@@ -48,6 +49,42 @@ def quality() -> Quality:
             )
             for name, row in points
         ],
+    )
+
+
+def unseen() -> Shown:
+    """Runs on tasks that no number of the recipe comes from: `recipe/unseen_*.json`."""
+    files = [f"recipe/{file.name}" for file in sorted((RESULTS / "recipe").glob("unseen_*.json"))]
+    names, rows, measured = [], [], []
+    for file in files:
+        values = load(file)
+        names.append(f"{values['settings']['dataset']}, {values['settings']['model']}")
+        asked = values["settings"].get("budget") or f"effort {values['settings'].get('effort', 'standard')}"
+        scores = [f"{score_text(recipe_row(file, name))} %" for name in (TEACHER, BEFORE, STUDENT)]
+        chance = values["table"][0]["score"]["chance"]
+        rows.append([names[-1], asked, f"{100 * chance:.1f} %", *scores])
+        measured.append(f"{names[-1]}: {machine(values['machine'])}, {time_text(values)}")
+    series = {"teacher": TEACHER, "before distillation": BEFORE, "ternary student": STUDENT}
+    found = {title: [recipe_row(file, name)["score"] for file in files] for title, name in series.items()}
+    return Shown(
+        [
+            "task, model",
+            "asked for",
+            "most frequent answer",
+            "teacher",
+            "student before distillation",
+            "ternary student",
+        ],
+        rows,
+        files,
+        "; ".join(measured),
+        Bars(
+            "accuracy, %",
+            names,
+            {title: [100 * each["value"] for each in scores] for title, scores in found.items()},
+            {title: [100 * each["stderr"] for each in scores] for title, scores in found.items()},
+        ),
+        "Accuracy of teacher and ternary student on tasks that decided nothing",
     )
 
 

@@ -7,6 +7,7 @@ from datasets import Dataset
 from hf_bitdistill.data import (
     PromptEncoder,
     batch_by_length,
+    batch_for_tokens,
     build_dataset,
     collate,
     ensure_pad_token,
@@ -249,3 +250,10 @@ def test_batches_by_length(tiny_tokenizer):
         [0, 1, 2, 3],
         [4, 5],
     ]
+
+
+@pytest.mark.parametrize(
+    "length,size", [(2000, 1), (1200, 1), (600, 2), (512, 2), (256, 4), (64, 16), (20, 32), (1, 32)]
+)
+def test_a_batch_of_so_many_tokens(length, size):
+    assert batch_for_tokens([[0] * length] * 3, 1200) == size

@@ -39,7 +39,9 @@ def test_round_trip(rows, columns, piece, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
-def test_codes_of_several_matrices(rows, columns, dtype):
+@pytest.mark.parametrize("indexed", [6, module._INDEXED])  # many pieces and one
+def test_codes_of_several_matrices(rows, columns, dtype, indexed, monkeypatch):
+    monkeypatch.setattr(module, "_INDEXED", indexed)
     several = [random_codes(rows, columns).flatten(), -random_codes(rows, columns).flatten()]
     packed = torch.stack([pack_codes(codes.to(torch.int8)) for codes in several])
     assert torch.equal(packed[0], pack_dense(pack_ternary(random_codes(rows, columns)), rows))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from test_recipe_rules import FAR, NEAR, NEARER, TEACHER, rows
 
-from hf_bitdistill.recipe import RecipeSettings
+from hf_bitdistill.recipe import RecipeError, RecipeSettings
 from hf_bitdistill.recipe.efforts import Effort
 from hf_bitdistill.recipe.plan import DISTILL, Plan, Planned, further_title, rate_title, round_title, start_title
 from hf_bitdistill.recipe.plan import TEACHER as TEACHER_TITLE
@@ -20,14 +20,17 @@ class Scripted(_Run):
 
     Args:
         script: title of a stage -> the student after it on the held-out rows.
+        conditional: stages that run only perhaps. Default: all but the first.
     """
 
-    def __init__(self, script, numbers, budget=None, seconds=10.0, **given):
+    def __init__(self, script, numbers, budget=None, seconds=10.0, conditional=None, **given):
         self.settings = RecipeSettings(model="m", dataset="d", output_dir="o", budget=budget, **given)
         self.work = SimpleNamespace(
             numbers=numbers,
             distill_steps=lambda share=1.0: round(100 * share),
             teacher_steps=lambda share=1.0: round(100 * share),
+            teacher=lambda *_: pytest.fail("a stage is not run"),
+            distill=lambda *_: pytest.fail("a stage is not run"),
             start_tokens=lambda steps: steps,
             start=lambda model, steps: pytest.fail("a stage is not run"),
         )
@@ -35,17 +38,23 @@ class Scripted(_Run):
         self.progress, self.choices, self.data = Progress(io.StringIO()), [], {}
         self.seconds = {}
         self.budget = parse_budget(budget) if budget else None
-        self.plan = Plan([Planned(title, 0, 0, seconds, number * "if") for number, title in enumerate(script)])
+        if conditional is None:
+            conditional = list(script)[1:]
+        self.plan = Plan([Planned(title, 0, 0, seconds, "if" * (title in conditional)) for title in script])
 
     def stage(self, title, kind, names, work, parent, **identity):
         self.ran.append(title)
         self.seconds[title] = self.plan.stages[0].seconds
-        return SimpleNamespace(key=title, result={"kept_in_full_precision": [], "left_out": []}, title=title)
+        return SimpleNamespace(
+            key=title, model=title, result={"kept_in_full_precision": [], "left_out": []}, title=title
+        )
 
     def measured(self, title, model):
-        # (Several short runs have one title, and a list.)
-        found = self.script[title]
-        return found.pop(0) if isinstance(found, list) else found
+        return self.script[title]
+
+    def in_short(self, title, kind, names, train, parent, **identity):
+        self.stage(title, kind, names, train, parent, **identity)
+        return self.script[title]
 
 
 ROUNDS = [round_title(number) for number in range(3)]
@@ -103,48 +112,63 @@ def test_the_warm_start_goes_on_while_there_is_time():
 
 
 TWO_RATES = Effort(distill_learning_rates=(4e-4, 1e-4))
+OWN = [rate_title(DISTILL, each) for each in TWO_RATES.distill_learning_rates]
+BEYOND = [further_title(DISTILL, number) for number in range(2)]
+
+
+def swept(own, beyond, budget=None, **given):
+    """A distillation whose short runs, at its own rates and beyond them, are as good as said."""
+    script = {**dict(zip(OWN, own, strict=True)), **dict(zip(BEYOND, beyond, strict=False)), ROUNDS[0]: NEARER}
+    run = Scripted(script, TWO_RATES, budget, conditional=BEYOND, **given)
+    run.distill(SimpleNamespace(key="s", model="s"), TEACHER_STAGE, TEACHER, FAR)
+    return run
+
+
+def chosen(run):
+    return next(choice for choice in run.choices if "runs at the learning rate" in choice)
 
 
 @pytest.mark.parametrize(
-    "own,beyond,rate",
+    "own,beyond,tried,rate",
     [
         # The highest is the best, then the one beyond it, and what is beyond that is worse.
-        ((NEAR, FAR), [NEARER, WORSE], 1.6e-3),
-        ((NEAR, FAR), [WORSE], 4e-4),
+        ((NEAR, FAR), [NEARER, WORSE], 2, "0.0016"),
+        ((NEAR, FAR), [WORSE, TEACHER], 1, "0.0004"),
         # The lowest, and as often as it may.
-        ((FAR, NEAR), [NEARER, TEACHER], 6.25e-6),
+        ((FAR, NEAR), [NEARER, TEACHER], 2, "6.25e-06"),
+        # One that does not stay finite is none.
+        ((NEAR, FAR), [None, TEACHER], 1, "0.0004"),
+        ((None, NEAR), [WORSE, TEACHER], 1, "0.0001"),
     ],
 )
-def test_a_sweep_goes_on_past_its_edge(own, beyond, rate):
-    titles = [rate_title(DISTILL, each) for each in TWO_RATES.distill_learning_rates]
-    left = list(beyond)
-    run = Scripted({**dict(zip(titles, own, strict=True)), further_title(DISTILL): left, ROUNDS[0]: NEARER}, TWO_RATES)
-    run.distill(SimpleNamespace(key="s", model="s"), TEACHER_STAGE, TEACHER, FAR)
-    assert run.ran == [*titles, *[further_title(DISTILL)] * len(beyond), ROUNDS[0]] and not left
-    assert any(f"distillation runs at the learning rate {rate:g}: " in choice for choice in run.choices)
+def test_a_sweep_goes_on_past_its_edge(own, beyond, tried, rate):
+    run = swept(own, beyond)
+    assert run.ran == [*OWN, *BEYOND[:tried], ROUNDS[0]]
+    assert f"learning rate {rate}: " in chosen(run)
+    assert ("not finite" in chosen(run)) == (None in (*own, *beyond))
+
+
+def test_no_rate_at_which_it_stays_finite():
+    with pytest.raises(RecipeError, match="lower distill_learning_rates"):
+        swept((None, None), [NEAR, NEAR])
 
 
 def test_rates_that_are_given_are_all_there_are():
-    titles = [rate_title(DISTILL, each) for each in TWO_RATES.distill_learning_rates]
-    script = {titles[0]: NEAR, titles[1]: FAR, ROUNDS[0]: NEARER}
-    run = Scripted(script, TWO_RATES, distill_learning_rates=[4e-4, 1e-4])
-    run.distill(SimpleNamespace(key="s", model="s"), TEACHER_STAGE, TEACHER, FAR)
-    assert run.ran == [*titles, ROUNDS[0]]
+    assert swept((NEAR, FAR), [NEARER, WORSE], distill_learning_rates=[4e-4, 1e-4]).ran == [*OWN, ROUNDS[0]]
 
 
-def test_a_budget_without_time_for_more_rates():
-    titles = [rate_title(DISTILL, each) for each in TWO_RATES.distill_learning_rates]
-    script = {titles[0]: NEAR, titles[1]: FAR, further_title(DISTILL): [], ROUNDS[0]: NEARER}
-    run = Scripted(script, TWO_RATES, budget="25s")
-    run.distill(SimpleNamespace(key="s", model="s"), TEACHER_STAGE, TEACHER, FAR)
-    assert run.ran == [*titles, ROUNDS[0]]
+# Own rates and the distillation take 30 s; of a budget nine tenths are for more rates.
+@pytest.mark.parametrize("budget,tried", [("40s", 0), ("45s", 1), ("50s", 1), ("56s", 2)])
+def test_a_budget_with_time_for_some_more_rates(budget, tried):
+    assert swept((NEAR, FAR), [NEARER, TEACHER], budget).ran == [*OWN, *BEYOND[:tried], ROUNDS[0]]
 
 
 def test_the_teacher_has_a_sweep_too():
     titles = [rate_title(TEACHER_TITLE, each) for each in Effort().teacher_learning_rates]
-    script = {titles[0]: FAR, titles[1]: NEAR, further_title(TEACHER_TITLE): [WORSE], TEACHER_TITLE: NEARER}
+    beyond = further_title(TEACHER_TITLE, 0)
+    script = {titles[0]: FAR, titles[1]: NEAR, beyond: WORSE, TEACHER_TITLE: NEARER}
     run = Scripted(script, Effort())
     run.fine_tunes, run.base = True, SimpleNamespace(key="m", model="m")
     run.teacher()
-    assert run.ran == [*titles, further_title(TEACHER_TITLE), TEACHER_TITLE]
-    assert "teacher runs at the learning rate 0.0002: " in run.choices[0]
+    assert run.ran == [*titles, beyond, TEACHER_TITLE]
+    assert "teacher runs at the learning rate 0.0002: " in chosen(run)

@@ -37,7 +37,8 @@ def test_plan_prints_times_and_stops(settings, tmp_path, capsys):
         "start, 8 steps a window (if a gap closes)",
         "distillation, learning rate 0.0002 in short",
         "distillation, learning rate 5e-05 in short",
-        "distillation, other rates in short (if the best is at the edge)",
+        "distillation, another rate in short (if the best is at the edge)",
+        "distillation, another rate in short (2) (if the best is at the edge)",
         "distillation",
         "distillation, round 2 (if a gap closes)",
     ]
@@ -125,6 +126,7 @@ def test_settings(tmp_path):
         ({"effort": "great"}, "effort"),
         ({"batch_size": 0}, "batch_size"),
         ({"distill_learning_rates": []}, "empty"),
+        ({"teacher_learning_rates": []}, "empty"),
         ({"distill_learning_rates": [1e-4, 0.0]}, "distill_learning_rates"),
         ({"preset": "paper"}, "give corpus"),
         ({"max_left_out": 1.5}, "max_left_out"),

@@ -13,6 +13,12 @@ def score(value):
     return {"metric": "token_accuracy", "value": value, "stderr": 0.01, "n": 40, "chance": 0.1, "more": {}}
 
 
+def gap(loss, accuracy):
+    return {
+        "loss": {"value": loss, "stderr": 0.02}, "accuracy": {"value": accuracy, "stderr": 0.02}, "agreement": 0.9, "n": 8,
+    }  # fmt: skip
+
+
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     drawn = {}
@@ -24,9 +30,9 @@ def made(tmp_path, monkeypatch):
 
     for name in ("plot_bars", "plot_panels", "plot_points"):
         monkeypatch.setattr(results, name, draw)
-    gap = {name: {"value": 0.1, "stderr": 0.01} for name in ("loss", "accuracy")}
     result = RecipeResult(
-        tmp_path, {}, {"window_steps": 0}, "data", {}, gap={**gap, "agreement": 0.9, "n": 8},
+        tmp_path, {}, {"window_steps": 0}, "data", {}, gap=gap(0.1, -0.1),
+        tries=[{"what": "distillation", "steps": 4, **gap(0.1, -0.1)}],
         curves={"teacher": [{"step": 1, "loss": 2.0}]}, outlook={"start": None, "distillation": None},
     )  # fmt: skip
     result.table = [
@@ -36,6 +42,42 @@ def made(tmp_path, monkeypatch):
         Row("packed", score(0.45), 1_000_000),
     ]
     return result, drawn
+
+
+def test_which_side_of_its_teacher_a_student_is_on(made):
+    result, _ = made
+    result.gap = gap(0.25, -0.05)
+    (text, *_) = result.sentences()
+    assert "0.250 ± 0.020 nats behind in loss and 5.0 ± 2.0 points behind in accuracy; 90.0 %" in text
+    result.gap = gap(-0.25, 0.05)
+    text, advice, *_ = result.sentences()
+    assert "0.250 ± 0.020 nats ahead in loss and 5.0 ± 2.0 points ahead in accuracy" in text
+    assert "could learn more from a better one" in advice
+    # Within noise, and of a teacher that was given, there is no such advice.
+    result.gap = gap(-0.25, 0.03)
+    assert not any("better one" in line for line in result.sentences())
+    result.gap, result.curves = gap(-0.25, 0.05), {}
+    assert not any("better one" in line for line in result.sentences())
+
+
+def test_what_more_time_would_buy(made):
+    result, _ = made
+    result.numbers = {"window_steps": 4}
+    result.gap = gap(0.25, -0.05)
+    result.tries = [{"what": "start", "steps": 4}, {"what": "distillation", "steps": 0}]
+    assert result.sentences()[1:] == [
+        "What twice the warm start would buy is not known: there was one length of it.",
+        "There was no distillation.",
+    ]
+    result.tries += [{"what": "distillation", "steps": 60}, {"what": "distillation", "steps": 400}]
+    found = {"left": 0.2, "closes": 0.05, "stderr": 0.01, "effort": 800}
+    result.outlook = {"start": None, "distillation": found}
+    assert (
+        "Twice the distillation (800 steps) would probably close 0.050 ± 0.010 of the 0.200 nats"
+        in result.sentences()[2]
+    )
+    result.outlook = {"start": None, "distillation": {**found, "left": -0.2}}
+    assert result.sentences()[2] == "The distillation left no gap that twice of it could close."
 
 
 def test_scores_are_drawn_against_sizes_of_what_would_be_used(made):

@@ -11,13 +11,15 @@ from hf_bitdistill.training.warm_start import WarmStartConfig
 
 
 STANDARD = EFFORTS["standard"]
-SCHEDULE = ("lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta2")
+SCHEDULE = {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "weight_decay": 0.01, "adam_beta2": 0.95}
 
 
 def test_warm_start():
     config = WarmStartConfig()
     assert config.steps_per_window == STANDARD.window_steps
-    assert config.window_stride == STANDARD.window_stride
+    assert config.stride == STANDARD.window_stride == 4
+    # A smaller window moves on by itself.
+    assert WarmStartConfig(window_layers=2).windows(5) == [(0, 2), (2, 4), (4, 5)]
     assert config.learning_rate == STANDARD.window_learning_rate
     assert config.start == STANDARD.window_start
     assert config.loss_unit == STANDARD.loss_unit
@@ -29,15 +31,17 @@ def test_student():
     assert arguments.sub_norm == STANDARD.sub_norm
     assert arguments.calibrate_sub_norm == STANDARD.calibrate_sub_norm
     options = WarmStartArguments()
-    assert (options.keep_massive_ratio, options.warm_start_tokens) == (20.0, STANDARD.warm_start_tokens)
+    assert (options.keep_massive_ratio, options.warm_start_tokens) == (20.0, 393_216)
+    assert arguments.weight_granularity == "row"
 
 
 @pytest.mark.parametrize("kind", [DistillationConfig, PretrainingConfig])
 def test_schedule(kind, tmp_path):
     own = kind(str(tmp_path / "own"), report_to="none")
     recipe = training_arguments(kind, tmp_path, Machine(bf16=False), steps=300, batch=2, micro=2, rate=1e-4, seed=0)
-    assert {name: getattr(own, name) for name in SCHEDULE} == {name: getattr(recipe, name) for name in SCHEDULE}
-    assert own.get_warmup_steps(300) == 15
+    for config in (own, recipe):
+        assert {name: getattr(config, name) for name in SCHEDULE} == SCHEDULE
+        assert config.get_warmup_steps(300) == 15
 
 
 def test_distillation(tmp_path):

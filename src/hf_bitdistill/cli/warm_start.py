@@ -1,7 +1,7 @@
 """`bitdistill warm-start`: make a ternary student of a model and train its blocks, a few layers at a time, to compute what
 the model's own compute.
 
-Either about a million tokens of any text (--corpus), for a student that is trained further; or, of a model that is
+Either some hundred thousand tokens of any text (--corpus), for a student that is trained further; or, of a model that is
 fine-tuned already, the examples of its task (--task), for a student of it that `bitdistill distill` finishes with the same
 model as teacher. The result is an online student; the errors before and after are in warm_start.json beside it. Takes all
 options of `WarmStartConfig` besides its own. Under torchrun or accelerate launch the processes share the rows of every batch, and the first
@@ -61,7 +61,7 @@ class WarmStartArguments:
     batch_size: int | None = field(
         default=None,
         metadata={
-            "help": f"Blocks, or examples of a task, a step. Default: those of about {_RECIPE.window_tokens} tokens, at most 32."
+            "help": f"Blocks, or examples of a task, a step. Default: those of about {_RECIPE.window_tokens} tokens, at most 32, and at least one a process."
         },
     )
     shuffle_buffer: int = field(default=10_000, metadata={"help": "Documents among which the text is shuffled."})
@@ -138,7 +138,8 @@ def run(argv: list[str], prog: str) -> None:
             if task is None
             else f"every example of {task.name} is longer than its max_length"
         )
-    batches = batch_by_length(rows, arguments.batch_size or batch_for_tokens(rows, _RECIPE.window_tokens), tokenizer)
+    size = arguments.batch_size or max(batch_for_tokens(rows, _RECIPE.window_tokens), processes.world_size())
+    batches = batch_by_length(rows, size, tokenizer)
     sample = batches[: student_arguments.calibration_batches]
     device = default_device()  # (of this process: the exchange above told it which)
     whole = fit_whole(teacher, config.window_layers, device)

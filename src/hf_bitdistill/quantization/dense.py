@@ -30,6 +30,8 @@ _LANES = 0x0001_0001_0001_0001  # of 16 bits: an even byte each, with room for a
 _FIELDS = 0x0303_0303_0303_0303
 # Bytes of a piece: what is in work stays in the cache of a core.
 _PIECE = 1 << 17
+# Bytes that are looked up at once: an index is four times as large.
+_INDEXED = 1 << 22
 
 
 def dense_bytes(rows: int, columns: int) -> int:
@@ -72,13 +74,16 @@ def pack_codes(codes: Tensor) -> Tensor:
 def unpack_codes(dense: Tensor, codes: Tensor) -> None:
     """Write the codes of several matrices, uint8 `[M, ceil(N / 5)]`, into `codes` `[M, N]`, of any dtype; nothing is checked.
 
-    A few operators on whole tensors, whatever `M` is: on an accelerator their number is what costs.
+    A few operators on large tensors, whatever `M` is: on an accelerator their number is what costs.
     """
     length = dense.shape[1]
-    index = dense.reshape(-1).int()
-    for k, table in enumerate(_codes_of_bytes(dense.device)):
-        part = codes[:, k * length : (k + 1) * length]
-        part.copy_(table.index_select(0, index).view(dense.shape)[:, : part.shape[1]])
+    piece = max(1, _INDEXED // len(dense))
+    for start in range(0, length, piece):
+        part = dense[:, start : start + piece]
+        index = part.reshape(-1).int()
+        for k, table in enumerate(_codes_of_bytes(dense.device)):
+            room = codes[:, k * length + start : k * length + start + part.shape[1]]
+            room.copy_(table.index_select(0, index).view(part.shape)[:, : room.shape[1]])
 
 
 def _of_digits(digits: Tensor) -> Tensor:

@@ -195,14 +195,14 @@ class Context:
         self.progress.plan({each.title: each.seconds for each in self.plan.stages if not each.condition})
         return self.plan
 
-    def has_time(self, title: str) -> bool:
-        """Whether a stage that was only perhaps to run fits the budget, with all that must come after it."""
+    def has_time(self, title: str, share: float = 1.0) -> bool:
+        """Whether a stage that was only perhaps to run fits a share of the budget, with all that must come after it."""
         if self.budget is None:
             return True
         expected = {each.title: each for each in self.plan.stages}
         done = sum(self.seconds.values())
         after = sum(each.seconds for each in self.plan.stages if each.title not in self.seconds and not each.condition)
-        return done + after + expected[title].seconds <= self.budget
+        return done + after + expected[title].seconds <= share * self.budget
 
     # ---- Stages ----
 

@@ -32,7 +32,7 @@ _WINDOW_STEPS, _WINDOW_BATCHES = 2, 2
 _MEASURED_ROWS, _WRITTEN_ROWS = 48, 4
 _ROWS_EACH, _WRITTEN_EACH = 6, 1
 # Of a budget: the rest is for what no probe foresees.
-_BUDGET_SHARE = 0.9
+BUDGET_SHARE = 0.9
 _FACTORS = (8.0, 4.0, 2.0, 1.5, 1.0, 0.75, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05, 0.03, 0.02, 0.01)
 
 
@@ -273,9 +273,9 @@ def rate_title(what: str, rate: float) -> str:
     return f"{what}, learning rate {rate:g} in short"
 
 
-def further_title(what: str) -> str:
-    """Of the short runs at rates beyond those of the effort."""
-    return f"{what}, other rates in short"
+def further_title(what: str, number: int) -> str:
+    """Of a short run at a rate beyond those of the effort; the first is 0."""
+    return f"{what}, another rate in short" + (f" ({number + 1})" if number else "")
 
 
 def further_rates(settings: RecipeSettings, numbers: Effort, name: str) -> int:
@@ -304,10 +304,9 @@ def make_plan(work: Work, settings: RecipeSettings, measured: dict[str, float], 
         tokens = round(short * numbers.batch_size * mean_length)
         if len(rates) > 1:
             plan.stages += [Planned(rate_title(what, rate), short, tokens, seconds) for rate in rates]
-        if more := further_rates(settings, numbers, name):
-            plan.stages.append(
-                Planned(further_title(what), more * short, more * tokens, more * seconds, "if the best is at the edge")
-            )
+        for number in range(further_rates(settings, numbers, name)):
+            condition = "if the best is at the edge"
+            plan.stages.append(Planned(further_title(what, number), short, tokens, seconds, condition))
 
     if fine_tunes:
         short = work.teacher_steps(numbers.sweep_share)
@@ -367,7 +366,7 @@ def fit(
         candidate = dataclasses.replace(work, numbers=numbers)
         plan = make_plan(candidate, settings, measured, fine_tunes)
         plan.factor = factor
-        if plan.surely <= _BUDGET_SHARE * seconds:
+        if plan.surely <= BUDGET_SHARE * seconds:
             return candidate, plan
     raise RecipeError(
         f"the budget of {duration(seconds)} is too short: the least that can be done takes {duration(plan.surely)} here "

@@ -175,7 +175,8 @@ class RecipeResult:
             f"{100 * abs(accuracy['value']):.1f} ± {100 * accuracy['stderr']:.1f} points {_side(accuracy['value'])} in accuracy; "
             f"{100 * self.gap['agreement']:.1f} % of their first choices agree."
         ]
-        if accuracy["value"] > 2 * accuracy["stderr"]:
+        # (Advice, so surer than one standard error; and of a teacher that was fine-tuned here.)
+        if accuracy["value"] > 2 * accuracy["stderr"] and "teacher" in self.curves:
             lines.append(
                 "A student that is better than its teacher could learn more from a better one: more teacher_examples, other "
                 "teacher_learning_rates, or a teacher of your own."
@@ -184,7 +185,9 @@ class RecipeResult:
             what = {"start": "warm start", "distillation": "distillation"}[title]
             if title == "start" and not self.numbers["window_steps"]:
                 continue
-            if outlook is not None and outlook["left"] <= 0:
+            if not any(each["what"] == title and each["steps"] for each in self.tries):
+                lines.append(f"There was no {what}.")
+            elif outlook is not None and outlook["left"] <= 0:
                 lines.append(f"The {what} left no gap that twice of it could close.")
             elif outlook is None:
                 lines.append(f"What twice the {what} would buy is not known: there was one length of it.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,16 +60,17 @@ def is_no_worse(after: Measured, before: Measured) -> tuple[bool, str]:
     return kept, text
 
 
-def best_rate(tried: dict[float, Measured]) -> float:
-    """The learning rate with the lowest loss: it is less noisy than the accuracy."""
-    return min(tried, key=lambda rate: tried[rate].loss)
+def best_rate(tried: Mapping[float, Measured | None]) -> float:
+    """The learning rate with the lowest loss: it is less noisy than the accuracy. `None` is one at which a training did not stay finite."""
+    losses = {rate: measured.loss for rate, measured in tried.items() if measured is not None}
+    return min(losses, key=losses.__getitem__)
 
 
-# Between two neighbouring learning rates of a sweep.
+# From the edge of a sweep to the next learning rate.
 _RATE_FACTOR = 4.0
 
 
-def rate_beyond(tried: dict[float, Measured]) -> float | None:
+def rate_beyond(tried: Mapping[float, Measured | None]) -> float | None:
     """The learning rate on the other side of the best one, where that is the highest or the lowest of those tried; `None` where it has
     neighbours on both sides."""
     best = best_rate(tried)

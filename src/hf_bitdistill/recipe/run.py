@@ -23,6 +23,7 @@ from .context import Context, Given
 from .decoding_speed import tokens_per_second
 from .measure import Measured, Score
 from .plan import (
+    BUDGET_SHARE,
     COMPARE,
     DISTILL,
     EVALUATE,
@@ -44,7 +45,7 @@ from .result import BASE_ROW, COMPARE_ROW, PACKED_ROW, PAGE, RecipeResult
 from .run_engine import engine
 from .run_facts import record_of, run_facts
 from .settings import RecipeError, RecipeSettings
-from .stages import is_adapter
+from .stages import held_out, is_adapter
 from .store import Stage, alone, fingerprint_model, fingerprint_text, work_of_first, write_json
 
 
@@ -87,48 +88,73 @@ class _Run(Context):
             return Given(fingerprint_model(given), given)
         if not self.fine_tunes:
             return self.base
+        identity: dict[str, Any] = {**self.data, "lora": settings.lora}
 
-        def run(title: str, rate: float, steps: int, watch: bool) -> Stage:
-            return self.stage(
-                title,
-                "teacher",
-                ("batch_size",),
-                lambda folder: work.teacher(self.base.model, rate, steps, folder, watch),
-                self.base,
-                rate=rate,
-                steps=steps,
-                watch=watch,
-                **self.data,
-                lora=settings.lora,
+        def short_run(title: str, rate: float) -> Measured | None:
+            steps = work.teacher_steps(work.numbers.sweep_share)
+            train = partial(work.teacher, self.base.model, rate, steps, watch=False)
+            return self.in_short(
+                title, "teacher", ("batch_size",), train, self.base, rate=rate, steps=steps, **identity
             )
 
-        def short_run(title: str, rate: float) -> Measured:
-            return self.measured(title, run(title, rate, work.teacher_steps(work.numbers.sweep_share), watch=False))
-
         rate, _ = self.sweep(TEACHER, "teacher_learning_rates", short_run)
-        return run(TEACHER, rate, work.teacher_steps(), watch=True)
+        steps = work.teacher_steps()
+        train = partial(work.teacher, self.base.model, rate, steps)
+        return self.stage(TEACHER, "teacher", ("batch_size",), train, self.base, rate=rate, steps=steps, **identity)
+
+    def in_short(
+        self,
+        title: str,
+        kind: str,
+        names: tuple[str, ...],
+        train: Callable[[Path], dict[str, Any]],
+        parent: Stage | Given,
+        **identity: Any,
+    ) -> Measured | None:
+        """A training that is run for its measurement alone: its model is not kept. `None` where it did not stay finite."""
+
+        def work(folder: Path) -> dict[str, Any]:
+            try:
+                result = {**train(folder), **self.work.measure(folder / "model", folder)}
+            except FloatingPointError as error:
+                result = {"not_finite": str(error)}
+            processes.on_first(lambda: shutil.rmtree(folder / "model", ignore_errors=True), "removing a model")
+            return result
+
+        stage = self.stage(title, f"{kind}_in_short", names, work, parent, **identity)
+        return None if "not_finite" in stage.result else held_out(stage.result)
 
     def sweep(
-        self, what: str, name: str, run: Callable[[str, float], Measured]
-    ) -> tuple[float, dict[float, Measured]]:
+        self, what: str, name: str, run: Callable[[str, float], Measured | None]
+    ) -> tuple[float, dict[float, Measured | None]]:
         """The learning rate that a training runs at, and what the short runs that chose it measured, by rate; none of a single rate.
 
         Args:
             what: teacher or distillation.
             name: of the rates among the numbers.
             run: a short run, by its title and rate.
+
+        Raises:
+            RecipeError: no short run stayed finite.
         """
         rates = getattr(self.work.numbers, name)
         if len(rates) == 1:
             return rates[0], {}
         tried = {rate: run(rate_title(what, rate), rate) for rate in rates}
-        for _ in range(further_rates(self.settings, self.work.numbers, name)):
-            beyond = rules.rate_beyond(tried)
-            if beyond is None or not self.has_time(further_title(what)):
+        if not any(tried.values()):
+            raise RecipeError(f"{what}: losses are not finite at any of the learning rates {rates}: lower {name}")
+        for number in range(further_rates(self.settings, self.work.numbers, name)):
+            title, beyond = further_title(what, number), rules.rate_beyond(tried)
+            # (Not of what a budget keeps for what no probe foresees: the dear stages come later.)
+            if beyond is None or not self.has_time(title, BUDGET_SHARE):
                 break
-            tried[beyond] = run(further_title(what), beyond)
+            self.progress.done(f"{what}: the best rate is at the edge, {beyond:g} is tried")
+            tried[beyond] = run(title, beyond)
         rate = rules.best_rate(tried)
-        losses = ", ".join(f"{each:g}: {measured.loss:.3f}" for each, measured in sorted(tried.items()))
+        losses = ", ".join(
+            f"{each:g}: {f'{measured.loss:.3f}' if measured else 'not finite'}"
+            for each, measured in sorted(tried.items())
+        )
         self.chose(f"{what} runs at the learning rate {rate:g}: held-out losses after the short runs {losses}")
         return rate, tried
 
@@ -214,33 +240,26 @@ class _Run(Context):
             return done
         names = ("batch_size", "logits_loss_weight", "attention_loss_weight", "hidden_loss_weight", "temperature")
 
-        def run(title: str, student: Stage, rate: float, steps: int, number: int = 0) -> tuple[Stage, Measured]:
-            stage = self.stage(
-                title,
-                "distill",
-                names,
-                lambda folder: work.distill(student.model, teacher.model, rate, steps, folder, number),
-                student,
-                rate=rate,
-                steps=steps,
-                round=number,
-                teacher=teacher.key,
-                **self.data,
-            )
-            return stage, self.measured(title, stage)
-
+        identity: dict[str, Any] = {"teacher": teacher.key, **self.data}
         short = work.distill_steps(numbers.sweep_share)
-        rate, tried = self.sweep(
-            DISTILL, "distill_learning_rates", lambda title, rate: run(title, source, rate, short)[1]
-        )
-        if tried:
-            done.tries.append(rules.Try(short, tried[rate]))
+
+        def short_run(title: str, rate: float) -> Measured | None:
+            train = partial(work.distill, source.model, teacher.model, rate, short)
+            return self.in_short(title, "distill", names, train, source, rate=rate, steps=short, **identity)
+
+        rate, tried = self.sweep(DISTILL, "distill_learning_rates", short_run)
+        if (chosen := tried.get(rate)) is not None:
+            done.tries.append(rules.Try(short, chosen))
         student, rounds = source, done.tries[:1]
         for number in range(numbers.distill_rounds):
             title = round_title(number)
             if number and not self.goes_on("the distillation", title, f"round {number + 1}", rounds[-2:], on_teacher):
                 break
-            student, after = run(title, student, rate, steps, number)
+            train = partial(work.distill, student.model, teacher.model, rate, steps, number=number)
+            student = self.stage(
+                title, "distill", names, train, student, rate=rate, steps=steps, round=number, **identity
+            )
+            after = self.measured(title, student)
             rounds.append(rules.Try((number + 1) * steps, after))
             done.tries.append(rounds[-1])
             done.distilled = student

@@ -37,8 +37,7 @@ class DistillationConfig(TrainingArguments):
     attention_loss_weight=1e5`, summarisation `logits_loss_weight=1, attention_loss_weight=1e3`; batch 32, learning rate 5e-6
     to 5e-5, weight decay 0.01 to 0.1, warm-up over 5 % of the steps, 2 to 3 epochs.
 
-    Rate, schedule and decay have defaults of a ternary student, not those of `TrainingArguments`. They are the recipe's, see
-    `hf_bitdistill.recipe.efforts`.
+    Rate, schedule and decay have defaults of a ternary student, not those of `TrainingArguments`. The recipe trains with the same.
 
     Args:
         learning_rate (`float`, defaults to 2e-4), lr_scheduler_type (`str`, defaults to `"cosine"`), warmup_steps (`float`, defaults to

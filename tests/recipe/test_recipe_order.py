@@ -52,8 +52,8 @@ class Scripted(_Run):
     def measured(self, title, model):
         return self.script[title]
 
-    def in_short(self, title, kind, names, train, parent, **identity):
-        self.stage(title, kind, names, train, parent, **identity)
+    def in_short(self, title, kind, names, training, parent, **identity):
+        self.stage(title, kind, names, training, parent, **identity)
         return self.script[title]
 
 

@@ -54,6 +54,38 @@ def test_killed_at_three_stages(settings, tmp_path):
     assert expected.keys() == found.keys() and all(value.equal(found[name]) for name, value in expected.items())
 
 
+def test_sweeps_leave_no_models_and_are_found_again(settings, tmp_path):
+    own = {"effort": "standard", "teacher_learning_rates": None, "sweep_extensions": 1, "eval_rows": 40, **SHORT}
+    options = {**own, "sweep_share": 0.5}
+    with pytest.raises(Killed):
+        run_recipe(settings, progress=Killing("distillation, another", 1), **options)
+    lines = io.StringIO()
+    result = run_recipe(settings, progress=Progress(lines), **options)
+    said = lines.getvalue()
+    short = [
+        f"{what}, {which} in short"
+        for what in ("teacher", "distillation")
+        for which in ("learning rate 0.0002", "another rate")
+    ]
+    assert all(title in result.seconds for title in short)
+    assert all(f"{title}: was done before" in said for title in short[:3]) and f"{short[3]}: took" in said
+    assert sum("runs at the learning rate" in choice for choice in result.choices) == 2
+    assert set(result.curves) == {"teacher", "distillation"}
+    folders = list((tmp_path / "out" / "stages").glob("*_in_short-*"))
+    assert len(folders) == 6 and not any((folder / "model").exists() for folder in folders)
+
+
+def test_a_rate_at_which_a_training_does_not_stay_finite(settings, tmp_path):
+    options = {**SHORT, "teacher_learning_rates": [1e30, 1e-2], "sweep_share": 0.5}
+    lines = io.StringIO()
+    run_recipe(settings, progress=Progress(lines), **options)
+    assert "teacher runs at the learning rate 0.01: " in lines.getvalue() and "1e+30: not finite" in lines.getvalue()
+    # It is not tried again.
+    lines = io.StringIO()
+    run_recipe(settings, progress=Progress(lines), **options)
+    assert "teacher, learning rate 1e+30 in short: was done before" in lines.getvalue()
+
+
 def test_a_changed_setting_runs_again_what_depends_on_it(settings, tmp_path):
     run_recipe(settings, **SHORT)
     stages = tmp_path / "out" / "stages"

@@ -32,6 +32,10 @@ from .store import CHECKPOINTS, Stage, StageStore, fingerprint_model
 from .train import Machine, fast_bf16, others_load
 
 
+IN_SHORT = "_in_short"
+"""How the kind of a stage ends that is run for its measurement alone."""
+
+
 @dataclass(frozen=True)
 class Given:
     """A model that was not made here, in the place of a stage."""
@@ -232,7 +236,8 @@ class Context:
         with self.progress.stage(title):
             stage = self.store.run(kind, settings, work, parent, by_first)
         self.seconds[title] = self.seconds.get(title, 0.0) + stage.result["seconds"]
-        if "curve" in stage.result:
+        # (Of a short run the decision counts, which the report has.)
+        if "curve" in stage.result and not kind.endswith(IN_SHORT):
             self.curves[title] = stage.result["curve"]
         if kind not in ("measure", "evaluate", "pack"):
             text = "was done before" if stage.was_done else f"took {duration(stage.result['seconds'])}"

@@ -19,7 +19,7 @@ from ..hub.cards import write_card
 from ..machine import processes
 from ..machine.environment import describe_environment
 from . import rules
-from .context import Context, Given
+from .context import IN_SHORT, Context, Given
 from .decoding_speed import tokens_per_second
 from .measure import Measured, Score
 from .plan import (
@@ -107,7 +107,7 @@ class _Run(Context):
         title: str,
         kind: str,
         names: tuple[str, ...],
-        train: Callable[[Path], dict[str, Any]],
+        training: Callable[[Path], dict[str, Any]],
         parent: Stage | Given,
         **identity: Any,
     ) -> Measured | None:
@@ -115,13 +115,13 @@ class _Run(Context):
 
         def work(folder: Path) -> dict[str, Any]:
             try:
-                result = {**train(folder), **self.work.measure(folder / "model", folder)}
+                result = {**training(folder), **self.work.measure(folder / "model", folder)}
             except FloatingPointError as error:
                 result = {"not_finite": str(error)}
             processes.on_first(lambda: shutil.rmtree(folder / "model", ignore_errors=True), "removing a model")
             return result
 
-        stage = self.stage(title, f"{kind}_in_short", names, work, parent, **identity)
+        stage = self.stage(title, f"{kind}{IN_SHORT}", names, work, parent, **identity)
         return None if "not_finite" in stage.result else held_out(stage.result)
 
     def sweep(

@@ -29,6 +29,7 @@ SHOWN: dict[str, Callable[[], Shown]] = {
         speed.decode, speed.mixture, speed.isas, speed.kept, speed.generate, speed.modules, speed.kernels,
         speed.registers, speed.one_order, speed.long_context, speed.sizes, speed.tables, speed.head, speed.loading,
         speed.dense, speed.training, speed.same_answers, speed.llama_cpp,
+        speed.other_programs,
     )
 }  # fmt: skip
 """Name -> the result, for the pages of docs/."""

@@ -453,3 +453,33 @@ def llama_cpp() -> Shown:
         Bars("% of positions where llama.cpp chooses the same token", labels, {"agreement": values}, start=80),
         "Share of positions at which llama.cpp chooses our token",
     )
+
+
+def other_programs() -> Shown:
+    """One trained student in our decoder, in llama.cpp and in transformers alone, in one run."""
+    file = "interop/speed_smollm2_mnli.json"
+    values = load(file)
+    names = {
+        "native": "hf-bitdistill, 8-bit embedding and head",
+        "llama.cpp": "llama.cpp, `export gguf --no_q2_0`",
+        "transformers": "transformers alone, `export transformers` (floats)",
+    }
+    found = {each["kind"]: each for each in values["measurements"]}
+    rows = [
+        [name, f"{each['decode_tokens_per_second']:,.0f}", f"{each['prefill_tokens_per_second']:,.0f}", f"{each['file_bytes'] / 1e6:.0f} MB"]
+        for kind, name in names.items()
+        for each in [found[kind]]
+    ]  # fmt: skip
+    return Shown(
+        ["SmolLM2-135M on MNLI", "decode, tokens a second", "prompt of 128", "file"],
+        rows,
+        [file],
+        f"{machine(values['environment'])}; llama-cpp-python 0.3.36",
+        Bars(
+            "tokens a second, decode",
+            [name for name in names.values()],
+            {"decode": [found[kind]["decode_tokens_per_second"] for kind in names]},
+            shown="{:.0f}",
+        ),
+        "Tokens a second of one student in three programs",
+    )

@@ -84,7 +84,7 @@ def unseen() -> Shown:
             {title: [100 * each["value"] for each in scores] for title, scores in found.items()},
             {title: [100 * each["stderr"] for each in scores] for title, scores in found.items()},
         ),
-        "Accuracy of teacher and ternary student on tasks that decided nothing",
+        "Accuracy of teacher and ternary student on tasks that no number of the recipe comes from",
     )
 
 

@@ -18,6 +18,7 @@ _SST2 = "accuracy/smollm2_sst2_1m_long.json"
 _SST2_SHORT = "accuracy/smollm2_sst2_1m.json"
 _SST2_MORE = "accuracy/smollm2_sst2_task.json"
 _MNLI = "accuracy/smollm2_mnli_1m.json"
+_TREC = "recipe/unseen_trec.json"
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,14 @@ class Effort:
         6400, "Examples that the teacher is fine-tuned on, at most, if it is not given.", _SST2, _MNLI
     )
     teacher_epochs: float = _from(3.0, "How often it reads the data, at most.")
-    # (5e-5 was measured, on one model; a far smaller one learned next to nothing at it.)
+    # (5e-5 is SmolLM2's; at it a far smaller model learned little.)
     teacher_learning_rates: tuple[float, ...] = _from(
         (5e-5, 2e-4),
         "Learning rates of the teacher's fine-tuning; of several, held-out training rows choose after a short run of each (sweep_share). "
         "Adapters (lora) have four times as much.",
         _SST2,
         _MNLI,
+        _TREC,
     )
     batch_size: int = _from(16, "Examples a step of every training on them, of all processes together.", _SST2, _MNLI)
     window_steps: int = _from(400, "Steps a window of the warm start; 0: no warm start.", _SST2)
@@ -96,6 +98,7 @@ class Effort:
         2,
         "How many rates beyond its own, each four times the highest or a quarter of the lowest, are tried while the best one is at the edge. "
         "Of rates that are given none.",
+        _TREC,
     )
     logits_loss_weight: float = _from(1.0, "Weight of the logits loss.", _SST2, _MNLI)
     attention_loss_weight: float = _from(100.0, "Weight of the attention relation loss.", _SST2, _MNLI)

@@ -477,7 +477,7 @@ def other_programs() -> Shown:
         f"{machine(values['environment'])}; llama-cpp-python 0.3.36",
         Bars(
             "tokens a second, decode",
-            [name for name in names.values()],
+            list(names.values()),
             {"decode": [found[kind]["decode_tokens_per_second"] for kind in names]},
             shown="{:.0f}",
         ),

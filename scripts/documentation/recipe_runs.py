@@ -96,7 +96,8 @@ def recipe() -> Shown:
         values = load(file)
         name = f"{values['settings']['model']}, {values['settings']['dataset']}"
         effort = values["settings"].get("effort", "standard")
-        name += ", `make demo`" if file == QUICKSTART else f", `--effort {effort}`"
+        how = "`make demo`" if file == QUICKSTART else f"`--effort {effort}`"
+        name += f", {how}"
         for which in (TEACHER, STUDENT, WITHOUT):
             row = next((row for row in values["table"] if row["name"] == which), None)
             if row:
@@ -110,7 +111,7 @@ def recipe() -> Shown:
                         f"{speed:,.0f}" if speed else None,
                     ]
                 )
-        measured.append(f"{name}: {machine(values['machine'])}, {time_text(values)}")
+        measured.append(f"{values['settings']['dataset']}, {how}: {machine(values['machine'])}, {time_text(values)}")
     return Shown(
         ["run", "model", "accuracy (docstrings: of tokens)", "on disk", "tokens a second"],
         rows,

@@ -464,22 +464,14 @@ def other_programs() -> Shown:
         "llama.cpp": "llama.cpp, `export gguf --no_q2_0`",
         "transformers": "transformers alone, `export transformers` (floats)",
     }
+    rows = []
     found = {each["kind"]: each for each in values["measurements"]}
-    rows = [
-        [name, f"{each['decode_tokens_per_second']:,.0f}", f"{each['prefill_tokens_per_second']:,.0f}", f"{each['file_bytes'] / 1e6:.0f} MB"]
-        for kind, name in names.items()
-        for each in [found[kind]]
-    ]  # fmt: skip
+    for kind, name in names.items():
+        decode, prompt = (f"{found[kind][f'{what}_tokens_per_second']:,.0f}" for what in ("decode", "prefill"))
+        rows.append([name, decode, prompt, f"{found[kind]['file_bytes'] / 1e6:.0f} MB"])
     return Shown(
         ["SmolLM2-135M on MNLI", "decode, tokens a second", "prompt of 128", "file"],
         rows,
         [file],
         f"{machine(values['environment'])}; llama-cpp-python 0.3.36",
-        Bars(
-            "tokens a second, decode",
-            list(names.values()),
-            {"decode": [found[kind]["decode_tokens_per_second"] for kind in names]},
-            shown="{:.0f}",
-        ),
-        "Tokens a second of one student in three programs",
     )

@@ -64,9 +64,7 @@ def pack_dense(packed: Tensor, rows: int) -> Tensor:
 
 def pack_codes(codes: Tensor) -> Tensor:
     """Ternary codes, int8 `[N]` -> uint8 `[ceil(N / 5)]`; nothing is checked."""
-    digits = torch.zeros(
-        WEIGHTS_PER_BYTE * math.ceil(len(codes) / WEIGHTS_PER_BYTE), dtype=torch.uint8, device=codes.device
-    )
+    digits = torch.zeros(WEIGHTS_PER_BYTE * dense_bytes(1, len(codes)), dtype=torch.uint8, device=codes.device)
     torch.add(codes.view(torch.uint8), 1, out=digits[: len(codes)])  # (-1 is 255: the sum wraps)
     return _of_digits(digits)
 

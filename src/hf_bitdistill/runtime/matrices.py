@@ -22,10 +22,6 @@ SPLIT_FROM = 2 << 20
 """Bytes of an output head from which on it is worth reading less of it: what stays in a cache is read soon enough."""
 
 
-# Of a table in integers, at once.
-_PIECE_BYTES = 4 << 20
-
-
 @dataclass(frozen=True)
 class Table:
     """`data` is `[rows, columns]` floats, or the packed form (1-dimensional uint8) of kind `TABLE_PACKED` or `TABLE_SPLIT`.
@@ -97,9 +93,9 @@ def _load_integers(files: TensorFiles, name: str, bits: int | None, stored: Stor
     header, scales = files.headers[name], f"{name}_scale"
     rows, own = header.shape[0], 8 if header.dtype == "I8" else 4
     packer = TablePacker(rows, stored.columns, min(own, bits or own))
-    # (Piece by piece, scales too: those of 4 bits are an eighth of the table.)
-    count = max(1, _PIECE_BYTES // max(1, header.shape[1]) // TablePacker.ROWS) * TablePacker.ROWS
-    for (_, codes), (_, part) in zip(files.rows(name, count), files.rows(scales, count), strict=True):
+    for start, codes in files.rows(name, multiple=TablePacker.ROWS):
+        # (Piece by piece too: the scales of 4 bits are an eighth of the table.)
+        part = files.part(scales, start, start + len(codes))
         try:
             check_table(codes, part, stored.columns)
         except ValueError as error:

@@ -52,6 +52,15 @@ class TensorFiles:
         self._read += tensor.nbytes
         return tensor
 
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of a tensor, as far as it has them, in the file's dtype."""
+        header = self.headers[name]
+        return self._open(header.file, (stop - start) * self._width(name)).get_slice(header.key)[start:stop]
+
+    def _width(self, name: str) -> int:
+        """Bytes of a row in float32."""
+        return torch.Size(self.headers[name].shape[1:]).numel() * 4
+
     @cached_property
     def _below(self) -> dict[str, list[str]]:
         """Module -> names of the tensors below it: a mixture has too many modules to look for each among all names."""
@@ -74,12 +83,11 @@ class TensorFiles:
             count: rows a piece; default: about 16 MB of float32.
             multiple: every piece but the last has a multiple of as many rows.
         """
-        header = self.headers[name]
-        width = torch.Size(header.shape[1:]).numel() * 4
-        count = -(-(count or max(1, (16 << 20) // width)) // multiple) * multiple
-        for start in range(0, header.shape[0], count):
-            stop = min(start + count, header.shape[0])
-            yield start, self._open(header.file, (stop - start) * width).get_slice(header.key)[start:stop]
+        rows = self.headers[name].shape[0]
+        count = -(-(count or max(1, (16 << 20) // self._width(name))) // multiple) * multiple
+        for start in range(0, rows, count):
+            stop = min(start + count, rows)
+            yield start, self.part(name, start, stop)
 
     def equal(self, first: str, second: str) -> bool:
         """Whether two matrices hold the same values."""

@@ -294,16 +294,22 @@ int bd_split_size(int64_t rows, int64_t cols, size_t* bytes) {
   return bytes == nullptr ? BD_ERROR_NULL_POINTER : split_size(rows, cols, bytes);
 }
 
-int bd_split_pack(const void* packed, size_t packed_bytes, const float* norm_weight, size_t norm_count, void* split,
-                  size_t split_bytes) {
+int bd_split_begin(int64_t rows, const void* sample, size_t sample_bytes, const float* norm_weight, size_t norm_count,
+                   void* split, size_t split_bytes) {
   Matrix matrix;
-  BD_RETURN_IF_ERROR(open_matrix(packed, packed_bytes, &matrix));
+  BD_RETURN_IF_ERROR(open_matrix(sample, sample_bytes, &matrix));
   if (norm_count != (norm_weight == nullptr ? 0 : static_cast<size_t>(matrix.cols))) return BD_ERROR_BUFFER_SIZE;
   for (size_t i = 0; i < norm_count; ++i) {
     if (!std::isfinite(norm_weight[i])) return BD_ERROR_SCALE;
   }
   if (split != nullptr) advise_large_pages(split, split_bytes);
-  return without_exceptions([&] { return pack_split(matrix, norm_weight, split, split_bytes); });
+  return without_exceptions([&] { return begin_split(rows, matrix, norm_weight, split, split_bytes); });
+}
+
+int bd_split_pack_rows(const void* packed, size_t packed_bytes, int64_t first_row, void* split, size_t split_bytes) {
+  Matrix matrix;
+  BD_RETURN_IF_ERROR(open_matrix(packed, packed_bytes, &matrix));
+  return without_exceptions([&] { return pack_split_rows(matrix, first_row, split, split_bytes); });
 }
 
 int bd_weight_describe(const void* packed, size_t packed_bytes, bd_weight_info* info) {

@@ -33,7 +33,7 @@ extern "C" {
 #endif
 
 // Raised when a signature or the layout of a packed weight changes: a caller built for another version must refuse.
-#define BD_ABI_VERSION 8
+#define BD_ABI_VERSION 9
 
 typedef enum bd_status {
   BD_OK = 0,
@@ -59,8 +59,8 @@ typedef enum bd_dtype { BD_FLOAT32 = 0, BD_BFLOAT16 = 1, BD_FLOAT16 = 2, BD_SCAL
 // Kinds of weights. Every instruction set computes with every kind, from the same packed form.
 typedef enum bd_format {
   BD_TERNARY = 0,  // {-1, 0, 1}, 2 bits; one scale for all, a row, or a group of 64 or 128 columns
-  BD_INT8 = 1,     // [-127, 127]; one scale a row
-  BD_INT4 = 2,     // [-8, 7]; one scale a group of 32 columns
+  BD_INT8 = 1,  // [-127, 127]; one scale a row
+  BD_INT4 = 2,  // [-8, 7]; one scale a group of 32 columns
   BD_TERNARY_DENSE = 3,  // {-1, 0, 1}, 1.6 bits; one scale for all or a row
 } bd_format;
 
@@ -70,7 +70,7 @@ typedef enum bd_table_kind {
   BD_TABLE_FLOAT32 = 1,
   BD_TABLE_BFLOAT16 = 2,
   BD_TABLE_FLOAT16 = 3,
-  BD_TABLE_SPLIT = 4,  // an embedding or output head packed by bd_split_pack
+  BD_TABLE_SPLIT = 4,  // an embedding or output head packed by bd_split_pack_rows
 } bd_table_kind;
 
 #define BD_ALIGNMENT 64
@@ -80,11 +80,11 @@ typedef enum bd_table_kind {
 #define BD_MAX_THREADS 256
 
 typedef struct bd_weight_info {
-  int32_t format;        // bd_format
+  int32_t format;  // bd_format
   int32_t tensor_scale;  // 1: a single scale for all rows
   int64_t rows;
   int64_t cols;
-  int64_t group_size;    // 0: one scale a row (or one a tensor)
+  int64_t group_size;  // 0: one scale a row (or one a tensor)
   int64_t groups;
 } bd_weight_info;
 
@@ -167,11 +167,16 @@ BD_API int bd_table_pack_rows(int format, const void* table, size_t table_bytes,
                               int64_t first_row, int64_t row_count, void* packed, size_t packed_bytes);
 
 // An int8 weight in two parts of about 4 bits, of which an arg max of its outputs reads only the first for most rows. It has about 5 bytes a
-// row and 4 a column more. `packed`: of bd_int8_pack or bd_table_pack_rows, no scale negative. `norm_weight`: of the norm in
-// front, cols floats, or NULL with count 0; it helps to choose the columns that the first part holds whole.
+// row and 4 a column more.
+// bd_split_begin: of `rows` rows, none of them there yet. `sample`: of bd_int8_pack or bd_table_pack_rows, some of the rows or all, by which
+// the columns are chosen that the first part holds whole. `norm_weight`: of the norm in front, cols floats, or NULL with count 0;
+// it helps to choose.
+// bd_split_pack_rows: rows [first_row, first_row + those of `packed`), which is a weight of these rows alone, no scale negative; first_row a
+// multiple of 16 and their number too unless they are the last.
 BD_API int bd_split_size(int64_t rows, int64_t cols, size_t* bytes);
-BD_API int bd_split_pack(const void* packed, size_t packed_bytes, const float* norm_weight, size_t norm_count, void* split,
-                         size_t split_bytes);
+BD_API int bd_split_begin(int64_t rows, const void* sample, size_t sample_bytes, const float* norm_weight, size_t norm_count,
+                          void* split, size_t split_bytes);
+BD_API int bd_split_pack_rows(const void* packed, size_t packed_bytes, int64_t first_row, void* split, size_t split_bytes);
 
 // Reads and checks the header of a packed weight.
 BD_API int bd_weight_describe(const void* packed, size_t packed_bytes, bd_weight_info* info);
@@ -224,7 +229,7 @@ typedef enum bd_activation { BD_SILU = 0, BD_GELU = 1, BD_GELU_TANH = 2, BD_RELU
 
 typedef enum bd_output {
   BD_OUTPUT_LOGITS = 0,
-  BD_OUTPUT_HIDDEN = 1,    // final_norm(h)
+  BD_OUTPUT_HIDDEN = 1,  // final_norm(h)
   BD_OUTPUT_GREATEST = 2,  // logits; those that are certainly less than the greatest one of their token may be -inf
 } bd_output;
 
@@ -252,10 +257,10 @@ typedef struct bd_adapter {
 } bd_adapter;
 
 typedef struct bd_projection {
-  bd_table weight;     // [rows, columns]
-  const float* bias;   // or null
+  bd_table weight;  // [rows, columns]
+  const float* bias;  // or null
   size_t bias_count;
-  bd_norm sub_norm;    // of the input
+  bd_norm sub_norm;  // of the input
   bd_adapter adapter;
 } bd_projection;
 
@@ -271,25 +276,25 @@ typedef struct bd_expert {
 } bd_expert;
 
 typedef struct bd_mixture {
-  bd_table router;             // floats [expert_count, hidden_size]; data null: no mixture
+  bd_table router;  // floats [expert_count, hidden_size]; data null: no mixture
   const bd_expert* experts;
   int32_t expert_count, experts_per_token;
-  int32_t gate_up_count;       // of each expert, 1 or 2
+  int32_t gate_up_count;  // of each expert, 1 or 2
   int32_t normalise;
-  int64_t intermediate_size;   // of an expert
+  int64_t intermediate_size;  // of an expert
 } bd_mixture;
 
 typedef struct bd_layer {
   bd_norm input_norm, post_attention_norm, pre_feedforward_norm, post_feedforward_norm;
-  bd_norm q_norm, k_norm;    // head_dim weights (a norm a head), or as many as all heads have (one over all)
-  bd_projection qkv[3];      // their rows, one after another, are q, k, v
-  int32_t qkv_count;         // 1 to 3
-  int32_t gate_up_count;     // 1 or 2
+  bd_norm q_norm, k_norm;  // head_dim weights (a norm a head), or as many as all heads have (one over all)
+  bd_projection qkv[3];  // their rows, one after another, are q, k, v
+  int32_t qkv_count;  // 1 to 3
+  int32_t gate_up_count;  // 1 or 2
   bd_projection gate_up[2];  // their rows, one after another, are gate, up
   bd_projection o, down;
-  int32_t rope;              // index into ropes; -1: no rotary embedding
-  int64_t window;            // positions a token sees, itself included; 0: all
-  bd_mixture mixture;        // in place of gate_up and down, which are not looked at then
+  int32_t rope;  // index into ropes; -1: no rotary embedding
+  int64_t window;  // positions a token sees, itself included; 0: all
+  bd_mixture mixture;  // in place of gate_up and down, which are not looked at then
 } bd_layer;
 
 typedef struct bd_decoder_config {
@@ -300,12 +305,12 @@ typedef struct bd_decoder_config {
   bd_table embedding, head;  // head null: the decoder has hidden states alone
   bd_norm final_norm;
   float embedding_scale, attention_scale, attention_softcap, logit_softcap;  // a softcap of 0: none
-  int32_t activation;        // bd_activation
-  int32_t kv_dtype;          // BD_FLOAT32, BD_FLOAT16 or BD_SCALED_INT8
+  int32_t activation;  // bd_activation
+  int32_t kv_dtype;  // BD_FLOAT32, BD_FLOAT16 or BD_SCALED_INT8
 } bd_decoder_config;
 
 typedef struct bd_decoder bd_decoder;  // immutable: any number of threads may use one
-typedef struct bd_cache bd_cache;      // keys and values of some sequences; calls on one take turns
+typedef struct bd_cache bd_cache;  // keys and values of some sequences; calls on one take turns
 
 // Checks that all parts fit together (else BD_ERROR_MODEL, or the error of the part). Copies the descriptions, and norm
 // weights, biases and frequencies; borrows weights, tables and adapters, which must outlive the decoder. Decoders may share them: one

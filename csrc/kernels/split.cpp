@@ -79,9 +79,7 @@ int code_at(const Matrix& m, int64_t row, int64_t col) {
 std::vector<int32_t> choose_order(const Matrix& m, int64_t kept, const float* weight_of_column) {
   const size_t cols = static_cast<size_t>(m.cols);
   std::vector<double> squares(cols);
-  // Many rows are as good as all.
-  const int64_t stride = std::max<int64_t>(1, m.rows / 4096);
-  for (int64_t row = 0; row < m.rows; row += stride) {
+  for (int64_t row = 0; row < m.rows; ++row) {
     for (int64_t col = 0; col < m.cols; ++col) {
       const double code = code_at(m, row, col);
       squares[static_cast<size_t>(col)] += code * code;
@@ -165,47 +163,18 @@ int split_size(int64_t rows, int64_t cols, size_t* bytes) {
   return BD_OK;
 }
 
-int pack_split(const Matrix& int8, const float* weight_of_column, void* packed, size_t packed_bytes) {
+int begin_split(int64_t rows, const Matrix& sample, const float* weight_of_column, void* packed, size_t packed_bytes) {
   if (packed == nullptr) return BD_ERROR_NULL_POINTER;
   if (reinterpret_cast<uintptr_t>(packed) % BD_ALIGNMENT != 0) return BD_ERROR_ALIGNMENT;
-  if (int8.format != BD_INT8) return BD_ERROR_ARGUMENT;
+  if (sample.format != BD_INT8) return BD_ERROR_ARGUMENT;
   Split split;
   Places places;
-  if (!describe(int8.rows, int8.cols, &split, &places)) return BD_ERROR_SHAPE;
+  if (!describe(rows, sample.cols, &split, &places)) return BD_ERROR_SHAPE;
   if (packed_bytes != places.total) return BD_ERROR_BUFFER_SIZE;
-  const float* const scales = static_cast<const float*>(int8.scales);
-  for (int64_t row = 0; row < int8.rows; ++row) {
-    if (!(scales[row] >= 0.0f && std::isfinite(scales[row]))) return BD_ERROR_SCALE;
-  }
-  const std::vector<int32_t> order = choose_order(int8, split.kept, weight_of_column);
+  const std::vector<int32_t> order = choose_order(sample, split.kept, weight_of_column);
   uint8_t* const base = static_cast<uint8_t*>(packed);
   std::memset(base, 0, places.kept);
-  point_into(base, places, &split);
   std::memcpy(base + places.order, order.data(), order.size() * sizeof(int32_t));
-  std::memcpy(base + places.scales, scales, static_cast<size_t>(int8.rows) * sizeof(float));
-  std::atomic<bool> failed{false};
-  parallel_for(split.panels, [&](int64_t panel) {
-    if (!t_codes.reserve(static_cast<size_t>(split.cols))) {
-      failed = true;
-      return;
-    }
-    int8_t* const codes = t_codes.as<int8_t>();
-    uint8_t* const kept = base + places.kept + panel * split.kept_bytes();
-    uint8_t* const high = base + places.high + panel * split.nibble_bytes();
-    uint8_t* const low = base + places.low + panel * split.nibble_bytes();
-    std::memset(high, 0, static_cast<size_t>(split.nibble_bytes()));
-    std::memset(low, 0, static_cast<size_t>(split.nibble_bytes()));
-    for (int64_t lane = 0; lane < kPanelRows; ++lane) {
-      const int64_t row = panel * kPanelRows + lane;
-      for (int64_t i = 0; i < split.cols; ++i) {
-        codes[i] = row < split.rows ? static_cast<int8_t>(code_at(int8, row, order[static_cast<size_t>(i)])) : int8_t{0};
-      }
-      const RowParts parts = pack_row(split, codes, lane, kept, high, low);
-      reinterpret_cast<float*>(base + places.norms)[row] = parts.norm;
-      base[places.steps + static_cast<size_t>(row)] = parts.step;
-    }
-  });
-  if (failed) throw std::bad_alloc();
   Header header{};
   header.magic = kMagic;
   header.version = BD_ABI_VERSION;
@@ -213,6 +182,51 @@ int pack_split(const Matrix& int8, const float* weight_of_column, void* packed, 
   header.cols = split.cols;
   header.kept = split.kept;
   std::memcpy(packed, &header, sizeof header);
+  return BD_OK;
+}
+
+int pack_split_rows(const Matrix& int8, int64_t first_row, void* packed, size_t packed_bytes) {
+  if (int8.format != BD_INT8) return BD_ERROR_ARGUMENT;
+  Split split;
+  BD_RETURN_IF_ERROR(open_split(packed, packed_bytes, &split));
+  if (int8.cols != split.cols || first_row < 0 || first_row > split.rows - int8.rows) return BD_ERROR_SHAPE;
+  if (first_row % kPanelRows != 0 || (int8.rows % kPanelRows != 0 && first_row + int8.rows != split.rows))
+    return BD_ERROR_SHAPE;
+  const float* const scales = static_cast<const float*>(int8.scales);
+  for (int64_t row = 0; row < int8.rows; ++row) {
+    if (!(scales[row] >= 0.0f && std::isfinite(scales[row]))) return BD_ERROR_SCALE;
+  }
+  Places places;
+  describe(split.rows, split.cols, &split, &places);
+  uint8_t* const base = static_cast<uint8_t*>(packed);
+  point_into(base, places, &split);
+  std::memcpy(base + places.scales + static_cast<size_t>(first_row) * sizeof(float), scales,
+              static_cast<size_t>(int8.rows) * sizeof(float));
+  std::atomic<bool> failed{false};
+  parallel_for(int8.panels, [&](int64_t stretch_panel) {
+    if (!t_codes.reserve(static_cast<size_t>(split.cols))) {
+      failed = true;
+      return;
+    }
+    int8_t* const codes = t_codes.as<int8_t>();
+    const int64_t panel = first_row / kPanelRows + stretch_panel;
+    uint8_t* const kept = base + places.kept + panel * split.kept_bytes();
+    uint8_t* const high = base + places.high + panel * split.nibble_bytes();
+    uint8_t* const low = base + places.low + panel * split.nibble_bytes();
+    std::memset(high, 0, static_cast<size_t>(split.nibble_bytes()));
+    std::memset(low, 0, static_cast<size_t>(split.nibble_bytes()));
+    for (int64_t lane = 0; lane < kPanelRows; ++lane) {
+      const int64_t row = stretch_panel * kPanelRows + lane;
+      for (int64_t i = 0; i < split.cols; ++i) {
+        codes[i] = row < int8.rows ? static_cast<int8_t>(code_at(int8, row, split.order[i])) : int8_t{0};
+      }
+      const RowParts parts = pack_row(split, codes, lane, kept, high, low);
+      const int64_t place = panel * kPanelRows + lane;
+      reinterpret_cast<float*>(base + places.norms)[place] = parts.norm;
+      base[places.steps + static_cast<size_t>(place)] = parts.step;
+    }
+  });
+  if (failed) throw std::bad_alloc();
   return BD_OK;
 }
 

@@ -39,9 +39,13 @@ struct Split {
 // BD_ERROR_SHAPE if there is no such table.
 int split_size(int64_t rows, int64_t cols, size_t* bytes);
 
-// From an int8 matrix with scales that are not negative (else BD_ERROR_SCALE). `weight_of_column`: of the norm in front of the table
-// [cols], or null; any finite values. Throws std::bad_alloc.
-int pack_split(const Matrix& int8, const float* weight_of_column, void* packed, size_t packed_bytes);
+// The start of a table of `rows` rows: the columns' order, and no rows yet. `sample`: an int8 matrix of some of its rows, or all.
+// `weight_of_column`: of the norm in front of the table [cols], or null; any finite values. Throws std::bad_alloc.
+int begin_split(int64_t rows, const Matrix& sample, const float* weight_of_column, void* packed, size_t packed_bytes);
+
+// Rows `first_row` and on, from an int8 matrix of them alone with scales that are not negative (else BD_ERROR_SCALE). The first is at a
+// multiple of 16, and so is the end unless it is the table's (else BD_ERROR_SHAPE). Throws std::bad_alloc.
+int pack_split_rows(const Matrix& int8, int64_t first_row, void* packed, size_t packed_bytes);
 
 // Checks a packed table and points into it. Afterwards every address that is derived lies inside the buffer. Throws std::bad_alloc.
 int open_split(const void* packed, size_t packed_bytes, Split* split);

@@ -64,6 +64,7 @@ def test_libfuzzer(tmp_path):
     build_and_run(tmp_path / "build", *options, target="libfuzzer_packed_weight", only="libfuzzer_packed_weight")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (
         shutil.which("aarch64-linux-gnu-g++") and (shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static"))

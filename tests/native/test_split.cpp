@@ -26,11 +26,16 @@ struct Table {
 
   int8_t& code(int64_t row, int64_t col) { return codes[static_cast<size_t>(row * cols + col)]; }
 
-  Buffer int8() const {
+  Buffer int8() const { return int8(0, rows); }
+
+  // Rows `from` to `to` alone.
+  Buffer int8(int64_t from, int64_t to) const {
     size_t bytes;
-    CHECK_OK(bd_int8_packed_size(rows, cols, &bytes));
+    CHECK_OK(bd_int8_packed_size(to - from, cols, &bytes));
     Buffer packed(bytes);
-    CHECK_OK(bd_int8_pack(codes.data(), codes.size(), rows, cols, scales.data(), scales.size(), packed.data, packed.bytes));
+    const size_t count = static_cast<size_t>(to - from);
+    CHECK_OK(bd_int8_pack(codes.data() + from * cols, count * static_cast<size_t>(cols), to - from, cols, scales.data() + from, count,
+                          packed.data, packed.bytes));
     return packed;
   }
 
@@ -38,8 +43,13 @@ struct Table {
     size_t bytes;
     CHECK_OK(bd_split_size(rows, cols, &bytes));
     Buffer out(bytes);
-    CHECK_OK(bd_split_pack(packed.data, packed.bytes, norm.empty() ? nullptr : norm.data(), norm.size(), out.data, out.bytes));
+    CHECK_OK(begin(packed, norm, out));
+    CHECK_OK(bd_split_pack_rows(packed.data, packed.bytes, 0, out.data, out.bytes));
     return out;
+  }
+
+  int begin(const Buffer& sample, const std::vector<float>& norm, Buffer& out) const {
+    return bd_split_begin(rows, sample.data, sample.bytes, norm.empty() ? nullptr : norm.data(), norm.size(), out.data, out.bytes);
   }
 
   int64_t rows, cols;
@@ -168,6 +178,35 @@ void test_extremes() {
   compare(wide, std::vector<float>(static_cast<size_t>(BD_MAX_COLS), 1.0f), 1);
 }
 
+void test_rows_in_stretches() {
+  std::mt19937 random(7);
+  for (const int64_t rows : {1, 16, 40, 100}) {
+    const Table table = random_table(random, rows, 150, 50);
+    const Buffer whole = table.split(table.int8());
+    for (const int64_t step : {16, 48, 112}) {
+      Buffer split(whole.bytes);
+      CHECK_OK(table.begin(table.int8(), {}, split));
+      // In any order.
+      for (int64_t from = (rows - 1) / step * step; from >= 0; from -= step) {
+        const Buffer stretch = table.int8(from, std::min(rows, from + step));
+        CHECK_OK(bd_split_pack_rows(stretch.data, stretch.bytes, from, split.data, split.bytes));
+      }
+      CHECK(std::memcmp(split.data, whole.data, whole.bytes) == 0);
+    }
+  }
+  // Another sample chooses other columns, and changes no output.
+  const Table table = random_table(random, 64, 150, 50);
+  const Buffer packed = table.int8();
+  const std::vector<float> x = random_tokens(random, 3, 150);
+  std::vector<float> expected(3 * 64), out(3 * 64);
+  CHECK_OK(bd_linear(packed.data, packed.bytes, x.data(), x.size(), BD_FLOAT32, 3, nullptr, 0, 0.0f, nullptr, 0, expected.data(), expected.size()));
+  Buffer split(table.split(packed).bytes);
+  CHECK_OK(table.begin(table.int8(5, 6), {}, split));
+  CHECK_OK(bd_split_pack_rows(packed.data, packed.bytes, 0, split.data, split.bytes));
+  CHECK_OK(bd_split_linear(split.data, split.bytes, x.data(), x.size(), 3, 0, out.data(), out.size()));
+  CHECK(std::memcmp(expected.data(), out.data(), out.size() * sizeof(float)) == 0);
+}
+
 void test_arguments() {
   std::mt19937 random(5);
   const Table table = random_table(random, 20, 130, 50);
@@ -181,18 +220,35 @@ void test_arguments() {
     CHECK_STATUS(bd_split_size(4, bad, &bytes), BD_ERROR_SHAPE);
   }
   CHECK_STATUS(bd_split_size(4, 4, nullptr), BD_ERROR_NULL_POINTER);
-  CHECK_STATUS(bd_split_pack(nullptr, packed.bytes, nullptr, 0, split.data, split.bytes), BD_ERROR_NULL_POINTER);
-  CHECK_STATUS(bd_split_pack(packed.data, packed.bytes - 1, nullptr, 0, split.data, split.bytes), BD_ERROR_BUFFER_SIZE);
-  CHECK_STATUS(bd_split_pack(packed.data, packed.bytes, norm.data(), 129, split.data, split.bytes), BD_ERROR_BUFFER_SIZE);
-  CHECK_STATUS(bd_split_pack(packed.data, packed.bytes, nullptr, 130, split.data, split.bytes), BD_ERROR_BUFFER_SIZE);
-  CHECK_STATUS(bd_split_pack(packed.data, packed.bytes, nullptr, 0, nullptr, split.bytes), BD_ERROR_NULL_POINTER);
-  CHECK_STATUS(bd_split_pack(packed.data, packed.bytes, nullptr, 0, split.data + 1, split.bytes), BD_ERROR_ALIGNMENT);
-  CHECK_STATUS(bd_split_pack(packed.data, packed.bytes, nullptr, 0, split.data, split.bytes - 64), BD_ERROR_BUFFER_SIZE);
+  const auto begin = [&](const Buffer& sample, size_t sample_bytes, const float* weight, size_t count, uint8_t* data, size_t size) {
+    return bd_split_begin(20, sample.data, sample_bytes, weight, count, data, size);
+  };
+  Buffer begun(split.bytes);
+  CHECK_OK(begin(packed, packed.bytes, norm.data(), 130, begun.data, begun.bytes));
+  CHECK_STATUS(bd_split_begin(20, nullptr, packed.bytes, nullptr, 0, begun.data, begun.bytes), BD_ERROR_NULL_POINTER);
+  CHECK_STATUS(bd_split_begin(0, packed.data, packed.bytes, nullptr, 0, begun.data, begun.bytes), BD_ERROR_SHAPE);
+  CHECK_STATUS(begin(packed, packed.bytes - 1, nullptr, 0, begun.data, begun.bytes), BD_ERROR_BUFFER_SIZE);
+  CHECK_STATUS(begin(packed, packed.bytes, norm.data(), 129, begun.data, begun.bytes), BD_ERROR_BUFFER_SIZE);
+  CHECK_STATUS(begin(packed, packed.bytes, nullptr, 130, begun.data, begun.bytes), BD_ERROR_BUFFER_SIZE);
+  CHECK_STATUS(begin(packed, packed.bytes, nullptr, 0, nullptr, begun.bytes), BD_ERROR_NULL_POINTER);
+  CHECK_STATUS(begin(packed, packed.bytes, nullptr, 0, begun.data + 1, begun.bytes), BD_ERROR_ALIGNMENT);
+  CHECK_STATUS(begin(packed, packed.bytes, nullptr, 0, begun.data, begun.bytes - 64), BD_ERROR_BUFFER_SIZE);
   norm[3] = kInfinity;
-  CHECK_STATUS(bd_split_pack(packed.data, packed.bytes, norm.data(), 130, split.data, split.bytes), BD_ERROR_SCALE);
+  CHECK_STATUS(begin(packed, packed.bytes, norm.data(), 130, begun.data, begun.bytes), BD_ERROR_SCALE);
+  const auto rows = [&](const Buffer& stretch, int64_t first) {
+    return bd_split_pack_rows(stretch.data, stretch.bytes, first, begun.data, begun.bytes);
+  };
+  CHECK_STATUS(rows(table.int8(16, 20), 0), BD_ERROR_SHAPE);  // four rows in the middle
+  CHECK_STATUS(rows(table.int8(4, 20), 4), BD_ERROR_SHAPE);
+  CHECK_STATUS(rows(table.int8(0, 16), 16), BD_ERROR_SHAPE);
+  CHECK_STATUS(rows(packed, -16), BD_ERROR_SHAPE);
+  CHECK_STATUS(rows(random_table(random, 16, 129, 50).int8(), 0), BD_ERROR_SHAPE);
+  CHECK_STATUS(bd_split_pack_rows(packed.data, packed.bytes, 0, nullptr, begun.bytes), BD_ERROR_NULL_POINTER);
+  CHECK_STATUS(bd_split_pack_rows(packed.data, packed.bytes, 0, begun.data, begun.bytes - 64), BD_ERROR_BUFFER_SIZE);
+  CHECK_STATUS(bd_split_pack_rows(begun.data, begun.bytes, 0, begun.data, begun.bytes), BD_ERROR_HEADER);
   Table negative = table;
   negative.scales[7] = -0.01f;
-  CHECK_STATUS(bd_split_pack(negative.int8().data, packed.bytes, nullptr, 0, split.data, split.bytes), BD_ERROR_SCALE);
+  CHECK_STATUS(rows(negative.int8(), 0), BD_ERROR_SCALE);
   const auto linear = [&](size_t x_count, int64_t tokens, size_t out_count) {
     return bd_split_linear(split.data, split.bytes, x.data(), x_count, tokens, 1, out.data(), out_count);
   };
@@ -239,6 +295,7 @@ int main() {
     test_shapes();
     test_damage();
   }
+  test_rows_in_stretches();
   test_arguments();
   std::printf("split: ok\n");
 }

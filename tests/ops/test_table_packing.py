@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hf_bitdistill import ops
-from hf_bitdistill.ops import TablePacker, binding, pack_codes, pack_table
+from hf_bitdistill.ops import SplitPacker, TablePacker, binding, pack_codes, pack_table
 from hf_bitdistill.quantization import quantize_table
 
 
@@ -52,6 +52,33 @@ def test_pieces_of_codes(bits, columns, library, monkeypatch):
     assert torch.equal(pack_codes(codes, scale, columns), expected)
     with pytest.raises(ValueError, match="no piece of this table"):
         packer.add_codes(codes[:16], scale[:16])
+
+
+def test_a_table_in_two_parts():
+    if ops.binding.load()[0] is None:
+        pytest.skip("needs the native library")
+    table, norm = torch.randn(70, 48, generator=torch.Generator().manual_seed(0)), torch.ones(48)
+    sample, (codes, scale) = pack_table(table[::3], 8), quantize_table(table, 8)
+
+    def packed(*ends, rounded=False):
+        packer = SplitPacker(70, 48, sample, norm)
+        for start, stop in zip((0, *ends), (*ends, 70), strict=True):
+            if rounded:
+                packer.add_codes(codes[start:stop], scale[start:stop])
+            else:
+                packer.add(table[start:stop])
+        return packer.packed()
+
+    assert torch.equal(packed(16, 64), packed())
+    assert torch.equal(packed(48, rounded=True), packed())
+    incomplete = SplitPacker(70, 48, sample)
+    incomplete.add(table[:16])
+    with pytest.raises(ValueError, match="16 of 70 rows"):
+        incomplete.packed()
+    with pytest.raises(ValueError, match="not finite"):
+        incomplete.add(torch.full((16, 48), torch.inf))
+    with pytest.raises(ops.NativeLibraryError):
+        incomplete.add(table[:5])
 
 
 def refusals():

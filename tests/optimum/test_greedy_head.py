@@ -10,6 +10,7 @@ from hf_bitdistill import BitNetConfig, apply_bitnet, pack
 from hf_bitdistill.runtime import matrices
 from hf_bitdistill.runtime.native_decoder import load_library
 from optimum.bitnet import BitNetModelForCausalLM
+from students import make_student
 
 
 pytestmark = pytest.mark.usefixtures("native_decoder")
@@ -69,6 +70,16 @@ def test_tokens_are_those_of_the_whole_head(native, seen, rows, tied):
             seen.clear()
     finally:
         library.set_isa(library.supported_isas[0])
+
+
+def test_a_head_that_is_stored_in_8_bits(tmp_path, seen):
+    student = make_student("llama", hidden_size=128, vocab_size=1500, max_position_embeddings=96)
+    pack(student, table_bits=8).save_pretrained(tmp_path)
+    model = BitNetModelForCausalLM.from_pretrained(tmp_path)
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    found = model.generate(prompts(3), **options)
+    assert all(only for only, _ in seen)
+    assert torch.equal(found, model.generate(prompts(3), **options, **ALL).sequences)
 
 
 def test_small_heads_stay_whole(native, seen, monkeypatch):

@@ -4,10 +4,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_bitdistill.files.tensor_headers import TensorHeader
-from hf_bitdistill.ops import packed_embedding
+from hf_bitdistill.files.tensor_headers import CheckpointError, TensorHeader
+from hf_bitdistill.ops import binding, packed_embedding, packed_linear
+from hf_bitdistill.ops import c_header as c
+from hf_bitdistill.quantization import quantize_table
+from hf_bitdistill.runtime import matrices
 from hf_bitdistill.runtime import tensor_files as files_module
-from hf_bitdistill.runtime.matrices import load_table
+from hf_bitdistill.runtime.matrices import StoredForm, load_table
 from hf_bitdistill.runtime.tensor_files import TensorFiles
 
 
@@ -69,3 +72,82 @@ def test_values_that_are_not_finite(table, bits):
     values[17, 3] = torch.inf
     with pytest.raises(ValueError, match=r"table.safetensors: tensor 'table': a value is not finite"):
         load_table(table(values), "table", bits)
+
+
+@pytest.fixture
+def small_heads_are_split_too(monkeypatch):
+    if binding.load()[0] is None:
+        pytest.skip("needs the native library")
+    monkeypatch.setattr(matrices, "SPLIT_FROM", 0)
+    monkeypatch.setattr(matrices, "SAMPLED_ROWS", 20)
+
+
+@pytest.fixture
+def stored_table(tmp_path):
+    def make(codes, scale):
+        file = tmp_path / "table.safetensors"
+        save_file({"table": codes, "table_scale": scale}, file)
+        return TensorFiles(
+            {
+                "table": TensorHeader(str(file), "table", "I8", tuple(codes.shape)),
+                "table_scale": TensorHeader(str(file), "table_scale", "F32", tuple(scale.shape)),
+            }
+        )
+
+    return make
+
+
+def in_pieces_of_16_rows(monkeypatch):
+    original = TensorFiles.rows
+    monkeypatch.setattr(
+        TensorFiles, "rows", lambda self, name, count=16, multiple=1: original(self, name, count, multiple)
+    )
+
+
+def outputs(table, x):
+    """Of a table in two parts, all that it gives."""
+    out = torch.empty(len(x), table.rows)
+    arguments = (
+        table.data.data_ptr(),
+        table.data.numel(),
+        x.data_ptr(),
+        x.numel(),
+        len(x),
+        0,
+        out.data_ptr(),
+        out.numel(),
+    )
+    binding.load()[0].call("split_linear", *arguments)
+    return out
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("shape", [(130, 200), (70, 33), (16, 128)])
+def test_a_head_of_8_bits_in_two_parts(table, stored_table, small_heads_are_split_too, monkeypatch, stored, shape):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    norm, x = torch.rand(shape[1]) + 0.5, torch.randn(3, shape[1])
+    in_pieces_of_16_rows(monkeypatch)
+    form = StoredForm(shape[1], torch.float32) if stored else None
+    files = stored_table(*quantize_table(values, 8)) if stored else table(values)
+    whole, split = load_table(files, "table", 8, form), load_table(files, "table", 8, form, norm)
+    assert (whole.kind, split.kind) == (c.TABLE_PACKED, c.TABLE_SPLIT)
+    assert torch.equal(outputs(split, x), packed_linear(x, whole.data, shape[0]))
+
+
+def test_other_heads_stay_in_one_part(table, stored_table, small_heads_are_split_too):
+    values, norm = torch.randn(40, 64), torch.ones(64)
+    for bits in (32, 16, 4):
+        assert load_table(table(values), "table", bits, None, norm).kind != c.TABLE_SPLIT
+    rounded = stored_table(*quantize_table(values, 8))
+    assert load_table(rounded, "table", 4, StoredForm(64, torch.float32), norm).kind == c.TABLE_PACKED
+
+
+def test_a_damaged_head_is_named(table, stored_table, small_heads_are_split_too):
+    values, norm = torch.randn(60, 64), torch.ones(64)
+    codes, scale = quantize_table(values, 8)
+    scale[17] *= -1  # not in the sample
+    with pytest.raises(CheckpointError, match=r"table.safetensors: tensor 'table_scale' is negative"):
+        load_table(stored_table(codes, scale), "table", None, StoredForm(64, torch.float32), norm)
+    values[17, 3] = torch.inf
+    with pytest.raises(ValueError, match=r"table.safetensors: tensor 'table': a value is not finite"):
+        load_table(table(values), "table", 8, None, norm)

@@ -9,7 +9,7 @@ from . import binding as _native
 from .binding import NativeLibraryError, UnsupportedISAError
 from .operators import MAX_COLUMNS, _ops, num_threads, set_num_threads
 from .stored import stored_table_embedding, stored_table_linear, stored_ternary_linear
-from .table_packing import TablePacker, pack_codes, pack_table, packed_bits, split_table
+from .table_packing import SplitPacker, TablePacker, pack_codes, pack_table
 
 
 ternary_pack = _ops.ternary_pack
@@ -47,6 +47,7 @@ def status() -> dict[str, Any]:
 __all__ = [
     "MAX_COLUMNS",
     "NativeLibraryError",
+    "SplitPacker",
     "TablePacker",
     "UnsupportedISAError",
     "int4_pack",
@@ -54,13 +55,11 @@ __all__ = [
     "num_threads",
     "pack_codes",
     "pack_table",
-    "packed_bits",
     "packed_embedding",
     "packed_linear",
     "packed_matmul_int32",
     "quantize_activations",
     "set_num_threads",
-    "split_table",
     "status",
     "stored_table_embedding",
     "stored_table_linear",

@@ -12,7 +12,7 @@ from ctypes import POINTER, c_char_p, c_double, c_float, c_int, c_int32, c_int64
 from typing import NamedTuple
 
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 ALIGNMENT = 64
 MAX_THREADS = 256
 """More are refused. Nothing here gains by as many."""
@@ -243,7 +243,8 @@ SIGNATURES: dict[str, tuple[type | None, list]] = {
     "bd_int4_pack": (c_int, [*_BYTES, c_int64, c_int64, *_BYTES, *_BYTES]),
     "bd_table_pack_rows": (c_int, [c_int, *_BYTES, c_int, c_int64, c_int64, c_int64, c_int64, *_BYTES]),
     "bd_split_size": (c_int, [c_int64, c_int64, _SIZE]),
-    "bd_split_pack": (c_int, [*_BYTES, *_BYTES, *_BYTES]),
+    "bd_split_begin": (c_int, [c_int64, *_BYTES, *_BYTES, *_BYTES]),
+    "bd_split_pack_rows": (c_int, [*_BYTES, c_int64, *_BYTES]),
     "bd_weight_describe": (c_int, [*_BYTES, POINTER(WeightInfo)]),
     "bd_linear": (c_int, [*_BYTES, *_BYTES, c_int, c_int64, *_BYTES, c_float, *_BYTES, *_BYTES]),
     "bd_split_linear": (c_int, [*_BYTES, *_BYTES, c_int64, c_int, *_BYTES]),

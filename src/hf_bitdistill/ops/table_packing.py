@@ -99,8 +99,7 @@ class TablePacker:
 
     def packed(self) -> Tensor:
         """The packed table, an opaque uint8 tensor, when all rows were added."""
-        if self._done != self._shape[0]:
-            raise ValueError(f"{self._done} of {self._shape[0]} rows were added")
+        _check_complete(self._done, self._shape[0])
         return self._packed
 
 
@@ -121,35 +120,64 @@ def pack_table(table: Tensor, bits: int) -> Tensor:
     return packer.packed()
 
 
-def packed_bits(packed: Tensor) -> int:
-    """8 or 4: the bits of a packed table.
-
-    Raises:
-        ValueError: this is no packed weight.
-    """
-    return {c.INT8: 8, c.INT4: 4}[form.read_header(packed).format]
-
-
-def split_table(packed: Tensor, norm_weight: Tensor | None = None) -> Tensor:
-    """A table of 8 bits in two parts, the first of which is enough to see of most rows that they are not the likeliest token. It gives the
-    same outputs, bit for bit, and has 5 bytes a row more; the native library alone reads it.
+class SplitPacker:
+    """Packs a table of 8 bits in two parts, the first of which is enough to see of most rows that they are not the likeliest token. It gives the
+    same outputs as one of a [`TablePacker`], bit for bit, and has 5 bytes a row more; the native library alone reads it. The whole table exists
+    in no other form on the way.
 
     Args:
-        packed: of a [`TablePacker`], 8 bits.
+        rows, columns: of the whole table.
+        sample: a packed table of 8 bits of some of its rows, by which the columns are chosen that the first part holds whole.
         norm_weight: of the norm in front of the output head, float32 `[C]`.
 
     Raises:
-        NativeLibraryError: there is no native library, or it refuses the table.
+        NativeLibraryError: there is no native library, or it refuses the sample.
     """
-    library, reason = n.load()
-    if library is None:
-        raise n.NativeLibraryError(reason)
-    info = library.describe(packed.data_ptr(), packed.numel())
-    out = torch.empty(library.size("split_size", info.rows, info.cols), dtype=torch.uint8)
-    norm = (None, 0) if norm_weight is None else (norm_weight.data_ptr(), norm_weight.numel())
-    library.set_threads(num_threads())
-    library.call("split_pack", packed.data_ptr(), packed.numel(), *norm, out.data_ptr(), out.numel())
-    return out
+
+    ROWS = TablePacker.ROWS
+    bits = 8
+
+    def __init__(self, rows: int, columns: int, sample: Tensor, norm_weight: Tensor | None = None):
+        library, reason = n.load()
+        if library is None:
+            raise n.NativeLibraryError(reason)
+        self._library, self._shape, self._done = library, (rows, columns), 0
+        self._split = torch.empty(library.size("split_size", rows, columns), dtype=torch.uint8)
+        norm = (None, 0) if norm_weight is None else (norm_weight.data_ptr(), norm_weight.numel())
+        into = (self._split.data_ptr(), self._split.numel())
+        library.call("split_begin", rows, sample.data_ptr(), sample.numel(), *norm, *into)
+
+    def add(self, piece: Tensor) -> None:
+        """The next rows, floats: see [`TablePacker.add`].
+
+        Raises:
+            ValueError: a value is not finite.
+        """
+        self._put(pack_table(piece, self.bits), piece.shape[0])
+
+    def add_codes(self, codes: Tensor, scale: Tensor) -> None:
+        """The next rows, rounded: see [`TablePacker.add_codes`]."""
+        self._put(pack_codes(codes, scale, self._shape[1]), codes.shape[0])
+
+    def _put(self, packed: Tensor, count: int) -> None:
+        into = (self._split.data_ptr(), self._split.numel())
+        self._library.set_threads(num_threads())
+        self._library.call("split_pack_rows", packed.data_ptr(), packed.numel(), self._done, *into)
+        self._done += count
+
+    def packed(self) -> Tensor:
+        """The table, an opaque uint8 tensor, when all rows were added.
+
+        Raises:
+            ValueError: they were not.
+        """
+        _check_complete(self._done, self._shape[0])
+        return self._split
 
 
-__all__ = ["TablePacker", "pack_codes", "pack_table", "packed_bits", "split_table"]
+def _check_complete(done: int, rows: int) -> None:
+    if done != rows:
+        raise ValueError(f"{done} of {rows} rows were added")
+
+
+__all__ = ["SplitPacker", "TablePacker", "pack_codes", "pack_table"]

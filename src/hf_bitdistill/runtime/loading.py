@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..ops.huge_pages import HugePagePool
 from .families import Norm, Projection, UnsupportedModelError, describe
-from .matrices import HEAD_BITS, Table, finite, load_table, split_head
+from .matrices import HEAD_BITS, Table, finite, load_table
 from .native_decoder import KvDtype, LoadedProjection, NativeDecoder, Weights, check_options, load_library
 from .students import Student
 
@@ -19,7 +19,7 @@ class StudentWeights:
     Args:
         student: the checkpoint.
         head_bits: see [`load_table`].
-        head: name of the output head, if there is one, and the norm in front of it: see [`split_head`].
+        head: name of the output head, if there is one, and the norm in front of it: see [`load_table`].
     """
 
     def __init__(self, student: Student, head_bits: int = 16, head: tuple[str, Norm] | None = None):
@@ -58,11 +58,10 @@ class StudentWeights:
     def table(self, name: str) -> Table:
         """Embedding or head, loaded once."""
         if name not in self._tables:
+            head, norm = self._head or (None, None)
+            norm_weight = self.norm(norm) if norm is not None and name == head else None
             stored = self._student.stored_form(name)
-            table = load_table(self._student.files, name, self._head_bits, stored)
-            if self._head is not None and self._head[0] == name:
-                table = split_head(table, self.norm(self._head[1]))
-            self._tables[name] = table
+            self._tables[name] = load_table(self._student.files, name, self._head_bits, stored, norm_weight)
         return self._tables[name]
 
 

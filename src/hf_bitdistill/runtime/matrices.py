@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..files.tensor_headers import CheckpointError
-from ..ops import TablePacker, packed_bits, split_table
+from ..ops import SplitPacker, TablePacker, pack_codes, pack_table
 from ..ops import c_header as c
 from ..ops.huge_pages import zeros
 from ..ops.table_packing import FLOAT_KINDS
@@ -20,6 +21,9 @@ HEAD_BITS = (32, 16, 8, 4)
 
 SPLIT_FROM = 2 << 20
 """Bytes of an output head from which on it is worth reading less of it: what stays in a cache is read soon enough."""
+
+SAMPLED_ROWS = 4096
+"""Rows of an output head by which the columns of its first part are chosen, at least: so many are as good as all."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,6 @@ class Table:
     dtype: torch.dtype
 
 
-def split_head(table: Table, norm_weight: Tensor) -> Table:
-    """An output head as the decoder keeps it: one of 8 bits in two parts, see [`hf_bitdistill.ops.split_table`], unless it is small.
-
-    Args:
-        norm_weight: of the norm in front of it, float32 `[columns]`.
-    """
-    if table.kind != c.TABLE_PACKED or table.data.numel() < SPLIT_FROM or packed_bits(table.data) != 8:
-        return table
-    return replace(table, kind=c.TABLE_SPLIT, data=split_table(table.data, norm_weight))
-
-
 @dataclass(frozen=True)
 class StoredForm:
     """What a checkpoint of `table_bits` 8 or 4 does not say of a table in its files: the number of columns, and the dtype of the model."""
@@ -55,7 +48,13 @@ class StoredForm:
     dtype: torch.dtype
 
 
-def load_table(files: TensorFiles, name: str, bits: int | None, stored: StoredForm | None = None) -> Table:
+def load_table(
+    files: TensorFiles,
+    name: str,
+    bits: int | None,
+    stored: StoredForm | None = None,
+    norm_weight: Tensor | None = None,
+) -> Table:
     """Read a table in pieces and bring it to `bits` a value.
 
     Args:
@@ -63,49 +62,102 @@ def load_table(files: TensorFiles, name: str, bits: int | None, stored: StoredFo
             come back.
         bits: `None`: as stored; 32; 16: the checkpoint's own 16-bit dtype (a float32 checkpoint becomes whichever 16-bit dtype changes it
             least); 8: int8, a scale a row; 4: int4, a scale for 32 columns.
+        norm_weight: it is an output head, behind a norm of this weight, float32 `[columns]`: one of 8 bits is kept in two parts, see
+            [`hf_bitdistill.ops.SplitPacker`], unless it is small.
 
     Raises:
         ValueError: another number of bits, or a value that is not finite (or too large for 4 bits).
     """
     if stored is not None:
-        return _load_integers(files, name, bits, stored)
+        return _load_integers(files, name, bits, stored, norm_weight)
     rows, columns = files.headers[name].shape
     dtype = next(files.rows(name, 1))[1].dtype
     if bits in (8, 4):
-        packer = TablePacker(rows, columns, bits)
-        for _, piece in files.rows(name, multiple=TablePacker.ROWS):
-            try:
-                packer.add(piece)
-            except ValueError as error:
-                raise ValueError(f"{place(files, name)}: {error}.") from None
-        data = packer.packed()
-    elif bits is None or bits in HEAD_BITS:
+        return _round_floats(files, name, bits, dtype, norm_weight)
+    if bits is None or bits in HEAD_BITS:
         target = _float_dtype(files, name, dtype, bits)
         data = zeros(rows * columns * target.itemsize).view(target).view(rows, columns)
         for start, piece in files.rows(name):
             data[start : start + len(piece)] = finite(piece, files, name)
     else:
         raise ValueError(f"head_bits={bits!r} is not supported; choose one of {HEAD_BITS}.")
-    return Table(FLOAT_KINDS.get(data.dtype, c.TABLE_PACKED), data, rows, columns, dtype)
+    return Table(FLOAT_KINDS[data.dtype], data, rows, columns, dtype)
 
 
-def _load_integers(files: TensorFiles, name: str, bits: int | None, stored: StoredForm) -> Table:
-    header, scales = files.headers[name], f"{name}_scale"
+def _round_floats(files: TensorFiles, name: str, bits: int, dtype: torch.dtype, norm_weight: Tensor | None) -> Table:
+    rows, columns = files.headers[name].shape
+    packer: TablePacker | SplitPacker
+    try:
+        if norm_weight is not None and _is_split(rows, columns, bits):
+            # (Copies: a view keeps its file open, all of which then counts as memory.)
+            stride = _stride(rows)
+            sample = torch.cat([piece[-start % stride :: stride].clone() for start, piece in files.rows(name)])
+            packer = SplitPacker(rows, columns, pack_table(sample, bits), norm_weight)
+        else:
+            packer = TablePacker(rows, columns, bits)
+        for _, piece in files.rows(name, multiple=TablePacker.ROWS):
+            packer.add(piece)
+    except ValueError as error:
+        raise ValueError(f"{place(files, name)}: {error}.") from None
+    return _packed(packer, rows, columns, dtype)
+
+
+def _load_integers(
+    files: TensorFiles, name: str, bits: int | None, stored: StoredForm, norm_weight: Tensor | None
+) -> Table:
+    header, columns = files.headers[name], stored.columns
     rows, own = header.shape[0], 8 if header.dtype == "I8" else 4
-    packer = TablePacker(rows, stored.columns, min(own, bits or own))
+    kept = min(own, bits or own)
+    packer: TablePacker | SplitPacker
+    if norm_weight is not None and _is_split(rows, columns, kept):
+        pieces = [
+            (codes.clone(), scale.clone()) for codes, scale in _integer_rows(files, name, columns, _stride(rows))
+        ]
+        codes, scale = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        packer = SplitPacker(rows, columns, pack_codes(codes, scale, columns), norm_weight)
+    else:
+        packer = TablePacker(rows, columns, kept)
+    for codes, scale in _integer_rows(files, name, columns):
+        if kept == own:
+            packer.add_codes(codes, scale)
+        else:
+            packer.add(dequantize_table(codes, scale, columns))
+    return _packed(packer, rows, columns, stored.dtype)
+
+
+def _integer_rows(files: TensorFiles, name: str, columns: int, stride: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every `stride`-th row of a table that is stored in integers, in pieces: codes and scales, views into the file.
+
+    Raises:
+        CheckpointError: they cannot be those of a table; names tensor and file.
+    """
+    scales = f"{name}_scale"
     for start, codes in files.rows(name, multiple=TablePacker.ROWS):
         # (Piece by piece too: the scales of 4 bits are an eighth of the table.)
-        part = files.part(scales, start, start + len(codes))
+        scale = files.part(scales, start, start + len(codes))
+        first = -start % stride
+        if first >= len(codes):
+            continue
+        codes, scale = codes[first::stride], scale[first::stride]
         try:
-            check_table(codes, part, stored.columns)
+            check_table(codes, scale, columns)
         except ValueError as error:
             tensor, _, problem = str(error).partition(" ")
             raise CheckpointError(f"{place(files, scales if tensor == 'weight_scale' else name)} {problem}.") from None
-        if packer.bits == own:
-            packer.add_codes(codes, part)
-        else:
-            packer.add(dequantize_table(codes, part, stored.columns))
-    return Table(c.TABLE_PACKED, packer.packed(), rows, stored.columns, stored.dtype)
+        yield codes, scale
+
+
+def _is_split(rows: int, columns: int, bits: int) -> bool:
+    return bits == 8 and rows * columns >= SPLIT_FROM
+
+
+def _stride(rows: int) -> int:
+    return max(1, rows // SAMPLED_ROWS)
+
+
+def _packed(packer: TablePacker | SplitPacker, rows: int, columns: int, dtype: torch.dtype) -> Table:
+    kind = c.TABLE_SPLIT if isinstance(packer, SplitPacker) else c.TABLE_PACKED
+    return Table(kind, packer.packed(), rows, columns, dtype)
 
 
 def _float_dtype(files: TensorFiles, name: str, stored: torch.dtype, bits: int | None) -> torch.dtype:

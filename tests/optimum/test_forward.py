@@ -7,9 +7,10 @@ import torch
 from test_generation import prompts
 
 from architectures import random_tokens
+from hf_bitdistill import pack
 from hf_bitdistill.modeling.cache_name import CACHE_NAME
-from optimum.bitnet import BitNetCache
-from students import assert_close
+from optimum.bitnet import BitNetCache, BitNetModelForCausalLM
+from students import assert_close, make_student
 
 
 pytestmark = pytest.mark.usefixtures("native_decoder")
@@ -136,3 +137,35 @@ def test_what_a_packed_model_is_not(pair):
     with pytest.raises(ValueError, match="not trainable"):
         native.train()
     assert native.device.type == "cpu" and native.dtype == torch.float32 and native.can_generate()
+
+
+@torch.no_grad()
+def test_padding_predicts_nothing(pair):
+    """The loss of rows that are padded on the left is that of the rows themselves."""
+    _, native = pair()
+    tokens, mask = prompts("left")
+    labels = tokens.masked_fill(mask == 0, -100)
+    total = count = 0
+    for row, kept in zip(tokens, mask.bool(), strict=True):
+        alone = row[kept][None]
+        total += native(alone, labels=alone).loss * (alone.shape[1] - 1)
+        count += alone.shape[1] - 1
+    before = labels.clone()
+    torch.testing.assert_close(
+        native(tokens, attention_mask=mask, labels=labels).loss, total / count, rtol=1e-5, atol=1e-5
+    )
+    assert torch.equal(labels, before)
+
+
+@torch.no_grad()
+def test_numbers_that_the_cache_cannot_hold(tmp_path):
+    """Values above 65504 are infinite in float16: no token is chosen by what comes of them."""
+    student = make_student("llama")
+    student.model.layers[0].self_attn.v_proj.weight.mul_(1e8)
+    pack(student).save_pretrained(tmp_path)
+    tokens = random_tokens(1, 7)
+    native = BitNetModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(FloatingPointError, match=r"too large for a cache in float16 .kv_dtype='float32'"):
+        native.generate(tokens, max_new_tokens=2)
+    native = BitNetModelForCausalLM.from_pretrained(tmp_path, kv_dtype="float32")
+    assert torch.isfinite(native(tokens).logits).all()

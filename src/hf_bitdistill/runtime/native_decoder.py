@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -208,6 +209,7 @@ class NativeDecoder:
         Raises:
             ContextLengthError: a sequence would grow beyond `max_positions`; nothing was computed.
             IndexError: a token id is out of range; names it and its place; nothing was computed.
+            FloatingPointError: an output is not a number; the sequences are as before.
         """
         width = self.spec.hidden_size if hidden else self.spec.vocab_size
         count = tokens.numel()
@@ -242,12 +244,25 @@ class NativeDecoder:
                 if status != 0:
                     self._check_tokens(lengths, tokens, sequences)
                     self._library.check(status, "decoder_forward")
+            self._check_numbers(out)
         except BaseException:  # KeyboardInterrupt above all: the sequences are as before
             for sequence, (before, after) in enumerate(zip(lengths, cache.lengths, strict=True)):
                 if after > before:
                     cache.truncate(sequence, before)
             raise
         return out
+
+    def _check_numbers(self, out: Tensor) -> None:
+        """Refuse outputs that are no numbers: they would choose a token all the same. (One that is none makes all of its row so.)"""
+        if len(out) == 1:  # a step of decoding: it is short
+            not_a_number = math.isnan(out[0, 0].item())
+        else:
+            not_a_number = bool(out[:, 0].isnan().any())
+        if not_a_number:
+            raise FloatingPointError(
+                f"an output is not a number: a key or a value may be too large for a cache in {self.kv_dtype} (kv_dtype='float32' holds larger "
+                "ones), or the model's own numbers are too large."
+            )
 
     def _check_lengths(self, lengths: list[int], sequences: Tensor) -> None:
         limit = self.spec.max_positions

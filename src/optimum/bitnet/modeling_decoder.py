@@ -224,6 +224,10 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         if labels is not None:
             if logits.shape[1] != labels.shape[1]:
                 raise ValueError("labels need the logits of all columns (logits_to_keep=0).")
+            if attention_mask is not None and attention_mask.ndim == 2 and attention_mask.shape == labels.shape:
+                # Padding predicts nothing: not the first token behind it either.
+                labels = labels.clone()
+                labels[:, 1:].masked_fill_((attention_mask[:, :-1] == 0).to(labels.device), -100)
             loss = ForCausalLMLoss(logits, labels, vocab_size=logits.shape[-1])
         output = CausalLMOutputWithPast(
             loss=loss, logits=logits, **cast(Any, {CACHE_NAME: None if use_cache is False else cache})

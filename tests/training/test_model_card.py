@@ -53,3 +53,19 @@ def test_licence_of_a_base_model_in_a_folder(make_model, make_trainer, class_row
         trainer.create_model_card(license=named)
         card = ModelCard.load(tmp_path / "run" / "README.md")
         assert card.data.license == expected and str(base) not in str(card)
+
+
+def test_the_card_is_of_the_best_weights(make_model, make_trainer, lm_rows):
+    options = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "learning_rate": 1e-2,
+    }
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    trainer = make_trainer(make_model(0), make_model(1), lm_rows, eval_dataset=lm_rows, max_steps=3, **options, **best)
+    trainer.train()
+    assert trainer.state.best_global_step == 1
+    facts = trainer.card_facts()
+    assert "after step 1" in facts.scores and "| optimizer steps | 1, the best of 3 |" in facts.settings

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import TrainingArguments
 
+from hf_bitdistill import apply_bitnet
 from hf_bitdistill.training import AttentionStateCapture, DistillationConfig, DistillationTrainer
 from hf_bitdistill.training.config import relation_layers
 
@@ -399,3 +400,41 @@ def test_padded_vocabularies_of_one_tokenizer(make_model, make_trainer, lm_rows)
     narrow = make_model(2)
     narrow.load_state_dict({k: v[:384] if v.shape[0] == 400 else v for k, v in teacher.state_dict().items()})
     torch.testing.assert_close(loss, token_terms(narrow, student, lm_rows[:2])[1], rtol=1e-4, atol=1e-5)
+
+
+def test_evaluations_of_different_steps_have_the_same_weights(make_model, make_trainer, lm_rows):
+    """Of a hidden state loss that falls in training: the weight of its end."""
+    options = {"logits_loss_weight": 0, "attention_loss_weight": 0, "max_steps": 4, "eval_dataset": lm_rows}
+    options |= {"eval_strategy": "steps", "eval_steps": 1, "hidden_loss_weight": 2.0, "hidden_loss_share": 0.5}
+    trainer = make_trainer(make_model(0), make_model(1), lm_rows, **options)
+    trainer.train()
+    records = [record for record in trainer.state.log_history if "eval_loss" in record]
+    assert records[0]["eval_loss_hidden"] > 0
+    for record in records:
+        assert record["eval_loss"] == pytest.approx(record["eval_loss_ce"], abs=1e-4)
+
+
+@pytest.mark.parametrize("option", ["bf16_full_eval", "fp16_full_eval"])
+def test_an_evaluation_that_would_round_latent_weights_is_refused(make_model, make_trainer, lm_rows, option):
+    student = apply_bitnet(make_model(0))
+    with pytest.raises(ValueError, match=f"{option} casts the student"):
+        make_trainer(student, make_model(1), lm_rows, **{option: True})
+    make_trainer(make_model(0), make_model(1), lm_rows, **{option: True})
+
+
+def test_classifiers_read_past_the_padding_that_the_tokenizer_gives(
+    make_model, make_trainer, class_rows, tiny_tokenizer
+):
+    models = [make_model(seed, classes=3, pad_token_id=2) for seed in (0, 1)]
+    assert tiny_tokenizer.pad_token_id == 0
+    make_trainer(*models, class_rows)
+    assert [model.config.pad_token_id for model in models] == [0, 0]
+
+
+def test_means_begin_anew_with_a_training(make_model, make_trainer, lm_rows):
+    trainer = make_trainer(make_model(0), make_model(1), lm_rows, max_steps=2, logging_steps=2)
+    trainer._train_means.add_weight(3)  # as a training leaves it that failed between two logs
+    trainer.train()
+    record = next(record for record in trainer.state.log_history if "loss_ce" in record)
+    total = record["loss_ce"] + 10 * record["loss_logits"] + 100 * record["loss_attention"]
+    assert record["loss"] == pytest.approx(total, abs=2e-3)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers import TrainerCallback
 
 
 class ComponentMeans:
@@ -49,3 +51,14 @@ class ComponentMeans:
         self.reset()
         *sums, weight = accelerator.reduce(totals, reduction="sum").tolist()
         return {name: value / weight for name, value in zip(names, sums, strict=True)} if weight else {}
+
+
+class FreshMeansCallback(TrainerCallback):
+    """Begins the means anew with a training: one that failed half way (`auto_find_batch_size` tries again), or ended between two logs, leaves
+    terms behind."""
+
+    def __init__(self, means: ComponentMeans):
+        self._means = means
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._means.reset()

@@ -15,6 +15,7 @@ from ..nn import warn_of_16_bit_weights
 from .callbacks import training_callbacks
 from .config import PretrainingConfig, check_one_device
 from .reliability.reliable_trainer import ReliableTrainer
+from .student_model import check_evaluation_dtype
 from .trainer import DistillationTrainer
 
 
@@ -52,6 +53,7 @@ def make_trainer(
     check_one_device(training)
     _check_stock_objective(student, training)
     warn_of_16_bit_weights(student)
+    check_evaluation_dtype(student, training)
     options["data_collator"] = CheckedCollator(
         options["data_collator"], ModelLimits.of({"model": student}), "causal_lm"
     )

@@ -18,7 +18,8 @@ from transformers.utils.hub import PushInProgress
 from ..files.atomic import name_aside, remove_leftovers
 from ..hub import push_checks
 from ..hub.cards import CARD, CardFacts, write_card
-from ..hub.cards.base_model_id import base_model_id
+from ..hub.cards.base_model_id import base_model_id, license_of
+from ..hub.published_card import published_card
 from ..hub.push import forms, hub_api, push_to_hub
 from ..hub.scrubbing import known_secrets
 from ..hub.source import (
@@ -103,7 +104,7 @@ class PublishingTrainer(Trainer):
         """As in `Trainer`.
 
         Args:
-            check_download: download the packed student that was published, and verify it.
+            check_download: download the weights that were published, and verify them.
 
         Raises:
             OSError: the Hub refuses or cannot be reached; the repository is as it was.
@@ -129,7 +130,7 @@ class PublishingTrainer(Trainer):
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
-        check = check_download and self.args.push_format != "online" and is_student_folder(Path(self.args.output_dir))
+        check = check_download and is_student_folder(Path(self.args.output_dir))
         options = (files, scratch, commit_message, token, revision, check)
         if blocking:
             return self._upload_and_check(*options)
@@ -152,9 +153,10 @@ class PublishingTrainer(Trainer):
             files = self._files(folder, scratch, args.hub_token)
             if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
                 place = _LAST if args.hub_strategy == HubStrategy.CHECKPOINT else folder.name
-                files.update(link_files(checkpoint_files(folder, place), scratch))
+                secrets = known_secrets(args.hub_token)
+                files.update(link_files(checkpoint_files(folder, place, secrets), scratch))
                 whole = (place,)
-                check_files(files, known_secrets(args.hub_token))
+                check_files(files, secrets)
         except (OSError, ValueError) as error:
             # A training is worth more than an upload of one of its checkpoints.
             shutil.rmtree(scratch, ignore_errors=True)
@@ -179,7 +181,7 @@ class PublishingTrainer(Trainer):
     ) -> CommitInfo:
         commit = self._upload(files, scratch, message, token, revision)
         if check:
-            push_checks.check_download(str(self.hub_model_id), commit, token)
+            push_checks.check_download(str(self.hub_model_id), commit, token, self.args.push_format)
         return commit
 
     def _upload(
@@ -224,6 +226,10 @@ class PublishingTrainer(Trainer):
         if not (run / CARD).is_file():
             self.create_model_card(model_name=self._repository.split("/")[-1])
         files.update(documents(source, self._repository, secrets))
+        if is_student:
+            own = cast(bytes, files[CARD]).decode()
+            card = published_card(own, None, source, scratch, self._repository, self.args.push_format, files)
+            files[CARD] = cast(str, card).encode()  # (one that is there is never left out)
         files = link_files(files, scratch)
         check_files(files, secrets)
         return files
@@ -236,9 +242,15 @@ class PublishingTrainer(Trainer):
             os.makedirs(self.args.output_dir, exist_ok=True)
             config = self.accelerator.unwrap_model(self.model).config
             name = self.hub_model_id or Path(self.args.output_dir).absolute().name
-            base = base_model_id(getattr(config, "name_or_path", None))
+            named = getattr(config, "name_or_path", None)
             facts = CardFacts(
-                name.split("/")[-1], name, config, base=base, push_format=self.args.push_format, tags=tags
+                name.split("/")[-1],
+                name,
+                config,
+                base=base_model_id(named),
+                push_format=self.args.push_format,
+                tags=tags,
+                metadata={"license": license_of(named)},
             )
             write_card(Path(self.args.output_dir), facts)
 

@@ -6,7 +6,7 @@ import os
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
 from ..config import BitNetConfig, ternary_method
@@ -60,3 +60,17 @@ def check_ternary(model: nn.Module, is_taught: bool) -> None:
     if is_taught:
         raise ValueError(problem)
     logger.warning(f"{problem}, which silences this warning.")
+
+
+def check_evaluation_dtype(model: nn.Module, args: TrainingArguments) -> None:
+    """Refuse to evaluate a student as `Trainer` evaluates in 16 bits: it casts the model for good.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    asked = next((name for name in ("bf16_full_eval", "fp16_full_eval") if getattr(args, name)), None)
+    if asked and is_student(model):
+        raise ValueError(
+            f"{asked} casts the student: its latent weights would be rounded before they are quantised, so other codes would be measured, and "
+            "saved. Leave it out; bf16=True computes in 16 bits and keeps the weights"
+        )

@@ -21,7 +21,7 @@ from ..nn import warn_of_16_bit_weights
 from .batch_layout import batch_layouts, check_layout
 from .both_passes import BothPasses
 from .callbacks import training_callbacks
-from .component_means import ComponentMeans
+from .component_means import ComponentMeans, FreshMeansCallback
 from .config import TEACHER_LOSS_WEIGHTS, DistillationConfig, check_one_device, needs_teacher
 from .conversation_rows import encode_datasets
 from .engines.sharding import prepare_for_shards
@@ -31,7 +31,7 @@ from .losses.terms.attention import AttentionTerm
 from .passes import labelled_positions, without
 from .reliability.finite import not_finite
 from .reliability.reliable_trainer import ReliableTrainer
-from .student_model import check_ternary, load_student_model
+from .student_model import check_evaluation_dtype, check_ternary, load_student_model
 from .teacher.cache import CachedCollator, TeacherCache
 from .teacher.teacher_model import choose_teacher, load_teacher_tokenizer
 from .teacher.teacher_placement import PlacedTeacher, place_teacher
@@ -153,6 +153,7 @@ class DistillationTrainer(ReliableTrainer):
             student.config.problem_type = "single_label_classification"
         self._check_parallelism()
         warn_of_16_bit_weights(student)
+        check_evaluation_dtype(student, args)
         prepare_for_shards(student, self.accelerator)
 
         self._train_means = ComponentMeans()
@@ -188,7 +189,7 @@ class DistillationTrainer(ReliableTrainer):
         self.data_collator = CheckedCollator(self.data_collator, self._limits, self.head)
         if self.teacher_cache is not None:
             self.data_collator = CachedCollator(self.data_collator, self.teacher_cache, self.head)
-        for callback in training_callbacks(args):
+        for callback in (*training_callbacks(args), FreshMeansCallback(self._train_means)):
             self.add_callback(callback)
 
     # ---- Setting up ----
@@ -346,6 +347,8 @@ class DistillationTrainer(ReliableTrainer):
         student = self.accelerator.unwrap_model(model)
         forwards = self._passes(model, student, inputs, targets, mask, terms, progress, wanted)
         labels, tokens = counts.clamp(min=1).float()
+        # A weight that changes would make evaluations of different steps incomparable: they have that of the training's end.
+        at = progress if model.training else Progress(progress.max_steps, progress.max_steps)
         values: dict[str, Tensor] = {}
         loss: Any = None
         for term in terms:
@@ -353,7 +356,7 @@ class DistillationTrainer(ReliableTrainer):
             if sums is None:
                 continue
             value = values[term.logged] = sums.mean({"labels": labels, "tokens": tokens})
-            weighted = (term.weight(progress) if sums.weight is None else sums.weight) * value
+            weighted = (term.weight(at) if sums.weight is None else sums.weight) * value
             loss = weighted if loss is None else loss + weighted.to(loss.device)
 
         if accumulated and self.args.average_tokens_across_devices:

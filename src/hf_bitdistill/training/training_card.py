@@ -55,7 +55,8 @@ def card_facts(
     without = trainer.teacher is None and trainer.teacher_cache is None
     settings = [(name, getattr(trainer.args, name)) for name in _HYPER_PARAMETERS]
     settings = [(name, getattr(value, "value", value)) for name, value in settings]
-    settings.insert(0, ("optimizer steps", trainer.state.global_step))
+    steps, best = trainer.state.global_step, _best_step(trainer)
+    settings.insert(0, ("optimizer steps", steps if best is None else f"{best}, the best of {steps}"))
     settings += [fact for term in trainer.terms for fact in term.facts()]
     told = {name: value for name, value in (metadata or {}).items() if value is not None}
     return CardFacts(
@@ -67,8 +68,14 @@ def card_facts(
         distilled_by="the `DistillationTrainer` of hf-bitdistill",
         classifier=trainer.head == "sequence_classification",
         push_format=trainer.args.push_format,
-        scores=last_evaluation(trainer.state.log_history),
+        scores=last_evaluation(trainer.state.log_history, best),
         settings=markdown_table(("setting", "value"), [(name, str(value)) for name, value in settings]),
         tags=tags,
         metadata={"license": license_of(base_model), **told},
     )
+
+
+def _best_step(trainer: DistillationTrainer) -> int | None:
+    """The step whose weights the trainer took at the end of its training, if it did."""
+    ended = any("train_runtime" in record for record in trainer.state.log_history)
+    return trainer.state.best_global_step if ended and trainer.args.load_best_model_at_end else None

@@ -7,6 +7,7 @@ from test_trainer import batch_of
 from hf_bitdistill.report.loss_labels import loss_names
 from hf_bitdistill.training import TEACHER_LOSS_WEIGHTS, TERMS, LossTerm
 from hf_bitdistill.training.losses.terms import TermSums
+from hf_bitdistill.training.losses.terms.hidden import counterpart
 
 
 def test_what_there_is():
@@ -67,3 +68,18 @@ def test_counts_are_the_trainers_own(make_model, make_trainer, lm_rows):
         step = trainer.training_step(trainer.model, batch, labels)
         alone = trainer.compute_loss(trainer.model, batch, num_items_in_batch=labels)
         torch.testing.assert_close(step, alone.detach() * count / labels)
+
+
+@pytest.mark.parametrize(
+    ("depth", "teacher_depth", "expected"),
+    [
+        (4, 4, [0, 1, 2, 3]),
+        (2, 4, [1, 3]),
+        (4, 12, [1, 4, 7, 11]),
+        (4, 2, [0, 0, 0, 1]),
+        (1, 3, [2]),
+        (3, 1, [0, 0, 0]),
+    ],
+)
+def test_only_last_layers_are_compared_behind_the_final_norm(depth, teacher_depth, expected):
+    assert [counterpart(layer, depth, teacher_depth) for layer in range(depth)] == expected

@@ -257,3 +257,22 @@ def test_the_best_checkpoint_of_a_folder_that_was_moved(make_model, make_trainer
         for key, value in parameters.items()
         if key in best and value.shape == best[key].shape
     )
+
+
+def test_rotation_keeps_what_another_run_can_use(make_model, make_trainer, lm_rows, tmp_path):
+    """Weights alone are no damage."""
+    make_run(make_model, make_trainer, lm_rows, name="run", save_only_model=True, max_steps=2).train()
+    make_run(make_model, make_trainer, lm_rows, name="run", save_total_limit=5, max_steps=3, save_steps=3).train()
+    names = [folder.name for folder in list_checkpoints(tmp_path / "run")]
+    assert names == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+
+
+def test_the_best_checkpoint_is_that_of_the_run_that_goes_on(make_model, make_trainer, lm_rows, tmp_path):
+    """Not one of the same step that lies in the new output folder."""
+    options = {"eval_dataset": lm_rows, "eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+    options |= {"learning_rate": 1e-2, "metric_for_best_model": "loss", "greater_is_better": True}
+    make_run(make_model, make_trainer, lm_rows, name="a", max_steps=2, **options).train()
+    make_run(make_model, make_trainer, lm_rows, name="b", max_steps=1, seed=7, **options).train()
+    trainer = make_run(make_model, make_trainer, lm_rows, name="b", max_steps=3, **options)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "a" / "checkpoint-1")

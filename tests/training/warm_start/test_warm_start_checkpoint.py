@@ -46,3 +46,23 @@ def test_killed_in_every_window(tmp_path, inputs):
 
     with pytest.raises(ValueError, match="other options"):
         warm_start(student, teacher, BATCHES[:6], WarmStartConfig(steps_per_window=2), checkpoint=file)
+
+
+def test_a_checkpoint_of_another_warm_start_is_refused(tmp_path):
+    """Of the same shapes and as much text."""
+    file = tmp_path / "warm_start.pt"
+    teacher, student = make_student(layers=4, weight_granularity="row")
+    warm_start(student, teacher, BATCHES[:2], CONFIG, checkpoint=file)
+    other, of_other = make_student(layers=4, weight_granularity="row")
+    with torch.no_grad():
+        other.lm_head.weight.mul_(2)
+    before = {name: value.clone() for name, value in of_other.state_dict().items()}
+    with pytest.raises(ValueError, match="of another model"):
+        warm_start(of_other, other, BATCHES[:2], CONFIG, checkpoint=file)
+    assert all(torch.equal(value, before[name]) for name, value in of_other.state_dict().items())
+    text = [{**batch, "input_ids": batch["input_ids"].flip(1)} for batch in BATCHES[:2]]
+    with pytest.raises(ValueError, match="other text"):
+        warm_start(of_other, teacher, text, CONFIG, checkpoint=file)
+    _, otherwise = make_student(layers=4, weight_granularity="row", sub_norm_eps=1e-5)
+    with pytest.raises(ValueError, match="other options"):
+        warm_start(otherwise, teacher, BATCHES[:2], CONFIG, checkpoint=file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -16,6 +17,8 @@ class BestCheckpointCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if state.best_model_checkpoint is not None and os.path.isdir(state.best_model_checkpoint):
+            return
         place = checkpoint_at(str(args.output_dir), state.best_global_step)
         if place is not None:
             state.best_model_checkpoint = str(place)

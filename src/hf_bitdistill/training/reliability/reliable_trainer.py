@@ -212,15 +212,31 @@ class ReliableTrainer(StreamedRowsTrainer, EvaluatedRowsTrainer, EngineTrainer):
             )
         return str(folder)
 
-    def _problem(self, folder: Path) -> str | None:
-        """Why this run cannot go on from a checkpoint."""
-        # Checksums are computed once, as long as the files stay what they are.
+    def _damage(self, folder: Path) -> str | None:
+        """See [`damage`]; checksums are computed once, as long as the files stay what they are."""
         seen = signature(folder)
         if self._known_whole.get(folder.resolve()) != seen:
             reason = damage(folder)
             if reason:
                 return reason
             self._known_whole[folder.resolve()] = seen
+        return None
+
+    def _may_stay(self, folder: Path) -> bool:
+        """Whether a checkpoint is good for something, if not for this run: as far as it can be read now."""
+        try:
+            (folder / TRAINER_STATE_NAME).read_bytes()
+        except FileNotFoundError:
+            return False
+        except OSError:  # of the disk, perhaps for a moment
+            return True
+        return self._damage(folder) is None
+
+    def _problem(self, folder: Path) -> str | None:
+        """Why this run cannot go on from a checkpoint."""
+        reason = self._damage(folder)
+        if reason:
+            return reason
         if not holds_optimizer(folder) and not self.args.save_only_model:
             return "it holds weights alone, without optimizer.pt (as save_only_model=True writes it)"
         return None
@@ -313,7 +329,7 @@ class ReliableTrainer(StreamedRowsTrainer, EvaluatedRowsTrainer, EngineTrainer):
                 self.args.save_total_limit,
                 place,
                 self.state.best_model_checkpoint,
-                lambda f: not self._problem(f),
+                self._may_stay,
             )
 
     def _finish_checkpoint(self, written: Path, place: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -86,6 +86,21 @@ def check_same_classes(student: Any, teacher: Any) -> None:
         )
 
 
+def read_same_padding(models: Iterable[Any], processing_class: Any) -> None:
+    """Classifiers read their class from the last token that is no padding, by `config.pad_token_id`: give it the value of the tokenizer that
+    pads. (`Trainer` does so for the model that it trains alone, and when it trains.)"""
+    pad = getattr(getattr(processing_class, "tokenizer", processing_class), "pad_token_id", None)
+    if pad is None:
+        return
+    for model in models:
+        config = model.config.get_text_config()
+        if config.pad_token_id != pad:
+            logger.warning(
+                f"{type(model).__name__}: config.pad_token_id is {config.pad_token_id} and the tokenizer pads with {pad}, which it has now."
+            )
+            config.pad_token_id = pad
+
+
 def load_teacher_tokenizer(name_or_path: str | os.PathLike | None) -> PreTrainedTokenizerBase | None:
     """The tokenizer saved with a teacher, or `None` (with a warning) if there is none or its origin is unknown."""
     if not name_or_path:
@@ -164,6 +179,7 @@ def choose_teacher(
     loaded: Any = load_teacher(teacher, head, init_kwargs)
     if head == "sequence_classification":
         check_same_classes(student, loaded)
+        read_same_padding((student, loaded), processing_class)
     else:
         models: tuple[Any, ...] = (student, loaded)
         widths = [model.config.get_text_config().vocab_size for model in models]

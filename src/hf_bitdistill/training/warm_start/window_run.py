@@ -12,10 +12,12 @@ import torch
 from transformers import PreTrainedModel
 
 from ...machine import processes
+from ...modeling.surgery import student_config
 from .config import WarmStartConfig
 from .hidden_states import HiddenStates
 from .propagation import Propagation
 from .residents import Residents
+from .shared_rows import digest_of_state, digest_of_text
 from .stand_ins import StandIns
 from .window import Window
 from .window_batches import read_batches
@@ -53,6 +55,12 @@ class Run:
         self.stand_ins = StandIns(self.place.layers, config, self.generator, recompute=not self.place.all_there)
         self.windows = config.windows(len(self.place.layers))
         self.steps_done = 0
+        # (The student's values are not told: where it is made again, its SubLNs are calibrated a last bit apart.)
+        self._made_of = (
+            {}
+            if checkpoint is None
+            else {"text": digest_of_text(batches), "teacher": digest_of_state(teacher), "student": _making(student)}
+        )
         autocast = torch.autocast(self.place.device.type, torch.bfloat16, enabled=config.bf16)
         started = time.perf_counter()
         self.batches = processes.together(
@@ -101,7 +109,7 @@ class Run:
     # ---- Checkpoints ----
 
     def _identity(self) -> dict[str, Any]:
-        return {"config": asdict(self.config), "batches": len(self.batches), "tokens": self.batches.tokens}
+        return {"config": asdict(self.config), **self._made_of}
 
     def _keep(self, windows: int) -> None:
         """Write what the next window needs of the ones before, in the first process."""
@@ -134,7 +142,9 @@ class Run:
         if state is None:
             return 0
         if state["identity"] != self._identity():
-            raise ValueError(f"{self.checkpoint} belongs to a warm start with other options or other text: remove it")
+            raise ValueError(
+                f"{self.checkpoint} belongs to a warm start of another model, with other options or other text: remove it"
+            )
         self.student.load_state_dict(state["student"])
         # (Stand-ins are made where their layers are.)
         self.place.only(self.place.layers[index] for index, _ in state["relaxed"])
@@ -144,3 +154,8 @@ class Run:
         self.report.windows = [WindowReport(**window) for window in state["reports"]]
         self.report.trained_tokens, self.steps_done = state["trained_tokens"], state["steps_done"]
         return state["windows"]
+
+
+def _making(student: PreTrainedModel) -> dict[str, Any]:
+    """How a student was made of its model."""
+    return student_config(student).to_dict()

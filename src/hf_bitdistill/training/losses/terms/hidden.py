@@ -44,5 +44,13 @@ class HiddenTerm(LossTerm):
 
     def sums(self, forwards: Forwards) -> TermSums:
         mine, theirs = forwards.hidden, forwards.teacher_hidden
-        counterparts = [theirs[relative_depth(layer, len(mine), len(theirs))] for layer in range(len(mine))]
+        counterparts = [theirs[counterpart(layer, len(mine), len(theirs))] for layer in range(len(mine))]
         return TermSums(hidden_state_loss(counterparts, mine, forwards.mask), "tokens", each=len(mine))
+
+
+def counterpart(layer: int, depth: int, teacher_depth: int) -> int:
+    """The teacher's layer for one of the student's. Behind the last layer of a model stands its final norm: last goes with last, and no other
+    layer does, where there is another."""
+    if layer == depth - 1:
+        return teacher_depth - 1
+    return min(relative_depth(layer, depth, teacher_depth), max(teacher_depth - 2, 0))

@@ -9,7 +9,7 @@ WORKERS ?= 2
 SOURCES := src tests examples scripts benchmarks
 CXX_SOURCES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: demo test test-slow test-native test-distributed test-floors test-newest docs bench-kernels bench-decode bench-train results style check clean
+.PHONY: demo test test-slow test-native test-distributed test-interop test-floors test-newest docs bench-kernels bench-decode bench-train results style check clean
 
 # The main job: the whole recipe on a small model, in minutes, on two cores. Writes quickstart/report.html.
 # On a machine with more than twice as much work as cores, threads that spin while they wait take the cores from those that they wait for.
@@ -33,6 +33,11 @@ test-native: $(VENV)/.installed-test
 # All that starts several processes on this machine: every engine, kills, two and four processes.
 test-distributed: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q -p no:cacheprovider -m "" tests/distributed tests/examples/test_launch.py $(PYTEST_ARGS)
+
+# What reads and serves students beside us: llama.cpp (built from source where there is no wheel), lm_eval, transformers' server, TRL. Without the
+# extra `interop`, which this installs, the suite skips most of it.
+test-interop: $(VENV)/.installed-interop
+	$(BIN)/python -m pytest -q -p no:cacheprovider -rs tests/interop tests/export/test_llama_cpp.py tests/optimum/test_serving.py tests/test_compat.py $(PYTEST_ARGS)
 
 # A quick part of it with every dependency at its lower bound, and with all at their newest, each in an environment of its own.
 test-floors test-newest:
@@ -90,6 +95,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch
 	DS_BUILD_OPS=0 $(INSTALL) -c constraints.txt -e '.[test,distributed]'
+	touch $@
+
+$(VENV)/.installed-interop: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch
+	$(INSTALL) -c constraints.txt -e '.[test,interop]'
 	touch $@
 
 $(VENV)/.installed-docs: pyproject.toml constraints.txt $(NATIVE) $(VENV)/.torch

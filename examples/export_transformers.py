@@ -2,9 +2,9 @@
 
     python examples/export_transformers.py packed/ out/ --prompt "Once upon a time"
 
-`out/packed` holds 2 bits a weight in transformers' own "bitnet" format and computes what the student computes; `out/dense` is an ordinary bfloat16 model,
-as many bytes as the teacher, whose activations are not rounded to 8 bits. A student that transformers alone cannot compute is refused, with the
-reason.
+`out/packed` computes what the student computes, in transformers' own "bitnet" format: 2 bits a weight where a matrix has one scale
+(`weight_granularity="tensor"`), floats where each row has one, as after `bitdistill run`. `out/dense` is an ordinary bfloat16 model, as many bytes as the
+teacher, whose activations are not rounded to 8 bits. A student that transformers alone cannot compute is refused, with the reason.
 """
 
 from __future__ import annotations

@@ -23,4 +23,4 @@ environment=.venv-$kind
 # (Among them test_compat.py and test_private_names.py, what is private in the libraries, and test_architectures.py, every architecture.)
 exec "$environment/bin/python" -m pytest -q -p no:cacheprovider -n "${WORKERS:-2}" --dist loadfile "${options[@]}" \
   tests/test_*.py tests/architectures tests/files tests/modules tests/options tests/modeling tests/quantization tests/nn tests/ops tests/autoload tests/adapters tests/data tests/training \
-  tests/evaluation tests/gguf_format tests/verify tests/cli/test_door.py tests/optimum
+  tests/evaluation tests/export/test_transformers_checkpoint.py tests/gguf_format tests/verify tests/cli/test_door.py tests/optimum

@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from gguf_reader import graph_logits, read_gguf, values
 from hf_bitdistill import pack
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.export import UnsupportedExportError, export_gguf
+from hf_bitdistill.export import UnsupportedExportError, export_gguf, export_transformers
 from hf_bitdistill.nn import TernaryLinear
 from students import make_student
 
@@ -80,6 +81,19 @@ def test_the_file_is_the_student(case, save_student, tokens, tmp_path):
     assert "tensors are Q2_0" in result.notes[-1]
 
 
+@pytest.mark.parametrize("linear_class", ["autobitlinear", "bitlinear"])
+def test_a_source_in_a_format_of_transformers(linear_class, save_student, tokens, tmp_path):
+    """There the scale divides, or multiplies what the bias was added to: files hold that bias divided by the scale."""
+    folder = save_student("qwen2", {"sub_norm": "none"}, vocab_size=390)
+    export_transformers(folder, tmp_path / "stock", linear_class=linear_class)
+    ours = load_file(folder / "model.safetensors")["model.layers.0.self_attn.k_proj.bias"]
+    stock = load_file(tmp_path / "stock/model.safetensors")["model.layers.0.self_attn.k_proj.bias"]
+    assert ours.abs().min() > 0 and torch.equal(ours, stock) == (linear_class == "bitlinear")
+    result = export_gguf(tmp_path / "stock", tmp_path / "out.gguf", table="f16")
+    assert_same_model(result.path, folder, tokens)
+    torch.testing.assert_close(values(read_gguf(result.path)[1]["blk.0.attn_k.bias"]), ours)
+
+
 @pytest.mark.parametrize("kind", ["tq1_0", "tq2_0", "q2_0", "f16"])
 def test_effective_weights(kind, save_student, tmp_path):
     """In the file they are code times scale, the scale rounded to float16, and nothing else."""
@@ -136,6 +150,13 @@ def test_rows_that_fit_no_block(save_student, tmp_path):
     assert tensors["blk.0.ffn_down.weight"].type == tensors["blk.0.ffn_up.weight"].type == Q4_0
     assert_exact(folder, tensors)
     assert "Q4_0" in result.text() and "no multiple of 256" in result.text() and "are Q2_0" not in result.text()
+
+
+def test_options_that_contradict_each_other(save_student, tmp_path, capsys):
+    output = tmp_path / "out.gguf"
+    assert main(["export", "gguf", str(save_student()), str(output), "--type", "q2_0", "--no_q2_0"]) == 1
+    assert "type='q2_0' asks for what allow_q2_0=False (--no_q2_0) excludes" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def assert_exact(folder, tensors):
@@ -201,6 +222,9 @@ def test_what_llama_cpp_does_not_compute_is_refused(reason, save_student, tmp_pa
         export_gguf(folder, tmp_path / "out.gguf")
     assert str(folder) in str(error.value) and "hf_bitdistill's own loaders" in str(error.value)
     assert not (tmp_path / "out.gguf").exists()
+    # (Where its SubLN is missing, the remedy is another one.)
+    assert ("--keep_massive_ratio 0" in str(error.value)) == reason.startswith("no SubLN before")
+    assert ("sub_norm='output' for models" in str(error.value)) != reason.startswith("no SubLN before")
 
 
 def test_metadata(save_student, tmp_path):
@@ -237,6 +261,7 @@ def test_the_command(save_student, tmp_path, capsys):
     output.write_text("an older file")
     assert main(["export", "gguf", str(folder), str(output), "--type", "tq1_0", "--name", "mine"]) == 0
     printed = capsys.readouterr().out
+    assert "Q2_0, because rows of 320 are no multiple of 256: blk.*.ffn_down." in printed
     assert "| TQ1_0 | 12 |" in printed and "rounded to 16 bits" in printed
     assert read_gguf(output)[0]["general.name"] == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf", "student"]
@@ -255,8 +280,6 @@ def test_the_command(save_student, tmp_path, capsys):
 
 
 def test_a_damaged_tensor_leaves_the_older_file(save_student, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     from hf_bitdistill.files.tensor_headers import CheckpointError
 
     folder = save_student()

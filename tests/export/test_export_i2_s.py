@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from gguf_reader import graph_logits, read_gguf, values
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.export import UnsupportedExportError, export_i2_s
+from hf_bitdistill.export import UnsupportedExportError, export_i2_s, export_transformers
 
 
 F16, BF16, I2_S = 1, 30, 36
@@ -41,6 +41,19 @@ def test_the_file_is_the_student(save_student, tokens, tmp_path, capsys):
         expected = model(torch.tensor([tokens])).logits[0]
     difference = (graph_logits(tmp_path / "out.gguf", tokens) - expected).abs() / expected.std()
     assert difference.max() < 0.1 and difference.median() < 1e-2
+
+
+def test_biases_of_a_source_in_the_format_of_transformers(save_student, tmp_path):
+    """There a bias is stored divided by the weight's scale."""
+    folder = save_student("qwen2", {"sub_norm": "none"}, vocab_size=390, intermediate_size=384)
+    export_transformers(folder, tmp_path / "stock")
+    export_i2_s(tmp_path / "stock", tmp_path / "out.gguf")
+    tensors = read_gguf(tmp_path / "out.gguf")[1]
+    assert tensors["blk.1.attn_v.weight"].type == I2_S
+    attention = AutoModelForCausalLM.from_pretrained(folder).model.layers[1].self_attn
+    for name in "qkv":
+        expected = attention.get_submodule(f"{name}_proj").bias
+        torch.testing.assert_close(values(tensors[f"blk.1.attn_{name}.bias"]), expected.detach().float())
 
 
 def test_what_bitnet_cpp_does_not_compute_is_refused(save_student, tmp_path):

@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_bitdistill.export import UnsupportedExportError
@@ -220,6 +220,20 @@ def test_tokens_that_end_an_answer(tiny_tokenizer):
     found = read_vocabulary(tiny_tokenizer, 384, end_ids=[2, 7, 8, 9])
     assert (found.ids["eos"], found.ids["eot"], found.ids["eom"]) == (2, 7, 8)
     assert any("no place in a GGUF file: [9]" in note for note in found.notes)
+
+
+def test_added_tokens_that_take_spaces_are_told(tiny_tokenizer):
+    assert read_vocabulary(tiny_tokenizer, 384).notes == [
+        "llama.cpp leaves out spaces before punctuation when it writes tokens of 'gpt-2' as text"
+    ]
+    tiny_tokenizer.add_tokens([AddedToken("<mask>", lstrip=True), AddedToken("<mine>", single_word=True)])
+    tiny_tokenizer.add_tokens([AddedToken(f"<end{index}>", rstrip=True, special=True) for index in range(5)])
+    before, behind, whole, _ = read_vocabulary(tiny_tokenizer, 391).notes
+    assert (
+        before == "the added tokens '<mask>' take the spaces before them here (lstrip), which a GGUF file cannot say"
+    )
+    assert "'<end0>', '<end1>', '<end2>' and 2 more take the spaces behind them" in behind
+    assert "'<mine>' are found as whole words only here (single_word)" in whole
 
 
 def test_a_space_before_a_text_that_has_one(tiny_tokenizer):

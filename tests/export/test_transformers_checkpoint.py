@@ -40,6 +40,7 @@ STUDENTS = {
     "odd": ("llama", _NONE, {"intermediate_size": 90}, {}, "LlamaForCausalLM"),
     "none": ("gemma2", _NONE, {}, {}, "Gemma2ForCausalLM"),
     "dense": ("llama", {**_OUTPUT, "sub_norm_eps": 1e-3}, {"rms_norm_eps": 0.05}, {"dense": True, "dtype": "float32"}, "BitNetForCausalLM"),
+    "dense_weight_only": ("llama", {**_OUTPUT, "activation_bits": None, "sub_norm_eps": 1e-3}, {"rms_norm_eps": 0.05}, {"dense": True, "dtype": "float32"}, "BitNetForCausalLM"),
     "dense_rows": ("gpt2", {**_NONE, "weight_granularity": "row"}, {}, {"dense": True, "dtype": "float32"}, "GPT2LMHeadModel"),
     "dense_groups": ("qwen3", {**_NONE, "weight_granularity": "group", "group_size": 64}, {}, {"dense": True, "dtype": "float32"}, "Qwen3ForCausalLM"),
 }  # fmt: skip
@@ -184,6 +185,18 @@ def test_the_card(tmp_path, tiny_tokenizer):
     assert (tmp_path / "out/tokenizer.json").is_file() and (tmp_path / "out/generation_config.json").is_file()
 
 
+def test_a_tokenizer_that_cannot_be_read_is_missed(tmp_path, tiny_tokenizer, caplog):
+    pack(make_student()).save_pretrained(tmp_path / "student")
+    tiny_tokenizer.save_pretrained(tmp_path / "student")
+    export_transformers(tmp_path / "student", tmp_path / "whole")
+    assert "has no tokenizer" not in caplog.text
+    (tmp_path / "student/tokenizer.json").write_text("{")
+    export_transformers(tmp_path / "student", tmp_path / "out")
+    (record,) = [record for record in caplog.records if "has no tokenizer" in record.message]
+    assert record.levelname == "WARNING" and str(tmp_path / "student") in record.message
+    assert not (tmp_path / "out/tokenizer.json").exists()
+
+
 @pytest.mark.parametrize(
     "model_type, options, overrides, how, reason",
     [
@@ -194,6 +207,7 @@ def test_the_card(tmp_path, tiny_tokenizer):
         ("phi3", _OUTPUT, {}, {}, "projections of layer 0 are fused"),
         ("gpt2", _OUTPUT, {}, {}, "architecture 'gpt2'"),
         ("llama", _ALL, {}, {"dense": True}, "has a SubLN.*leave --dense out"),
+        ("llama", {**_ALL, "activation_bits": None}, {}, {"dense": True}, r"has a SubLN.*made with sub_norm='none' can be exported\.$"),
         ("llama", {**_NONE, "weight_granularity": "row"}, {}, {"linear_class": "bitlinear"}, "has a scale a row.*'autobitlinear'"),
         ("llama", {**_NONE, "activation_bits": None}, {}, {}, "activation_bits=None.*use --dense"),
         ("llama", _NONE, {"intermediate_size": 90}, {"linear_class": "bitlinear"}, "gate_proj has .* 90 rows.*'autobitlinear'"),

@@ -18,6 +18,7 @@ from hf_bitdistill.cli.main import main
 from hf_bitdistill.export.gguf_vocabulary import read_vocabulary
 from hf_bitdistill.files.tensor_headers import CheckpointError
 from hf_bitdistill.importing import import_gguf
+from hf_bitdistill.importing.gguf_config import config_of
 from hf_bitdistill.importing.gguf_reading import GgufFile
 from hf_bitdistill.importing.gguf_tokenizer import tokenizer_of
 from hf_bitdistill.nn import TernaryLinear
@@ -286,6 +287,8 @@ REFUSALS = [
     ("architecture 'bitnet-b1.58' is not imported", {"general.architecture": "bitnet-b1.58"}, {}),
     ("'prism.hadamard.version' declares weights in a rotated basis", {"prism.hadamard.version": 1}, {}),
     ("'quantize.rotation' declares", {"quantize.rotation": "quarot"}, {}),
+    ("'x.transform', which says 'Hadamard', declares", {"x.transform": "block-Hadamard"}, {}),
+    ("'x.steps', which says 'rotated', declares", {"x.steps": ["scaled", "rotated"]}, {}),
     ("is one of 3 files of a model", {"split.count": 3}, {}),
     ("llama.expert_count=8 asks for what is not understood", {"llama.expert_count": 8}, {}),
     ("llama.logit_scale=2.0 asks for what is not understood", {"llama.logit_scale": 2.0}, {}),
@@ -335,6 +338,18 @@ def test_what_is_not_understood_is_refused(tmp_path, message, keys, tensors):
         import_gguf(tmp_path / "model.gguf", tmp_path / "out")
     assert str(tmp_path / "model.gguf") in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_words_of_rotation_in_free_text_declare_nothing(tmp_path):
+    words = {
+        "general.name": "Unrotated 1B",
+        "general.description": "made without a Hadamard rotation",
+        "general.tags": ["no-rotation"],
+        "quantize.imatrix.file": "/models/rotated/imatrix.dat",
+        "tokenizer.chat_template": "{# the rotation of roles #}",
+    }
+    file = GgufModel("llama", "TQ2_0", extra=words).save(tmp_path / "model.gguf")
+    assert config_of(GgufFile(file)).model_type == "llama"
 
 
 def test_known_bytes_of_q2_0(tmp_path):

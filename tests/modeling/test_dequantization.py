@@ -5,9 +5,11 @@ import pickle
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from adapter_helpers import draw
 from architectures import random_tokens, tiny_model
 from hf_bitdistill import BitNetConfig, pack, quantize_head
 from hf_bitdistill.modeling.surgery import SurgeryError
@@ -92,6 +94,23 @@ def test_a_scaled_embedding_of_few_bits_is_refused():
     with pytest.raises(SurgeryError, match="head_bits=16"):
         packed.dequantize()
     assert any(isinstance(module, TernaryLinear) for module in packed.modules())  # as it was
+
+
+@torch.no_grad()
+def test_a_student_with_an_adapter_is_refused():
+    """However it was injected; and then it still is what it was."""
+    packed, _ = packed_student()
+    adapted = get_peft_model(packed, LoraConfig(target_modules=["up_proj", "o_proj"]))
+    draw(adapted)
+    before = adapted(random_tokens()).logits
+    for model in (adapted, adapted.get_base_model()):
+        with pytest.raises(
+            SurgeryError, match=r"model\.layers\.0\.self_attn\.o_proj carries an adapter .*merge_adapter"
+        ):
+            model.dequantize()
+    assert torch.equal(adapted(random_tokens()).logits, before)
+    floats = adapted.unload().dequantize()
+    assert not any(isinstance(module, TernaryLinear) for module in floats.modules())
 
 
 @pytest.mark.parametrize("model_type", ["llama", "phi", "mixtral"])

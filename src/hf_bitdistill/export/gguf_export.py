@@ -56,7 +56,7 @@ def export_gguf(
         UnsupportedExportError: llama.cpp has no architecture, vocabulary or type for it; says what to use instead.
         NotAStudentError: it is no ternary checkpoint.
         CheckpointError: a damaged file; names file and tensor.
-        ValueError: an unknown option, or `output` does not end in `.gguf`.
+        ValueError: an unknown option, two that contradict each other, or `output` does not end in `.gguf`.
         OSError: no such model, or `output` cannot be written.
     """
     if type not in TERNARY_TYPES:
@@ -64,6 +64,11 @@ def export_gguf(
     if table not in TABLE_TYPES:
         raise ValueError(f"table {table!r} is not supported; choose {', '.join(TABLE_TYPES)}.")
     block, file_type = TERNARY_TYPES[type]
+    if block is Q2_0 and not allow_q2_0:
+        raise ValueError(
+            "type='q2_0' asks for what allow_q2_0=False (--no_q2_0) excludes: give type='tq2_0', whose place q4_0 takes where rows do not fit, or "
+            "allow Q2_0."
+        )
 
     def plan(student: Student, found: FileModel) -> TensorPlan:
         return TensorPlan(student, found, block, TABLE_TYPES[table], allow_q2_0)
@@ -114,6 +119,7 @@ def export_file(
         fallbacks=_fallbacks(planned.tensors),
         scale_error=planned.scale_error,
         notes=[*found.notes, *vocabulary.notes, *_slow(planned.tensors)],
+        layers=len(found.spec.layers),
     )
 
 

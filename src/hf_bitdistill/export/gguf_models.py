@@ -159,7 +159,10 @@ class _Builder:
         for layer in spec.layers:
             if self._sub_norm_eps(layer.o) is None:
                 raise UnsupportedExportError(
-                    f"no SubLN before {layer.o.module} while others have one; {graph.name!r} has one in every attention. {INSTEAD}"
+                    f"no SubLN before {layer.o.module} while others have one; {graph.name!r} has one in every attention. Use it with hf_bitdistill's "
+                    "own loaders, or train a student in which that projection is ternary and has its SubLN: not kept in full precision "
+                    "(modules_to_not_convert; bitdistill run --keep_massive_ratio 0 keeps none), and not in modules_without_sub_norm; or "
+                    "one with sub_norm='none', which may keep it."
                 )
 
     def _check_biases(self, graph: GgufGraph) -> None:

@@ -122,7 +122,7 @@ def read_vocabulary(
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             raise UnsupportedExportError(f"the tokenizer's {option}={model[option]!r}, which GGUF does not have.")
-    notes: list[str] = []
+    notes = list(_notes_of_added(parts["added_tokens"]))
     tokens, types = _tokens(parts, rows)
     flags = _flags(tokenizer)
     ids = {
@@ -176,6 +176,22 @@ def _tokens(parts: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
             raise UnsupportedExportError(f"two tokens have id {index}: {tokens[index]!r} and {text!r}.")
         tokens[index], types[index] = text, _type(text, added.get(text), model)
     return [f"[PAD{index}]" if text is None else text for index, text in enumerate(tokens)], types
+
+
+# Options of an added token of which GGUF has none, and what such a token does.
+_ADDED = {
+    "lstrip": "take the spaces before them",
+    "rstrip": "take the spaces behind them",
+    "single_word": "are found as whole words only",
+}
+
+
+def _notes_of_added(entries: list[dict[str, Any]]) -> Iterator[str]:
+    for option, what in _ADDED.items():
+        texts = [repr(entry["content"]) for entry in entries if entry.get(option)]
+        if texts:
+            more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
+            yield f"the added tokens {', '.join(texts[:3])}{more} {what} here ({option}), which a GGUF file cannot say"
 
 
 def _type(text: str, added: dict[str, Any] | None, model: dict[str, Any]) -> int:

@@ -244,7 +244,7 @@ def _note(config: PreTrainedConfig, linear_class: LinearClass | None) -> str:
     note = f"**transformers alone loads this copy**: `{name}.from_pretrained`, no `import hf_bitdistill`. It was written by "
     note += f"`bitdistill export transformers{how}`, and what is said of loading below is about the student that it was made from."
     if linear_class is None:
-        note += " Its ternary weights are floats, and its activations are not rounded to 8 bits, so that its logits differ a little."
+        note += " Its ternary weights are floats, and its activations are not rounded to 8 bits: where the student rounds them, logits differ a little."
     elif linear_class == "autobitlinear":
         note += f" It computes in {str(config.dtype).removeprefix('torch.')}: leave `dtype` out."
     return note

@@ -23,7 +23,6 @@ from .errors import UnsupportedExportError
 
 
 _ELSEWHERE = "it runs with hf-bitdistill (transformers, or optimum.bitnet)"
-_RETRAIN = f"{_ELSEWHERE}; a student made with sub_norm='all' or 'none' can be exported"
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def find_form(student: Student, linear_class: str | None) -> Form:
         return Form(config)
     if len(norms) == len(layers) and not dense:
         return Form(config, rms_norm_eps=options.sub_norm_eps)
-    return _as_bitnet(student.model, config, norms, options.sub_norm_eps, dense)
+    return _as_bitnet(student.model, config, norms, options.sub_norm_eps, dense, options.activation_bits is not None)
 
 
 def _check_layers(layers: dict[str, BitLinear | TernaryLinear], linear_class: str) -> None:
@@ -96,16 +95,22 @@ def _check_layers(layers: dict[str, BitLinear | TernaryLinear], linear_class: st
             )
 
 
-def _as_bitnet(model: PreTrainedModel, config: PreTrainedConfig, norms: list[str], eps: float, dense: bool) -> Form:
-    """A student with SubLNs before its output projections as `BitNetForCausalLM`."""
+def _as_bitnet(
+    model: PreTrainedModel, config: PreTrainedConfig, norms: list[str], eps: float, dense: bool, rounds: bool
+) -> Form:
+    """A student with SubLNs before its output projections as `BitNetForCausalLM`.
+
+    Args:
+        rounds: the student rounds activations.
+    """
     try:
-        spec = describe(model)
+        spec = _describe(model)
     except UnsupportedModelError as error:
-        raise _unlike(config, str(error), norms[0], dense) from None
+        raise _unlike(config, str(error), norms[0], dense, rounds) from None
     outputs = {projection.module for layer in spec.layers for projection in (layer.o, *(m.down for m in layer.mlps))}
     elsewhere = [f"{name} has a SubLN" for name in norms if name not in outputs]
     for reason in (*_differences(model, spec), *elsewhere):
-        raise _unlike(config, reason, norms[0], dense)
+        raise _unlike(config, reason, norms[0], dense, rounds)
 
     names, factors, small = {}, {}, False
     constants: dict[str, tuple[int, float]] = {}
@@ -141,6 +146,15 @@ def _as_bitnet(model: PreTrainedModel, config: PreTrainedConfig, norms: list[str
     )
     factors = {name: factor for name, factor in factors.items() if factor != 1.0}
     return Form(architecture, names=names, factors=factors, constants=constants, small=small)
+
+
+def _describe(model: PreTrainedModel) -> DecoderSpec:
+    """What a model on the meta device consists of. [`describe`] refuses activations in floats, which the native decoder does not have; a dense copy
+    has no others."""
+    model = copy.deepcopy(model)
+    for layer in ternary_layers(model).values():
+        layer.activation_bits = 8
+    return describe(model)
 
 
 # The weight of a norm that does nothing. Exact in every dtype that has a number of this size.
@@ -196,15 +210,17 @@ def _differences(model: PreTrainedModel, spec: DecoderSpec) -> list[str]:
     return found
 
 
-def _unlike(config: PreTrainedConfig, reason: str, norm: str, dense: bool) -> UnsupportedExportError:
+def _unlike(config: PreTrainedConfig, reason: str, norm: str, dense: bool, rounds: bool) -> UnsupportedExportError:
     place = (
         "ordinary linear layers have no norm in front"
         if dense
         else "its SubLNs are not in front of all ternary layers"
     )
-    also = " (or leave --dense out, if all ternary layers have a SubLN)" if dense else ""
+    also = " (or leave --dense out, if all ternary layers have a SubLN)" if dense and rounds else ""
+    # (The layers with norms in front round activations.)
+    retrain = "sub_norm='all' or 'none'" if rounds else "sub_norm='none'"
     return UnsupportedExportError(
         f"{config.model_type} with SubLNs (such as that of {norm}) is no model of transformers: {place}, and BitNetForCausalLM, the one "
         f"architecture that has such norms, is another, because {reason}. What a SubLN divides by depends on the token, so it cannot be folded "
-        f"into weights: {_RETRAIN}{also}."
+        f"into weights: {_ELSEWHERE}; a student made with {retrain} can be exported{also}."
     )

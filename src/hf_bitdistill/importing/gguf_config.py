@@ -20,12 +20,17 @@ from ..architectures import GGUF_GRAPHS, GgufGraph
 from ..files.tensor_headers import CheckpointError
 from ..gguf_format import tensor_names as names
 from ..modeling.preflight import check_sizes
-from .gguf_reading import GgufFile
+from .gguf_reading import GgufFile, Strings
 
 
 EMBEDDING = f"{names.EMBEDDING}.weight"
 
-_ROTATION = re.compile(r"hadamard|rotation|rotated|quarot|spinquant", re.IGNORECASE)
+_ROTATION = re.compile(rb"hadamard|rotation|rotated|quarot|spinquant", re.IGNORECASE)
+# Whose values are text about the model, or the tokenizer's, and declare nothing.
+_FREE_TEXT = re.compile(
+    r"tokenizer\.|quantize\.imatrix\.|general\.(name|author|version|organization|basename|finetune|description|quantized_by|size_label|license"
+    r"|url|repo_url|doi|uuid|source|base_model|datasets?|tags|languages)(\.|$)"
+)
 # What says nothing about the computation of these architectures, and what must be as given where it is said.
 _IDLE = ("vocab_size", "rope.scaling.finetuned", "tensor_data_layout")
 _FIXED: dict[str, Any] = {
@@ -98,11 +103,10 @@ def graph_of(file: GgufFile) -> GgufGraph:
     Raises:
         CheckpointError: an architecture that is not known here, a declared rotation, or a part of a model that is in several files.
     """
-    for key in file.metadata:
-        if _ROTATION.search(key):
-            raise CheckpointError(
-                f"{file.path}: the key {key!r} declares weights in a rotated basis, which this library does not compute: nothing was imported."
-            )
+    if declared := _declared_rotation(file):
+        raise CheckpointError(
+            f"{file.path}: {declared} declares weights in a rotated basis, which this library does not compute: nothing was imported."
+        )
     if file.metadata.get("split.count", 1) not in (0, 1):
         raise CheckpointError(
             f"{file.path}: is one of {file.metadata['split.count']} files of a model: merge them first (llama-gguf-split --merge)."
@@ -112,6 +116,17 @@ def graph_of(file: GgufFile) -> GgufGraph:
         known = ", ".join(GGUF_GRAPHS)
         raise CheckpointError(f"{file.path}: the architecture {name!r} is not imported; there are {known}.")
     return GGUF_GRAPHS[name]
+
+
+def _declared_rotation(file: GgufFile) -> str | None:
+    """What says that weights are rotated: a key by its name, or by its string or one of its strings."""
+    for key, value in file.metadata.items():
+        if _ROTATION.search(key.encode()):
+            return f"the key {key!r}"
+        is_text = isinstance(value, (str, Strings)) and not _FREE_TEXT.match(key)
+        if is_text and (found := _ROTATION.search(file.entry(key))):
+            return f"the key {key!r}, which says {bytes(found[0]).decode()!r},"
+    return None
 
 
 def config_of(file: GgufFile) -> PreTrainedConfig:

@@ -228,11 +228,16 @@ class GgufFile:
         """Forget the pages that were read: mapped, they count as memory of the process."""
         self._bytes = np.memmap(self.path, mode="r", dtype=np.uint8)
 
+    def entry(self, key: str) -> memoryview:
+        """A key of the metadata with its value, as they are in the file: a list of strings is whole in it."""
+        start, end = self._places[key]
+        return self._bytes[start:end].data
+
     def write_metadata(self, target: Path, prefixes: Iterable[str], architecture: str) -> None:
         """Write a GGUF file without tensors that has the keys with these prefixes, byte for byte, and an architecture."""
         prefixes = tuple(prefixes)
-        kept = [place for key, place in self._places.items() if key.startswith(prefixes)]
+        kept = [self.entry(key) for key in self._places if key.startswith(prefixes)]
         name, value = b"general.architecture", architecture.encode()
         own = struct.pack("<Q", len(name)) + name + struct.pack("<IQ", _STRING, len(value)) + value
         parts = [_MAGIC, struct.pack("<IQQ", 3, 0, len(kept) + 1), own]
-        target.write_bytes(b"".join([*parts, *(self._bytes[start:end].tobytes() for start, end in kept)]))
+        target.write_bytes(b"".join([*parts, *kept]))

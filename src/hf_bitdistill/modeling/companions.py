@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 def carry_settings(model_id: str | Path, folder: Path, **hub: Any) -> PreTrainedTokenizerBase | None:
-    """Write the tokenizer and the generation settings of a model, those that it has, into a folder. Returns the tokenizer.
+    """Write the tokenizer and the generation settings of a model, those that it has, into a folder. Returns the tokenizer; without one there is a
+    warning, because nobody can use the model by itself.
 
     Args:
         hub: options of `from_pretrained` of transformers (`revision`, `token`, ...).
@@ -26,8 +27,14 @@ def carry_settings(model_id: str | Path, folder: Path, **hub: Any) -> PreTrained
     for kind in (AutoTokenizer, GenerationConfig):
         try:
             parts[kind] = kind.from_pretrained(model_id, **hub)
-        except (OSError, ValueError) as error:
-            logger.info(f"{model_id}: no {kind.__name__} ({error})")
+        except Exception as error:  # a damaged tokenizer.json raises that class itself
+            line = " ".join(str(error).split())
+            if kind is AutoTokenizer:
+                logger.warning(
+                    f"{model_id}: what is written has no tokenizer, because there is none that can be read ({line})"
+                )
+            else:
+                logger.info(f"{model_id}: no generation settings ({line})")
         else:
             parts[kind].save_pretrained(folder)
     return parts.get(AutoTokenizer)

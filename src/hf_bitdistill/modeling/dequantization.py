@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from .._compat import forget_quantization
 from ..nn import QuantizedEmbedding, QuantizedHead, SubNormLinear, TernaryLinear
+from ..nn.carried_adapters import adapted_modules
 from ..quantization import effective_weight
 from .lm_head import restore_ties
 from .pack import float32_names
@@ -34,8 +35,14 @@ def dequantize_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMo
         `model`.
 
     Raises:
-        SurgeryError: a layer was offloaded, or the embedding is of few bits and scaled by its architecture.
+        SurgeryError: it carries adapters (PEFT); a layer was offloaded; or the embedding is of few bits and scaled by its architecture. The
+            model is as it was.
     """
+    if adapted := adapted_modules(model):
+        raise SurgeryError(
+            f"dequantize takes the student itself, and {adapted[0]} carries an adapter (PEFT): peft_model.unload().dequantize() is the student "
+            "without it; hf_bitdistill.merge_adapter(peft_model, requantize=True) makes it a part of the ternary weights first, with a loss."
+        )
     layers = {name: module for name, module in model.named_modules() if isinstance(module, TernaryLinear)}
     for name, layer in layers.items():
         if layer.weight.device.type == "meta":

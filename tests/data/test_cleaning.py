@@ -13,6 +13,7 @@ from hf_bitdistill.data.cleaning import (
     check_left_out,
     read_usable,
     usable_rows,
+    usable_texts,
 )
 from hf_bitdistill.data.recognition import recognize
 from hf_bitdistill.data.sources import load_examples
@@ -64,6 +65,17 @@ def test_rows_of_a_selection_are_the_selection_s():
 def test_what_cannot_be_mended_is_refused(columns, message):
     with pytest.raises(ValueError, match=message):
         usable_rows(Dataset.from_dict(columns), WORDS, "x")
+
+
+def test_texts_of_white_space_are_empty():
+    texts = Dataset.from_dict({"body": ["a", " \n", "", None, "b"], "more": [1, 2, 3, 4, 5]})
+    kept, left_out = usable_texts(texts, "body", "x")
+    assert kept[:] == {"body": ["a", "b"]} and left_out == {EMPTY: 3}
+    assert not usable_texts(texts.select([0, 4]), "body")[1]
+    with pytest.raises(ValueError, match="x: no row can be used: 3 empty text"):
+        usable_texts(texts.select([1, 2, 3]), "body", "x")
+    with pytest.raises(ValueError, match="x has no column 'text'; it has body, more"):
+        usable_texts(texts, "text", "x")
 
 
 def test_too_many_are_refused_with_their_kinds():

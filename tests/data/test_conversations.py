@@ -1,7 +1,9 @@
 import re
 
+import pyarrow as pa
 import pytest
 from datasets import Dataset
+from pyarrow import parquet
 
 from hf_bitdistill.data.conversations import encode_completions, encode_conversations
 
@@ -62,6 +64,30 @@ def test_tool_calls_are_kept(tiny_tokenizer):
     assert "weather" in text
     assert text.endswith("dry</s>")
     assert "no" not in text
+
+
+def test_a_call_has_its_own_arguments_alone(tmp_path, tiny_tokenizer):
+    """All records of a column of Parquet have the keys of all others."""
+    tiny_tokenizer.chat_template = TEMPLATE
+
+    def talk(name, arguments):
+        call = [{"function": {"name": name, "arguments": arguments}}]
+        tools = [{"name": name, "parameters": {each: {"type": "string"} for each in arguments}}]
+        return {"messages": [say("user", "go"), say("assistant", "", tool_calls=call)], "tools": tools}
+
+    rows = [talk("weather", {"city": "Bern"}), talk("search", {"query": "tea", "years": {"after": 1901}})]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "calls.parquet")
+    dataset = Dataset.from_parquet(str(tmp_path / "calls.parquet"))
+    encoded = encode_conversations(dataset, tiny_tokenizer, 2000)
+    weather, search = (tiny_tokenizer.decode(row) for row in encoded.dataset["input_ids"])
+    assert weather.count('"city"') == 2 and "Bern" in weather and not re.search("null|query|years", weather)
+    assert search.count('"query"') == 2 and "1901" in search and not re.search("null|city", search)
+    # What somebody wrote stays: in JSON text, and in rows of no table.
+    text = talk("weather", '{"city": null}')
+    del text["tools"]
+    assert "null" in learned(encode_conversations(Dataset.from_list([text]), tiny_tokenizer, 2000), tiny_tokenizer)
+    own = [talk("weather", {"city": None})]
+    assert "null" in learned(encode_conversations(own, tiny_tokenizer, 2000), tiny_tokenizer)
 
 
 def test_a_template_that_rewrites_earlier_turns(tiny_tokenizer):

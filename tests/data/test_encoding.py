@@ -1,6 +1,7 @@
 import pytest
 from datasets import Dataset
 
+from hf_bitdistill.data import build_dataset
 from hf_bitdistill.data.conversations import TOO_LONG
 from hf_bitdistill.data.encoding import ONLY_PROMPT, encode_rows, trained_tokens
 from hf_bitdistill.data.recognition import Recognized, recognize
@@ -9,7 +10,8 @@ from hf_bitdistill.data.tasks import Task
 
 def test_of_a_task_every_row_is_used_shortened_or_counted(tiny_tokenizer):
     rows = [("a film .", "a warm film .")] * 18
-    rows += [("slow " * 60, "a film ."), ("a film .", "slow " * 60)]
+    rows.insert(5, ("slow " * 60, "a film ."))
+    rows.append(("a film .", "slow " * 60))
     dataset = Dataset.from_dict(
         {
             "premise": [premise for premise, _ in rows],
@@ -21,11 +23,14 @@ def test_of_a_task_every_row_is_used_shortened_or_counted(tiny_tokenizer):
     whole = encode_rows(recognized, dataset, tiny_tokenizer, 1000)
     assert not whole.left_out and whole.shortened == 0 and len(whole.dataset) == 20
     assert whole.lengths == [len(ids) for ids in whole.dataset["input_ids"]]
-    limit = max(whole.lengths[:18])
+    limit = max(whole.lengths[:5])
     cut = encode_rows(recognized, dataset, tiny_tokenizer, limit)
     # The premise can be cut; of the last row it would be gone before the hypothesis fits.
     assert cut.left_out == {ONLY_PROMPT: 1} and cut.shortened == 1
     assert cut.lengths == whole.lengths and len(cut.dataset) == 19
+    # Cut or not, they are the rows in their order.
+    assert cut.dataset[:] == build_dataset(recognized.task, cut.rows, tiny_tokenizer, limit)[:]
+    assert cut.rows["premise"][:] == dataset["premise"][:19]
     assert max(len(ids) for ids in cut.dataset["input_ids"]) <= limit
     assert all(trained_tokens(labels) >= 2 for labels in cut.dataset["labels"])
 

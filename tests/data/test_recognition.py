@@ -4,9 +4,11 @@ import json
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from hf_bitdistill.data.recognition import recognize
+from hf_bitdistill.data.cleaning import NO_LABEL, read_usable, usable_rows
+from hf_bitdistill.data.recognition import check_read, recognize
 from hf_bitdistill.data.sources import load_examples
 from hf_bitdistill.data.task_loading import task_rows
+from hf_bitdistill.data.tasks import TASKS, task_of
 
 
 TEXTS = [f"text number {i} ." for i in range(12)]
@@ -151,6 +153,44 @@ def test_rows_to_train_on_are_measured_on_only_by_name(tmp_path):
     found = load_examples(tmp_path, train_split="test")
     assert found.held_out_from_train and not set(found.train["text"]) & set(found.validation["text"])
     assert load_examples(tmp_path, train_split="test", validation_split="test").validation["text"][0] == "t0"
+
+
+@pytest.mark.parametrize("words", [None, ["fine", "spam"]])
+def test_true_and_false_are_two_classes(tmp_path, words):
+    file = tmp_path / "mail.csv"
+    file.write_text("text,spam\n" + "".join(f"text {i},{i % 2 == 1}\n" for i in range(12)))
+    loaded, _ = read_usable([file])
+    assert loaded.features["spam"].dtype == "bool"
+    task = recognize(loaded, "mail.csv", label_column="spam", label_words=words).task
+    assert task.label_words == tuple(words or ("false", "true")) and task.label_values == ("false", "true")
+    holes = Dataset.from_dict({"text": TEXTS, "spam": [False, True, None, True] * 3})
+    for dataset, missing in ((loaded, {}), (holes, {NO_LABEL: 3})):
+        kept, left_out = usable_rows(dataset, task)
+        assert kept["spam"][:2] == [0, 1] and left_out == missing
+    # A task file may spell them as the file does.
+    own = task_of({"prompt": "{text} =>", "target": "spam", "labels": {"True": "bad", "False": "good"}}, "own.yaml")
+    assert usable_rows(loaded, own)[0]["spam"][:3] == [1, 0, 1]
+
+
+def test_a_built_in_task_is_known_by_its_name_and_columns():
+    films = Dataset.from_dict({"sentence": TEXTS, "label": [0, 1] * 6})
+    for source, config in (("../data/sst2", None), ("owner/sst2", None), ("nyu-mll/glue", "sst2")):
+        found = recognize(films, source, config_name=config)
+        assert (found.kind, found.columns, found.task) == ("task", ("sentence", "label"), TASKS["sst2"])
+    for options in ({"label_words": ["bad", "good"]}, {"text_columns": ["sentence"]}, {"label_column": "label"}):
+        assert recognize(films, "sst2", **options).task.prompt.startswith("Sentence: {sentence}")
+    other = films.rename_column("sentence", "text")
+    assert recognize(other, "sst2").task.prompt.startswith("Text: {text}")
+    assert recognize(films, "films").task.prompt.startswith("Sentence: {sentence}")
+
+
+def test_options_of_another_kind_of_data_are_refused():
+    check_read("messages", "x", "last")
+    check_read("task", "x", "all", use_chat_template=True)
+    with pytest.raises(ValueError, match=r"turns 'last' is read of conversations alone .* x holds plain text"):
+        check_read("text", "x", "last")
+    with pytest.raises(ValueError, match="use_chat_template is read of a task alone, and x holds conversations"):
+        check_read("messages", "x", "all", use_chat_template=True)
 
 
 def test_words_for_classes_without_classes():

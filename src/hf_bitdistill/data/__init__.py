@@ -1,8 +1,10 @@
 """Tasks, prompts and corpora: everything that turns text into token ids.
 
 - :mod:`.tasks`: the six tasks, their prompts and label words, in one place;
-- :mod:`.files`: local data files: their formats, reading them, what is wrong with one;
-- :mod:`.loading`: reading a task's examples from the Hub or from local files;
+- :mod:`.data_files`: local data files: their formats, reading them, what is wrong with one;
+- :mod:`.sources`: rows to train on and rows to measure on, from the Hub or from local files;
+- :mod:`.recognition`: what the columns of a dataset say about it;
+- :mod:`.task_loading`: reading a task's examples;
 - :mod:`.preprocessing`: prompts and answers as token ids, and the collators for them;
 - :mod:`.corpus`: reading a text corpus and packing it into blocks for continual pre-training;
 - :mod:`.fingerprint`: what tells a dataset from another;

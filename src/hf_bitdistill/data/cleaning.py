@@ -82,6 +82,27 @@ def usable_rows(dataset: Dataset, task: Task, source: str = "the dataset") -> tu
     return task_rows(dataset, task, source), left_out
 
 
+def usable_texts(dataset: Dataset, column: str, source: str = "the dataset") -> tuple[Dataset, Counter[str]]:
+    """The rows of plain text that there is something to learn from or to measure in, and how many others there are.
+
+    Returns:
+        ``(dataset, left_out)``: the column alone, of rows that are not blank; and the number of the others (:data:`EMPTY`).
+
+    Raises:
+        ValueError: The column is missing or of another type, or no row can be used.
+    """
+    import numpy as np
+
+    if column not in dataset.column_names:
+        raise ValueError(f"{source} has no column {column!r}; it has {', '.join(dataset.column_names)}")
+    dataset = dataset.select_columns([column])
+    blank = np.asarray(_is_blank(dataset, column, source), dtype=bool)
+    left_out = Counter({EMPTY: int(blank.sum())} if blank.any() else {})
+    if left_out.total() == len(dataset):
+        raise ValueError(f"{source}: no row can be used: {describe(left_out) or 'there are no rows'}")
+    return (dataset.select(np.flatnonzero(~blank)) if left_out else dataset), left_out
+
+
 def _is_blank(dataset: Dataset, name: str, source: str) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -50,7 +50,8 @@ def encode_conversations(
 
     Args:
         dataset: A column of lists of messages (``role``, ``content``, and whatever the template knows, such as ``tool_calls``); a column
-            ``tools`` is given to the template.
+            ``tools`` is given to the template. A null in a record of Arrow is no value, and its key is left out, at any depth: all records
+            of a column have all keys. In arguments that are written as JSON text nothing is changed.
         max_length: Longer rows are left out: a conversation that is cut has no end.
         turns: Which of the assistant's turns are learned: all, or the last. Where a template rewrites earlier turns (as those that
             remove thoughts do), it is the last alone.
@@ -64,7 +65,7 @@ def encode_conversations(
             "the data are conversations, and the tokenizer has no chat template: set tokenizer.chat_template"
         )
     encoder = _ChatEncoder(tokenizer, turns)
-    return _collect(dataset, lambda row: encoder.encode(row[column], row.get("tools")), max_length)
+    return _collect(_with_own_keys(dataset), lambda row: encoder.encode(row[column], row.get("tools")), max_length)
 
 
 def encode_completions(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoded:
@@ -103,7 +104,7 @@ def encode_completions(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max
         answer = [*answer, tokenizer.eos_token_id]
         return prefix + before + answer, [IGNORE_INDEX] * (len(prefix) + len(before)) + answer
 
-    return _collect(dataset, one, max_length)
+    return _collect(_with_own_keys(dataset), one, max_length)
 
 
 def _collect(
@@ -134,6 +135,27 @@ def _collect(
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "there are no rows"
         raise ValueError(f"no example is left to train on: {reasons}")
     return Encoded(Dataset.from_dict(columns), left_out)
+
+
+def _with_own_keys(rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """Rows without the keys that Arrow gives a record because another record of its column has them: a call of one tool would have the
+    arguments of all others, as nulls. (Rows of no table have their own keys.)"""
+    kinds = getattr(rows, "features", None) or {}
+    return (
+        ({name: _own_keys(value, kinds.get(name)) for name, value in row.items()} for row in rows) if kinds else rows
+    )
+
+
+def _own_keys(value: Any, kind: Any) -> Any:
+    """A value of a column, or a part of one.
+
+    Args:
+        kind: Its feature. Only records are looked into: what else can hold a null, as JSON does, was written so.
+    """
+    if isinstance(kind, Mapping) and isinstance(value, Mapping):
+        return {name: _own_keys(each, kind.get(name)) for name, each in value.items() if each is not None}
+    of_each = kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", None)
+    return [_own_keys(each, of_each) for each in value] if of_each is not None and isinstance(value, list) else value
 
 
 def _check_messages(messages: Any) -> None:
@@ -184,7 +206,7 @@ class _ChatEncoder:
         if not messages:
             return EMPTY
         _check_messages(messages)
-        # (A column of records has every key in every row.)
+        # (A template asks whether there is a key, or whether it is empty.)
         messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
         answers = [at for at, message in enumerate(messages) if message.get("role") == "assistant" and at >= first]
         if not answers:

@@ -41,6 +41,7 @@ class EncodedRows:
         shortened: How many rows of ``dataset`` lost the end of a text to the limit.
         lengths: Tokens of every row that could be encoded, before the limit.
         usable: Of a task: the rows whose cells are good, labels as ids; ``None`` otherwise.
+        rows: Of a task: those of ``usable`` that ``dataset`` was made of, in its order; ``None`` otherwise.
     """
 
     dataset: Dataset
@@ -48,6 +49,7 @@ class EncodedRows:
     shortened: int = 0
     lengths: list[int] = field(default_factory=list)
     usable: Dataset | None = None
+    rows: Dataset | None = None
 
 
 def encode_rows(
@@ -74,7 +76,12 @@ def encode_rows(
         ValueError: No row is left, or columns are missing or of another type.
     """
     if recognized.task is not None and recognized.kind == "task":
-        return _encode_task(recognized.task, dataset, tokenizer, max_length, use_chat_template, source)
+        usable, left_out = usable_rows(dataset, recognized.task, source)
+        found = encode_task_rows(
+            recognized.task, usable, tokenizer, max_length, use_chat_template=use_chat_template, source=source
+        )
+        found.left_out = left_out + found.left_out
+        return found
     limit = DEFAULT_LENGTH if max_length is None else max_length
     if recognized.kind == "messages":
         column = recognized.columns[0]
@@ -83,7 +90,7 @@ def encode_rows(
         encoded = encode_completions(dataset, tokenizer, _NO_LIMIT)
     else:
         raise ValueError(f"rows of the kind {recognized.kind!r} are packed, not encoded one by one")
-    lengths = [len(ids) for ids in encoded.dataset["input_ids"]]
+    lengths = _lengths(encoded.dataset)
     kept = [row for row, length in enumerate(lengths) if length <= limit]
     left_out = encoded.left_out + Counter({TOO_LONG: len(lengths) - len(kept)})
     if not kept:
@@ -91,28 +98,52 @@ def encode_rows(
     return EncodedRows(encoded.dataset.select(kept), left_out, 0, lengths)
 
 
-def _encode_task(
+def encode_task_rows(
     task: Task,
-    dataset: Dataset,
+    usable: Dataset,
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-    use_chat_template: bool,
-    source: str,
+    max_length: int | None = None,
+    *,
+    use_chat_template: bool = False,
+    source: str = "the dataset",
 ) -> EncodedRows:
-    usable, left_out = usable_rows(dataset, task, source)
+    """Encodes rows of a task for training.
+
+    Args:
+        usable: As :func:`.cleaning.usable_rows` gives them.
+        max_length, use_chat_template, source: As of :func:`encode_rows`.
+
+    Raises:
+        ValueError: No row is left.
+    """
+    from datasets import concatenate_datasets
+
     options: dict[str, Any] = {"use_chat_template": use_chat_template}
     limit = task.max_length if max_length is None else max_length
     whole = build_dataset(task, usable, tokenizer, _NO_LIMIT, **options)
-    lengths = [len(ids) for ids in whole["input_ids"]]
+    lengths = _lengths(whole)
     long = [row for row, length in enumerate(lengths) if length > limit]
     reasons = _too_long(task, usable.select(long), tokenizer, limit, options) if long else []
     bad = {row: reason for row, reason in zip(long, reasons, strict=True) if reason}
-    left_out += Counter(bad.values())
     kept = [row for row in range(len(usable)) if row not in bad]
     if not kept:
         raise ValueError(f"{source}: no example fits max_length {limit}")
-    built = build_dataset(task, usable.select(kept), tokenizer, limit, **options) if long else whole
-    return EncodedRows(built, left_out, len(long) - len(bad), lengths, usable)
+    shortened = [row for row in long if row not in bad]
+    if shortened:
+        short = build_dataset(task, usable.select(shortened), tokenizer, limit, **options)
+        at = dict(zip(shortened, range(len(whole), len(whole) + len(short)), strict=True))
+        built = concatenate_datasets([whole, short]).select([at.get(row, row) for row in kept])
+    else:
+        built = whole.select(kept) if bad else whole
+    rows = usable.select(kept) if bad else usable
+    return EncodedRows(built, Counter(bad.values()), len(shortened), lengths, usable, rows)
+
+
+def _lengths(encoded: Dataset) -> list[int]:
+    """Tokens of every row, which Arrow counts without making lists of them."""
+    import pyarrow.compute as pc
+
+    return pc.list_value_length(encoded.with_format("arrow")["input_ids"][:]).to_pylist()
 
 
 def _too_long(

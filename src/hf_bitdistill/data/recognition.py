@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .task_loading import refuse_regression
-from .tasks import Task
+from .tasks import TASKS, Task
 
 
 if TYPE_CHECKING:
@@ -55,18 +56,20 @@ def recognize(
     dataset: Dataset,
     source: str,
     *,
+    config_name: str | None = None,
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
     label_words: Sequence[str] | None = None,
 ) -> Recognized:
     """Tells the kind of a dataset by its columns.
 
-    In this order: ``messages`` (or ``conversations``), ``prompt`` and ``completion``, a label beside one text or a known pair of texts,
-    ``text`` alone.
+    In this order: the data of a built-in task (told by the name too, where nothing is said of columns and words), ``messages`` (or
+    ``conversations``), ``prompt`` and ``completion``, a label beside one text or a known pair of texts, ``text`` alone.
 
     Args:
         dataset: A map-style dataset.
         source: Where it is from, for messages; its end names the task.
+        config_name: Configuration of a dataset on the Hub.
         text_columns: The columns with the texts of a prompt, whatever they are called.
         label_column: The column with the label, whatever it is called.
         label_words: The answer of each class, in the order of ``ClassLabel`` or of the sorted values. Default: the names or values.
@@ -78,6 +81,10 @@ def recognize(
     for name in [*(text_columns or ()), *([label_column] if label_column else [])]:
         if name not in present:
             raise ValueError(f"{source} has no column {name!r}; it has {', '.join(present)}")
+    if not (text_columns or label_column or label_words):
+        builtin = _builtin(present, source, config_name)
+        if builtin is not None:
+            return Recognized("task", builtin.columns, builtin)
     if text_columns is None and label_column is None:
         columns = conversation_columns(present)
         if columns is not None:
@@ -105,6 +112,42 @@ def recognize(
         f"{source}: the columns {', '.join(present)} do not say what is the prompt and what the answer. Name them (text columns and the "
         "label column), or write a task file with a prompt"
     )
+
+
+def _builtin(present: Sequence[str], source: str, config_name: str | None) -> Task | None:
+    """The built-in task of that name, if the columns are its own: its prompt says more than the names of columns."""
+    by_hub = {(task.hub_id, task.hub_config): task for task in TASKS.values()}
+    task = by_hub.get((source, config_name)) or TASKS.get(Path(source).name)
+    if task is None:
+        return None
+    known = ({name, *task.field_aliases.get(name, ())} for name in task.columns)
+    return task if all(names & set(present) for names in known) else None
+
+
+def check_read(kind: Kind, source: str, turns: str, use_chat_template: bool = False) -> None:
+    """Refuses options of one kind of data that data of another kind do not read.
+
+    Args:
+        turns: Of conversations: which of the assistant's are learned; ``"all"`` says nothing.
+        use_chat_template: Of a task.
+
+    Raises:
+        ValueError: Names the option.
+    """
+    what = {
+        "messages": "conversations, which are always in the chat template",
+        "prompt_completion": "prompts with completions",
+        "task": "texts of a task with their answers",
+        "text": "plain text",
+    }[kind]
+    if turns != "all" and kind != "messages":
+        raise ValueError(
+            f"turns {turns!r} is read of conversations alone (a column messages), and {source} holds {what}: leave turns out"
+        )
+    if use_chat_template and kind != "task":
+        raise ValueError(
+            f"use_chat_template is read of a task alone, and {source} holds {what}: leave use_chat_template out"
+        )
 
 
 def conversation_columns(present: Sequence[str]) -> tuple[str, ...] | None:
@@ -188,12 +231,16 @@ def _classes(dataset: Dataset, source: str, label: str) -> tuple[list[str], list
         return [], [name.replace("_", " ") for name in feature.names]
     column = dataset.with_format("arrow")[label][:]
     refuse_regression(column.type, label, source)
-    if not (
-        pa.types.is_integer(column.type) or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    ):
-        raise ValueError(f"{source}: column {label!r} holds {column.type}, which is no label")
+    is_whole = pa.types.is_integer(column.type)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.string())
+    elif not (is_whole or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise ValueError(
+            f"{source}: column {label!r} holds {column.type}, which is no label: a label is a word, a whole number, or true and false. Name "
+            "another column (the label column)"
+        )
     values = sorted(value for value in column.unique().to_pylist() if value not in (None, ""))
-    if pa.types.is_integer(column.type) and values and values[0] < 0 and set(values) == {-1}:
+    if is_whole and set(values) == {-1}:
         raise ValueError(f"{source}: all labels are hidden (-1): nothing can be trained or measured on them")
     if len(values) < 2:
         raise ValueError(f"{source}: column {label!r} has {len(values)} different values; two classes are needed")

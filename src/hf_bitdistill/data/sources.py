@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..files.data_formats import FORMATS, looks_like_path
-from .cleaning import read_usable
+from .cleaning import describe, read_usable
 from .data_files import find_split_files, read_files
 
 
@@ -25,6 +25,9 @@ _OTHER_NAMES = {
 
 # Share of the training rows, and most of them, that stand in for a split to measure on.
 _HELD_OUT, _MAX_HELD_OUT = 0.1, 2000
+
+#: What a row of a text file is, unless something else is asked for.
+ROW_OF_TEXT = "paragraph"
 
 # What `save_to_disk` writes for a dataset and for several splits.
 _SAVED = "state.json"
@@ -41,6 +44,8 @@ class Examples:
         validation: Rows to measure on; never trained on.
         held_out_from_train: Whether there was no such split, so that a part of the training rows was taken away for it.
         left_out: Rows that could not even be read, by kind: of the training split (and what was held out of it), and of the other one.
+        config_name: Configuration of a dataset on the Hub that was asked for.
+        validation_split: What the split to measure on is called; None: there is none.
     """
 
     source: str
@@ -48,6 +53,23 @@ class Examples:
     validation: Dataset
     held_out_from_train: bool
     left_out: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
+    config_name: str | None = None
+    validation_split: str | None = None
+
+
+@dataclass(frozen=True)
+class RowsToMeasure:
+    """Rows to measure on alone.
+
+    Attributes:
+        rows: Those that :class:`Examples` has as ``validation``.
+        whole: All rows that they were taken away from, where there was no split to measure on; otherwise None.
+        left_out: Rows that could not even be read, by kind, of the split that ``rows`` are of.
+    """
+
+    rows: Dataset
+    whole: Dataset | None
+    left_out: Counter[str]
 
 
 def load_examples(
@@ -60,25 +82,26 @@ def load_examples(
     held_out: float = _HELD_OUT,
     max_held_out: int = _MAX_HELD_OUT,
     seed: int = 0,
-    sample_by: str | None = None,
+    sample_by: str = ROW_OF_TEXT,
     skip_undecodable: bool = False,
 ) -> Examples:
     """Loads the two splits of a dataset.
 
     Args:
-        path_or_hub_id: A file (csv, tsv, json, jsonl, each also gzipped; parquet, arrow), a folder with files named by split, a folder
-            that ``save_to_disk`` wrote, or a dataset id.
-        config_name, revision: Of a dataset on the Hub.
+        path_or_hub_id: A file (csv, tsv, json, jsonl, txt, each also gzipped; parquet, arrow), a folder with files named by split, a
+            folder that ``save_to_disk`` wrote, or a dataset id.
+        config_name, revision: Of a dataset on the Hub; refused for anything else.
         train_split: Default: ``train``; of a single file, all of it.
         validation_split: Default: ``validation``, or what it is usually called instead, ``test`` last; never ``train_split``.
         held_out: Without a split to measure on, this share of the training rows is taken away for it, at most ``max_held_out`` rows.
         seed: Chooses these rows. The same seed takes the same ones.
-        sample_by: What a row of a text file is: ``"line"`` (default), ``"paragraph"`` or ``"document"``.
+        sample_by: What a row of a text file is: ``"paragraph"`` (default), ``"line"`` or ``"document"``.
         skip_undecodable: Leave out, and count, rows of local files with bytes that are not UTF-8, instead of refusing the file.
 
     Raises:
         FileNotFoundError: The path or a named split is missing; says what there is.
-        ValueError: A file is damaged or of unknown format, or there are fewer than two rows.
+        ValueError: A file is damaged or of unknown format, there are fewer than two rows, or a local path was given a configuration or a
+            revision.
         ConnectionError: The Hub cannot be reached, or has no such dataset.
     """
     source = str(path_or_hub_id)
@@ -89,10 +112,11 @@ def load_examples(
     validation = splits.load("validation", validation_split, without=train_split)
     if validation is None and validation_split is not None:
         raise FileNotFoundError(f"{source} has no split {validation_split!r}; it has {splits.names()}")
+    left_out = (splits.left_out["train"], splits.left_out["validation"])
     if validation is not None:
-        return Examples(source, train, validation, False, (splits.left_out["train"], splits.left_out["validation"]))
-    train, held = _hold_out(train, source, held_out, max_held_out, seed)
-    return Examples(source, train, held, True, (splits.left_out["train"], Counter()))
+        return Examples(source, train, validation, False, left_out, config_name, splits.found["validation"])
+    train, held = _hold_out(train, source, held_out, max_held_out, seed, left_out[0])
+    return Examples(source, train, held, True, left_out, config_name)
 
 
 def load_rows_to_measure(
@@ -105,31 +129,51 @@ def load_rows_to_measure(
     held_out: float = _HELD_OUT,
     max_held_out: int = _MAX_HELD_OUT,
     seed: int = 0,
-) -> tuple[Dataset, Dataset | None]:
-    """The rows that :func:`load_examples` gives to measure on, without those to train on.
-
-    Returns:
-        ``(rows, whole)``: where there was no such split, ``rows`` are the part that is taken away from the training rows, and ``whole``
-        is all of these; otherwise None.
+    skip_undecodable: bool = False,
+) -> RowsToMeasure:
+    """The rows that :func:`load_examples`, given the same arguments, has to measure on, without those to train on.
 
     Raises:
         As :func:`load_examples`.
     """
     source = str(path_or_hub_id)
-    splits = _Splits.open(path_or_hub_id, config_name, revision, None, False)
+    splits = _Splits.open(path_or_hub_id, config_name, revision, ROW_OF_TEXT, skip_undecodable)
     rows = splits.load("validation", split, without=train_split)
     if rows is not None:
-        return rows, None
+        return RowsToMeasure(rows, None, splits.left_out["validation"])
     whole = splits.load("train", train_split) if split is None else None
     if whole is None:
         raise FileNotFoundError(f"{source} has no split {split or 'validation'!r}; it has {splits.names()}")
-    return _hold_out(whole, source, held_out, max_held_out, seed)[1], whole
+    left_out = splits.left_out["train"]
+    return RowsToMeasure(_hold_out(whole, source, held_out, max_held_out, seed, left_out)[1], whole, left_out)
 
 
-def _hold_out(train: Dataset, source: str, share: float, most: int, seed: int) -> tuple[Dataset, Dataset]:
+def _check_local(path: Path, config_name: str | None, revision: str | None) -> None:
+    """Refuses what only a dataset on the Hub has, where there is a file or a folder of that name.
+
+    Raises:
+        ValueError: Names it.
+    """
+    said = [f"{what} {value!r}" for what, value in (("configuration", config_name), ("revision", revision)) if value]
+    if said and path.exists():
+        raise ValueError(
+            f"{path} is a local path, and the {' and the '.join(said)} could only be of a dataset on the Hub: leave it out, or give that "
+            "dataset's id"
+        )
+
+
+def _hold_out(
+    train: Dataset, source: str, share: float, most: int, seed: int, left_out: Counter[str]
+) -> tuple[Dataset, Dataset]:
     """Training rows, and the part of them to measure on."""
     if len(train) < 2:
-        raise ValueError(f"{source} has {len(train)} rows: too few to train and to measure")
+        unread = f" besides {describe(left_out)}" if left_out.total() else ""
+        of_text = (
+            "; of a .txt file a row is a paragraph, and empty lines part them"
+            if train.column_names == ["text"]
+            else ""
+        )
+        raise ValueError(f"{source} has {len(train)} rows{unread}: too few to train and to measure{of_text}")
     count = min(max(1, round(share * len(train))), most)
     parts = train.train_test_split(test_size=count, seed=seed, shuffle=True)
     return parts["train"], parts["test"]
@@ -141,6 +185,7 @@ class _Splits:
     def __init__(self, names: list[str], load):
         self._names, self._load = names, load
         self.left_out: dict[str, Counter[str]] = {kind: Counter() for kind in _OTHER_NAMES}
+        self.found: dict[str, str] = {}
 
     def names(self) -> str:
         return ", ".join(self._names) or "none"
@@ -152,6 +197,7 @@ class _Splits:
         found = next((each for each in wanted if each in self._names), None)
         if found is None:
             return None
+        self.found[kind] = found
         loaded = self._load(found)
         if isinstance(loaded, tuple):
             loaded, self.left_out[kind] = loaded
@@ -163,10 +209,11 @@ class _Splits:
         path_or_hub_id: str | PathLike,
         config_name: str | None,
         revision: str | None,
-        sample_by: str | None,
+        sample_by: str,
         skip_undecodable: bool,
     ) -> _Splits:
         path = Path(path_or_hub_id).expanduser()
+        _check_local(path, config_name, revision)
 
         def read(files: Sequence[Path]) -> tuple[Dataset, Counter[str]]:
             return (

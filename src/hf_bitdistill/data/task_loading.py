@@ -168,13 +168,20 @@ def written_labels(dataset: Dataset, task: Task, source: str) -> tuple[Any, tupl
         ValueError: It holds floating-point numbers.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     column = dataset.with_format("arrow")[task.target_field][:]
     refuse_regression(column.type, task.target_field, source)
     is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     if not task.label_values and not is_text:
         return None
-    return column.cast(pa.string()), task.label_values or task.label_words
+    values = task.label_values or task.label_words
+    if pa.types.is_boolean(column.type):
+        # A file may spell them in capitals, which a reader of CSV takes for truth values all the same.
+        spelled = {value.lower(): value for value in values}
+        yes, no = (pa.scalar(spelled.get(word, word)) for word in ("true", "false"))
+        return pc.if_else(column, yes, no), values
+    return column.cast(pa.string()), values
 
 
 def _label_ids(dataset: Dataset, task: Task, source: str) -> Dataset:

@@ -7,14 +7,13 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
-from ..data.cleaning import check_left_out, describe, usable_rows
+from ..data.cleaning import check_left_out, describe, usable_rows, usable_texts
 from ..data.conversations import Encoded, Turns, encode_completions, encode_conversations
 from ..data.corpus import pack_corpus
 from ..data.encoding import DEFAULT_LENGTH
 from ..data.fingerprint import fingerprint_rows
 from ..data.sources import load_rows_to_measure
 from ..data.task_loading import load_task_dataset
-from ..data.tasks import Task
 from .score_record import Measurement
 
 
@@ -53,19 +52,37 @@ def not_measured(left_out: Mapping[str, int], total: int, source: str, max_left_
     return f"of {total:,} rows to measure on, not measured: {describe(left_out)}" if any(left_out.values()) else None
 
 
-def rows_to_measure(dataset: Dataset, task: Task, source: str, max_left_out: float = 1.0) -> Dataset:
-    """The rows of a task that a model can be measured on, in the task's form. A warning says how many others there are, by kind.
+def rows_to_measure(
+    dataset: Dataset, how: Measurement, tokenizer: PreTrainedTokenizerBase, max_left_out: float = 1.0
+) -> tuple[Dataset, str | None]:
+    """The rows of a dataset that a model can be measured on, at most ``how.limit`` of them.
 
     Args:
-        max_left_out: The largest share of others.
+        dataset: As it was loaded.
+        how: Of which kind ``"task"`` gives ``task.columns`` (labels as ids), the others ``input_ids``, ``attention_mask`` and ``labels``.
+        tokenizer: The model's.
+        max_left_out: The largest share of other rows.
+
+    Returns:
+        The rows, and what is said of the others, if there are any.
 
     Raises:
-        ValueError: There are more, or no row is left.
+        ValueError: There are more of the others, or no row is left.
     """
-    usable, left_out = usable_rows(dataset, task, source)
-    if said := not_measured(left_out, len(dataset), source, max_left_out):
-        logger.warning(f"{source}: {said}")
-    return usable
+    source, total = how.place, len(dataset)
+    if how.kind == "task":
+        assert how.task is not None
+        usable, left_out = usable_rows(dataset, how.task, source)
+        rows = few(usable, how.limit)
+    elif how.kind == "text":
+        column = how.column or "text"
+        usable, left_out = usable_texts(dataset, column, source)
+        rows = few(text_blocks(usable, tokenizer, how.max_length or BLOCK_TO_MEASURE, column), how.limit)
+    else:
+        chosen = few(dataset, how.limit)
+        found = encode_answers(chosen, how, tokenizer, how.max_length or DEFAULT_LENGTH)
+        rows, left_out, total = found.dataset, found.left_out, len(chosen)
+    return rows, not_measured(left_out, total, source, max_left_out)
 
 
 def text_blocks(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, size: int, column: str) -> Dataset:
@@ -110,31 +127,20 @@ def load_rows(
         assert how.task is not None
         rows = load_task_dataset(how.task, how.split or "validation", data_dir=how.data_dir, max_samples=how.limit)
         return rows, how
-    rows, whole = load_rows_to_measure(
+    loaded = load_rows_to_measure(
         how.dataset,
         config_name=how.dataset_config,
         revision=how.dataset_revision,
         train_split=how.train_split,
         split=how.split,
         seed=ROWS_SEED,
+        skip_undecodable=True,
     )
-    found = _encode(rows, how, tokenizer)
-    if same_as is not None and fingerprint_rows(found) != same_as:
+    rows, said = rows_to_measure(loaded.rows, how, tokenizer)
+    if same_as is not None and fingerprint_rows(rows) != same_as:
         how = how if keep_limit else dataclasses.replace(how, limit=None)
-        found = _encode(rows if whole is None else whole, how, tokenizer)
-    return found, how
-
-
-def _encode(dataset: Dataset, how: Measurement, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    source = str(how.dataset)
-    if how.kind == "task":
-        assert how.task is not None
-        return few(rows_to_measure(dataset, how.task, source), how.limit)
-    if how.kind == "text":
-        size = how.max_length or BLOCK_TO_MEASURE
-        return few(text_blocks(dataset, tokenizer, size, how.column or "text"), how.limit)
-    chosen = few(dataset, how.limit)
-    found = encode_answers(chosen, how, tokenizer, how.max_length or DEFAULT_LENGTH)
-    if said := not_measured(found.left_out, len(chosen), source):
-        logger.warning(f"{source}: {said}")
-    return found.dataset
+        rows, said = rows_to_measure(loaded.rows if loaded.whole is None else loaded.whole, how, tokenizer)
+    unread = f"left out when it was read: {describe(loaded.left_out)}" if loaded.left_out.total() else None
+    for each in filter(None, (unread, said)):
+        logger.warning(f"{how.place}: {each}")
+    return rows, how

@@ -50,6 +50,8 @@ class Measurement:
         limit: Rows at most, chosen by a fixed seed; None: all.
         head: ``"causal_lm"`` or ``"sequence_classification"``.
         use_chat_template: Whether a task's prompts are put into the chat template.
+        found_split: What the split is called in the data, as far as that is known.
+        local: Whether ``dataset`` was a path when this was written: then it is no id on the Hub, wherever this is read.
     """
 
     kind: str = "task"
@@ -66,6 +68,8 @@ class Measurement:
     limit: int | None = None
     head: str = "causal_lm"
     use_chat_template: bool = False
+    found_split: str | None = None
+    local: bool = dataclasses.field(default=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: what differs from the defaults, the task as a task file has it, no credentials in an address."""
@@ -74,6 +78,8 @@ class Measurement:
             for field in dataclasses.fields(self)
             if field.name == "kind" or getattr(self, field.name) != field.default
         }
+        if self.is_local:
+            values["local"] = True
         if self.task is not None:
             values["task"] = task_values(self.task)
         return {name: redact_text(value) if isinstance(value, str) else value for name, value in values.items()}
@@ -91,7 +97,8 @@ class Measurement:
         known = {field.name: field for field in dataclasses.fields(cls)}
         values = {name: value for name, value in values.items() if name in known}
         for name, value in values.items():
-            kind = {"task": dict, "max_length": int, "limit": int, "use_chat_template": bool}.get(name, str)
+            kind = {"task": dict, "max_length": int, "limit": int}.get(name, str)
+            kind = bool if name in ("local", "use_chat_template") else kind
             if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
                 raise ValueError(f"{file}: {_MEASURED}: {name} must be a {kind.__name__}, it is {shorten(value)}")
         choices = {"kind": KINDS, "turns": ("all", "last"), "head": HEADS}
@@ -102,6 +109,16 @@ class Measurement:
         if (task is None) == (values.get("kind", "task") == "task"):
             raise ValueError(f"{file}: {_MEASURED}: a task belongs to the kind 'task', and to no other")
         return cls(**{**values, "task": task})
+
+    @property
+    def is_local(self) -> bool:
+        """Whether ``dataset`` is a path of the machine that measured."""
+        return self.dataset is not None and (self.local or Path(self.dataset).expanduser().exists())
+
+    @property
+    def measured_split(self) -> str | None:
+        """The split's own name, as far as it is known."""
+        return self.found_split or self.split
 
     @property
     def place(self) -> str:

@@ -7,31 +7,36 @@ those of one process bit for bit (with as many threads in each).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from ..machine import agreement, processes
 
 
-Batch = TypeVar("Batch")
+Batch = TypeVar("Batch", bound=Sized)
 Result = TypeVar("Result")
 
 _shared: ContextVar[bool] = ContextVar("shared", default=False)
+_tell: ContextVar[Callable[[int], None] | None] = ContextVar("tell", default=None)
 
 
 @contextlib.contextmanager
-def share_rows() -> Iterator[None]:
+def share_rows(tell: Callable[[int], None] | None = None) -> Iterator[None]:
     """Within the context the processes of a launcher share the rows of each evaluation, and all of them have all results.
 
     Every process calls the same evaluations, of the same model on the same rows: where these differ, all end. Outside of it, and without a
     launcher, a process that evaluates does so alone. A model in shards (FSDP, ZeRO-3) is evaluated by all processes together, on all rows.
+
+    Args:
+        tell: called after each batch with the number of rows that the evaluation has done, in every process.
     """
-    token = _shared.set(True)
+    tokens = _shared.set(True), _tell.set(tell)
     try:
         yield
     finally:
-        _shared.reset(token)
+        _shared.reset(tokens[0])
+        _tell.reset(tokens[1])
 
 
 def is_shared(model: Any) -> bool:
@@ -79,17 +84,21 @@ def results_of(model: Any, batches: Iterable[Batch], work: Callable[[Batch], Res
         Exception: what `work` raised, in the process where it did.
         ProcessesError: that in the others; or they have different numbers of batches.
     """
-    if not is_shared(model):
-        return [work(batch) for batch in batches]
-    turns, turn = processes.world_size(), processes.rank()
+    tell = _tell.get() or (lambda rows: None)
+    shared = is_shared(model)
+    turns, turn = (processes.world_size(), processes.rank()) if shared else (1, 0)
 
     def own() -> tuple[list[Result], int]:
-        results, count = [], 0
+        results, count, rows = [], 0, 0
         for count, batch in enumerate(batches, 1):
             if (count - 1) % turns == turn:
                 results.append(work(batch))
+            rows += len(batch)
+            tell(rows)
         return results, count
 
+    if not shared:
+        return own()[0]
     results, count = processes.together(own, "the evaluation")
     check_same(model, "the number of batches", count)
     return processes.collect(results, count)

@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from datasets import Dataset
 
 from ..data import Task, build_dataset, get_task
 from ..data.batch_checks import context_length
-from ..data.cleaning import check_left_out, usable_rows
-from ..data.encoding import DEFAULT_BLOCK, DEFAULT_LENGTH
-from ..data.recognition import recognize
+from ..data.cleaning import check_left_out, describe, usable_rows, usable_texts
+from ..data.encoding import DEFAULT_BLOCK, DEFAULT_LENGTH, encode_task_rows
+from ..data.recognition import Recognized, check_read, recognize
+from ..data.sources import Examples as LoadedExamples
 from ..data.sources import load_examples
 from ..data.task_loading import load_task_dataset
-from ..data.tasks import TASKS, WRITTEN_METRICS
+from ..data.tasks import WRITTEN_METRICS
 from ..evaluation import evaluate_task
+from ..evaluation.answers import score_answers
 from ..evaluation.rows import ROWS_SEED, encode_answers, few, not_measured, rows_to_measure, text_blocks
 from ..evaluation.score_record import Measurement
 from .measure import Measured, Score, majority_share, measure_answers, measure_classes, unigram_accuracy
@@ -108,15 +109,13 @@ class _Answers:
 
     def score(self, model: PreTrainedModel) -> Score:
         measured = measure_answers(model, self.tokenizer, self.evaluation)
-        chance = unigram_accuracy(self.train["labels"], self.evaluation["labels"])
-        return Score(
-            self.metric,
-            measured.accuracy,
-            measured.accuracy_error,
-            len(measured.tokens),
-            chance,
-            {"perplexity": measured.perplexity},
+        labels = self.evaluation["labels"]
+        found = score_answers(
+            list(zip(measured.tokens, measured.correct, measured.nll, measured.choices, strict=True)), labels
         )
+        chance = unigram_accuracy(self.train["labels"], labels)
+        more = {name: found[name] for name in ("perplexity", "perplexity_stderr")}
+        return Score(self.metric, found[self.metric], found[f"{self.metric}_stderr"], len(labels), chance, more)
 
 
 @dataclass
@@ -164,7 +163,8 @@ class _TaskRows:
             max_length=self.max_length,
             progress=False,
         )
-        chance = result["chance_perplexity" if self.metric == "perplexity" else "chance_level"]
+        # (A perplexity is compared with that of token frequencies, which no answer alone has: it is among the other values.)
+        chance = None if self.metric == "perplexity" else result["chance_level"]
         if self.metric == "accuracy":
             # What always naming the class that training has most of would score.
             chance = majority_share(self.train_answers, self.evaluation[self.task.target_field])
@@ -194,25 +194,30 @@ class _Loader:
     def __init__(self, settings: RecipeSettings, tokenizer, config, held_out_rows: int, eval_rows: int):
         self.settings, self.tokenizer, self.config = settings, tokenizer, config
         self.held_out_rows, self.eval_rows = held_out_rows, eval_rows
+        # What messages call the data.
+        self.source = str(settings.dataset if settings.dataset is not None else f"task {settings.task}")
         self.left_out: Counter[str] = Counter()
         self.read = 0
         # The largest share of rows to measure on that cannot be used.
         self.max_left_out = settings.max_left_out
         self.notes: list[str] = []
+        self.found_split: str | None = None
 
     def load(self) -> Examples:
         settings = self.settings
         self._check_options()
         if settings.dataset is None:
             task = get_task(cast(str, settings.task))
+            check_read("task", self.source, settings.turns)
+            split = settings.eval_split or "validation"
+            self.found_split = task.splits.get(split, split)
             if settings.eval_split is None and settings.train_split in ("validation", task.splits.get("validation")):
                 raise RecipeError(
                     f"train_split {settings.train_split} is what the student is measured on: give eval_split too"
                 )
-            source = task.hub_id or task.name
             train = load_task_dataset(task, settings.train_split or "train")
-            evaluation = load_task_dataset(task, settings.eval_split or "validation")
-            return self._task(task, source, train, evaluation)
+            evaluation = load_task_dataset(task, split)
+            return self._task(task, task.hub_id or task.name, train, evaluation, in_form=True)
         loaded = load_examples(
             settings.dataset,
             config_name=settings.dataset_config,
@@ -220,31 +225,49 @@ class _Loader:
             train_split=settings.train_split,
             validation_split=settings.eval_split,
             seed=ROWS_SEED,
+            skip_undecodable=True,
         )
-        if loaded.held_out_from_train:
-            self.max_left_out = 1.0  # by chance there are more among few rows; those to train on are judged
-            self.notes.append(
-                f"no split to evaluate on: {len(loaded.validation)} training rows were taken away for it"
-            )
+        self._count_unread(loaded)
         source, train, evaluation = loaded.source, loaded.train, loaded.validation
+        self.found_split = loaded.validation_split
         if settings.label_words:
             self._check_classes(train, evaluation)
-        known = get_task(settings.task) if settings.task else self._builtin(source, train)
-        if known is not None:
-            return self._task(known, source, train, evaluation)
-        recognized = recognize(
-            train,
-            source,
-            text_columns=settings.text_columns,
-            label_column=settings.label_column,
-            label_words=settings.label_words,
-        )
+        recognized = self._recognize(loaded)
+        check_read(recognized.kind, source, settings.turns)
         self.notes += recognized.notes
         if recognized.task is not None and recognized.kind == "task":
             return self._task(recognized.task, source, train, evaluation)
         if recognized.kind == "text":
             return self._text(recognized.columns[0], source, train, evaluation)
         return self._answers(recognized.kind, recognized.columns[0], source, train, evaluation)
+
+    def _recognize(self, loaded: LoadedExamples) -> Recognized:
+        settings = self.settings
+        if settings.task:
+            task = get_task(settings.task)
+            return Recognized("task", task.columns, task)
+        return recognize(
+            loaded.train,
+            loaded.source,
+            config_name=loaded.config_name,
+            text_columns=settings.text_columns,
+            label_column=settings.label_column,
+            label_words=settings.label_words,
+        )
+
+    def _count_unread(self, loaded: LoadedExamples) -> None:
+        """Rows that could not even be read, and those that stand in for a split to evaluate on."""
+        of_train, of_evaluation = loaded.left_out
+        self.read += of_train.total()
+        self.left_out.update(of_train)
+        if loaded.held_out_from_train:
+            self.max_left_out = 1.0  # by chance there are more among few rows; those to train on are judged
+            self.notes.append(
+                f"no split to evaluate on: {len(loaded.validation)} training rows were taken away for it"
+            )
+        self._note(
+            not_measured(of_evaluation, len(loaded.validation) + of_evaluation.total(), self.source, self.max_left_out)
+        )
 
     def _check_options(self) -> None:
         """Refuse what would not be read.
@@ -281,35 +304,27 @@ class _Loader:
                     "measure on: label_words would name them differently. Leave label_words out, or encode both alike"
                 )
 
-    def _builtin(self, source: str, train: Dataset) -> Task | None:
-        """The built-in task of that name, if the columns are its own: its prompt says more than the names of columns."""
-        settings = self.settings
-        if settings.text_columns or settings.label_column or settings.label_words:
-            return None
-        by_hub = {(task.hub_id, task.hub_config): task for task in TASKS.values()}
-        task = by_hub.get((source, settings.dataset_config)) or TASKS.get(Path(source).name)
-        if task is None:
-            return None
-        known = {name: (name, *task.field_aliases.get(name, ())) for name in task.columns}
-        return task if all(set(names) & set(train.column_names) for names in known.values()) else None
-
     # ---- Kinds ----
 
-    def _task(self, task: Task, source: str, train: Dataset, evaluation: Dataset) -> Examples:
+    def _task(self, task: Task, source: str, train: Dataset, evaluation: Dataset, in_form: bool = False) -> Examples:
+        """A task's examples; `in_form`: the rows are in its form already, each checked."""
         length = self._length(task.max_length)
-        self.read += len(train)
-        train, left_out = usable_rows(train, task, source)
-        self.left_out.update(left_out)
-        evaluation = rows_to_measure(evaluation, task, source, self.max_left_out)
-        rest, held_out = self._cut(train)
         limit = self.eval_rows
         if task.metric in WRITTEN_METRICS:
             limit = min(limit, _WRITTEN_EVAL_ROWS) if limit else _WRITTEN_EVAL_ROWS
-        build = {"tokenizer": self.tokenizer, "max_length": length, "skip_overlong": True}
-        encoded = build_dataset(task, rest, **build)
-        encoded_held_out = build_dataset(task, held_out, **build)
-        self.left_out["longer than max_length"] += len(rest) + len(held_out) - len(encoded) - len(encoded_held_out)
-        evaluation = few(evaluation, limit)
+        how = self._how("task", length, limit, task=task)
+        self.read += len(train)
+        if in_form:
+            evaluation = few(evaluation, limit)
+        else:
+            train, left_out = usable_rows(train, task, source)
+            self.left_out.update(left_out)
+            evaluation = self._to_measure(evaluation, how)
+        parts = [encode_task_rows(task, part, self.tokenizer, length, source=source) for part in self._cut(train)]
+        for part in parts:
+            self.left_out.update(part.left_out)
+        encoded, encoded_held_out = (part.dataset for part in parts)
+        rest, held_out = (cast(Dataset, part.rows) for part in parts)
         # Before hours of training: the prompts of the evaluation after it must fit too.
         build_dataset(task, held_out, self.tokenizer, length, train=False)
         build_dataset(task, evaluation, self.tokenizer, length, train=task.is_predicted)
@@ -326,7 +341,7 @@ class _Loader:
             answers,
             self.tokenizer,
             length,
-            self._how("task", length, limit, task=task),
+            how,
             self._finish(len(encoded)),
         )
 
@@ -340,11 +355,7 @@ class _Loader:
         for part in parts:
             self.left_out.update(part.left_out)
         encoded, encoded_held_out = (part.dataset for part in parts)
-        chosen = few(evaluation, self.eval_rows)
-        found = encode_answers(chosen, how, self.tokenizer, length)
-        if said := not_measured(found.left_out, len(chosen), source, self.max_left_out):
-            self.notes.append(said)
-        measured = found.dataset
+        measured = self._to_measure(evaluation, how)
         name = "conversations" if kind == "messages" else "prompts with completions"
         description = self._describe(f"{source}: {name}", encoded, encoded_held_out, measured)
         rows = self._finish(len(encoded))
@@ -352,24 +363,18 @@ class _Loader:
 
     def _text(self, column: str, source: str, train: Dataset, evaluation: Dataset) -> Examples:
         size = self._length(DEFAULT_BLOCK)
-        texts = [text for text in train[column] if text]
+        how = self._how("text", size, self.eval_rows, column=column)
         self.read += len(train)
-        self.left_out["empty"] += len(train) - len(texts)
-        rest, held_out = self._cut(Dataset.from_dict({"text": texts}))
-        blocks, held_out_blocks = (self._blocks(part, "text", size) for part in (rest, held_out))
-        measured = few(self._blocks(evaluation, column, size), self.eval_rows)
+        texts, left_out = usable_texts(train, column, source)
+        self.left_out.update(left_out)
+        rest, held_out = self._cut(texts)
+        blocks, held_out_blocks = (text_blocks(part, self.tokenizer, size, column) for part in (rest, held_out))
+        measured = self._to_measure(evaluation, how)
         description = self._describe(
             f"{source}: plain text, blocks of {size} tokens", blocks, held_out_blocks, measured
         )
         rows = self._finish(len(rest))
-        how = self._how("text", size, self.eval_rows, column=column)
         return _Answers("text", description, blocks, held_out_blocks, measured, self.tokenizer, rows, how)
-
-    def _blocks(self, dataset: Dataset, column: str, size: int) -> Dataset:
-        blocks = text_blocks(dataset, self.tokenizer, size, column)
-        if not len(blocks):
-            raise RecipeError(f"{self.settings.dataset}: the texts are too short for training and evaluation")
-        return blocks
 
     def _how(self, kind: str, length: int, limit: int, **more: Any) -> Measurement:
         """For whoever measures a model on the evaluation split again."""
@@ -380,6 +385,7 @@ class _Loader:
             dataset_config=settings.dataset_config,
             dataset_revision=settings.dataset_revision,
             split=settings.eval_split,
+            found_split=self.found_split,
             train_split=settings.train_split,
             max_length=length,
             limit=limit or None,
@@ -392,9 +398,19 @@ class _Loader:
         """Training rows, and the held-out part of them."""
         count = min(self.held_out_rows, max(1, int(len(dataset) * _LARGEST_HELD_OUT_SHARE)))
         if len(dataset) - count < 2:
-            raise RecipeError(f"{self.settings.dataset} has {len(dataset)} usable training rows: too few")
+            raise RecipeError(f"{self.source} has {len(dataset)} usable training rows: too few")
         parts = dataset.train_test_split(test_size=count, seed=ROWS_SEED, shuffle=True)
         return parts["train"], parts["test"]
+
+    def _to_measure(self, evaluation: Dataset, how: Measurement) -> Dataset:
+        """The rows of the evaluation split that can be used; the report says how many others there are."""
+        rows, said = rows_to_measure(evaluation, how, self.tokenizer, self.max_left_out)
+        self._note(said)
+        return rows
+
+    def _note(self, text: str | None) -> None:
+        if text is not None:
+            self.notes.append(text)
 
     def _length(self, default: int) -> int:
         wanted = self.settings.max_length or default
@@ -411,7 +427,7 @@ class _Loader:
         Raises:
             ValueError: too many are left out.
         """
-        check_left_out(self.left_out, self.read, str(self.settings.dataset), self.settings.max_left_out)
+        check_left_out(self.left_out, self.read, self.source, self.settings.max_left_out)
         return {
             "read": self.read,
             "trained on": kept,
@@ -420,5 +436,9 @@ class _Loader:
 
     def _describe(self, text: str, train: Dataset, held_out: Dataset, evaluation: Dataset) -> str:
         parts = [f"{len(train)} to train on, {len(held_out)} of the training rows held out for choices"]
-        parts += [f"{len(evaluation)} to evaluate on", *self.notes]
-        return f"{text}; {', '.join(parts)}"
+        if self.left_out.total():
+            parts.append(
+                f"{self.left_out.total():,} of {self.read:,} training rows left out ({describe(self.left_out)})"
+            )
+        parts.append(f"{len(evaluation)} to evaluate on")
+        return "; ".join([text, ", ".join(parts), *self.notes])

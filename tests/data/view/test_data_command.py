@@ -111,6 +111,18 @@ def test_a_task_file_made_of_what_was_recognised_says_the_same(reviews, model, t
     assert status == 1 and "leave out --label_column" in err
 
 
+def test_a_built_in_task_s_prompt_is_shown(tmp_path, model, capsys):
+    folder = tmp_path / "sst2"
+    folder.mkdir()
+    rows = [{"sentence": f"a {'fine' if i % 2 else 'dull'} film {i}", "label": i % 2} for i in range(20)]
+    for split in ("train", "validation"):
+        write(folder / f"{split}.jsonl", rows)
+    status, out, _ = show(capsys, folder, "--model", model)
+    assert status == 0 and "prompt       Review: {sentence}\n" in out and "Sentiment (negative or positive):" in out
+    assert "128 tokens of an example, the task's" in out and "Review: a " in _first_example(out)
+    assert "Sentence: a " in show(capsys, folder, "--model", model, "--label_column", "label")[1]
+
+
 def test_too_much_left_out_is_said_and_ends_with_1(tmp_path, model, capsys):
     rows = [{"text": "a film ." if i % 4 else "", "label": "ab"[i % 2]} for i in range(40)]
     file = write(tmp_path / "rows.jsonl", rows)
@@ -186,6 +198,8 @@ def test_a_part_of_many_rows_is_said_to_be_a_part(reviews, model):
         (["--samples", "-1"], "--samples must not be negative"),
         (["--text_columns", "no"], "has no column 'no'; it has text, label"),
         (["--task", "none.yaml"], "there is no task file none.yaml"),
+        (["--turns", "last"], "turns 'last' is read of conversations alone"),
+        (["--config_name", "x"], "the configuration 'x' could only be of a dataset on the Hub"),
     ],
 )
 def test_bad_options_are_one_line(reviews, model, capsys, options, message):

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ..cleaning import EMPTY
+from ..cleaning import usable_texts
 from ..conversations import Turns
 from ..corpus import pack_texts
 from ..encoding import DEFAULT_BLOCK, DEFAULT_LENGTH, encode_rows, trained_tokens
 from ..pieces import PIECE, PieceCutter, text_encoder
 from ..preprocessing import IGNORE_INDEX
-from ..recognition import Recognized, recognize
+from ..recognition import Recognized, check_read, recognize
 from ..sources import Examples
 from ..task_loading import select_columns
 from ..tasks import Task
@@ -129,7 +129,8 @@ def look_at(
         max_rows: Rows of each split to encode, chosen by ``seed``; 0: all. Duplicates are looked for among all rows in any case.
 
     Raises:
-        ValueError: The columns say nothing, no row can be used, or ``max_length`` is longer than ``context``.
+        ValueError: The columns say nothing, no row can be used, ``max_length`` is longer than ``context``, or an option is given that data
+            of this kind do not read.
     """
     if task is not None:
         recognized = Recognized("task", task.columns, task)
@@ -137,10 +138,12 @@ def look_at(
         recognized = recognize(
             examples.train,
             examples.source,
+            config_name=examples.config_name,
             text_columns=text_columns,
             label_column=label_column,
             label_words=label_words,
         )
+    check_read(recognized.kind, examples.source, turns, use_chat_template)
     limit, origin = _limit(recognized, max_length, context)
     options: dict[str, Any] = {"turns": turns, "use_chat_template": use_chat_template}
     views: list[SplitView] = []
@@ -152,7 +155,9 @@ def look_at(
             dataset = dataset.shuffle(seed=seed).select(range(max_rows))
         view.looked_at = len(dataset) + unread.total()
         if recognized.kind == "text":
-            blocks = _look_at_text(dataset, recognized.columns[0], tokenizer, limit, view, samples)
+            texts, empty = usable_texts(dataset, recognized.columns[0], f"{examples.source} ({name})")
+            view.left_out += empty
+            blocks = _look_at_text(texts, recognized.columns[0], tokenizer, limit, view, samples)
             found = [(ids, ids) for ids in blocks]
         else:
             found = _look_at_rows(dataset, recognized, tokenizer, limit, view, samples, seed, options, examples.source)
@@ -212,20 +217,15 @@ def _look_at_text(
     dataset: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, limit: int, view: SplitView, samples: int
 ) -> list[list[int]]:
     encode = text_encoder(tokenizer)
-    for batch in dataset.select_columns([column]).iter(batch_size=_BATCH):
-        texts = [text for text in batch[column] if text and text.strip()]
-        view.left_out[EMPTY] += len(batch[column]) - len(texts)
+    for batch in dataset.iter(batch_size=_BATCH):
+        texts = batch[column]
         short = [text for text in texts if len(text) <= PIECE]
         lengths = iter([len(ids) for ids in encode(short)] if short else [])
         view.lengths += [
             next(lengths) if len(text) <= PIECE else sum(len(encode([piece])[0]) for piece in _pieces(text, encode))
             for text in texts
         ]
-    view.left_out = +view.left_out
-    pairs = (
-        [(text, False) for text in batch[column] if text and text.strip()]
-        for batch in dataset.select_columns([column]).iter(batch_size=16)
-    )
+    pairs = ([(text, False) for text in batch[column]] for batch in dataset.iter(batch_size=16))
     return list(islice(pack_texts(pairs, tokenizer, limit, eos=tokenizer.eos_token_id, drop_remainder=False), samples))
 
 

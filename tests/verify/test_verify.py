@@ -1,17 +1,23 @@
 """A packed student is told from one that was changed, damaged, mixed up, or does not load."""
 
+import importlib
 import json
 import shutil
+import types
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_bitdistill import pack
+import warm
+from architectures import tiny_config
+from hf_bitdistill import apply_bitnet, pack
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.files.tensor_headers import CheckpointError
-from hf_bitdistill.verify import REFERENCE_FILE, verify, write_reference
-from hf_bitdistill.verify.reference import Answer, deviation
+from hf_bitdistill.modeling.digests import add_digests
+from hf_bitdistill.modeling.model_heads import auto_class
+from hf_bitdistill.verify import REFERENCE_FILE, save_packed, verify, verify_online, write_reference
+from hf_bitdistill.verify.reference import Answer, deviation, read_reference
 from students import make_student
 
 
@@ -28,6 +34,19 @@ def sound(tmp_path_factory):
 @pytest.fixture
 def copy(sound, tmp_path):
     return shutil.copytree(sound, tmp_path / "copy")
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    torch.manual_seed(0)
+    config = tiny_config("llama", num_labels=3)
+    student = apply_bitnet(auto_class("sequence_classification").from_config(config)).eval()
+    save_packed(pack(student), tmp_path / "classifier")
+    return tmp_path / "classifier"
+
+
+def edit_json(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 def change(folder, **tensors):
@@ -62,17 +81,20 @@ def test_a_changed_byte(copy, capsys):
     assert "FAILED digests" in captured.out and "is not the one that was saved" in captured.err
 
 
-def test_layers_that_changed_places(copy, warm_worker):
-    names = [f"model.layers.{number}.self_attn.q_proj.weight" for number in (0, 1)]
+@pytest.mark.parametrize("digests", [True, False])
+@pytest.mark.parametrize("projection", ["self_attn.q_proj", "mlp.up_proj"])
+def test_layers_that_changed_places(copy, warm_worker, projection, digests):
+    """Two of one shape, and nothing else: each is sound by itself, and with new digests all of the file is."""
     file = copy / "model.safetensors"
     values = load_file(file)
-    values[names[0]], values[names[1]] = values[names[1]], values[names[0]]
-    for name in list(values):
-        if name.endswith("embed_tokens.weight"):
-            values[name] = values[name].flip(0).contiguous()
+    for part in ("weight", "weight_scale"):
+        first, second = (f"model.layers.{number}.{projection}.{part}" for number in (0, 1))
+        values[first], values[second] = values[second], values[first]
     save_file(values, file, metadata={"format": "pt"})
+    if digests:
+        add_digests([file], json.loads((copy / "config.json").read_text())["quantization_config"])
     found = verify(copy)
-    assert statuses(found)["digests"] is None, "it was written without digests"
+    assert statuses(found)["digests"] is (True if digests else None) and statuses(found)["codes and scales"]
     assert statuses(found)["answers, transformers"] is False and not found.passed
     assert "answers otherwise" in found.problems()[0]
 
@@ -102,20 +124,121 @@ def test_commands_keep_what_it_answers(tmp_path, tiny_tokenizer, warm_worker):
     assert found.passed and all(statuses(found).values())
 
 
-def test_one_that_does_not_load(copy, warm_worker):
-    config = json.loads((copy / "config.json").read_text())
-    config["intermediate_size"] += 4
-    (copy / "config.json").write_text(json.dumps(config))
-    problems = verify(copy).problems()
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("kind", ["copy", "classifier"])
+def test_one_that_does_not_load(kind, known, request, warm_worker):
+    """Of either head, and also where no answers were kept."""
+    folder = request.getfixturevalue(kind)
+    edit_json(
+        folder / "config.json",
+        intermediate_size=json.loads((folder / "config.json").read_text())["intermediate_size"] + 4,
+    )
+    if not known:
+        (folder / REFERENCE_FILE).unlink()
+    problems = verify(folder).problems()
     assert len(problems) == 2 and all("does not load" in problem for problem in problems)
+    assert main(["verify", str(folder)]) == 1
 
 
-def test_without_a_reference(copy, warm_worker):
+def test_a_classifier(classifier, warm_worker):
+    found = verify(classifier)
+    assert found.passed and all(statuses(found).values())
+    change(classifier, **{"score.weight": lambda weight: weight.flip(0).contiguous()})
+    found = verify(classifier)
+    assert statuses(found)["answers, transformers"] is False and "answers otherwise" in found.problems()[0]
+
+
+def test_without_a_reference(copy, warm_worker, capsys):
     (copy / REFERENCE_FILE).unlink()
     found = verify(copy)
-    assert found.passed and statuses(found)["answers, native"] is None
+    assert found.passed and found.untold() == ["answers"]
+    assert statuses(found)["loading, transformers"] and statuses(found)["loading, native"]
+    assert main(["verify", str(copy)]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "? answers: nothing is stored to compare with" in " ".join(out.split())
+        and "verified (not told: answers)" in out
+    )
     (copy / REFERENCE_FILE).write_text("{}")
-    assert "verification.json is damaged" in verify(copy).problems()[0]
+    found = verify(copy)
+    assert "verification.json is damaged" in found.problems()[0] and statuses(found)["loading, native"]
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"answers": []}', '{"answers": [{"prompt": [1]}]}'])
+def test_a_damaged_reference(tmp_path, content):
+    (tmp_path / REFERENCE_FILE).write_text(content)
+    with pytest.raises(ValueError, match=r"verification.json is damaged"):
+        read_reference(tmp_path / REFERENCE_FILE)
+
+
+def test_logits_that_are_not_finite(copy, warm_worker):
+    (copy / REFERENCE_FILE).unlink()
+    change(copy, **{"model.norm.weight": lambda weight: weight * float("nan")})
+    found = verify(copy)
+    assert statuses(found)["loading, transformers"] is False and "not finite" in found.problems()[0]
+
+
+def test_a_loader_that_crashes_does_not_hide_the_other(copy, monkeypatch):
+    """Each has a process of its own."""
+
+    def run(command, **options):
+        if "transformers" in command:
+            return types.SimpleNamespace(returncode=-11, stdout="", stderr="a line\nSegmentation fault\n")
+        return warm.run(command, **options)
+
+    module = importlib.import_module("hf_bitdistill.verify.verify")
+    monkeypatch.setattr(module, "subprocess", types.SimpleNamespace(run=run))
+    found = verify(copy)
+    assert statuses(found)["answers, native"] is True
+    (problem,) = found.problems()
+    assert problem.startswith("answers, transformers: ") and "ended with status -11 Segmentation fault" in problem
+
+
+def test_answers_of_another_machine_are_compared_less_strictly(copy, warm_worker):
+    """Sums of floats come in another order there; older versions kept no conditions."""
+    expected = json.loads((copy / REFERENCE_FILE).read_text())
+    assert "computed alike" in next(check.found for check in verify(copy).checks if "transformers" in check.name)
+    for values in expected["answers"]:
+        values["logits"] = [
+            [logit + 0.1 * spread for logit in row]
+            for row, spread in zip(values["logits"], values["spread"], strict=True)
+        ]
+    (copy / REFERENCE_FILE).write_text(json.dumps(expected))
+    found = verify(copy)
+    assert statuses(found)["answers, transformers"] is False and statuses(found)["answers, native"] is True
+    for conditions in ({**expected["conditions"], "processor": "another"}, None):
+        kept = {name: value for name, value in expected.items() if name != "conditions"}
+        (copy / REFERENCE_FILE).write_text(json.dumps(kept | ({"conditions": conditions} if conditions else {})))
+        found = verify(copy)
+        assert found.passed and not any("computed alike" in check.found for check in found.checks)
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_what_loading_computes_anew_is_no_difference(tmp_path, warm_worker, bits):
+    """Gemma scales its embeddings by a number that no file holds: a model in 16 bits has it rounded, one that is loaded has not."""
+    save_packed(pack(make_student("gemma2"), dtype="bfloat16", table_bits=bits), tmp_path)
+    found = verify(tmp_path)
+    assert found.passed
+    check = next(check for check in found.checks if check.name == "answers, transformers")
+    assert ("computed alike" in check.found) == (bits == 16)
+
+
+def test_a_model_with_code_of_its_own_is_not_run(copy):
+    edit_json(copy / "config.json", model_type="mine", auto_map={"AutoConfig": "mine.Config"})
+    found = verify(copy)
+    assert found.passed and found.untold() == ["loading"]
+
+
+def test_a_trainable_one(tmp_path):
+    make_student("llama").save_pretrained(tmp_path)
+    assert statuses(verify_online(tmp_path)) == {"weight files": True, "digests": True}
+    file = tmp_path / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    assert "is not the one that was saved" in verify_online(tmp_path).problems()[0]
+    file.write_bytes(bytes(content[:100]))
+    assert "damaged or not a safetensors file" in verify_online(tmp_path).problems()[0]
 
 
 def test_what_is_no_packed_student(tmp_path, capsys):
@@ -123,6 +246,9 @@ def test_what_is_no_packed_student(tmp_path, capsys):
     make_student("llama").save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="is no packed student"):
         verify(tmp_path)
+    pack(make_student("llama")).save_pretrained(tmp_path / "packed")
+    with pytest.raises(CheckpointError, match="is no trainable student"):
+        verify_online(tmp_path / "packed")
     assert main(["verify", str(tmp_path / "none")]) == 1
     assert "no model folder" in capsys.readouterr().err
 

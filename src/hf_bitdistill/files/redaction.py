@@ -18,7 +18,9 @@ _SECRET_NAME = re.compile(
 _CREDENTIALS = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@]+@")
 _QUERY = re.compile(r"(?P<name>[?&][\w-]*(?:token|secret|password|key|signature|sig)=)[^&\s#]+", re.IGNORECASE)
 _MASKED = re.compile(r"<[A-Z_]+>")
-_HUB_TOKEN = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{16,}")
+#: How a token of the Hub looks, and how it begins.
+HUB_TOKEN_PREFIXES = ("hf_", "api_org_")
+HUB_TOKEN = re.compile(rf"\b(?:{'|'.join(HUB_TOKEN_PREFIXES)})[A-Za-z0-9]{{16,}}")
 
 
 def secrets_of(values: Any) -> set[str]:
@@ -45,7 +47,7 @@ def redact_text(text: str, known: AbstractSet[str] = frozenset()) -> str:
             text = text.replace(secret, MASK)
     text = _CREDENTIALS.sub(rf"\g<scheme>{MASK}@", text)
     text = _QUERY.sub(rf"\g<name>{MASK}", text)
-    return _HUB_TOKEN.sub(MASK, text)
+    return HUB_TOKEN.sub(MASK, text)
 
 
 def redact(values: Any, known: set[str] | None = None, mask: str | None = MASK) -> Any:

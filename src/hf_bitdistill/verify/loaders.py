@@ -6,34 +6,27 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import AutoConfig
+
+from ..modeling.model_heads import auto_class, head_of, is_classifier
 
 
 def _transformers(folder: str) -> tuple[Any, str]:
-    from transformers import AutoModelForCausalLM
-
     import hf_bitdistill  # noqa: F401 (registers the quantizer)
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), "transformers"
+    kind = auto_class(head_of(AutoConfig.from_pretrained(folder)))
+    return kind.from_pretrained(folder, dtype=torch.float32).eval(), "transformers"
 
 
 def _native(folder: str) -> tuple[Any, str]:
-    from optimum.bitnet import BitNetModelForCausalLM
+    from optimum.bitnet import BitNetModelForCausalLM, BitNetModelForSequenceClassification
 
+    classifies = is_classifier(AutoConfig.from_pretrained(folder))
+    kind = BitNetModelForSequenceClassification if classifies else BitNetModelForCausalLM
     # What is looked at is the checkpoint.
-    model = BitNetModelForCausalLM.from_pretrained(folder, native_file=False)
+    model = kind.from_pretrained(folder, native_file=False)
     return model, "native" if model.model is None else "transformers"
 
 
-#: Name -> function of a folder; returns the model, and what computes it.
+#: Name -> function of a folder; returns the model, with the head that it was saved with, and what computes it.
 LOADERS: dict[str, Callable[[str], tuple[Any, str]]] = {"transformers": _transformers, "native": _native}
-
-
-def logits_of(model: Any) -> Callable[[list[int]], torch.Tensor]:
-    """A function of token ids that returns a loaded model's logits, `[T, V]`."""
-
-    def run(ids: list[int]) -> torch.Tensor:
-        tokens = torch.tensor([ids])
-        with torch.no_grad():
-            return model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0]
-
-    return run

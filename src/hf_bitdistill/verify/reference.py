@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+import xxhash
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..evaluation.batching import evaluating, forward_logits, model_device
+from ..evaluation.batching import check_finite, evaluating, forward_logits, model_device
 from ..files.atomic import write_text
 from ..files.model_folder import REFERENCE_FILE
-from ..machine.environment import to
+from ..machine.environment import describe_environment, to
+from ..modeling.lm_head import head_is_quantized
 from ..modeling.model_heads import is_classifier
+from .loaders import LOADERS
 
 
 _TEXTS = (
@@ -36,14 +40,28 @@ class Answer:
 
     Attributes:
         prompt: token ids.
-        spread: of the last positions, the standard deviation of all logits.
-        tokens, logits: of the last positions, the most likely tokens and their logits, in order.
+        spread: of the last positions, the standard deviation of all logits. A classifier has one position a prompt, and the root mean square
+            of its logits on all prompts.
+        tokens, logits: of the last positions, the most likely tokens (of a classifier, its classes) and their logits, in order.
     """
 
     prompt: list[int]
     spread: list[float]
     tokens: list[list[int]]
     logits: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a model answered when it was packed.
+
+    Attributes:
+        answers: to each prompt.
+        conditions: under which, see [`conditions`]; empty where they were not kept.
+    """
+
+    answers: list[Answer]
+    conditions: dict[str, Any]
 
 
 def prompts(vocabulary: int, tokenizer: PreTrainedTokenizerBase | None) -> list[list[int]]:
@@ -55,17 +73,20 @@ def prompts(vocabulary: int, tokenizer: PreTrainedTokenizerBase | None) -> list[
     return [[min(token, vocabulary - 1) for token in ids] or [0] for ids in encoded]
 
 
-def answers(logits_of: Callable[[list[int]], torch.Tensor], given: Sequence[Sequence[int]]) -> list[Answer]:
-    """What a model says of the prompts.
-
-    Args:
-        logits_of: token ids -> float logits `[T, V]`.
-    """
+def answers_of(model: Any, given: Sequence[Sequence[int]]) -> list[Answer]:
+    """What a model, by either loader or in memory, says of the prompts."""
+    logits_of = logits_of_model(model)
+    with evaluating(model):
+        logits = [logits_of(list(ids))[-_POSITIONS:] for ids in given]
+    if is_classifier(model.config):
+        # (The two or three of one prompt may be next to the same.)
+        spreads = [[torch.cat(logits).square().mean().sqrt().item()]] * len(logits)
+    else:
+        spreads = [each.std(-1).tolist() for each in logits]
     found = []
-    for ids in given:
-        logits = logits_of(list(ids))[-_POSITIONS:].float()
-        top = logits.topk(min(_TOP, logits.shape[-1]))
-        found.append(Answer(list(ids), logits.std(-1).tolist(), top.indices.tolist(), top.values.tolist()))
+    for ids, each, spread in zip(given, logits, spreads, strict=True):
+        top = each.topk(min(_TOP, each.shape[-1]))
+        found.append(Answer(list(ids), spread, top.indices.tolist(), top.values.tolist()))
     return found
 
 
@@ -73,35 +94,63 @@ def answers_beside(logits_of: Callable[[list[int]], torch.Tensor], expected: Seq
     """What a model says where answers are known, as [`deviation`] takes it.
 
     Args:
-        logits_of: see [`answers`].
+        logits_of: see [`logits_of_model`].
 
     Raises:
         FloatingPointError: a logit is not finite.
     """
     found = []
     for answer in expected:
-        logits = logits_of(list(answer.prompt))[-len(answer.tokens) :].float()
-        if not torch.isfinite(logits).all():
-            raise FloatingPointError("its logits are not finite")
-        wanted = logits.gather(1, torch.tensor(answer.tokens, device=logits.device))
+        logits = logits_of(list(answer.prompt))[-len(answer.tokens) :]
+        check_finite(logits, "logits")
+        wanted = logits.gather(1, torch.tensor(answer.tokens))
         found.append({"logits": wanted.tolist(), "first": logits.argmax(-1).tolist()})
     return found
 
 
-def answers_of(model: PreTrainedModel, given: Sequence[Sequence[int]]) -> list[Answer]:
-    """What a transformers model says of the prompts."""
-    with evaluating(model):
-        return answers(logits_of_model(model), given)
-
-
-def logits_of_model(model: PreTrainedModel) -> Callable[[list[int]], torch.Tensor]:
-    """A function of token ids that returns a transformers model's logits, `[T, V]`, on the CPU."""
+def logits_of_model(model: Any) -> Callable[[list[int]], torch.Tensor]:
+    """A function of token ids that returns a model's logits, float32 on the CPU: `[T, V]`, of a classifier `[1, classes]`."""
 
     def logits_of(ids: list[int]) -> torch.Tensor:
         tokens = torch.tensor([ids], device=model_device(model))
-        return forward_logits(model, tokens, torch.ones_like(tokens))[0].cpu()
+        mask = torch.ones_like(tokens)
+        if is_classifier(model.config):
+            return model(input_ids=tokens, attention_mask=mask).logits.float().cpu()
+        return forward_logits(model, tokens, mask)[0].float().cpu()
 
     return logits_of
+
+
+def conditions(model: Any, backend: str) -> dict[str, Any]:
+    """What a model's answers depend on besides its weights: where all of it is alike, they are the same but for the order of sums of floats.
+
+    Args:
+        backend: what computes the model, as a loader says.
+    """
+    module = model if isinstance(model, nn.Module) else model.model
+    # Loading rounds the tables to this; a model in memory may still have them as they are stored.
+    is_rounded = module is None or head_is_quantized(module)
+    environment = describe_environment()
+    del environment["date"]
+    return {
+        "backend": backend,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "place": model_device(model).type,
+        "head_bits": model.config.quantization_config.head_bits if is_rounded else None,
+        "constants": None if module is None else _constants(module),
+        **environment,
+    }
+
+
+def _constants(module: nn.Module) -> str:
+    """A digest of the floats in a model that no file holds, such as frequencies of positions and scales of embeddings. (Those of a model that
+    was in 16 bits are rounded; one that is loaded computes them anew.)"""
+    stored, digest = set(module.state_dict()), xxhash.xxh3_64()
+    for name, buffer in sorted(module.named_buffers(), key=lambda each: each[0]):
+        # (Tables have other names in files.)
+        if buffer.is_floating_point() and name not in stored and not name.endswith((".weight", ".weight_scale")):
+            digest.update(name.encode() + buffer.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_packed(
@@ -128,30 +177,20 @@ def write_reference(
         model: the packed model in memory.
 
     Returns:
-        The file; `None` for a model without a language model's head, whose answers are not compared.
+        The file; `None` for a model without a head, which answers nothing.
     """
-    if model.get_output_embeddings() is None:
+    if model.get_output_embeddings() is None and not is_classifier(model.config):
         return None
     if model.dtype != torch.float32:
         # As `verify` computes: roundings of 16 bits tip over those to integers.
         model = to(copy.deepcopy(model), torch.float32)
-    vocabulary = model.config.get_text_config().vocab_size
-    return _write(folder, answers_of(model, prompts(vocabulary, tokenizer)))
+    return _write(folder, model, "transformers", tokenizer)
 
 
-def keep_answers(folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path | None:
-    """Keep what a packed checkpoint that was written without a model in memory answers, for [`verify`]: it is loaded once.
-
-    Returns:
-        The file; `None` for a classifier, whose answers are not compared.
-    """
-    from .loaders import LOADERS, logits_of
-
-    config = AutoConfig.from_pretrained(folder)
-    if is_classifier(config):
-        return None
-    model, _ = LOADERS["native"](str(folder))
-    return _write(folder, answers(logits_of(model), prompts(config.get_text_config().vocab_size, tokenizer)))
+def keep_answers(folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
+    """Keep what a packed checkpoint that was written without a model in memory answers, for [`verify`]: it is loaded once. Returns the file."""
+    model, backend = LOADERS["native"](str(folder))
+    return _write(folder, model, backend, tokenizer)
 
 
 def carry_answers(model: str | Path, folder: str | Path) -> bool:
@@ -162,13 +201,15 @@ def carry_answers(model: str | Path, folder: str | Path) -> bool:
     return file.is_file()
 
 
-def _write(folder: str | Path, found: Sequence[Answer]) -> Path:
-    file = Path(folder) / REFERENCE_FILE
-    write_text(file, json.dumps({"version": 1, "answers": [asdict(each) for each in found]}) + "\n")
+def _write(folder: str | Path, model: Any, backend: str, tokenizer: PreTrainedTokenizerBase | None) -> Path:
+    file, how = Path(folder) / REFERENCE_FILE, conditions(model, backend)
+    found = answers_of(model, prompts(model.config.get_text_config().vocab_size, tokenizer))
+    content = {"version": 1, "conditions": how, "answers": [asdict(each) for each in found]}
+    write_text(file, json.dumps(content) + "\n")
     return file
 
 
-def read_reference(file: str | Path) -> list[Answer]:
+def read_reference(file: str | Path) -> Reference:
     """What [`write_reference`] wrote.
 
     Raises:
@@ -176,8 +217,12 @@ def read_reference(file: str | Path) -> list[Answer]:
     """
     try:
         values = json.loads(Path(file).read_text(encoding="utf-8"))
-        return [Answer(**each) for each in values["answers"]]
-    except (ValueError, KeyError, TypeError) as error:
+        found = [Answer(**each) for each in values["answers"]]
+        if not all(len(each.prompt) and len(each.tokens) for each in found) or not found:
+            raise ValueError("a prompt without an answer")
+        # (Older versions kept no conditions.)
+        return Reference(found, dict(values.get("conditions", {})))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error})") from None
 
 

@@ -103,7 +103,7 @@ def tiny_llama_config():
 
 @pytest.fixture
 def warm_worker(monkeypatch):
-    """The process in which `verify` tries both loaders has imported them already. (`test_a_sound_one` starts a real one.)"""
+    """The processes in which `verify` tries both loaders have imported them already. (`test_a_sound_one` starts real ones.)"""
     import importlib
 
     import warm

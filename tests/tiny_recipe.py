@@ -2,8 +2,11 @@
 
 import csv
 import random
+import shutil
+from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 from transformers import LlamaForCausalLM
 
 from hf_bitdistill.recipe import result
@@ -26,6 +29,8 @@ FAST = {
     "bf16": "false",
     "speed": False,
 }
+# With a teacher that is given, options of its fine-tuning are refused.
+NOT_FINE_TUNED = dict.fromkeys(("teacher_examples", "teacher_epochs", "teacher_learning_rates"))
 
 
 def examples(count=200):
@@ -67,6 +72,20 @@ def make_model(folder, config, tokenizer):
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def put_on_hub(folder, name, commit="c0ffee"):
+    """As if a folder had been downloaded from the Hub.
+
+    Args:
+        name: `owner/name`; other tests of the session see it too.
+        commit: of `main`.
+    """
+    repository = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    return name
 
 
 def make_csv(file):

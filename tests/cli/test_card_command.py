@@ -51,6 +51,14 @@ def test_what_was_set_stays_and_the_text_is_kept(student, capsys):
     assert "| accuracy | 50.0 ± 10.0 % |" in card.content
     assert (student / "README.previous.md").read_text() == text
     assert "README.previous.md" in capsys.readouterr().out
+    # Neither is what was written since, nor does the first take its place.
+    (student / "README.md").write_text("---\nlanguage: de\n---\n# Other words\n")
+    assert main(["card", str(student), "--repo_id", "me/mine"]) == 0
+    assert (student / "README.previous.md").read_text() == text
+    assert "# Other words" in (student / "README.previous-2.md").read_text()
+    (student / "README.previous.md").rename(student / "README.md")
+    assert main(["card", str(student), "--repo_id", "me/mine"]) == 0
+    assert (student / "README.previous.md").read_text() == text
     # Again: nothing is new.
     (student / "README.previous.md").unlink()
     assert main(["card", str(student), "--repo_id", "me/mine"]) == 0
@@ -83,6 +91,35 @@ def test_the_student_of_a_run(student):
     dataclasses.replace(record, by="bitdistill evaluate").write(student)
     assert main(["card", str(student)]) == 0
     assert "A CPU" not in card_of(student).content and "| accuracy | 50.0 ± 10.0 % |" in card_of(student).content
+
+
+def test_of_a_run_that_was_moved(student, tmp_path, monkeypatch):
+    """Its relative paths are no ids on the Hub; where its base model was, is known."""
+    score = {"metric": "accuracy", "value": 0.5, "stderr": 0.1, "n": 24, "chance": 0.5, "more": {}}
+    gap = {"value": 0.1, "stderr": 0.01}
+    (tmp_path / "BASE").mkdir()
+    (tmp_path / "BASE" / "README.md").write_text("---\nlicense: mit\n---\n")
+    RecipeResult(
+        student.parent,
+        {"model": "BASE", "dataset": "DATA/sst2"},
+        {"window_steps": 0},
+        "DATA/sst2: 10 to train on",
+        {},
+        table=[Row("teacher", score), Row(PACKED_ROW, score, 1_000_000, 50.0)],
+        gap={"loss": gap, "accuracy": gap, "agreement": 0.9, "n": 5},
+        machine={"processor": "A CPU", "threads": 2},
+        places={"model": str(tmp_path / "BASE"), "dataset": str(tmp_path / "DATA" / "sst2")},
+    ).write()
+    how = Measurement(task=get_task("sst2"), dataset="DATA/sst2", found_split="validation", local=True)
+    Record(SCORES, how, "rows", "bitdistill run", PACKED_ROW).write(student)
+    monkeypatch.chdir(student)
+    assert main(["card", str(student)]) == 0
+    card = card_of(student)
+    assert (card.data.base_model, card.data.datasets, card.data.license) == (None, None, "mit")
+    assert "--model BASE --dataset sst2" in card.content and "`BASE`, a local folder" in card.content
+    assert card.data.eval_results[0].dataset_split == "validation"
+    assert "`bitdistill evaluate packed --dataset DATA` measures the scores again" in card.content
+    assert "(`sst2`, split validation)" in card.content and "DATA/sst2" not in card.content
 
 
 def test_refusals_are_a_line_each(student, tmp_path, capsys):

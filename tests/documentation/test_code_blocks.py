@@ -172,7 +172,7 @@ def run_blocks(page, marks, scene, tmp_path, monkeypatch):
 def test_few_blocks_are_not_run():
     every = [block for page in PAGES for block in blocks(page) if block.language in ("python", "bash")]
     assert len(every) > 35
-    assert len([block for block in every if block.mark == "not run"]) <= 16
+    assert len([block for block in every if block.mark == "not run"]) <= 17
 
 
 def test_the_task_file_of_the_docs(tmp_path):

@@ -37,7 +37,7 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.fixture(autouse=True)
 def quick_checks(request, monkeypatch, warm_worker):
-    """Without the process in which both loaders are tried, but for tests that are marked `both_loaders`."""
+    """Without the processes in which both loaders are tried, but for tests that are marked `both_loaders`."""
     from hf_bitdistill.hub import push_checks
 
     if "both_loaders" not in request.keywords:

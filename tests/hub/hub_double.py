@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+from huggingface_hub import ModelCard
+
 
 TOKEN, OTHER_TOKEN = "hf_ownerOWNERownerOWNER0123456789", "hf_otherOTHERotherOTHER0123456789"
 
@@ -328,6 +331,11 @@ class _Handler(BaseHTTPRequestHandler):
         content = json.loads(body)["content"]
         if not content.startswith("---\n"):
             return {"warnings": [{"message": "empty or missing yaml metadata in repo card"}], "errors": []}
+        try:
+            # (Of what the real one looks at, what the client knows too.)
+            ModelCard(content, ignore_metadata_errors=False)
+        except (ValueError, TypeError, yaml.YAMLError) as error:
+            raise Answer(400, "Invalid metadata", warnings=[], errors=[{"message": str(error)}]) from None
         return {"warnings": [], "errors": []}
 
     def info(self, repo, query, body, revision="main"):

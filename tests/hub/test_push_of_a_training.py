@@ -275,7 +275,7 @@ def test_the_command(hub, tiny_llama_config, tiny_tokenizer, tmp_path, capsys):
     files = hub.files("owner/student")
     assert json.loads(files["evaluation.json"])["n"] == 8 and "run_options.json" not in files
     card = ModelCard(files["README.md"].decode())
-    assert card.data.base_model == "org/base" and "base model which is not on the Hub" not in card.content
+    assert card.data.base_model == "org/base" and "student of [org/base]" in card.content
     assert str(tmp_path).encode() not in hub.everything()
     # Whoever distils further from the student's folder is told of the same base model.
     assert base_model_id(out) == "org/base"

@@ -59,8 +59,8 @@ def test_report(miniature):
     result, lines = miniature
     page = result.paths["report"].read_text(encoding="utf-8")
     assert result.paths["report"] == result.output / "report.html"
-    # Scores against sizes, and the losses of four trainings.
-    assert page.count("data:image/png") == 5
+    # Scores against sizes, the losses of four trainings, the packed layers.
+    assert page.count("data:image/png") == 6
     assert "These curves do not rank the models" in page
     for title in ("teacher", "continual pre-training", "distillation", "BitNet-SFT"):
         assert f"<h3>{title}</h3>" in page

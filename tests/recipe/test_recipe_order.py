@@ -36,7 +36,7 @@ class Scripted(_Run):
         )
         self.script, self.ran = script, []
         self.progress, self.choices, self.data = Progress(io.StringIO()), [], {}
-        self.seconds = {}
+        self.seconds, self.kept_at = {}, {}
         self.budget = parse_budget(budget) if budget else None
         if conditional is None:
             conditional = list(script)[1:]
@@ -46,7 +46,10 @@ class Scripted(_Run):
         self.ran.append(title)
         self.seconds[title] = self.plan.stages[0].seconds
         return SimpleNamespace(
-            key=title, model=title, result={"kept_in_full_precision": [], "left_out": []}, title=title
+            key=title,
+            model=title,
+            result={"kept_in_full_precision": self.kept_at.get(title, []), "left_out": []},
+            title=title,
         )
 
     def measured(self, title, model):
@@ -106,9 +109,11 @@ def test_the_warm_start_goes_on_while_there_is_time():
     best, measured, _ = run.start(teacher, TEACHER)
     assert best.title == titles[1] and measured is NEAR
     assert "budget has no time" in run.choices[-1]
-    # What got worse is not taken.
-    best, _, tries = Scripted({**script, titles[1]: WORSE}, numbers).start(teacher, TEACHER)
-    assert best.title == titles[0] and len(tries) == 2
+    # What got worse is not taken, nor are the projections told that it left as they were.
+    run = Scripted({**script, titles[1]: WORSE}, numbers)
+    run.kept_at = {titles[0]: ["one"], titles[1]: ["one", "two"]}
+    best, _, tries = run.start(teacher, TEACHER)
+    assert best.title == titles[0] and len(tries) == 2 and run.kept == ["one"]
 
 
 TWO_RATES = Effort(distill_learning_rates=(4e-4, 1e-4))
@@ -146,6 +151,8 @@ def test_a_sweep_goes_on_past_its_edge(own, beyond, tried, rate):
     assert run.ran == [*OWN, *BEYOND[:tried], ROUNDS[0]]
     assert f"learning rate {rate}: " in chosen(run)
     assert ("not finite" in chosen(run)) == (None in (*own, *beyond))
+    # A search that ends at its edge says so.
+    assert chosen(run).endswith("edge of the search, 1.5625e-06 was not tried") == (rate == "6.25e-06")
 
 
 def test_no_rate_at_which_it_stays_finite():
@@ -154,7 +161,10 @@ def test_no_rate_at_which_it_stays_finite():
 
 
 def test_rates_that_are_given_are_all_there_are():
-    assert swept((NEAR, FAR), [NEARER, WORSE], distill_learning_rates=[4e-4, 1e-4]).ran == [*OWN, ROUNDS[0]]
+    run = swept((NEAR, FAR), [NEARER, WORSE], distill_learning_rates=[4e-4, 1e-4])
+    assert run.ran == [*OWN, ROUNDS[0]] and "the best is at the edge of the search, 0.0016 was not tried" in chosen(
+        run
+    )
 
 
 # Own rates and the distillation take 30 s; of a budget nine tenths are for more rates.
@@ -169,6 +179,7 @@ def test_the_teacher_has_a_sweep_too():
     script = {titles[0]: FAR, titles[1]: NEAR, beyond: WORSE, TEACHER_TITLE: NEARER}
     run = Scripted(script, Effort())
     run.fine_tunes, run.base = True, SimpleNamespace(key="m", model="m")
+    run.models = SimpleNamespace(teacher=None, adapted=None)
     run.teacher()
     assert run.ran == [*titles, beyond, TEACHER_TITLE]
     assert "teacher runs at the learning rate 0.0002: " in chosen(run)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 
 import pytest
 from datasets import Dataset
@@ -14,6 +15,7 @@ from hf_bitdistill.recipe.order import in_order
 from hf_bitdistill.recipe.progress import Progress, duration
 from hf_bitdistill.recipe.store import StageStore, alone, fingerprint_model, fingerprint_text
 from hf_bitdistill.recipe.train import Machine, micro_batch, steps_for
+from tiny_recipe import put_on_hub
 
 
 def test_store_runs_once_and_after_its_parent(tmp_path):
@@ -58,6 +60,40 @@ def test_a_stage_that_was_interrupted_counts_all_it_took(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*/taken.json"))
 
 
+def test_a_stage_that_was_killed_counts_what_it_took(tmp_path, monkeypatch):
+    from hf_bitdistill.recipe import store as module
+
+    store, clock, left = StageStore(tmp_path, lambda *_: None), [0.0], []
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(module, "_TAKEN_SECONDS", 0.01)
+
+    def killed(folder):
+        file = folder / "taken.json"
+        assert json.loads(file.read_text()) == {"seconds": 0.0, "interruptions": 1}
+        clock[0] += 40.0
+        for _ in range(500):
+            if json.loads(file.read_text())["seconds"] == 40.0:
+                break
+            threading.Event().wait(0.01)
+        left.append((file, file.read_text()))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.run("a", {}, killed)
+    # A kill writes nothing at its end.
+    file, text = left[0]
+    file.write_text(text)
+    clock[0] += 1000.0
+
+    def works(folder):
+        clock[0] += 5.0
+        return {}
+
+    result = store.run("a", {}, works).result
+    assert (result["seconds"], result["interruptions"]) == (45.0, 1) and not file.exists()
+    assert not any("_write_on" in thread.name for thread in threading.enumerate())
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path):
     with alone(tmp_path / "run"), pytest.raises(RecipeError, match="another run is at work"):
         with alone(tmp_path / "run"):
@@ -74,6 +110,12 @@ def test_fingerprints(tmp_path, model):
     before = fingerprint_model(model)
     assert before == fingerprint_model(str(model)) and fingerprint_model("someone/model") == "someone/model"
     file = model / "model.safetensors"
+    # On the Hub, of which commit.
+    put_on_hub(model, "someone/fingerprinted", "0123abcd")
+    assert fingerprint_model("someone/fingerprinted") == "someone/fingerprinted@0123abcd"
+    put_on_hub(model, "someone/fingerprinted", "4567ef01")
+    assert fingerprint_model("someone/fingerprinted") == "someone/fingerprinted@4567ef01"
+    assert fingerprint_model("no/repository/at/all") == "no/repository/at/all"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
@@ -147,6 +189,28 @@ def test_lines(monkeypatch):
     ]
 
 
+def test_lines_of_an_evaluation(monkeypatch):
+    clock, lines = [0.0], io.StringIO()
+    monkeypatch.setattr("hf_bitdistill.recipe.progress.time.perf_counter", lambda: clock[0])
+    progress = Progress(lines)
+    progress.plan({"pack and evaluate": 400, "BitNet-SFT": 100, "speed": 20})
+    with progress.stage("pack and evaluate", in_parts=True):
+        # Ten seconds pass before the first row: a model is loaded.
+        for at, done in ((10, 0), (30, 20), (80, 50)):
+            clock[0] = at
+            progress.show_rows(done, 100)
+    # 70 s for the other half, 250 s for other models, 120 s for what comes after them.
+    assert lines.getvalue() == "  pack and evaluate: row 50 of 100, 1 min 10 s left, of the run about 7 min 20 s\n"
+    progress.took("pack and evaluate", 150)
+    lines.truncate(lines.seek(0))
+    with progress.stage("BitNet-SFT"):
+        progress.show(0, 10)
+        clock[0] = 150
+        progress.show(5, 10)
+    # Evaluations are still to come.
+    assert lines.getvalue() == "  BitNet-SFT: step 5 of 10, 1 min 10 s left, of the run about 5 min 40 s\n"
+
+
 def test_a_built_in_task_is_known_by_its_name(tmp_path, model):
     folder = tmp_path / "sst2"
     folder.mkdir()
@@ -166,6 +230,13 @@ def test_a_built_in_task_is_known_by_its_name(tmp_path, model):
     loaded = load(RecipeSettings(dataset=str(folder)), tokenizer, config, 8, 6)
     # A tenth of the training rows at most; never a row of the evaluation split.
     assert (len(loaded.train), len(loaded.held_out), len(loaded.evaluation)) == (18, 2, 6)
+    # Which split it is, is told; that it was asked for, is not.
+    assert (loaded.how.split, loaded.how.measured_split, loaded.how.is_local) == (None, "validation", True)
+    (folder / "validation.jsonl").rename(folder / "test.jsonl")
+    loaded = load(RecipeSettings(dataset=str(folder)), tokenizer, config, 8, 6)
+    assert loaded.how.measured_split == "test" and loaded.how.to_dict()["local"] is True
+    loaded = load(RecipeSettings(dataset=str(folder / "train.jsonl"), task="sst2"), tokenizer, config, 2, 6)
+    assert loaded.how.measured_split is None  # a part of the training rows
 
 
 def test_a_stage_that_is_killed_at_its_end_is_not_done_again(tmp_path, monkeypatch):
@@ -179,7 +250,13 @@ def test_a_stage_that_is_killed_at_its_end_is_not_done_again(tmp_path, monkeypat
         return {}
 
     write = module.write_json
-    monkeypatch.setattr(module, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    def killed(path, value):
+        if path.name == "result.json":
+            raise KeyboardInterrupt
+        write(path, value)
+
+    monkeypatch.setattr(module, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         store.run("a", {}, work)
     monkeypatch.setattr(module, "write_json", write)

@@ -131,9 +131,19 @@ def test_settings(tmp_path):
         ({"preset": "paper"}, "give corpus"),
         ({"max_left_out": 1.5}, "max_left_out"),
         ({"max_length": 2}, "max_length"),
+        ({"teacher": "t", "lora": True}, "lora: a teacher is given, and nothing is fine-tuned here; leave it out"),
+        (
+            {"teacher": "t", "teacher_epochs": 2.0, "lora": True},
+            "lora, teacher_epochs: a teacher is given.* leave them",
+        ),
+        ({"teacher": "t", "teacher_learning_rates": [1e-4], "compare": True}, "teacher_learning_rates: a teacher"),
+        ({"corpus_tokens": 10, "block_size": 32}, r"corpus_tokens, block_size: of which plain text\? Give it"),
+        ({"dead_zone_leak": 0.0}, "dead_zone_leak: of which plain text"),
     ):
         with pytest.raises(RecipeError, match=what):
             RecipeSettings(**bad)
+    # What is compared with trains for as long as a teacher would.
+    assert RecipeSettings(teacher="t", compare=True, teacher_examples=32).numbers(True).teacher_examples == 32
     with pytest.raises(RecipeError, match="--output_dir is required"):
         RecipeSettings(model="m", dataset="d").require()
 

@@ -4,9 +4,11 @@ import itertools
 
 import pytest
 
+from hf_bitdistill import pack
 from hf_bitdistill.pages.figures import Point, name_places, plot_points
 from hf_bitdistill.recipe import result as results
 from hf_bitdistill.recipe.result import RecipeResult, Row, Written
+from students import make_student
 
 
 def score(value):
@@ -64,11 +66,16 @@ def test_what_more_time_would_buy(made):
     result, _ = made
     result.numbers = {"window_steps": 4}
     result.gap = gap(0.25, -0.05)
-    result.tries = [{"what": "start", "steps": 4}, {"what": "distillation", "steps": 0}]
+    result.tries = [{"what": "start", "steps": 4, **gap(0.25, 0.0)}, {"what": "distillation", "steps": 0}]
     assert result.sentences()[1:] == [
-        "What twice the warm start would buy is not known: there was one length of it.",
+        "Twice the warm start could close 0.250 ± 0.020 nats at most, which were left after it. How much it would is not known: there was one "
+        "length of it (--extra_doublings 1 tries another).",
         "There was no distillation.",
     ]
+    result.tries[0] = {"what": "start", "steps": 4, **gap(0.015, 0.0)}
+    assert result.sentences()[1] == (
+        "The warm start left no gap that can be told from none (0.015 ± 0.020 nats): twice of it could close none."
+    )
     result.tries += [{"what": "distillation", "steps": 60}, {"what": "distillation", "steps": 400}]
     found = {"left": 0.2, "closes": 0.05, "stderr": 0.01, "effort": 800}
     result.outlook = {"start": None, "distillation": found}
@@ -78,6 +85,16 @@ def test_what_more_time_would_buy(made):
     )
     result.outlook = {"start": None, "distillation": {**found, "left": -0.2}}
     assert result.sentences()[2] == "The distillation left no gap that twice of it could close."
+
+
+def test_what_is_scored_without_looking(made):
+    result, _ = made
+    assert [row[:2] for row in result.cells()[1]][:2] == [
+        ["most frequent answer", "10.0 %"],
+        ["base model", "10.0 ± 1.0 %"],
+    ]
+    result.table[0].score["more"]["random_level"] = 0.25
+    assert result.cells()[1][1] == ["random answer", "25.0 %", "", ""]
 
 
 def test_scores_are_drawn_against_sizes_of_what_would_be_used(made):
@@ -108,12 +125,32 @@ def test_the_page_says_what_curves_do_not(made):
     page = result.paths["report"].read_text(encoding="utf-8")
     assert "These curves do not rank the models" in page and "A &lt;teacher&gt;." in page
     # There was no warm start whose doubling could buy anything.
-    assert "twice the warm start" not in page and "twice the distillation" in page
+    assert "Twice the warm start" not in page and "Twice the distillation" in page
     drawn.clear()
     result.written = []
     result.write(draw=False)
     page = result.paths["report"].read_text(encoding="utf-8")
     assert not drawn and page.count("data:image/png") == 2 and "at work" not in page
+
+
+def test_the_page_shows_the_packed_layers(made, tmp_path, monkeypatch):
+    result, drawn = made
+    pack(make_student("llama")).save_pretrained(tmp_path / "packed")
+    result.paths["packed"] = tmp_path / "packed"
+
+    def draw(layers, file):
+        drawn[file.name] = layers
+        file.write_bytes(b"a figure")
+        return file
+
+    monkeypatch.setattr(results, "draw_layers", draw)
+    result.write()
+    assert len(drawn["packed_layers.png"]) == 14
+    assert "<h2>The packed layers</h2>" in result.paths["report"].read_text(encoding="utf-8")
+    # It goes with the figures that are shown again.
+    drawn.clear()
+    result.write(draw=False)
+    assert not drawn and "<h2>The packed layers</h2>" in result.paths["report"].read_text(encoding="utf-8")
 
 
 def test_names_do_not_cover_each_other(tmp_path):

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from hf_bitdistill.recipe import plan_recipe, run_recipe
 from hf_bitdistill.recipe.progress import Progress
+from tiny_recipe import NOT_FINE_TUNED
 
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -116,7 +117,7 @@ def test_a_changed_setting_runs_again_what_depends_on_it(settings, tmp_path):
 def test_a_given_model_is_measured_again_when_it_is_asked_otherwise(settings, tmp_path):
     """Its key says nothing of prompt, words and metric; a fine-tuned one's does."""
     words = {"label_words": ["no", "perhaps", "yes"]}
-    given = {"teacher": settings["model"] if isinstance(settings, dict) else settings.model, **SHORT}
+    given = {"teacher": settings.model, **SHORT, **NOT_FINE_TUNED}
     first = run_recipe(settings, **given)
     other = run_recipe(settings, **given, **words)
     alone = run_recipe(settings, output_dir=str(tmp_path / "alone"), **given, **words)

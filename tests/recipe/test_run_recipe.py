@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.nn import TernaryLinear
-from tiny_recipe import CLASSES, FAST, flags
+from tiny_recipe import CLASSES, FAST, NOT_FINE_TUNED, flags
 
 
 def run(capsys, **options):
@@ -71,11 +71,22 @@ def test_csv_of_ones_own(settings, capsys, tmp_path):
         and page.count("data:image/png") >= 3
         and "http" not in page.split("</style>")[1]
     )
-    # Done: the same command finds everything and trains nothing.
+    # Done: the same command finds everything and trains nothing, tells when that was, and leaves what lies in the student's folder.
+    for file in output.glob("stages/evaluate-*/result.json"):
+        stage = json.loads(file.read_text())
+        file.write_text(json.dumps({**stage, "machine": {**stage["machine"], "date": "2020-02-02"}}))
+    (output / "packed" / "mine.gguf").write_bytes(b"GGUF")
     before = sorted(path.stat().st_mtime_ns for path in output.glob("stages/*/result.json"))
     status, out, _ = run(capsys, model=settings.model, dataset=settings.dataset, compare=True, **own)
     assert status == 0 and "was done before" in out and "took" not in out
     assert sorted(path.stat().st_mtime_ns for path in output.glob("stages/*/result.json")) == before
+    card = (output / "packed" / "README.md").read_text()
+    assert (
+        "Machine: date 2020-02-02" in card
+        and "| temperature | 5 |" in card
+        and (output / "packed" / "mine.gguf").is_file()
+    )
+    assert json.loads((output / "result.json").read_text())["places"]["dataset"] == str(settings.dataset)
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -100,9 +111,12 @@ def test_plain_text(model, tmp_path, capsys):
     file = tmp_path / "text.jsonl"
     rows = [{"text": f"the robot number {number} waters a green plant near the window . " * 4} for number in range(60)]
     file.write_text("\n".join(map(json.dumps, rows)))
-    options = {**FAST, "max_length": 32, "check_teacher": False}
+    options = {name: value for name, value in FAST.items() if name not in NOT_FINE_TUNED}
+    options |= {"max_length": 32, "check_teacher": False}
     status, out, err = run(capsys, model=model, dataset=file, output_dir=tmp_path / "out", **options)
     assert (status, err) == (0, "") and "plain text, blocks of 32 tokens" in out
+    refused = run(capsys, model=model, dataset=file, output_dir=tmp_path / "out2", **options, lora=True)
+    assert refused[0] == 1 and "lora: of plain text the model as it came is the teacher" in refused[2]
     names = [row["name"] for row in json.loads((tmp_path / "out" / "result.json").read_text())["table"]]
     assert names[0] == "teacher" and "base model" not in names
     assert agrees(capsys, tmp_path / "out" / "packed")["perplexity"] > 1
@@ -191,7 +205,7 @@ def test_given_teachers(settings, tmp_path, capsys):
     )
     adapted.save_pretrained(tmp_path / "adapter")
     expected = adapted.merge_and_unload()
-    result = run_recipe(settings, teacher=str(tmp_path / "adapter"), check_teacher=False)
+    result = run_recipe(settings, teacher=str(tmp_path / "adapter"), check_teacher=False, **NOT_FINE_TUNED)
     merged = AutoModelForCausalLM.from_pretrained(result.paths["teacher"])
     ids = torch.arange(5, 20)[None]
     assert torch.allclose(merged(ids).logits, expected.eval()(ids).logits, atol=1e-4)
@@ -201,7 +215,7 @@ def test_given_teachers(settings, tmp_path, capsys):
     base.save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="different tokenizers"):
-        run_recipe(settings, teacher=str(tmp_path / "other"), output_dir=str(tmp_path / "out2"))
+        run_recipe(settings, teacher=str(tmp_path / "other"), output_dir=str(tmp_path / "out2"), **NOT_FINE_TUNED)
     with pytest.raises(ValueError, match="the model that is read"):
         run_recipe(settings, output_dir=settings.model)
     with pytest.raises(RecipeError, match="quantised already"):

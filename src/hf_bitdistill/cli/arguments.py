@@ -65,8 +65,8 @@ class StudentArguments:
 
 
 @dataclass
-class TaskArguments:
-    """The task and its data."""
+class TrainingTaskArguments:
+    """The task and the rows to train on."""
 
     task: str | None = field(
         default=None,
@@ -87,10 +87,7 @@ class TaskArguments:
         default=None, metadata={"help": "Tokens of prompt and answer. Default: the task's."}
     )
     train_split: str = field(default="train", metadata={"help": "Split to train on (any file stem in data_dir)."})
-    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Random subset of the training split."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Random subset of the evaluation split."})
-    eval_batch_size: int = field(default=16, metadata={"help": "Examples a batch in the task's evaluation."})
 
     def prompt_options(self) -> dict[str, Any]:
         """How examples become token ids: options of `build_dataset` and `evaluate_task`."""
@@ -98,8 +95,17 @@ class TaskArguments:
 
 
 @dataclass
+class TaskArguments(TrainingTaskArguments):
+    """The task and its data."""
+
+    eval_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Random subset of the evaluation split."})
+    eval_batch_size: int = field(default=16, metadata={"help": "Examples a batch in the task's evaluation."})
+
+
+@dataclass
 class CorpusArguments:
-    """The text of continual pre-training or of a perplexity."""
+    """The text that is read."""
 
     corpus: str | None = field(default=None, metadata={"help": "File, folder or Hub id of a text dataset."})
     corpus_config: str | None = field(default=None, metadata={"help": "Configuration of a corpus on the Hub."})
@@ -114,4 +120,10 @@ class CorpusArguments:
         default=False,
         metadata={"help": "Names of special tokens in the text (<s>) become these tokens. Default: they are text."},
     )
+
+
+@dataclass
+class StreamedCorpusArguments(CorpusArguments):
+    """The text of continual pre-training."""
+
     streaming: bool = field(default=False, metadata={"help": "Read the corpus while training (needs max_steps)."})

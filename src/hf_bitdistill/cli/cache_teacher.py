@@ -56,8 +56,6 @@ def run(argv: list[str], prog: str) -> None:
     output = require(arguments.output_dir, "output_dir")
     if (task.task is None) == (corpus.corpus is None):
         raise ValueError("give one of --task and --corpus")
-    if corpus.streaming:
-        raise ValueError("--streaming: a cache is of a corpus with a known number of blocks; leave it out")
     name = require(model_arguments.model_name_or_path, "model_name_or_path")
     check_output(output, model=name)
     check_writable(output)

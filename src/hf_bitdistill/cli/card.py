@@ -1,7 +1,7 @@
 """`bitdistill card`: make or refresh the card of a student.
 
 It says what the student's folder tells: base model, prompt, scores with standard errors, bytes, how the run made it. What was not measured is
-absent. Licence, language, data sets and tags of a card that is there stay; its text is kept in README.previous.md.
+absent. Licence, language, data sets and tags of a card that is there stay; its text is kept in README.previous.md (or README.previous-2.md, ...).
 """
 
 from __future__ import annotations
@@ -9,17 +9,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
 
-from ..files.model_folder import RESULT_FILE
-from ..hub.cards import CARD, CardFacts, build_card, write_card
+from ..hub.cards import CARD, card_text, set_aside, write_card
 from ..hub.cards.folder_facts import folder_facts
 from ..hub.source import find_source
 from ..machine.environment import describe_environment
 from ..recipe.decoding_speed import tokens_per_second
-from ..recipe.result import PACKED_ROW, RecipeResult
-from ..recipe.run_facts import BY, run_facts, speed_table
-from .runs import set_aside
+from ..recipe.result import PACKED_ROW
+from ..recipe.run_facts import speed_table, with_run
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -41,7 +38,7 @@ def run(argv: list[str], prog: str) -> None:
     source = find_source(options.folder)
     folder = source.model.resolve()
     name = options.repo_id or folder.name
-    facts = _of_run(folder, folder_facts(folder, name.split("/")[-1], name), options.repo_id is not None)
+    facts = with_run(folder, folder_facts(folder, name.split("/")[-1], name), options.repo_id is not None)
     if options.base_model:
         facts = dataclasses.replace(facts, base=options.base_model)
     if options.license:
@@ -49,21 +46,9 @@ def run(argv: list[str], prog: str) -> None:
     if options.speed:
         facts = dataclasses.replace(facts, speed=_speed(folder, source.packed is not None))
     card = folder / CARD
-    if card.is_file() and card.read_text(encoding="utf-8").strip() != str(build_card(facts)).strip():
+    if card.is_file() and card.read_text(encoding="utf-8").strip() != card_text(facts).strip():
         print(f"{card}: what was there is {set_aside(card).name} now")
     print(write_card(folder, facts))
-
-
-def _of_run(folder: Path, facts: CardFacts, is_named: bool) -> CardFacts:
-    """With what the run of the recipe knows that the student is of, if it is of one."""
-    run = folder.parent
-    if facts.record is None or facts.record.by != BY or not (run / RESULT_FILE).is_file():
-        return facts
-    result = RecipeResult.load(run)
-    base: Any = result.settings.get("model") or result.settings.get("teacher") or facts.base
-    found = run_facts(folder, facts.repo, result, base, facts.record)
-    told = ("gguf", "kept", "tags", "metadata", *(["title"] if is_named else []))
-    return dataclasses.replace(found, **{name: getattr(facts, name) for name in told})
 
 
 def _speed(folder: Path, is_packed: bool) -> str | None:

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..data.cleaning import MAX_LEFT_OUT
+from ..data.sources import ROW_OF_TEXT
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -40,8 +41,8 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--sample_by",
         choices=["document", "paragraph", "line"],
-        default="paragraph",
-        help="what a row of a .txt file is (default: paragraph)",
+        default=ROW_OF_TEXT,
+        help=f"what a row of a .txt file is (default: {ROW_OF_TEXT})",
     )
     parser.add_argument(
         "--max_rows",

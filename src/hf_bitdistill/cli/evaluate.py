@@ -172,13 +172,15 @@ def _measurement(
             "data_dir": arguments.data_dir,
             "dataset_config": output.dataset_config,
             "dataset_revision": output.dataset_revision,
+            "found_split": None,
+            "local": False,
         }
         if output.dataset is None:
             changes["split"] = arguments.eval_split
         elif arguments.data_dir is not None:
             raise ValueError("give --dataset or --data_dir, not both")
     if "eval_split" in given:
-        changes["split"] = arguments.eval_split
+        changes |= {"split": arguments.eval_split, "found_split": None}
     if known is not None and known.dataset is not None:
         changes |= {name: getattr(output, name) for name in ("dataset_config", "dataset_revision") if name in given}
     if known is not None:
@@ -193,10 +195,15 @@ def _recognized(how: Measurement) -> Measurement:
     from ..data.recognition import recognize
     from ..data.sources import load_rows_to_measure
 
-    rows, whole = load_rows_to_measure(
-        str(how.dataset), config_name=how.dataset_config, revision=how.dataset_revision, split=how.split
+    loaded = load_rows_to_measure(
+        str(how.dataset),
+        config_name=how.dataset_config,
+        revision=how.dataset_revision,
+        split=how.split,
+        skip_undecodable=True,
     )
-    found = recognize(rows if whole is None else whole, str(how.dataset))
+    rows = loaded.rows if loaded.whole is None else loaded.whole
+    found = recognize(rows, str(how.dataset), config_name=how.dataset_config)
     column = found.columns[0] if found.kind in ("messages", "text") else None
     return dataclasses.replace(how, kind=found.kind, task=found.task, column=column)
 

@@ -1,7 +1,7 @@
 """`bitdistill export gguf`: a student as one GGUF file for llama.cpp and the programs built on it.
 
-Rows that are no multiple of the 256 weights of a block of tq2_0 and tq1_0, and scales for groups, are stored as q2_0 (blocks of 64); the table
-that is printed says which tensors have which type.
+Rows that are no multiple of the 256 weights of a block of tq2_0 and tq1_0, and scales for groups, are stored as q2_0 (blocks of 64); below
+the table of types these tensors are named.
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         "--linear_class",
         default="autobitlinear",
         choices=["autobitlinear", "bitlinear"],
-        help="autobitlinear (default): weights are unpacked once, while loading; bitlinear: 2 bits a weight in memory, unpacked at every call",
+        help="autobitlinear (default): matrices with one scale are written with 2 bits a weight, and unpacked once, while loading; those with a "
+        "scale a row (as bitdistill run makes them) or group are written as floats. bitlinear: one scale a matrix only, 2 bits a weight in memory "
+        "too, unpacked at every call",
     )
     parser.add_argument(
         "--dtype",
@@ -55,4 +57,4 @@ def run(argv: list[str], prog: str) -> None:
     size = sum(file.stat().st_size for file in options.output_dir.glob("*.safetensors")) / 1e6
     print(f"{options.output_dir}: {(config.architectures or ['?'])[0]}, {size:.1f} MB; transformers alone loads it")
     if options.dense:
-        print("Activations are not rounded to 8 bits in it: its logits differ a little from the student's.")
+        print("Activations are not rounded to 8 bits in it: where the student rounds them, logits differ a little.")

@@ -14,6 +14,8 @@ from ..evaluation.score_record import carry_record
 from ..files.disk_room import check_room, check_writable, parameter_bytes, size_text
 from ..files.model_folder import replace_model
 from ..files.output_folder import check_output_dir
+from ..hub.cards import CARD, write_card
+from ..hub.cards.folder_facts import folder_facts
 from ..modeling.locate import find_model
 from ..modeling.model_heads import HEADS, head_of
 from ..modeling.pack import TABLE_BITS, pack
@@ -76,6 +78,7 @@ def run(argv: list[str], prog: str) -> None:
         save_packed(packed, folder, tokenizer, max_shard_size=options.max_shard_size)
         # Packed it computes what the student computes: what was measured of that holds.
         carry_record(path, folder)
+    _write_card(options.output_dir, path)
     sizes = bytes_by_kind(options.output_dir)
     print(f"{options.output_dir}: {sizes.total / 1e6:.1f} MB packed, {before / 1e6:.1f} MB as an online student\n")
     print(sizes.markdown())
@@ -84,6 +87,18 @@ def run(argv: list[str], prog: str) -> None:
         file = make_native_file(options.output_dir)
         size = size_text(file.stat().st_size)
         print(f"\n{file}: {size}, from which it loads on this machine; it may be deleted at any time")
+
+
+def _write_card(folder: Path, student: str) -> None:
+    """The packed student's card, with what that of the student says of its base model, licence, language, ...; not in the place of one that
+    a person wrote."""
+    if (folder / CARD).is_file():
+        return
+    name, beside = folder.resolve().name, [Path(student)] if Path(student).is_dir() else []
+    try:
+        write_card(folder, folder_facts(folder, name, name, beside, student))
+    except ValueError as error:
+        print(f"{folder} has no card: {error}")
 
 
 def add_storage_options(

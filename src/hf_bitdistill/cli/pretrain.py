@@ -29,13 +29,13 @@ from ..options.options_parser import OptionsParser
 from ..options.parsing import read, require
 from ..training import TEACHER_LOSS_WEIGHTS, PretrainingConfig, ReliableTrainer, check_training_room
 from ..training.pretraining import make_trainer
-from .arguments import CorpusArguments, ModelArguments, StudentArguments
+from .arguments import ModelArguments, StreamedCorpusArguments, StudentArguments
 from .models import calibrate, load_student
 from .runs import check_options, keep_options, kept_options
 
 
 def make_parser(prog: str) -> OptionsParser:
-    kinds = (ModelArguments, StudentArguments, CorpusArguments, PretrainingConfig)
+    kinds = (ModelArguments, StudentArguments, StreamedCorpusArguments, PretrainingConfig)
     return OptionsParser(kinds, prog, __doc__, required=("corpus", "model_name_or_path"))
 
 

@@ -17,7 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME
 
 from ..files.atomic import write_text
-from ..hub.cards import CARD, TAGS
+from ..hub.cards import CARD, TAGS, set_aside
 from ..hub.cards.base_model_id import card_data
 from ..machine import processes
 
@@ -76,11 +76,6 @@ def set_card_aside(output: str | Path) -> None:
     card = Path(output) / CARD
     if set(TAGS) & set(getattr(card_data(card), "tags", None) or ()):
         print(f"{card} is of the model that was there: it is {set_aside(card).name} now", flush=True)
-
-
-def set_aside(card: Path) -> Path:
-    """Rename a card, so that another takes its place. Returns its new path."""
-    return card.replace(card.with_name("README.previous.md"))
 
 
 def check_options(output: str | Path, arguments: Sequence[Any]) -> None:

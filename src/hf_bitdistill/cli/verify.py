@@ -1,7 +1,7 @@
 """`bitdistill verify`: is a packed student, here or on the Hub, the one that was packed?
 
-Digests, codes and scales of every layer; then both loaders, each in a process of its own, answer the prompts whose answers were kept when the
-model was packed. Exit status 1 if anything is wrong.
+Digests, codes and scales of every layer; then both loaders load it, each in a process of its own, and answer the prompts whose answers were
+kept when the model was packed. Where none were kept, it says so. Exit status 1 if anything is wrong.
 """
 
 from __future__ import annotations
@@ -41,4 +41,5 @@ def run(argv: list[str], prog: str) -> None:
         print(f"  page: {options.output}")
     if not found.passed:
         raise CheckpointError(f"{options.model} is not as it was packed: {'; '.join(found.problems())}")
-    print(f"{options.model}: verified")
+    untold = f" (not told: {', '.join(found.untold())})" if found.untold() else ""
+    print(f"{options.model}: verified{untold}")

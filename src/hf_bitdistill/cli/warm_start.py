@@ -42,7 +42,7 @@ from ..modeling.surgery import is_student
 from ..options.options_parser import OptionsParser
 from ..options.parsing import read, require
 from ..recipe.efforts import EFFORTS
-from .arguments import CorpusArguments, ModelArguments, StudentArguments, TaskArguments
+from .arguments import CorpusArguments, ModelArguments, StudentArguments, TrainingTaskArguments
 from .models import calibrate, load_model, load_student
 from .runs import check_no_training, set_card_aside
 
@@ -56,7 +56,8 @@ class WarmStartArguments:
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder for the student."})
     warm_start_tokens: int = field(
-        default=_RECIPE.warm_start_tokens, metadata={"help": "Tokens of the text that are used."}
+        default=_RECIPE.warm_start_tokens,
+        metadata={"help": "Tokens of the text that are used; no more than the steps can read."},
     )
     batch_size: int | None = field(
         default=None,
@@ -88,7 +89,7 @@ def make_parser(prog: str) -> OptionsParser:
         ModelArguments,
         StudentArguments,
         CorpusArguments,
-        TaskArguments,
+        TrainingTaskArguments,
         WarmStartArguments,
         WarmStartConfig,
     )
@@ -139,7 +140,9 @@ def run(argv: list[str], prog: str) -> None:
             else f"every example of {task.name} is longer than its max_length"
         )
     size = arguments.batch_size or max(batch_for_tokens(rows, _RECIPE.window_tokens), processes.world_size())
-    batches = batch_by_length(rows, size, tokenizer)
+    # No more than the steps can read: every batch costs a pass through both models.
+    readable = size * max(config.steps_per_window, student_arguments.calibration_batches)
+    batches = batch_by_length(rows[:readable], size, tokenizer)
     sample = batches[: student_arguments.calibration_batches]
     device = default_device()  # (of this process: the exchange above told it which)
     whole = fit_whole(teacher, config.window_layers, device)
@@ -222,7 +225,7 @@ def _blocks(
 
 
 def _examples(
-    task: Task, arguments: TaskArguments, tokenizer: PreTrainedTokenizerBase, seed: int
+    task: Task, arguments: TrainingTaskArguments, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> Iterable[Sequence[int]]:
     """Prompts with their answers (prompts alone for a classification head), as `bitdistill distill` reads them."""
     examples = load_task_dataset(

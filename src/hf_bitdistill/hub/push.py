@@ -8,17 +8,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi
-from huggingface_hub.errors import HTTPError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from huggingface_hub import CommitInfo, HfApi, hf_hub_download
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..files.hub_errors import explained
+from ..files.hub_errors import explain, explained
 from ..machine import processes
 from ..modeling.surgery import student_config
 from . import push_checks
-from .cards import CARD, CardFacts, add_tags, build_card
-from .cards.base_model_id import base_model_id
+from .cards import CARD, add_tags
+from .published_card import published_card
 from .scrubbing import known_secrets
 from .source import (
     ONLINE_FOLDER,
@@ -31,10 +31,11 @@ from .source import (
     model_files,
     no_latent_weights,
     pack_folder,
+    packed_place,
     save_forms,
     tokenizer_files,
 )
-from .upload import check_login, open_repository, upload
+from .upload import check_login, has_weights, open_repository, upload
 
 
 logger = logging.get_logger(__name__)
@@ -77,8 +78,10 @@ def push_to_hub(
 ) -> CommitInfo | None:
     """Publish a student in one commit: weights, tokenizer and chat templates, generation settings, card, results, report.
 
-    Weights that were in their place before go in the same commit. Nothing else of a folder is published: no training arguments, no
-    optimizer, no checkpoints; local paths and the Hub's tokens are taken out of texts, and a file with a token in it is refused.
+    Weights that were in their place before go in the same commit, with what was measured of them and another tokenizer's files. A card that
+    this library wrote is written for what is published; one that a person wrote stays. Nothing else of a folder is published: no training
+    arguments, no optimizer, no checkpoints; local paths and the Hub's tokens are taken out of texts, and a file with a token in it is
+    refused.
 
     Args:
         model: a student; the folder of one, packed or trainable; the output folder of a training or of `bitdistill run`; or a model of
@@ -86,10 +89,10 @@ def push_to_hub(
         repo_id: `name` or `owner/name`. It is made if it is not there.
         push_format: `"packed"`: 2 bits a weight; `"online"`: the trainable student, in the folder `online` of the repository;
             `"both"`.
-        tokenizer: default: what is in the folder, or of a model in memory what belongs to it, unless the repository has one.
+        tokenizer: default: what is in the folder, or of a model in memory that of what it was loaded from.
         commit_message, commit_description, private, token, revision, create_pr, max_shard_size, tags: as in `push_to_hub` of a model
             of transformers; `max_shard_size` counts where weights are written for the upload.
-        check_download: download what was published, and verify it. (What is packed is verified before the upload in any case.)
+        check_download: download the weights that were published, and verify them. (They are verified before the upload in any case.)
 
     Returns:
         The commit; as a string its address. `None` in all processes of a launcher but the first, which alone publishes.
@@ -98,7 +101,7 @@ def push_to_hub(
         FileNotFoundError: there is no such folder.
         ValueError: it holds no student, or not in this form; an option means nothing.
         SurgeryError, PackedWeightError: the student cannot be packed.
-        CheckpointError: a packed student is not what was packed, see [`~hf_bitdistill.verify.verify`]; or what is downloaded afterwards.
+        CheckpointError: a student is not what was saved, see [`~hf_bitdistill.verify.verify`]; or what is downloaded afterwards.
         OSError: the Hub refuses or cannot be reached; the repository is as it was.
     """
     check_push_format(push_format)
@@ -111,7 +114,7 @@ def push_to_hub(
     with tempfile.TemporaryDirectory(prefix="hf-bitdistill-") as folder:
         scratch = Path(folder)
         if source is not None:
-            base: str | None = str(source.model)
+            base: str | None = None
         else:
             source, base = _saved(model, push_format, scratch, max_shard_size), getattr(model, "name_or_path", None)
             tags = [*tags, *(getattr(model, "model_tags", None) or [])]
@@ -120,21 +123,30 @@ def push_to_hub(
         repo_id = open_repository(api, repo_id, private, revision)
         with explained(repo_id, revision, token):
             present = [file.rfilename for file in api.model_info(repo_id, revision=revision).siblings or ()]
-        _add_tokenizer(files, own_tokenizer, push_format, () if tokenizer is not None else present)
+        _add_tokenizer(files, own_tokenizer, push_format)
+        _check_tokenizer(repo_id, {*files, *present}, push_format)
         files.update(documents(source, repo_id, secrets))
-        if CARD not in files and CARD not in present:
-            config = AutoConfig.from_pretrained(source.model)
-            facts = CardFacts(
-                repo_id.split("/")[-1], repo_id, config, base=base_model_id(base), push_format=push_format
-            )
-            files[CARD] = str(build_card(facts)).encode()
+        is_added = push_format == "online" and has_weights(present)
+        card = published_card(
+            _content(files[CARD]).decode() if CARD in files else None,
+            _card_there(repo_id, revision, token, scratch) if CARD in present and CARD not in files else None,
+            source,
+            scratch,
+            repo_id,
+            "both" if is_added else push_format,
+            files,
+            base=base,
+            replaced=not is_added,
+        )
+        if card is not None:
+            files[CARD] = card.encode()
         if CARD in files and tags:
             files[CARD] = add_tags(_content(files[CARD]).decode(), tags).encode()
         check_files(files, secrets)
         message = commit_message or f"Upload {'packed and online' if push_format == 'both' else push_format} student"
         commit = upload(api, repo_id, files, message, commit_description, revision, create_pr)
-    if check_download and push_format != "online":
-        push_checks.check_download(repo_id, commit, token)
+    if check_download:
+        push_checks.check_download(repo_id, commit, token, push_format)
     return commit
 
 
@@ -148,14 +160,14 @@ def forms(
         answers: see [`check_packed`].
 
     Raises:
-        CheckpointError: the packed student is not what was packed.
+        CheckpointError: the student is not what was packed, or saved.
         ValueError: a packed student alone was to be published as a trainable one.
     """
     files: Files = {}
     if push_format != "online":
         packed = source.packed
         if packed is None:
-            packed = scratch / "packed"
+            packed = packed_place(source, scratch)
             assert source.online is not None  # (it is one or the other)
             pack_folder(source.online, packed, max_shard_size)
             files.update(tokenizer_files(source.online))
@@ -164,6 +176,7 @@ def forms(
     if push_format != "packed":
         if source.online is None:
             raise no_latent_weights(str(source.packed))
+        push_checks.check_online(source.online)
         files.update({f"{ONLINE_FOLDER}/{name}": file for name, file in model_files(source.online).items()})
     return files
 
@@ -209,10 +222,36 @@ def _own_tokenizer(
     return tokenizer_files(place)
 
 
-def _add_tokenizer(files: Files, tokenizer: Files, push_format: str, present: Iterable[str]) -> None:
-    """Into each folder of the upload that has none in the repository."""
+def _folders(push_format: str) -> tuple[str, ...]:
+    """How paths begin in the folders of a student in the repository."""
     online = f"{ONLINE_FOLDER}/"
-    for folder in {"packed": ("",), "online": (online,), "both": ("", online)}[push_format]:
-        there = (path.removeprefix(folder) for path in present if path.startswith(folder))
-        if not any(map(is_tokenizer_file, there)):
-            files.update({f"{folder}{name}": file for name, file in tokenizer.items()})
+    return {"packed": ("",), "online": (online,), "both": ("", online)}[push_format]
+
+
+def _add_tokenizer(files: Files, tokenizer: Files, push_format: str) -> None:
+    """Into each folder of the upload, in the place of the one that is there."""
+    for folder in _folders(push_format) if tokenizer else ():
+        for path in [path for path in files if path.startswith(folder) and is_tokenizer_file(path[len(folder) :])]:
+            del files[path]
+        files.update({f"{folder}{name}": file for name, file in tokenizer.items()})
+
+
+def _check_tokenizer(repo_id: str, paths: Iterable[str], push_format: str) -> None:
+    """Warn of a student that nobody can ask anything."""
+    paths = list(paths)
+    for folder in _folders(push_format):
+        if not any(path.startswith(folder) and is_tokenizer_file(path[len(folder) :]) for path in paths):
+            where = f"{repo_id}/{folder}".rstrip("/")
+            logger.warning(
+                f"{where} is published without a tokenizer: give `tokenizer`, or push a folder that has one."
+            )
+
+
+def _card_there(repo_id: str, revision: str | None, token: str | bool | None, scratch: Path) -> str | None:
+    """The repository's card."""
+    try:
+        file = hf_hub_download(repo_id, CARD, revision=revision, token=token, local_dir=scratch / "there")
+    except (HTTPError, OSError) as error:
+        cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None
+        raise explain(cause or error, repo_id, revision, token) from error
+    return Path(file).read_text(encoding="utf-8", errors="replace")

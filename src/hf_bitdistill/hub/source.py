@@ -7,9 +7,9 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from transformers import (
@@ -21,14 +21,22 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 
 from ..config import QUANT_METHOD
 from ..files.json_files import read_json
-from ..files.model_folder import EVALUATION_FILE, PACKED, REFERENCE_FILE, RESULT_FILE, STAGES, WARM_START_REPORT
+from ..files.model_folder import (
+    EVALUATION_FILE,
+    PACKED,
+    RECORDS,
+    REFERENCE_FILE,
+    RESULT_FILE,
+    STAGES,
+    WARM_START_REPORT,
+)
 from ..files.weight_files import EXPLICIT_NAME, local_weight_files
 from ..modeling.locate import find_model
 from ..modeling.model_heads import auto_class, head_of
 from ..modeling.pack import pack
 from ..verify import save_packed
 from .cards import CARD
-from .scrubbing import check_no_secret, scrub
+from .scrubbing import check_no_secret, scrub, scrub_values
 
 
 Files = dict[str, Path | bytes]
@@ -38,15 +46,18 @@ ONLINE_FOLDER, TRAINING_LOG = "online", "training_log.json"
 # Only what is named here is published: a folder of a training holds much that is nobody's business.
 _TOKENIZER = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "additional_chat_templates/*",
-    "spiece*", "sentencepiece*", "tekken*", "processor_config.json", "preprocessor_config.json",
+    "spiece*", "sentencepiece*", "tekken*",
 )  # fmt: skip
+_PROCESSOR = ("processor_config.json", "preprocessor_config.json")
+# What was measured of one student, and so is of no other: texts and pictures.
+_MEASURED = (EVALUATION_FILE, "*_results.json", RESULT_FILE, WARM_START_REPORT, "report.html", ".eval_results/*.yaml")
+_PICTURES = ("report/*.png", "report/*.svg")
 # Written by people, or by this library for people: local paths are taken out of them.
-_DOCUMENTS = (
-    CARD, "LICENSE*", "NOTICE*", EVALUATION_FILE, "*_results.json", RESULT_FILE, WARM_START_REPORT, "report.html",
-    ".eval_results/*.yaml",
-)  # fmt: skip
-_AS_THEY_ARE = ("report/*.png", "report/*.svg", "*.gguf")
+_DOCUMENTS = (CARD, "LICENSE*", "NOTICE*", *_MEASURED)
+_AS_THEY_ARE = (*_PICTURES, "*.gguf")
 _STATE, _ADAPTER = "trainer_state.json", "adapter_config.json"
+# What programs read; where a model or a tokenizer was loaded from may stand in it.
+_SETTINGS = ("*config.json", _STATE)
 _ASIDE = re.compile(r"_.*\.tmp-.*")
 
 
@@ -118,6 +129,11 @@ def _student_of_run(folder: Path) -> Path | None:
     return next((place for place in (below, named) if (place / CONFIG_NAME).is_file()), None)
 
 
+def packed_place(source: Source, scratch: Path) -> Path:
+    """The folder of the packed student: the source's own, or the one in `scratch` that it is packed into."""
+    return source.packed or scratch / PACKED
+
+
 def pack_folder(folder: Path, output: Path, max_shard_size: int | str = "50GB") -> None:
     """Pack the trainable student of a folder into another one.
 
@@ -160,6 +176,7 @@ def model_files(folder: Path) -> Files:
     """Weights, configurations, tokenizer and reference answers of a model's folder; what else lies there, older weights among it, is not published.
 
     Raises:
+        CheckpointError: a configuration is damaged.
         FileNotFoundError: it has no safetensors.
     """
     config = read_json(folder / CONFIG_NAME)
@@ -183,7 +200,7 @@ def model_files(folder: Path) -> Files:
             files[name] = folder / name
     if config.get("auto_map"):  # the model's own code
         files.update(_matching(folder, ("*.py",)))
-    return {**files, **tokenizer_files(folder)}
+    return {**without_local_paths(files, folder), **tokenizer_files(folder)}
 
 
 def other_files(folder: Path, secrets: set[str]) -> Files:
@@ -191,9 +208,27 @@ def other_files(folder: Path, secrets: set[str]) -> Files:
     files: Files = dict(
         _matching(folder, ("*.safetensors", SAFE_WEIGHTS_INDEX_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME, _ADAPTER))
     )
-    if _ADAPTER in files:
-        files[_ADAPTER] = scrub((folder / _ADAPTER).read_text(encoding="utf-8"), secrets, (folder,)).encode()
-    return {**files, **tokenizer_files(folder)}
+    return {**without_local_paths(files, folder, secrets), **tokenizer_files(folder)}
+
+
+def without_local_paths(files: Files, folder: Path, secrets: Set[str] = frozenset()) -> Files:
+    """Files of which those that hold settings tell nothing of this machine: local paths in them are their last names.
+
+    Args:
+        folder: that they lie in.
+        secrets: taken out of them, as is whatever looks like one.
+
+    Raises:
+        CheckpointError: one of them is no JSON object; names it.
+    """
+    changed: Files = {}
+    for name, content in files.items():
+        if any(fnmatch.fnmatch(PurePosixPath(name).name, pattern) for pattern in _SETTINGS):
+            values = json.loads(content) if isinstance(content, bytes) else read_json(content)
+            scrubbed = scrub_values(values, set(secrets), (folder,))
+            if scrubbed != values:
+                changed[name] = _json(scrubbed)
+    return {**files, **changed}
 
 
 def _json(content: dict[str, Any]) -> bytes:
@@ -202,7 +237,7 @@ def _json(content: dict[str, Any]) -> bytes:
 
 def tokenizer_files(folder: Path) -> Files:
     """A folder's tokenizer, with its chat templates."""
-    return dict(_matching(folder, _TOKENIZER))
+    return without_local_paths(dict(_matching(folder, (*_TOKENIZER, *_PROCESSOR))), folder)
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
@@ -240,7 +275,7 @@ def _call_by(card: str, repo_id: str, source: Source) -> str:
     names = {re.escape(name) for name in (source.name, source.model.name, source.model.resolve().name)}
     name = f"(?:{'|'.join(sorted(names))})"
     card = re.sub(rf'(from_pretrained\(\s*["\']){name}(["\'])', rf"\g<1>{repo_id}\g<2>", card)
-    return re.sub(rf"(bitdistill (?:evaluate|verify) ){name}(`)", rf"\g<1>{repo_id}\g<2>", card)
+    return re.sub(rf"(`bitdistill (?:evaluate|verify) ){name}([` ])", rf"\g<1>{repo_id}\g<2>", card)
 
 
 def check_files(files: Files, secrets: set[str]) -> None:
@@ -270,5 +305,18 @@ def link_files(files: Files, scratch: Path) -> Files:
 
 
 def is_tokenizer_file(path: str) -> bool:
-    """Whether a path of a repository belongs to its tokenizer."""
-    return any(fnmatch.fnmatch(path, pattern) for pattern in _TOKENIZER)
+    """Whether a path belongs to the tokenizer of the model's folder that it is in (and not to what reads images)."""
+    return _is_one_of(path, _TOKENIZER)
+
+
+def is_measurement(path: str) -> bool:
+    """Whether a path holds what was measured of the student in whose folder it is: scores, a report, the log of the training, answers."""
+    return _is_one_of(path, (*_MEASURED, *_PICTURES, TRAINING_LOG, *RECORDS))
+
+
+def _is_one_of(path: str, patterns: tuple[str, ...]) -> bool:
+    parts = path.split("/")
+    return any(
+        len(names) == len(parts) and all(map(fnmatch.fnmatchcase, parts, names))
+        for names in (pattern.split("/") for pattern in patterns)
+    )

@@ -13,12 +13,12 @@ from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from transformers.utils import logging
 
 from ..files.hub_errors import explain, explained, http_error, status_of
-from ..files.model_folder import RECORDS
+from .source import ONLINE_FOLDER, is_measurement, is_tokenizer_file
 
 
 logger = logging.get_logger(__name__)
 
-_WEIGHTS = re.compile(r".*\.(safetensors|bin|h5|msgpack|pt|pth|ckpt)(\.index\.json)?")
+_WEIGHTS = re.compile(r"[^/]*\.(safetensors|bin|h5|msgpack|pt|pth|ckpt)(\.index\.json)?")
 # With an adapter's configuration beside them, transformers would put an adapter on the weights.
 _ADAPTER = "adapter_config.json"
 # 412: another commit came first.
@@ -27,24 +27,44 @@ _WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 def replaced_files(present: Iterable[str], files: Iterable[str], whole: Iterable[str] = ()) -> list[str]:
-    """What an upload takes the place of: in each folder that it brings weights to, the weights that are not part of it, and their records.
+    """What an upload takes the place of. In each folder that it brings weights to: other weights, what was measured of them, and, if it
+    brings a tokenizer, another one's files.
 
     Args:
         present: paths in the repository.
         files: paths of the upload.
         whole: folders of which nothing else may be left, such as an older checkpoint.
     """
-    files = set(files)
-    folders = {str(PurePosixPath(path).parent) for path in files if _WEIGHTS.fullmatch(PurePosixPath(path).name)}
-    whole = tuple(f"{folder}/" for folder in whole)
-    replaced = []
-    for path in present:
-        name, folder = PurePosixPath(path).name, str(PurePosixPath(path).parent)
-        # (What was measured of a model, and what it answered, is of no other one.)
-        is_weight = folder in folders and (_WEIGHTS.fullmatch(name) or name == _ADAPTER or name in RECORDS)
-        if path not in files and (is_weight or (whole and path.startswith(whole))):
-            replaced.append(path)
-    return sorted(replaced)
+    present, files = set(present), set(files)
+    folders = _folders_of_weights(files)
+    # Of a student that is published in the folder `online` alone, documents lie in the root.
+    is_told_in_root = ONLINE_FOLDER in folders and "." not in folders and not has_weights(present)
+    measured = folders | ({"."} if is_told_in_root else set())
+    tokenized = {folder for folder in folders if any(map(is_tokenizer_file, _inside(folder, files).values()))}
+    gone = {path for path in present if path.startswith(tuple(f"{folder}/" for folder in whole))}
+    for folder in folders | measured:
+        for path, name in _inside(folder, present).items():
+            is_weight = folder in folders and (_WEIGHTS.fullmatch(name) or name == _ADAPTER)
+            is_tokenizer = folder in tokenized and is_tokenizer_file(name)
+            if is_weight or is_tokenizer or (folder in measured and is_measurement(name)):
+                gone.add(path)
+    return sorted(gone - files)
+
+
+def has_weights(present: Iterable[str]) -> bool:
+    """Whether there is a model in a repository's root."""
+    return "." in _folders_of_weights(present)
+
+
+def _folders_of_weights(paths: Iterable[str]) -> set[str]:
+    return {str(path.parent) for path in map(PurePosixPath, paths) if _WEIGHTS.fullmatch(path.name)}
+
+
+def _inside(folder: str, paths: Iterable[str]) -> dict[str, str]:
+    """Paths in a folder and below -> what they are called from there."""
+    if folder == ".":
+        return {path: path for path in paths}
+    return {path: path.removeprefix(f"{folder}/") for path in paths if path.startswith(f"{folder}/")}
 
 
 def check_login(api: HfApi, repo_id: str) -> None:

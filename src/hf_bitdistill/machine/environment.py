@@ -58,6 +58,8 @@ def processor_name() -> str:
 
 def describe_environment() -> dict[str, str | int]:
     """Machine, versions and date, to stand beside every measured number."""
+    from .. import __version__
+
     return {
         "date": date.today().isoformat(),
         "processor": processor_name(),
@@ -67,4 +69,5 @@ def describe_environment() -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": importlib.metadata.version("transformers"),
+        "hf-bitdistill": __version__,
     }

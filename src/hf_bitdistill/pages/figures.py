@@ -45,11 +45,11 @@ def draw_curves(axes: Axes, curves: Curves, xlabel: str, ylabel: str, marker: st
     axes.legend(fontsize="small")
 
 
-def plot_panels(title: str, file: Path, panels: Sequence[tuple[str, Curves]]) -> Path:
-    """One panel of curves over optimizer steps beside the other, each with what its vertical axis says."""
+def plot_panels(title: str, file: Path, panels: Sequence[tuple[str, Curves]], xlabel: str = "optimizer steps") -> Path:
+    """One panel of curves beside the other, each with what its vertical axis says."""
     figure, axes = new_figure(len(panels))
     for panel, (ylabel, curves) in zip(axes, panels, strict=True):
-        draw_curves(panel, curves, "optimizer steps", ylabel)
+        draw_curves(panel, curves, xlabel, ylabel)
     return save_figure(figure, title, file)
 
 

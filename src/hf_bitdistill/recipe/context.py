@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..data.fingerprint import fingerprint_rows
-from ..data.tokenizers import load_tokenizer
 from ..files.model_folder import STAGES
 from ..files.output_folder import check_output_dir
 from ..files.weight_files import size_of_weights
@@ -18,16 +17,16 @@ from ..machine import processes
 from ..machine.agreement import Alike, check_alike, options, versions
 from ..machine.environment import describe_environment
 from ..pages.tables import format_score
-from ..training import check_same_tokenizer
 from . import examples as example_kinds
 from . import rules
+from .given_models import read_given
 from .measure import Measured
 from .plan import EVALUATE, Plan, fit, make_plan, probe
 from .progress import Progress, duration
 from .result import Row
 from .run_engine import engine
 from .settings import RecipeError, RecipeSettings, parse_budget
-from .stages import Work, adapted_model, check_source, held_out, is_adapter
+from .stages import Work, held_out
 from .store import CHECKPOINTS, Stage, StageStore, fingerprint_model
 from .train import Machine, fast_bf16, others_load
 
@@ -43,6 +42,10 @@ class Given:
     key: str
     model: str
 
+    @classmethod
+    def of(cls, name: str) -> Given:
+        return cls(fingerprint_model(name), name)
+
 
 class Context:
     """A run before and between its stages: what it was given, its plan, how a stage runs, what was decided."""
@@ -54,25 +57,21 @@ class Context:
         check_output_dir(
             self.output, {name: getattr(settings, name) for name in ("model", "teacher", "dataset", "corpus")}
         )
-        # The full-precision model itself, where an adapter of it was given.
-        self.source = adapted_model(settings.base) if is_adapter(settings.base) else settings.base
-        self.tokenizer = load_tokenizer(self.source)
-        config = check_source(self.source)
-        if settings.teacher is not None and not is_adapter(settings.teacher):
-            config = check_source(settings.teacher)
-            check_same_tokenizer(self.tokenizer, load_tokenizer(settings.teacher))
+        self.models = read_given(settings)
         # Which coefficients are the paper's depends on the kind of examples, which rows are held out does not.
         numbers = settings.numbers(classes=True)
-        self.examples = example_kinds.load(settings, self.tokenizer, config, numbers.held_out_rows, numbers.eval_rows)
+        self.examples = example_kinds.load(
+            settings, self.models.tokenizer, self.models.context, numbers.held_out_rows, numbers.eval_rows
+        )
         bf16 = fast_bf16() if settings.bf16 == "auto" else settings.bf16 == "true"
         self.work = Work(
             self.examples,
-            self.tokenizer,
+            self.models.tokenizer,
             settings.numbers(self.examples.kind == "classes"),
             settings.seed,
             Machine(bf16, 60 * settings.checkpoint_minutes),
             progress,
-            config,
+            self.models.config,
             settings.corpus,
             settings.lora,
         )
@@ -81,13 +80,19 @@ class Context:
             "train": fingerprint_rows(self.examples.train),
             "held_out": fingerprint_rows(self.examples.held_out),
         }
-        self.base = Given(fingerprint_model(settings.base), str(settings.base))
+        self.base = Given.of(self.models.base)
         # Plain text is what the model is made for: it is its own teacher.
-        self.fine_tunes = settings.teacher is None and self.examples.kind != "text"
+        self.fine_tunes = self.models.teacher is None and self.examples.kind != "text"
+        if self.examples.kind == "text":
+            settings.refuse_fine_tuning("of plain text the model as it came is the teacher")
+        # With plain text the student learns the language before the task; and a teacher of another shape only teaches.
+        self.student_of_base = settings.corpus is not None or bool(self.models.differs)
         self.seconds: dict[str, float] = {}
         self.curves: dict[str, list[dict[str, Any]]] = {}
         self.choices: list[str] = []
         self.kept: list[str] = []
+        # Of each model of the table: where and when it was evaluated.
+        self.evaluated_on: dict[str, dict[str, Any]] = {}
         self.plan = Plan()
         # Seconds for the stages, if there is a limit.
         self.budget: float | None = None
@@ -169,6 +174,8 @@ class Context:
             "kinds": [self.fine_tunes, settings.corpus is not None, work.numbers.window_steps > 0, settings.lora],
             **{name: getattr(work.numbers, name) for name in needed},
         }
+        if self.models.differs:
+            identity["teacher"] = fingerprint_model(self.models.like_teacher)
         if processes.world_size() > 1:
             identity["processes"] = [processes.world_size(), engine()]
         self.progress.say("  measuring a few steps of this model on this machine")
@@ -182,7 +189,12 @@ class Context:
             identity,
             lambda folder: {
                 "measured": probe(
-                    work, self.source, self.fine_tunes, settings.corpus is not None, folder / CHECKPOINTS
+                    work,
+                    self.models.base,
+                    self.fine_tunes,
+                    settings.corpus is not None,
+                    folder / CHECKPOINTS,
+                    self.models.like_teacher if self.models.differs else None,
                 )
             },
         )
@@ -233,8 +245,10 @@ class Context:
             "seed": self.settings.seed,
             "bf16": self.work.machine.bf16,
         }
-        with self.progress.stage(title):
+        with self.progress.stage(title, in_parts=title == EVALUATE):
             stage = self.store.run(kind, settings, work, parent, by_first)
+        if title == EVALUATE:
+            self.progress.took(title, stage.result["seconds"])
         self.seconds[title] = self.seconds.get(title, 0.0) + stage.result["seconds"]
         # (Of a short run the decision counts, which the report has.)
         if "curve" in stage.result and not kind.endswith(IN_SHORT):
@@ -281,8 +295,8 @@ class Context:
             evaluation=self.evaluation,
             asked=self.asked,
         )
+        self.evaluated_on[name] = stage.result.get("machine") or describe_environment()
         score = stage.result["score"]
         text = format_score(score["metric"], score["value"], score["stderr"])
         self.progress.done(f"{name}: {score['metric']} {text}")
-        size = size_of_weights(model.model) if Path(model.model).is_dir() else None
-        return Row(name, score, size, final=final)
+        return Row(name, score, size_of_weights(model.model) or None, final=final)

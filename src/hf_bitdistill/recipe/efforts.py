@@ -1,4 +1,7 @@
-"""What an effort means: every number of the recipe, in one table, each with the measurement that it comes from."""
+"""What an effort means: every number of the recipe, in one table, each with the measurement that it comes from, if there is one.
+
+What no measurement stands beside is a convention: chosen beforehand, and compared with nothing else. A comment says what it rests on.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,11 @@ from ..config import BitNetConfig, SubNormPlacement, WeightGranularity
 
 
 def _from(default: Any, text: str, *files: str) -> Any:
-    """A field with what it is, and the files below `benchmarks/results` that its value comes from (none: not measured)."""
+    """A field with what it is, and the files below `benchmarks/results` that its value comes from (none: a convention)."""
     return field(default=default, metadata={"help": text, "measured": files})
 
 
 _SST2 = "accuracy/smollm2_sst2_1m_long.json"
-_SST2_SHORT = "accuracy/smollm2_sst2_1m.json"
-_SST2_MORE = "accuracy/smollm2_sst2_task.json"
 _MNLI = "accuracy/smollm2_mnli_1m.json"
 _TREC = "recipe/unseen_trec.json"
 
@@ -28,6 +29,7 @@ class Effort:
     teacher_examples: int = _from(
         6400, "Examples that the teacher is fine-tuned on, at most, if it is not given.", _SST2, _MNLI
     )
+    # (Three passes are usual in fine-tuning; it stops sooner where the loss on held-out rows rises.)
     teacher_epochs: float = _from(3.0, "How often it reads the data, at most.")
     # (5e-5 is SmolLM2's; at it a far smaller model learned little.)
     teacher_learning_rates: tuple[float, ...] = _from(
@@ -40,6 +42,7 @@ class Effort:
     )
     batch_size: int = _from(16, "Examples a step of every training on them, of all processes together.", _SST2, _MNLI)
     window_steps: int = _from(400, "Steps a window of the warm start; 0: no warm start.", _SST2)
+    # (192 steps were compared with 400, for window_steps; more were not. Each doubling takes twice as long as what it doubles.)
     extra_doublings: int = _from(0, "How often window_steps may be doubled, while that closes the gap.")
     window_tokens: int = _from(
         1200,
@@ -85,7 +88,9 @@ class Effort:
     )
     block_size: int = _from(256, "Tokens of a block of plain text.", _SST2)
     distill_examples: int = _from(6400, "Examples of a round of distillation, at most; 0: none.", _SST2, _MNLI)
+    # (As the teacher's. On rows that few, more passes were not tried.)
     distill_epochs: float = _from(3.0, "How often it reads the data, at most.")
+    # (The measured rows are those of one round; what a second one buys was not measured.)
     distill_rounds: int = _from(1, "Rounds of distillation at most, on other examples each, while they close the gap.")
     distill_learning_rates: tuple[float, ...] = _from(
         (2e-4, 5e-5),
@@ -93,6 +98,8 @@ class Effort:
         _SST2,
         _MNLI,
     )
+    # (Long enough that the losses of the rates differ in `recipe/smollm2_mnli_standard.json` and `recipe/unseen_*.json`; other shares were not
+    # compared, nor whether a whole training would have ranked them alike.)
     sweep_share: float = _from(0.15, "Share of the steps that each of several learning rates is tried for.")
     sweep_extensions: int = _from(
         2,
@@ -107,6 +114,7 @@ class Effort:
     keep_only_better: bool = _from(
         True, "Go back behind a distillation that makes the student worse on held-out training rows.", _SST2
     )
+    # (By arithmetic: 512 rows tell an accuracy to about two points, one standard error; the 256 of `quick` to three.)
     held_out_rows: int = _from(512, "Training rows that are taken away for all choices.")
     eval_rows: int = _from(
         2000, "Rows of the evaluation split, at most; 0: all (of answers that are written, 200).", _MNLI
@@ -118,7 +126,8 @@ class Effort:
 
 
 EFFORTS: dict[str, Effort] = {
-    # A third of the shorter measured warm start (192 steps); this length has not been measured.
+    # Measured as a whole, once: `recipe/smollm2_sst2_quick.json`. Its single numbers are conventions: about a sixth of the standard warm start, a
+    # quarter of its distillation, one learning rate each.
     "quick": Effort(
         teacher_examples=2400,
         teacher_learning_rates=(5e-5,),
@@ -144,8 +153,9 @@ EFFORTS: dict[str, Effort] = {
         eval_rows=0,
     ),
 }
-"""`quick`: for a first look. `standard`: the best rows of `benchmarks/README.md`. `thorough`: up to four times the
-warm start and three times the examples (`accuracy/smollm2_sst2_task.json`, with the shorter warm start); not measured as a whole."""
+"""`quick`: for a first look. `standard`: the best rows of `benchmarks/README.md`, measured as a whole in `recipe/smollm2_sst2_standard.json`,
+`recipe/smollm2_mnli_standard.json` and `recipe/unseen_*.json`. `thorough`: up to four times the warm start and three times the examples
+(`accuracy/smollm2_sst2_task.json`, with the shorter warm start); not measured as a whole, and its rounds, rates and doubling are conventions."""
 
 
 def paper(effort: Effort, classes: bool) -> Effort:
@@ -179,7 +189,7 @@ def bitnet_config(effort: Effort) -> BitNetConfig:
     return BitNetConfig(sub_norm=sub_norm, weight_granularity=granularity)
 
 
-# How often a budget may go on with the warm start, and with the distillation, while there is time.
+# How often a budget may go on with the warm start, and with the distillation, while there is time. (A convention: time ends it sooner.)
 _LEFT_OVER = 4
 _SCALED = ("teacher_examples", "window_steps", "warm_start_tokens", "corpus_tokens", "distill_examples")
 

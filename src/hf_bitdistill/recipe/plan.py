@@ -141,7 +141,12 @@ def _scratch(within: Path | None) -> Iterator[Path]:
 
 
 def probe(
-    work: Work, source: str | Path, with_teacher: bool, with_pretraining: bool, scratch: Path | None = None
+    work: Work,
+    source: str | Path,
+    with_teacher: bool,
+    with_pretraining: bool,
+    scratch: Path | None = None,
+    teacher: str | Path | None = None,
 ) -> dict[str, float]:
     """Seconds of the pieces that a run is made of, on this machine, in so many processes, with this model and examples of these lengths.
     What the model cannot be made into fails here, before any training. Called by all processes.
@@ -151,6 +156,7 @@ def probe(
         with_teacher: whether a teacher will be fine-tuned.
         with_pretraining: whether there will be continual pre-training.
         scratch: a folder to work in, which is removed; every process must see it. Default: a temporary one.
+        teacher: a model of the teacher's shape, where that is not the source's.
     """
     measured: dict[str, float] = {}
     numbers = work.numbers
@@ -182,7 +188,7 @@ def probe(
             measured["start"] -= steps * ticks.window_step + report["batch_seconds"]
         measured["distill_step"] = _train_step(
             lambda progress: dataclasses.replace(short, progress=progress).distill(
-                student / "model", source, 1e-5, _STEPS, folder / "distill"
+                student / "model", teacher or source, 1e-5, _STEPS, folder / "distill"
             )
         )
         if with_teacher:

@@ -40,8 +40,8 @@ class Progress:
         self.terminal = self.stream.isatty()
         self.silent = not processes.is_first()
         self.expected: dict[str, float] = {}
-        self._title, self._started, self._shown = "", 0.0, 0.0
-        # What the speed of a stage is counted from: steps, and when they were done.
+        self._title, self._started, self._shown, self._in_parts = "", 0.0, 0.0, False
+        # What the speed of a stage is counted from: steps or rows, and when they were done.
         self._first: tuple[int, float] | None = None
         self._resumed = False
 
@@ -57,14 +57,24 @@ class Progress:
         self.expected = dict(expected)
 
     @contextlib.contextmanager
-    def stage(self, title: str) -> Iterator[None]:
-        """A stage that is about to run; `show` then is about it. Its expected time no longer counts as left when it ends."""
+    def stage(self, title: str, in_parts: bool = False) -> Iterator[None]:
+        """A stage that is about to run; `show` then is about it. Its expected time no longer counts as left when it ends.
+
+        Args:
+            in_parts: there are more of that title, so that some of it is left ([`took`]).
+        """
         self._title, self._started, self._shown = title, time.perf_counter(), 0.0
-        self._first, self._resumed = None, False
+        self._first, self._resumed, self._in_parts = None, False, in_parts
         try:
             yield
         finally:
-            self.expected.pop(title, None)
+            if not in_parts:
+                self.expected.pop(title, None)
+
+    def took(self, title: str, seconds: float) -> None:
+        """A part of what was expected of a title is done."""
+        if title in self.expected:
+            self.expected[title] = max(self.expected[title] - seconds, 0.0)
 
     def show(self, done: int, total: int, loss: float | None = None) -> None:
         """Steps that are done. A stage whose first step is not the first of all goes on where an earlier run stopped."""
@@ -76,17 +86,29 @@ class Progress:
             return
         if self._first is None:
             self._first = (done, now) if self._resumed else (0, self._started)
-        first, started = self._first
+        self._show(f"step {done} of {total}", done, total, now, "" if loss is None else f", loss {loss:.4g}")
+
+    def show_rows(self, done: int, total: int) -> None:
+        """Rows that an evaluation has done; 0 where it begins."""
+        now = time.perf_counter()
+        if not done or self._first is None:
+            self._first, self._shown = (done, now), 0.0
+        self._show(f"row {done} of {total}", done, total, now)
+
+    def _show(self, text: str, done: int, total: int, now: float, more: str = "") -> None:
+        """A line, if it is time for one."""
+        first, started = self._first or (0, self._started)
         if now - (self._shown or started) < (_TERMINAL if self.terminal else _PLAIN) or done <= first:
             return
         self._shown = now
         left = (now - started) / (done - first) * (total - done)
         later = sum(seconds for title, seconds in self.expected.items() if title != self._title)
-        text = f"  {self._title}: step {done} of {total}, {duration(left)} left"
+        if self._in_parts:
+            later += max(self.expected.get(self._title, 0.0) - (now - self._started) - left, 0.0)
+        text = f"  {self._title}: {text}, {duration(left)} left"
         if later:
             text += f", of the run about {duration(left + later)}"
-        if loss is not None:
-            text += f", loss {loss:.4g}"
+        text += more
         if self.terminal:
             self._print(f"\r\x1b[K{text}")
         else:

@@ -9,10 +9,13 @@ from typing import Any
 
 from ..files.json_files import read_json
 from ..files.model_folder import RESULT_FILE
+from ..files.weight_files import find_weight_files
 from ..pages.figures import Point, plot_bars, plot_panels, plot_points
 from ..pages.html import image, write_page
 from ..pages.tables import format_score, html_table, text_table
 from ..report.loss_labels import loss_names, loss_units
+from ..verify.packed_tensors import packed_layers
+from ..verify.verify_page import draw_layers
 from .progress import duration
 from .store import write_json
 
@@ -22,7 +25,7 @@ PAGE = "report.html"
 BASE_ROW = "base model"
 PACKED_ROW = "ternary student, packed"
 COMPARE_ROW = "BitNet-SFT (no recipe)"
-QUALITY = "quality.png"
+QUALITY, LAYERS = "quality.png", "packed_layers.png"
 
 _LOSSES = (
     "On the rows that are trained on, while they are. These curves do not rank the models: a student has learned from the teacher's "
@@ -76,7 +79,9 @@ class RecipeResult:
         kept: projections that stayed in full precision.
         plan: that was made before.
         seconds: of each stage, in this run or in the one that it goes on from.
-        machine: where.
+        machine: where the packed student was evaluated, and when.
+        timed_on: where speeds were measured, if they were.
+        places: of the settings that named files or folders, these in full: then they are no ids on the Hub.
         curves: losses of each training.
         notes: further sentences.
         written: what was asked, the true answer, and what teacher and packed student wrote, if any was asked for.
@@ -97,6 +102,8 @@ class RecipeResult:
     plan: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    timed_on: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     written: list[Written] = field(default_factory=list)
@@ -152,8 +159,10 @@ class RecipeResult:
         header = ["", metric.replace("_", " "), "on disk", *(["tokens/s on this CPU"] if speed else [])]
         rows = []
         chance = self.table[0].score["chance"]
-        if chance is not None:
-            rows.append(["most frequent answer", format_score(metric, chance, None), "", *([""] if speed else [])])
+        by_chance = {"most frequent answer": chance, "random answer": self.table[0].score["more"].get("random_level")}
+        for name, value in by_chance.items():
+            if value is not None:
+                rows.append([name, format_score(metric, value, None), "", *([""] if speed else [])])
         for row in self.table:
             size = "" if row.bytes is None else f"{row.bytes / 1e6:.1f} MB"
             rate = "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
@@ -190,7 +199,7 @@ class RecipeResult:
             elif outlook is not None and outlook["left"] <= 0:
                 lines.append(f"The {what} left no gap that twice of it could close.")
             elif outlook is None:
-                lines.append(f"What twice the {what} would buy is not known: there was one length of it.")
+                lines.append(self._after_one_length(title, what))
             else:
                 unit = "steps a window" if title == "start" else "steps"
                 lines.append(
@@ -198,6 +207,18 @@ class RecipeResult:
                     f"{outlook['left']:.3f} nats that were left after it, if gaps go on to shrink as they did."
                 )
         return [*lines, *self.notes]
+
+    def _after_one_length(self, title: str, what: str) -> str:
+        """What is known of twice a stage of which there was one length: no more than what was left after it."""
+        left = [each for each in self.tries if each["what"] == title][-1]["loss"]
+        text = f"{left['value']:.3f} ± {left['stderr']:.3f} nats"
+        if left["value"] <= left["stderr"]:
+            return f"The {what} left no gap that can be told from none ({text}): twice of it could close none."
+        option = {"start": "extra_doublings 1", "distillation": "distill_rounds 2"}[title]
+        return (
+            f"Twice the {what} could close {text} at most, which were left after it. How much it would is not known: there was one length of it "
+            f"(--{option} tries another)."
+        )
 
     @property
     def picture(self) -> Path:
@@ -265,6 +286,11 @@ class RecipeResult:
                 parts += [f"<h3>{html.escape(title)}</h3>"]
                 file = figures / f"{''.join(c if c.isalnum() else '_' for c in title)}.png"
                 parts += [image(plot_panels("Training losses", file, panels) if draw else file)]
+        layers = figures / LAYERS
+        if draw and "packed" in self.paths:
+            draw_layers(list(packed_layers(find_weight_files(self.paths["packed"]))), layers)
+        if layers.is_file():
+            parts += ["<h2>The packed layers</h2>", image(layers)]
         expected = {stage["title"]: stage["seconds"] for stage in self.plan.get("stages", [])}
         times = [
             [title, duration(expected[title]) if title in expected else "", duration(seconds)]

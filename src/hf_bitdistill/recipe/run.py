@@ -13,15 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from ..files.atomic import folder_aside
 from ..files.model_folder import PACKED
-from ..hub.cards import write_card
+from ..hub.cards import CardFacts
 from ..machine import processes
 from ..machine.environment import describe_environment
 from . import rules
 from .context import IN_SHORT, Context, Given
 from .decoding_speed import tokens_per_second
 from .measure import Measured, Score
+from .packed_folder import put_packed
 from .plan import (
     BUDGET_SHARE,
     COMPARE,
@@ -43,9 +43,9 @@ from .progress import Progress, duration, quiet
 from .pushing import push_run
 from .result import BASE_ROW, COMPARE_ROW, PACKED_ROW, PAGE, RecipeResult
 from .run_engine import engine
-from .run_facts import record_of, run_facts
+from .run_facts import places_of, record_of, run_facts
 from .settings import RecipeError, RecipeSettings
-from .stages import held_out, is_adapter
+from .stages import held_out
 from .store import Stage, alone, fingerprint_model, fingerprint_text, work_of_first, write_json
 
 
@@ -72,20 +72,19 @@ class _Run(Context):
     """The stages in their order."""
 
     def teacher(self) -> Stage | Given:
-        settings, work = self.settings, self.work
-        given = settings.teacher or (settings.base if is_adapter(settings.base) else None)
-        if given is not None and is_adapter(given):
+        settings, work, given = self.settings, self.work, self.models.teacher
+        if given is not None and self.models.adapted is not None:
             return self.stage(
                 TEACHER,
                 "teacher",
                 (),
                 lambda folder: work.merge(given, folder),
-                self.base,
+                Given.of(self.models.adapted),
                 by_first=True,
                 adapter=fingerprint_model(given),
             )
         if given is not None:
-            return Given(fingerprint_model(given), given)
+            return Given.of(given)
         if not self.fine_tunes:
             return self.base
         identity: dict[str, Any] = {**self.data, "lora": settings.lora}
@@ -155,7 +154,9 @@ class _Run(Context):
             f"{each:g}: {f'{measured.loss:.3f}' if measured else 'not finite'}"
             for each, measured in sorted(tried.items())
         )
-        self.chose(f"{what} runs at the learning rate {rate:g}: held-out losses after the short runs {losses}")
+        beyond = rules.rate_beyond(tried)
+        edge = "" if beyond is None else f"; the best is at the edge of the search, {beyond:g} was not tried"
+        self.chose(f"{what} runs at the learning rate {rate:g}: held-out losses after the short runs {losses}{edge}")
         return rate, tried
 
     def check_teacher(self, measured: Measured) -> None:
@@ -202,11 +203,12 @@ class _Run(Context):
                 tokens=self.work.start_tokens(steps),
                 **identity,
             )
-            self.kept = stage.result["kept_in_full_precision"]
-            if not made and self.kept:
-                self.chose(f"kept in full precision, because they write massive activations: {', '.join(self.kept)}")
+            kept = stage.result["kept_in_full_precision"]
+            if not made and kept:
+                self.chose(f"kept in full precision, because they write massive activations: {', '.join(kept)}")
             made.append((stage, rules.Try(steps, self.measured(title, stage))))
         best, tried = min(made, key=lambda each: each[1].measured.loss)
+        self.kept = best.result["kept_in_full_precision"]
         return best, tried.measured, [each for _, each in made]
 
     def pretrain(self, source: Stage) -> Stage:
@@ -287,8 +289,11 @@ class _Run(Context):
         self.check_teacher(on_teacher)
         self.progress.done(self.choices[-1])
 
-        # With plain text the student learns the language before the task, and is made of the model as it came.
-        source = self.base if settings.corpus else teacher
+        if self.models.differs:
+            self.chose(
+                f"the student is made of the model; the teacher has another shape ({self.models.differs}) and only teaches"
+            )
+        source = self.base if self.student_of_base else teacher
         student, before, tries = self.start(source, on_teacher)
         if settings.corpus:
             student = self.pretrain(student)
@@ -317,7 +322,7 @@ class _Run(Context):
                 **({"processes": processes.world_size(), "engine": engine()} if processes.world_size() > 1 else {}),
             },
         )
-        if teacher is not self.base and not is_adapter(self.base.model) and self.base.key != teacher.key:
+        if self.base.key != teacher.key:
             result.table.append(self.evaluated(BASE_ROW, self.base))
         result.table.append(self.evaluated("teacher", teacher))
         result.table.append(self.evaluated("student before distillation", student, final=False))
@@ -388,17 +393,25 @@ class _Run(Context):
         result.paths = {"teacher": Path(teacher.model), "student": final.model, "packed": place}
         result.paths["report"] = self.output / PAGE
         result.choices, result.kept = self.choices, self.kept
+        # Of a student that was evaluated in an earlier run: there and then. (Speeds are measured in every run.)
+        shared: dict[str, Any] = {
+            name: result.machine[name] for name in ("processes", "engine") if name in result.machine
+        }
+        result.machine = {**self.evaluated_on[PACKED_ROW], **shared}
+        result.timed_on = describe_environment() if self.settings.speed else {}
+        result.places = places_of(self.settings)
         result.seconds, result.curves = self.seconds, self.curves
         work_of_first(lambda: self._write(result, packed, final), "writing the results")
 
     def _write(self, result: RecipeResult, packed: Stage, final: Stage) -> None:
-        place = result.paths["packed"]
-        with folder_aside(place) as aside:
-            shutil.copytree(packed.model, aside, ignore=shutil.ignore_patterns(".cache"), dirs_exist_ok=True)
-            record = record_of(result, self.examples, self.evaluation)
-            for student in (aside, final.model):  # (the trainable one, which it was packed from)
-                record.write(student)
-            write_card(aside, run_facts(aside, PACKED, result, self.base.model, record))
+        record = record_of(result, self.examples, self.evaluation)
+        record.write(final.model)  # (the trainable one, which it was packed from)
+        base = Path(self.base.model) if Path(self.base.model).is_dir() else self.base.model
+
+        def tell(folder: Path) -> CardFacts:
+            return run_facts(folder, PACKED, result, base, record)
+
+        put_packed(result.paths["packed"], packed.model, record, tell, self.progress.say)
         result.write()
 
 

@@ -16,6 +16,12 @@ class RecipeError(ValueError):
     """The run cannot be done as asked; one line for the user."""
 
 
+# What is read of a corpus alone.
+_OF_A_CORPUS = (
+    "corpus_tokens", "block_size", "pretrain_batch_size", "pretrain_learning_rate", "pretrain_logits_loss_weight", "dead_zone_leak",
+)  # fmt: skip
+
+
 def _option(default: Any, text: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": text, **more})
 
@@ -112,6 +118,27 @@ class RecipeSettings(EffortArguments):  # type: ignore[misc, valid-type]  # made
             raise RecipeError("teacher_learning_rates is empty: give a teacher to leave its fine-tuning out")
         if self.preset == "paper" and self.corpus is None:
             raise RecipeError("the preset paper pre-trains on plain text: give corpus (or use the preset best)")
+        if self.teacher is not None:
+            self.refuse_fine_tuning("a teacher is given")
+        if self.corpus is None and (said := [name for name in _OF_A_CORPUS if getattr(self, name) is not None]):
+            raise RecipeError(
+                f"{', '.join(said)}: of which plain text? Give it (--corpus), or leave {_them(said)} out"
+            )
+
+    def refuse_fine_tuning(self, why: str) -> None:
+        """Refuse options that only the fine-tuning of a teacher reads.
+
+        Args:
+            why: there is none.
+
+        Raises:
+            RecipeError: names them.
+        """
+        names = ["lora", "teacher_learning_rates"]
+        if not self.compare:  # (which trains for as long as a teacher would be)
+            names += ["teacher_examples", "teacher_epochs"]
+        if said := [name for name in names if getattr(self, name) not in (None, False)]:
+            raise RecipeError(f"{', '.join(said)}: {why}, and nothing is fine-tuned here; leave {_them(said)} out")
 
     def require(self) -> None:
         """Refuse a run without model, data or output folder.
@@ -171,6 +198,10 @@ class RecipeSettings(EffortArguments):  # type: ignore[misc, valid-type]  # made
 
         (settings,) = parse([cls], [str(path)], "settings", "")
         return dataclasses.replace(settings, **overrides)
+
+
+def _them(names: list[str]) -> str:
+    return "it" if len(names) == 1 else "them"
 
 
 _UNITS = {"h": 3600, "m": 60, "s": 1}

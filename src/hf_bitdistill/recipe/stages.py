@@ -5,14 +5,13 @@ Every process does it, but for `merge` and `pack`, which are the first one's. `b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -47,7 +46,6 @@ from .store import CHECKPOINTS, work_of_first
 from .train import Machine, micro_batch, save, steps_for, train, training_arguments, write_model
 
 
-ADAPTER = "adapter_config.json"
 WARM_START_FILE = "warm_start.pt"
 
 _CALIBRATION_BATCHES = 8
@@ -390,18 +388,23 @@ class Work:
     def measure(self, source: str | Path, folder: Path) -> dict[str, Any]:
         """On the held-out training rows; no model is kept."""
         model = self.load(source).eval()
-        with share_rows():
+        with share_rows(self._tell_rows(len(self.examples.held_out))):
             return {"held_out": self.examples.measure(model).to_dict()}
 
     def evaluate(self, source: str | Path, folder: Path) -> dict[str, Any]:
         """On the evaluation split; no model is kept."""
         model = self.load(source).eval()
-        with share_rows():
+        with share_rows(self._tell_rows(len(self.examples.evaluation))):
             return {"score": self.examples.score(model).to_dict()}
+
+    def _tell_rows(self, total: int) -> Callable[[int], None]:
+        """Says how many rows of an evaluation that begins now are done."""
+        self.progress.show_rows(0, total)
+        return lambda done: self.progress.show_rows(done, total)
 
 
 def _merged(adapter: str | Path) -> PreTrainedModel:
-    """The model of a PEFT adapter in a folder, with it merged in, in float32."""
+    """The model of a PEFT adapter, with it merged in, in float32."""
     from peft import AutoPeftModelForCausalLM
 
     with whole_models():
@@ -410,31 +413,3 @@ def _merged(adapter: str | Path) -> PreTrainedModel:
 
 def held_out(result: dict[str, Any]) -> Measured:
     return Measured.from_dict(result["held_out"])
-
-
-def is_adapter(name_or_path: str | Path) -> bool:
-    return (Path(name_or_path).expanduser() / ADAPTER).is_file()
-
-
-def adapted_model(adapter: str) -> str:
-    """The model that a PEFT adapter belongs to."""
-    from peft import PeftConfig
-
-    return PeftConfig.from_pretrained(adapter).base_model_name_or_path
-
-
-def check_source(name_or_path: str) -> Any:
-    """The configuration of a full-precision model that a student can be made of.
-
-    Raises:
-        RecipeError: it is a student, packed, or quantised by another method.
-    """
-    config = AutoConfig.from_pretrained(find_model(name_or_path))
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
-        raise RecipeError(
-            f"{name_or_path} is quantised already (by {method!r}): the recipe starts from a model in full precision. For a student that is "
-            "to be trained further there is `bitdistill distill`"
-        )
-    return config

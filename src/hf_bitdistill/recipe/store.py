@@ -7,11 +7,16 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME
 
 from ..files.atomic import lock_folder, write_text
 from ..files.model_folder import RECORDS
@@ -25,8 +30,9 @@ Value = TypeVar("Value")
 
 RESULT = "result.json"
 CHECKPOINTS = "checkpoints"
-# What the interrupted attempts at a stage have taken.
+# What the attempts at a stage that have not finished it have taken, and how often that is written.
 TAKEN = "taken.json"
+_TAKEN_SECONDS = 20.0
 
 
 @contextlib.contextmanager
@@ -99,10 +105,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class _StageClock:
-    """What a stage takes, with the time of those before that were interrupted. (Of one that was killed nothing is known.)
+    """What a stage takes, with the time of the attempts before that did not finish it. (Of one that was killed the last seconds are not
+    known.)
 
     Args:
-        file: keeps it when the stage is interrupted; written by the first process.
+        file: has it of an attempt that was interrupted or killed; written by the first process, from the start on.
 
     Attributes:
         taken: `seconds`, and `interruptions` if there were any.
@@ -111,18 +118,38 @@ class _StageClock:
     def __init__(self, file: Path):
         self.file = file
         self.taken: dict[str, Any] = {}
+        self._ended = threading.Event()
+        self._writer: threading.Thread | None = None
 
     def __enter__(self) -> None:
         before = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {"seconds": 0.0}
         self._before, self._started = before, time.perf_counter()
+        if processes.is_first():
+            self._write()
+            self._writer = threading.Thread(target=self._write_on, daemon=True)
+            self._writer.start()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        interruptions = self._before.get("interruptions", 0) + (kind is not None)
+        self._ended.set()
+        if self._writer is not None:
+            self._writer.join()
+            if kind is not None:
+                self._write()
+        self.taken = self._so_far(interrupted=kind is not None)
+
+    def _so_far(self, interrupted: bool) -> dict[str, Any]:
+        interruptions = self._before.get("interruptions", 0) + interrupted
         seconds = round(self._before["seconds"] + time.perf_counter() - self._started, 1)
-        self.taken = {"seconds": seconds, **({"interruptions": interruptions} if interruptions else {})}
-        if kind is not None and processes.is_first():
-            with contextlib.suppress(OSError):  # (a full disk may be what ends it)
-                write_json(self.file, self.taken)
+        return {"seconds": seconds, **({"interruptions": interruptions} if interruptions else {})}
+
+    def _write(self) -> None:
+        """As it is if nothing more is heard of this attempt."""
+        with contextlib.suppress(OSError):  # (a full disk may be what ends it)
+            write_json(self.file, self._so_far(interrupted=True))
+
+    def _write_on(self) -> None:
+        while not self._ended.wait(_TAKEN_SECONDS):
+            self._write()
 
 
 class StageStore:
@@ -171,6 +198,7 @@ class StageStore:
             if file.is_file():
                 # Of a stage that was killed between its last two steps.
                 shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+                (folder / TAKEN).unlink(missing_ok=True)
                 return json.loads(file.read_text(encoding="utf-8"))
             folder.mkdir(parents=True, exist_ok=True)
             self.announce(kind, folder, settings)
@@ -205,10 +233,11 @@ _SAMPLE = 1 << 20
 
 def fingerprint_model(name_or_path: str | Path) -> str:
     """What tells a model from another: of a folder the contents of its configuration (not what was measured of it) and samples of its
-    weights, of a Hub id the id."""
+    weights, of a Hub id the id and the commit that the Hub's cache has of it."""
     folder = Path(name_or_path).expanduser()
     if not folder.is_dir():
-        return str(name_or_path)
+        commit = _commit_of(str(name_or_path))
+        return f"{name_or_path}@{commit}" if commit else str(name_or_path)
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         if file.name.endswith((".safetensors", ".bin")):
@@ -217,6 +246,15 @@ def fingerprint_model(name_or_path: str | Path) -> str:
             digest.update(file.name.encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _commit_of(model_id: str) -> str | None:
+    """The commit of a repository that was read last, as the Hub's cache knows it: what is loaded next is of that one."""
+    try:
+        cached = [try_to_load_from_cache(model_id, name) for name in (CONFIG_NAME, ADAPTER_CONFIG_NAME)]
+    except HFValidationError:  # no name of a repository
+        return None
+    return next((Path(file).parent.name for file in cached if isinstance(file, str)), None)
 
 
 def fingerprint_text(path: str) -> str:

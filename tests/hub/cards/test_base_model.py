@@ -1,16 +1,22 @@
 """Which model a student is of, as the Hub knows it."""
 
 import json
+import time
+from pathlib import Path
 
 import pytest
+from hub_double import Fault
 
+from hf_bitdistill.hub.cards import base_model_id as module
 from hf_bitdistill.hub.cards.base_model_id import base_model_id, exact_model_id, hub_model_id, license_of
 
 
 def test_hub_ids(tmp_path):
     assert hub_model_id("org/model") == "org/model" and hub_model_id("gpt2") == "gpt2"
-    for name in (None, "", str(tmp_path), "a/b/c", "with space/x", "/data/model"):
+    for name in (None, "", str(tmp_path), "a/b/c", "with space/x", "/data/model", "./model", "../model", "rows.jsonl"):
         assert hub_model_id(name) is None
+    # A `Path` is a folder wherever it is looked at from.
+    assert hub_model_id(Path("org/model")) is None and base_model_id(Path("org/model")) is None
 
 
 @pytest.fixture
@@ -52,3 +58,42 @@ def test_the_licence_of_a_base_model(folder, tmp_path):
     assert license_of(place) == "apache-2.0"
     (tmp_path / "base" / "README.md").write_text("---\nlicense: [\n---\n")
     assert license_of(place) is None
+
+
+@pytest.fixture
+def base(hub):
+    """The id of a base model on the Hub, with a licence; nothing is known of it yet."""
+    module._license_on_the_hub.cache_clear()
+    hub.create("org/base")
+    hub.put("org/base", {"README.md": b"---\nlicense: apache-2.0\n---\ntext\n"})
+    yield "org/base"
+    module._license_on_the_hub.cache_clear()
+
+
+def test_the_licence_of_a_base_model_on_the_hub(hub, base, folder, offline):
+    assert license_of(base) == "apache-2.0"
+    count = len(hub.requests)
+    assert license_of(base) == "apache-2.0" and len(hub.requests) == count
+    # A folder that names it, and another one that names that.
+    assert license_of(folder("student", named=base)) == "apache-2.0"
+    assert license_of(folder("further", named=str(folder("again", named=base)))) == "apache-2.0"
+    # Off the net: from the cache, or not at all.
+    module._license_on_the_hub.cache_clear()
+    offline()
+    assert license_of(base) == "apache-2.0" and license_of("org/other") is None and len(hub.requests) == count
+
+
+def test_no_licence_is_worth_an_error_or_a_long_wait(hub, base, monkeypatch):
+    assert license_of("org/nowhere") is None
+    hub.create("org/private", private=True)
+    assert license_of("org/private") is None
+    monkeypatch.setattr(module, "_PATIENCE", 1.0)
+    for fault in (Fault("HEAD|GET", "README.md", 503, times=9), Fault("HEAD|GET", "README.md", None, times=9)):
+        hub.faults[:] = [fault]
+        module._license_on_the_hub.cache_clear()
+        assert license_of(base) is None and fault.times < 9
+    module._license_on_the_hub.cache_clear()
+    monkeypatch.setattr(module, "_PATIENCE", 0.05)
+    monkeypatch.setattr(module, "_fetched_license", lambda repo_id: time.sleep(2))
+    started = time.perf_counter()
+    assert license_of(base) is None and time.perf_counter() - started < 1

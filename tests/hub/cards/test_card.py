@@ -1,12 +1,14 @@
 """One template for every card: what is known stands in it, what is not known does not."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from hf_bitdistill.data import get_task
 from hf_bitdistill.evaluation.score_record import Measurement, Record
-from hf_bitdistill.hub.cards import CardFacts, build_card, last_evaluation, write_card
+from hf_bitdistill.hub.cards import CardFacts, build_card, last_evaluation, set_aside, write_card
 from students import make_student
 
 
@@ -56,6 +58,9 @@ def test_a_measured_student(config, tmp_path):
     assert (score.dataset_type, score.metric_value, score.dataset_split) == ("stanfordnlp/sst2", 0.8765, "validation")
     (entry,) = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results" / "bitdistill.yaml").read_text()))
     assert (entry.dataset_id, entry.value, entry.dataset_revision) == ("stanfordnlp/sst2", 0.8765, "abc")
+    # Of a student without such scores they do not stay.
+    write_card(tmp_path, CardFacts("student", "me/student", config))
+    assert not (tmp_path / ".eval_results" / "bitdistill.yaml").exists()
 
 
 def test_scores_of_local_data_name_no_repository(config, tmp_path):
@@ -64,6 +69,22 @@ def test_scores_of_local_data_name_no_repository(config, tmp_path):
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.datasets is None and card.data.eval_results[0].dataset_type == "sst2"
     assert str(tmp_path) not in card.content and not (tmp_path / ".eval_results").exists()
+    assert "`bitdistill evaluate student --data_dir DATA` measures the scores again" in card.content
+    assert f"(`{tmp_path.name}`, split validation)" in card.content
+
+
+def test_what_is_unknown_is_not_said_to_be_missing_from_the_hub(config):
+    for base, words in (("/data/Base", "`Base`, a local folder"), (Path("org/base"), "`base`, a local folder")):
+        card = build_card(CardFacts("student", "student", config, base=base, teacher=""))
+        assert words in card.content and "on the Hub" not in card.content and card.data.base_model is None
+
+
+def test_texts_that_are_set_aside_do_not_take_each_others_place(tmp_path):
+    for text in ("one", "two", "three"):
+        (tmp_path / "README.md").write_text(text)
+        assert set_aside(tmp_path / "README.md").read_text() == text
+    names = {file.name: file.read_text() for file in tmp_path.iterdir()}
+    assert names == {"README.previous.md": "one", "README.previous-2.md": "two", "README.previous-3.md": "three"}
 
 
 def test_what_a_trainer_measured_last():
@@ -71,3 +92,13 @@ def test_what_a_trainer_measured_last():
     assert last_evaluation([]) is None and last_evaluation(log[2:]) is None
     table = last_evaluation(log)
     assert "after step 2" in table and "| eval_loss | 1.5000 |" in table and "runtime" not in table
+
+
+def test_what_a_trainer_measured_of_the_weights_that_it_took():
+    """The best ones, at the end of the training; what came before it was measured of others."""
+    log = [{"eval_loss": 1.0, "step": 1}, {"eval_loss": 3.0, "step": 2}]
+    assert "after step 2" in last_evaluation(log, 1)  # while it trains
+    log.append({"train_runtime": 5.0, "step": 2})
+    assert "after step 2" in last_evaluation(log) and "after step 1" in last_evaluation(log, 1)
+    log.append({"eval_loss": 1.25, "step": 2})  # of the best weights, once more
+    assert "| eval_loss | 1.2500 |" in last_evaluation(log, 1)

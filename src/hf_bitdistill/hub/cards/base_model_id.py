@@ -1,46 +1,62 @@
-"""The base model of a student, as the Hub knows it: by an id, or by a folder that tells one."""
+"""The base model of a student, as the Hub knows it: by an id, or by a folder that tells one; and its licence."""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HTTPError
 from transformers.utils import CONFIG_NAME
 
+from ...files.data_formats import looks_like_path
 from ...files.json_files import read_json
 
 
+_CARD = "README.md"
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 _FARTHEST = 5  # folders that name folders
+# Seconds that a card may wait for the licence of its base model.
+_PATIENCE = 10.0
 
 
-def hub_model_id(name: str | None) -> str | None:
-    """`name` if it can be the id of a model on the Hub; not a local folder (which nobody else can open)."""
-    if name and not os.path.exists(name) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        return name
-    return None
+def hub_model_id(name: str | os.PathLike | None) -> str | None:
+    """`name` if it can be the id of a model on the Hub; not a local folder (which nobody else can open), and no `Path`: that is one
+    wherever it is looked at from."""
+    if not isinstance(name, str) or looks_like_path(name) or os.path.exists(name):
+        return None
+    return name if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) else None
 
 
 def exact_model_id(name: str | os.PathLike | None) -> str | None:
     """The id on the Hub of the model that is named: an id, or its copy in the Hub's cache."""
-    return hub_model_id(str(name)) or _of_cache(Path(name)) if name else None
+    return hub_model_id(name) or _of_cache(Path(name)) if name else None
 
 
 def base_model_id(name: str | os.PathLike | None) -> str | None:
     """The id on the Hub of a base model that is named by its id, or by a folder that tells it: a copy in the Hub's cache, a card with a
     base model, a config.json that keeps the name of what it was saved from."""
+    return next((found for _, found in _named(name) if found is not None), None)
+
+
+def _named(name: str | os.PathLike | None) -> Iterator[tuple[str | os.PathLike, str | None]]:
+    """A model, and what its folder says that it was made of, and so on, to the first that has an id: each with its id."""
     found = exact_model_id(name)
-    for _ in range(_FARTHEST):
-        if found is not None or not name:
-            break
+    for _ in range(_FARTHEST + 1):
+        if not name:
+            return
+        yield name, found
+        if found is not None:
+            return
         folder = Path(name).expanduser()
-        name = _of_card(folder / "README.md") or _of_config(folder / CONFIG_NAME)
+        name = _of_card(folder / _CARD) or _of_config(folder / CONFIG_NAME)
         # (A single name in a file is more likely a folder of the machine that wrote it.)
         found = exact_model_id(name) if name and "/" in name else None
-    return found
 
 
 def _of_cache(folder: Path) -> str | None:
@@ -70,8 +86,38 @@ def _of_config(config: Path) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def license_of(base: str | None) -> str | None:
-    """What a model's own card says of its licence, if it lies beside the model."""
-    data = card_data(Path(base).expanduser() / "README.md") if base else None
+def license_of(base: str | os.PathLike | None) -> str | None:
+    """What a model's own card says of its licence, or that of the model that it was made of, as far as its folder tells: beside the
+    model, or on the Hub. `None` also where the Hub cannot be reached."""
+    for place, found in _named(base):
+        named = _license(card_data(Path(place).expanduser() / _CARD))
+        named = named or (_license_on_the_hub(found) if found is not None else None)
+        if named is not None:
+            return named
+    return None
+
+
+def _license(data: ModelCardData | None) -> str | None:
     named = getattr(data, "license", None)
     return named if isinstance(named, str) else None
+
+
+@functools.lru_cache(maxsize=64)
+def _license_on_the_hub(repo_id: str) -> str | None:
+    """Of the card in the Hub's cache, else on the Hub; it is asked once, and not for long."""
+    found: list[str | None] = []
+    # (In a thread: the client's own limits hold for each of several requests, and for looking up an address there is none.)
+    thread = threading.Thread(target=lambda: found.append(_fetched_license(repo_id)), daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    return found[0] if found else None
+
+
+def _fetched_license(repo_id: str) -> str | None:
+    try:
+        file = try_to_load_from_cache(repo_id, _CARD)
+        if file is None:  # (What is neither that nor a path: it is known that there is none.)
+            file = hf_hub_download(repo_id, _CARD, etag_timeout=_PATIENCE / 2)
+    except (OSError, ValueError, RuntimeError, HTTPError):
+        return None  # it is said in no card then
+    return _license(card_data(Path(file))) if isinstance(file, str) else None

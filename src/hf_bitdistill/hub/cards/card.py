@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from .base_model_id import base_model_id, exact_model_id, hub_model_id, license_
 
 TEMPLATE = Path(__file__).with_name("template.md")
 CARD = "README.md"
-EVAL_RESULTS = ".eval_results"
+EVAL_RESULTS = ".eval_results/bitdistill.yaml"
 
 TAGS = ("bitdistill", "distillation")
 TERNARY_TAGS = ("bitnet", "ternary")
@@ -47,7 +48,8 @@ class CardFacts:
         repo: by which the model is loaded: a repository's name, or a folder's.
         config: of the model.
         classifier: whether it has a classification head; default: what `config` says.
-        base, teacher: an id on the Hub; a folder, of which only the last part is told; `""`: one of which no name is told.
+        base, teacher: an id on the Hub; a folder (always, if it is a `Path`), of which only the last part is told; `""`: one of which no
+            name is told.
         distilled_by: what made it after the published recipe; `None`: nothing of that is known.
         push_format: the forms in the repository.
         record: the model's scores, and how they were measured.
@@ -71,8 +73,8 @@ class CardFacts:
     repo: str
     config: Any
     classifier: bool | None = None
-    base: str | None = None
-    teacher: str | None = None
+    base: str | os.PathLike | None = None
+    teacher: str | os.PathLike | None = None
     distilled_by: str | None = None
     push_format: str = "packed"
     record: Record | None = None
@@ -129,7 +131,7 @@ def build_card(facts: CardFacts) -> ModelCard:
         "answers": ", ".join(task.label_words) if task is not None and task.label_words else None,
         "scores": facts.scores or (_scores(facts.record) if facts.record is not None else None),
         "sentences": "\n\n".join(facts.sentences),
-        "measured_again": how is not None,
+        "again": _again(facts),
         "sizes": facts.sizes.markdown() if facts.sizes is not None else None,
         "speed": facts.speed,
         "gguf": list(facts.gguf),
@@ -145,13 +147,30 @@ def build_card(facts: CardFacts) -> ModelCard:
 
 
 def write_card(folder: Path, facts: CardFacts) -> Path:
-    """`README.md`, and the scores for the Hub where they are on a dataset of the Hub. Returns the card's path."""
-    write_text(folder / CARD, str(build_card(facts)).rstrip("\n") + "\n")
-    entries = eval_results(facts)
+    """`README.md`, and the scores for the Hub where they are on a dataset of the Hub; those of an older card go. Returns the card's path."""
+    write_text(folder / CARD, card_text(facts))
+    entries, results = eval_results(facts), folder / EVAL_RESULTS
     if entries:
-        (folder / EVAL_RESULTS).mkdir(exist_ok=True)
-        write_text(folder / EVAL_RESULTS / "bitdistill.yaml", yaml.safe_dump(entries, sort_keys=False))
+        results.parent.mkdir(exist_ok=True)
+        write_text(results, yaml.safe_dump(entries, sort_keys=False))
+    else:
+        results.unlink(missing_ok=True)
     return folder / CARD
+
+
+def card_text(facts: CardFacts) -> str:
+    """The card as the file that it becomes."""
+    return str(build_card(facts)).rstrip("\n") + "\n"
+
+
+def set_aside(card: Path) -> Path:
+    """Rename a card, so that another takes its place: to the first of README.previous.md, README.previous-2.md, ... that is free. Returns its
+    new path."""
+    number, place = 1, card.with_name("README.previous.md")
+    while place.exists():
+        number += 1
+        place = card.with_name(f"README.previous-{number}.md")
+    return card.replace(place)
 
 
 # ---- Metadata ----
@@ -189,7 +208,7 @@ def _eval_results(facts: CardFacts) -> list[EvalResult]:
             dataset_type=_hub_dataset(how) or name,
             dataset_name=name,
             dataset_config=how.dataset_config,
-            dataset_split=how.split,
+            dataset_split=how.measured_split,
             dataset_revision=how.dataset_revision,
             metric_type=metric,
             metric_name=metric.replace("_", " "),
@@ -235,24 +254,39 @@ def _hub_dataset(how: Measurement | None) -> str | None:
     if how is None:
         return None
     if how.dataset is not None:
-        return hub_model_id(how.dataset)
+        return None if how.is_local else hub_model_id(how.dataset)
     return how.task.hub_id if how.task is not None and how.data_dir is None else None
 
 
 # ---- Text ----
 
 
-def _link(found: str | None, name: str | None) -> str | None:
+def _link(found: str | None, name: str | os.PathLike | None) -> str | None:
     if found:
         return f"[{found}](https://huggingface.co/{found})"
     if name is None:
         return None
-    return f"`{Path(name).name}`, which is not on the Hub" if name else "a model which is not on the Hub"
+    return f"`{Path(name).name}`, a local folder" if name else "a model that is not named"
+
+
+def _again(facts: CardFacts) -> str | None:
+    """How the scores are measured again: of data that is not on the Hub, with which copy of it."""
+    how = facts.how
+    if how is None:
+        return None
+    if _hub_dataset(how) is not None:
+        return f"`bitdistill evaluate {facts.repo}` measures the scores again"
+    option, name = "--data_dir" if how.data_dir else "--dataset", Path(how.place).name
+    part = f", split {how.measured_split}" if how.measured_split else ""
+    return f"`bitdistill evaluate {facts.repo} {option} DATA` measures the scores again, where DATA is your copy of the data (`{name}`{part})"
 
 
 def _scores(record: Record) -> str | None:
     """A table of what was measured, with standard errors."""
-    split, count = (record.how.split if record.how is not None else None) or "", str(record.scores.get("n", ""))
+    split, count = (
+        (record.how.measured_split if record.how is not None else None) or "",
+        str(record.scores.get("n", "")),
+    )
     rows = [
         [
             metric.replace("_", " "),
@@ -266,9 +300,17 @@ def _scores(record: Record) -> str | None:
     return markdown_table(["", "± one standard error", "data", "split", "rows"], rows) if rows else None
 
 
-def last_evaluation(log_history: Sequence[Mapping[str, Any]]) -> str | None:
-    """A table of what a `Trainer` measured last, from its log."""
+def last_evaluation(log_history: Sequence[Mapping[str, Any]], best_step: int | None = None) -> str | None:
+    """A table of what a `Trainer` measured last of the weights that it has, from its log.
+
+    Args:
+        best_step: of which it took the weights at the end of the training; `None`: it kept the last ones.
+    """
+    of_another = False
     for record in reversed(log_history):
+        of_another = of_another or "train_runtime" in record  # the end of a training; before it, weights changed
+        if of_another and best_step is not None and record.get("step") != best_step:
+            continue
         metrics = [
             (name, f"{value:.4f}")
             for name, value in record.items()

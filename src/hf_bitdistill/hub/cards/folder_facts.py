@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import ModelCard
 from transformers import AutoConfig
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME
@@ -14,53 +14,65 @@ from transformers.utils import CONFIG_NAME
 from ...evaluation.score_record import read_record
 from ...files.json_files import read_json
 from ...modeling.sizes import bytes_by_kind
-from .base_model_id import base_model_id
-from .card import CARD, TAGS, TERNARY_TAGS, CardFacts, last_evaluation
+from .base_model_id import base_model_id, license_of
+from .card import CARD, CardFacts, last_evaluation
+from .retold import given
 
 
-# Of a card these say what the model is; they are found again. All others somebody has set.
-_FOUND = ("library_name", "base_model", "base_model_relation", "pipeline_tag", "metrics", "tags", "model-index")
-
-
-def folder_facts(folder: Path, title: str, repo: str) -> CardFacts:
+def folder_facts(
+    folder: Path, title: str, repo: str, beside: Sequence[Path] = (), base: str | PathLike | None = None
+) -> CardFacts:
     """Of a student that is packed, or is trained in this folder. What is set in the metadata of a card that is there stays: licence,
     language, data sets, tags.
 
     Args:
         title, repo: see [`CardFacts`].
+        beside: folders that tell of the same student what `folder` does not: the one that it was packed from, that of its run.
+        base: what it was made of or loaded from, where no folder tells.
 
     Raises:
         CheckpointError, ValueError: a file is damaged; one line names it.
     """
+    places = list(dict.fromkeys((folder, *beside)))
     quantization = read_json(folder / CONFIG_NAME)["quantization_config"]
-    given, tags = _given(folder / CARD)
-    state = folder / TRAINER_STATE_NAME
+    set_before, tags = given_metadata(*places)
+    record = _first(map(read_record, places))
+    named = [*places, *([base] if base else [])]
     return CardFacts(
         title=title,
         repo=repo,
         config=AutoConfig.from_pretrained(folder),
-        base=base_model_id(folder),
-        record=read_record(folder),
-        scores=last_evaluation(read_json(state).get("log_history") or []) if state.is_file() else None,
+        base=_first(map(base_model_id, named)),
+        record=record,
+        scores=_first(map(_of_trainer, places)) if record is None else None,
         sizes=bytes_by_kind(folder) if quantization.get("quantization_mode") == "offline" else None,
         kept=quantization.get("modules_to_not_convert") or (),
         gguf=sorted(file.name for file in folder.glob("*.gguf")),
         tags=tags,
-        metadata=given,
+        metadata={"license": _first(map(license_of, named)), **set_before},
     )
 
 
-def _given(card: Path) -> tuple[dict[str, Any], list[str]]:
-    """What was set in a card's metadata, and tags besides ours.
+def given_metadata(*folders: Path) -> tuple[dict[str, Any], list[str]]:
+    """As [`given`], of the card in the first folder that has one.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: its metadata cannot be read.
     """
-    if not card.is_file():
+    card = next((folder / CARD for folder in folders if (folder / CARD).is_file()), None)
+    if card is None:
         return {}, []
     try:
-        data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{card}: its metadata cannot be read ({' '.join(str(error).split())})") from error
-    tags = [tag for tag in data.get("tags") or [] if tag not in (*TAGS, *TERNARY_TAGS)]
-    return {name: value for name, value in data.items() if name not in _FOUND}, tags
+        return given(card.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{card}: {error}") from error
+
+
+def _of_trainer(folder: Path) -> str | None:
+    state = folder / TRAINER_STATE_NAME
+    return last_evaluation(read_json(state).get("log_history") or []) if state.is_file() else None
+
+
+def _first(found: Iterable[Any]) -> Any:
+    """The first that is not `None`; those after it are not asked for."""
+    return next((each for each in found if each is not None), None)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from hf_bitdistill import BitNetConfig, pack
+from hf_bitdistill.verify import save_packed
 
 
 def main() -> None:
@@ -41,8 +42,7 @@ def main() -> None:
     student.train()
     student.save_model()
     packed = options.output_dir / "packed"
-    pack(student.model).save_pretrained(packed)
-    student.processing_class.save_pretrained(packed)
+    save_packed(pack(student.model), packed, student.processing_class)
 
     adapter = SFTTrainer(
         AutoModelForCausalLM.from_pretrained(packed),

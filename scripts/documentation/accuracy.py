@@ -114,7 +114,7 @@ def _task(name: str, arms: Mapping[str, str], start: float, title: str) -> Shown
         "each seed": lambda arm, values: ", ".join(f"{one:.1f}" for one in values) if len(values) > 1 else "",
         "standard error": lambda arm, values: f"{error(arm, values):.1f}",
     }
-    conditions = f"The last rows: {accuracy_machine(name)}; dates and times of the others are in the file"
+    conditions = f"{accuracy_machine(name, arms)}; machine and date of each row are in the file"
     return _arms(name, arms, columns, error, start, conditions, f"{title} of each row of the table")
 
 
@@ -177,7 +177,7 @@ def examples() -> Shown:
         ["accuracy on SST-2, %", *(f"{count:,} examples" for count in counts)],
         rows,
         [f"accuracy/{file}.json" for file in files],
-        f"{accuracy_machine(TASK)} and others, seed 0; standard error 0.9 to 1.6 points",
+        f"{accuracy_machine(TASK)}, seed 0; standard error 0.9 to 1.6 points",
         Lines("examples of the task", "accuracy on SST-2, %", curves, log_x=True, ticks=counts),
         "Accuracy against the number of examples: the teacher and its student rise together",
     )

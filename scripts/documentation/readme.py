@@ -16,7 +16,7 @@ from .recipe_runs import (
     score_text,
     time_text,
 )
-from .shown import Shown, accuracy_machine, exists, load, machine, scores
+from .shown import Shown, accuracy_machine, arms_machines, exists, load, machine, processor, scores
 from .speed import _row, students
 
 
@@ -30,14 +30,13 @@ def results() -> Shown:
         teacher, student = (recipe_row(file, name) for name in (TEACHER, STUDENT))
         rows.append(
             [f"{label}, {time_text(values)}", score_text(teacher), score_text(student), score_text(without) if without else None,
-             f"{values['machine']['processor']}, {values['machine']['date']}"]
+             f"{processor(values['machine'])}, {values['machine']['date']}"]
         )  # fmt: skip
 
     def arms(label: str, name: str, student: str, without: str | None) -> None:
-        values = load(f"accuracy/{name}.json")["machine"]
         cells = [f"{mean(scores(name, arm)):.1f}" if arm else None for arm in ("fp_sft", student, without)]
-        processor = values["processor"].replace("(R)", "").replace(" Processor", "")
-        rows.append([label, *cells, f"{processor}, {values['date']}"])
+        processors, _, dates = arms_machines(name, list(filter(None, ("fp_sft", student, without))))
+        rows.append([label, *cells, f"{' and '.join(processors)}, {dates}"])
 
     run(QUICKSTART, "docstrings, 1.7 M parameters: `make demo`")
     run(recipe_record("quick"), "SST-2, SmolLM2-135M: `run --effort quick`")
@@ -102,4 +101,4 @@ def speed() -> Shown:
 
 
 def _machine(row: dict) -> str:
-    return f"{row['cpu'].replace('(R)', '').replace(' Processor', '')}, {row['date'][:10]}"
+    return f"{processor(row)}, {row['date'][:10]}"

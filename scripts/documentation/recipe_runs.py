@@ -35,8 +35,8 @@ def quality() -> Quality:
     """Quality against size and speed on SST-2: the teacher, and the student of each effort that was recorded."""
     efforts = [effort for effort in _EFFORTS if exists(recipe_record(effort))]
     # (Each effort has a teacher of its own; the picture shows that of the last one.)
-    points = [("teacher, full precision", recipe_row(recipe_record(efforts[-1]), TEACHER))]
-    points += [(f"ternary, --effort {effort}", recipe_row(recipe_record(effort), STUDENT)) for effort in efforts]
+    points = [("teacher, float32", recipe_row(recipe_record(efforts[-1]), TEACHER))]
+    points += [(f"ternary, {effort}", recipe_row(recipe_record(effort), STUDENT)) for effort in efforts]
     return Quality(
         "accuracy on SST-2, %",
         [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -65,10 +65,17 @@ def exists(name: str) -> bool:
 
 def machine(values: Mapping[str, Any]) -> str:
     """`2 threads of an AMD EPYC, 2026-11-27`, of what a result says about its machine."""
-    name = str(values.get("processor") or values.get("cpu")).replace("(R)", "").replace(" Processor", "")
-    threads = values["threads"]
-    article = "an" if name[0] in "AI" else "a"
-    return f"{threads} thread{'s' if threads != 1 else ''} of {article} {name}, {values['date'][:10]}"
+    name, threads = processor(values), values["threads"]
+    return f"{threads} thread{'s' if threads != 1 else ''} of {_with_article(name)}, {values['date'][:10]}"
+
+
+def processor(values: Mapping[str, Any]) -> str:
+    """Its name, of what a result says about its machine."""
+    return str(values.get("processor") or values.get("cpu")).replace("(R)", "").replace(" Processor", "")
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'AI' else 'a'} {name}"
 
 
 # ---- The files of benchmarks/accuracy -------------------------------------------------------------------------------
@@ -99,5 +106,21 @@ def nats(name: str, arm: str, budget: int | None, text: str = "teacher_samples")
     return [row["perplexity"][text]["nll_per_token"] for row in sorted(rows, key=lambda row: row["seed"])]
 
 
-def accuracy_machine(name: str) -> str:
-    return machine(load(f"accuracy/{name}.json")["machine"])
+def arms_machines(name: str, arms: Container[str] | None = None) -> tuple[list[str], list[int], str]:
+    """Processors, numbers of threads and dates of some arms, or all: a file keeps the rows of other days and machines."""
+    rows = [row for row in load(f"accuracy/{name}.json")["rows"] if arms is None or row["arm"] in arms]
+    machines = [stage["machine"] for row in rows for stage in row["stages"]]
+    first, last = (pick(each["date"][:10] for each in machines) for pick in (min, max))
+    threads = sorted({each["threads"] for each in machines})
+    return (
+        sorted(set(map(processor, machines))),
+        threads,
+        first if first == last else f"{first} to {last[8:] if first[:7] == last[:7] else last}",
+    )
+
+
+def accuracy_machine(name: str, arms: Container[str] | None = None) -> str:
+    """`2 threads of an AMD EPYC and an Intel Xeon, 2026-11-25 to 2026-11-27`."""
+    processors, threads, dates = arms_machines(name, arms)
+    number = " or ".join(map(str, threads))
+    return f"{number} thread{'s' if number != '1' else ''} of {' and '.join(map(_with_article, processors))}, {dates}"

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_bitdistill.cli.main import main
+from hf_bitdistill.modeling.sizes import bytes_by_kind
 from hf_bitdistill.nn import TernaryLinear
 from tiny_recipe import CLASSES, FAST, NOT_FINE_TUNED, flags
 
@@ -238,3 +239,21 @@ def test_ctrl_c_says_how_to_go_on(settings, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hf_bitdistill.recipe.run.run_recipe", interrupt)
     status, _, err = run(capsys, model=settings.model, dataset=settings.dataset, output_dir=tmp_path / "my run")
     assert status == 130 and f"bitdistill run --model {settings.model}" in err and f"'{tmp_path}/my run'" in err
+
+
+def test_how_the_student_is_stored(settings, capsys, tmp_path):
+    """The same options as `bitdistill pack`; of a finished run only the packing is done again."""
+    out = tmp_path / "out"
+    own = {"text_columns": ["opinion"], "label_column": "verdict", "output_dir": out, "speed": "false", **FAST}
+    own |= {"model": settings.model, "dataset": settings.dataset, "teacher_examples": 1600}
+    assert run(capsys, **own)[0] == 0
+    sizes = bytes_by_kind(out / "packed")
+    assert run(capsys, **own, dtype="float32", table_bits=8, weight_bits=1.6)[0] == 0
+    again = bytes_by_kind(out / "packed")
+    assert (sizes.weight_bits, again.weight_bits) == (2, 1.6) and again.kinds["tables"] < sizes.kinds["tables"]
+    config = json.loads((out / "packed" / "config.json").read_text())
+    assert config["dtype"] == "float32" and config["quantization_config"]["table_bits"] == 8
+    kinds = [folder.name.partition("-")[0] for folder in (out / "stages").iterdir()]
+    assert kinds.count("pack") == 2 and kinds.count("start") == 1
+    status, _, err = run(capsys, **own, weight_bits=3)
+    assert status == 1 and "weight_bits must be one of 2, 1.6, not 3" in err

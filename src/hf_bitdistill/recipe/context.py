@@ -74,6 +74,8 @@ class Context:
             self.models.config,
             settings.corpus,
             settings.lora,
+            settings.dtype,
+            settings.weight_bits,
         )
         self.store = StageStore(self.output / STAGES, lambda kind, folder, _: None)
         self.data: dict[str, Any] = {

@@ -300,9 +300,7 @@ class _Run(Context):
             before = self.measured(PRETRAIN, student)
         done = self.distill(student, teacher, on_teacher, before)
         final = done.student
-        packed = self.stage(
-            EVALUATE, "pack", ("table_bits",), lambda folder: self.work.pack(final.model, folder), final, by_first=True
-        )
+        packed = self.packed(final)
 
         result = RecipeResult(
             self.output,
@@ -340,9 +338,7 @@ class _Run(Context):
                 self.base,
                 **self.data,
             )
-            packed_sft = self.stage(
-                EVALUATE, "pack", ("table_bits",), lambda folder: self.work.pack(sft.model, folder), sft, by_first=True
-            )
+            packed_sft = self.packed(sft)
             result.table.append(self.evaluated(COMPARE_ROW, packed_sft))
             places[COMPARE_ROW] = packed_sft.model
         if settings.speed:
@@ -386,6 +382,20 @@ class _Run(Context):
                     f"{self.output} was run with other settings ({shown}): what depends on them runs again"
                 )
         write_json(file, new)
+
+    def packed(self, student: Stage) -> Stage:
+        asked = {"dtype": self.settings.dtype, "weight_bits": self.settings.weight_bits}
+        # (As before there were these options, a student that is packed without them is the one that is there.)
+        stored = {name: value for name, value in asked.items() if value not in (None, 2)}
+        return self.stage(
+            EVALUATE,
+            "pack",
+            ("table_bits",),
+            lambda folder: self.work.pack(student.model, folder),
+            student,
+            by_first=True,
+            **stored,
+        )
 
     def publish(self, result: RecipeResult, packed: Stage, teacher: Stage | Given, final: Stage) -> None:
         """What a user takes away: the packed student with its card, the result, the page."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from ..config import WEIGHT_BITS
 from ..hub import PUSH_FORMATS
 from .efforts import EFFORTS, Effort, paper
 
@@ -76,6 +77,12 @@ class RecipeSettings(EffortArguments):  # type: ignore[misc, valid-type]  # made
     budget: str | None = _option(None, "Time for the run, such as 45m or 2h30m: a measured probe picks what fits.")
     preset: str = _option("best", "The best known recipe, or the paper's.", choices=["best", "paper"])
     compare: bool = _option(False, "Also train BitNet-SFT, ternary without the recipe.")
+    dtype: str | None = _option(
+        None,
+        "Of norms, biases and what stays in full precision in the packed student. Default: the model's own.",
+        choices=["bfloat16", "float16", "float32"],
+    )
+    weight_bits: float = _option(2.0, "Bits of a ternary weight in the files of the packed student: 2, or 1.6.")
     seed: int = _option(0, "Of everything random.")
     bf16: str = _option("auto", "Autocast to bfloat16; auto: where it is fast.", choices=["auto", "true", "false"])
     speed: bool = _option(True, "Measure tokens a second of teacher and student at the end.")
@@ -93,6 +100,12 @@ class RecipeSettings(EffortArguments):  # type: ignore[misc, valid-type]  # made
                 raise RecipeError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if self.table_bits not in (None, 16, 8, 4):
             raise RecipeError(f"table_bits must be 16, 8 or 4, not {self.table_bits!r}")
+        if self.dtype not in (None, "bfloat16", "float16", "float32"):
+            raise RecipeError(f"dtype must be bfloat16, float16 or float32, not {self.dtype!r}")
+        if self.weight_bits not in WEIGHT_BITS:
+            raise RecipeError(
+                f"weight_bits must be one of {', '.join(map(str, WEIGHT_BITS))}, not {self.weight_bits!r}"
+            )
         if not 0 <= self.max_left_out <= 1:
             raise RecipeError(f"max_left_out is a share between 0 and 1, not {self.max_left_out}")
         if self.checkpoint_minutes <= 0:

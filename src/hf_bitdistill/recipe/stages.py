@@ -63,6 +63,7 @@ class Work:
     Args:
         config: of the model, for its size.
         corpus: plain text, if there is any.
+        packed_dtype, weight_bits: of the packed student, see [`pack`]; default: in the dtype of the model, 2 bits.
     """
 
     examples: Examples
@@ -74,6 +75,8 @@ class Work:
     config: Any
     corpus: str | None = None
     lora: bool = False
+    packed_dtype: str | None = None
+    weight_bits: float = 2
 
     def load(self, name_or_path: str | Path) -> PreTrainedModel:
         """In float32, on the device."""
@@ -379,9 +382,14 @@ class Work:
     # ---- After training ----
 
     def pack(self, source: str | Path, folder: Path) -> dict[str, Any]:
-        """In the dtype of the model that the run began with: what lies between is trained, and saved, in float32."""
-        student, bits = self._read(source), self.numbers.table_bits
-        packed = pack(student, inplace=True, dtype=self.config.dtype, table_bits=bits)
+        """By default in the dtype of the model that the run began with: what lies between is trained, and saved, in float32."""
+        packed = pack(
+            self._read(source),
+            inplace=True,
+            dtype=self.packed_dtype or self.config.dtype,
+            table_bits=self.numbers.table_bits,
+            weight_bits=self.weight_bits,
+        )
         save_packed(packed, folder / "model", self.tokenizer)
         return {}
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import CardData, ModelCard, ModelCardData, get_session, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import build_hf_headers
 from transformers.utils import CONFIG_NAME
 
 from ...files.data_formats import looks_like_path
@@ -21,8 +21,8 @@ from ...files.json_files import read_json
 _CARD = "README.md"
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 _FARTHEST = 5  # folders that name folders
-# Seconds that a card may wait for the licence of its base model.
-_PATIENCE = 10.0
+# Seconds that a card may wait for each step of an answer with the licence of its base model.
+_PATIENCE = 5.0
 
 
 def hub_model_id(name: str | os.PathLike | None) -> str | None:
@@ -97,27 +97,25 @@ def license_of(base: str | os.PathLike | None) -> str | None:
     return None
 
 
-def _license(data: ModelCardData | None) -> str | None:
+def _license(data: CardData | None) -> str | None:
     named = getattr(data, "license", None)
     return named if isinstance(named, str) else None
 
 
 @functools.lru_cache(maxsize=64)
 def _license_on_the_hub(repo_id: str) -> str | None:
-    """Of the card in the Hub's cache, else on the Hub; it is asked once, and not for long."""
-    found: list[str | None] = []
-    # (In a thread: the client's own limits hold for each of several requests, and for looking up an address there is none.)
-    thread = threading.Thread(target=lambda: found.append(_fetched_license(repo_id)), daemon=True)
-    thread.start()
-    thread.join(_PATIENCE)
-    return found[0] if found else None
-
-
-def _fetched_license(repo_id: str) -> str | None:
+    """Of the card in the Hub's cache, else on the Hub, which is asked once and not for long: a card without a licence is no failure."""
     try:
         file = try_to_load_from_cache(repo_id, _CARD)
-        if file is None:  # (What is neither that nor a path: it is known that there is none.)
-            file = hf_hub_download(repo_id, _CARD, etag_timeout=_PATIENCE / 2)
-    except (OSError, ValueError, RuntimeError, HTTPError):
-        return None  # it is said in no card then
-    return _license(card_data(Path(file))) if isinstance(file, str) else None
+        if isinstance(file, str):
+            return _license(card_data(Path(file)))
+        if file is not None:  # (It is known that there is none.)
+            return None
+        # (A download would try again, and take a new session of the client, which others may be using.)
+        address, headers = hf_hub_url(repo_id, _CARD), build_hf_headers()
+        answer = get_session().get(address, headers=headers, timeout=_PATIENCE, follow_redirects=True)
+        return (
+            _license(ModelCard(answer.text, ignore_metadata_errors=True).data) if answer.status_code == 200 else None
+        )
+    except (OSError, ValueError, RuntimeError, HTTPError, yaml.YAMLError):
+        return None

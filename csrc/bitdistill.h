@@ -59,8 +59,8 @@ typedef enum bd_dtype { BD_FLOAT32 = 0, BD_BFLOAT16 = 1, BD_FLOAT16 = 2, BD_SCAL
 // Kinds of weights. Every instruction set computes with every kind, from the same packed form.
 typedef enum bd_format {
   BD_TERNARY = 0,  // {-1, 0, 1}, 2 bits; one scale for all, a row, or a group of 64 or 128 columns
-  BD_INT8 = 1,  // [-127, 127]; one scale a row
-  BD_INT4 = 2,  // [-8, 7]; one scale a group of 32 columns
+  BD_INT8 = 1,     // [-127, 127]; one scale a row
+  BD_INT4 = 2,     // [-8, 7]; one scale a group of 32 columns
   BD_TERNARY_DENSE = 3,  // {-1, 0, 1}, 1.6 bits; one scale for all or a row
 } bd_format;
 
@@ -80,11 +80,11 @@ typedef enum bd_table_kind {
 #define BD_MAX_THREADS 256
 
 typedef struct bd_weight_info {
-  int32_t format;  // bd_format
+  int32_t format;        // bd_format
   int32_t tensor_scale;  // 1: a single scale for all rows
   int64_t rows;
   int64_t cols;
-  int64_t group_size;  // 0: one scale a row (or one a tensor)
+  int64_t group_size;    // 0: one scale a row (or one a tensor)
   int64_t groups;
 } bd_weight_info;
 
@@ -229,7 +229,7 @@ typedef enum bd_activation { BD_SILU = 0, BD_GELU = 1, BD_GELU_TANH = 2, BD_RELU
 
 typedef enum bd_output {
   BD_OUTPUT_LOGITS = 0,
-  BD_OUTPUT_HIDDEN = 1,  // final_norm(h)
+  BD_OUTPUT_HIDDEN = 1,    // final_norm(h)
   BD_OUTPUT_GREATEST = 2,  // logits; those that are certainly less than the greatest one of their token may be -inf
 } bd_output;
 
@@ -257,10 +257,10 @@ typedef struct bd_adapter {
 } bd_adapter;
 
 typedef struct bd_projection {
-  bd_table weight;  // [rows, columns]
-  const float* bias;  // or null
+  bd_table weight;     // [rows, columns]
+  const float* bias;   // or null
   size_t bias_count;
-  bd_norm sub_norm;  // of the input
+  bd_norm sub_norm;    // of the input
   bd_adapter adapter;
 } bd_projection;
 
@@ -276,25 +276,25 @@ typedef struct bd_expert {
 } bd_expert;
 
 typedef struct bd_mixture {
-  bd_table router;  // floats [expert_count, hidden_size]; data null: no mixture
+  bd_table router;             // floats [expert_count, hidden_size]; data null: no mixture
   const bd_expert* experts;
   int32_t expert_count, experts_per_token;
-  int32_t gate_up_count;  // of each expert, 1 or 2
+  int32_t gate_up_count;       // of each expert, 1 or 2
   int32_t normalise;
-  int64_t intermediate_size;  // of an expert
+  int64_t intermediate_size;   // of an expert
 } bd_mixture;
 
 typedef struct bd_layer {
   bd_norm input_norm, post_attention_norm, pre_feedforward_norm, post_feedforward_norm;
-  bd_norm q_norm, k_norm;  // head_dim weights (a norm a head), or as many as all heads have (one over all)
-  bd_projection qkv[3];  // their rows, one after another, are q, k, v
-  int32_t qkv_count;  // 1 to 3
-  int32_t gate_up_count;  // 1 or 2
+  bd_norm q_norm, k_norm;    // head_dim weights (a norm a head), or as many as all heads have (one over all)
+  bd_projection qkv[3];      // their rows, one after another, are q, k, v
+  int32_t qkv_count;         // 1 to 3
+  int32_t gate_up_count;     // 1 or 2
   bd_projection gate_up[2];  // their rows, one after another, are gate, up
   bd_projection o, down;
-  int32_t rope;  // index into ropes; -1: no rotary embedding
-  int64_t window;  // positions a token sees, itself included; 0: all
-  bd_mixture mixture;  // in place of gate_up and down, which are not looked at then
+  int32_t rope;              // index into ropes; -1: no rotary embedding
+  int64_t window;            // positions a token sees, itself included; 0: all
+  bd_mixture mixture;        // in place of gate_up and down, which are not looked at then
 } bd_layer;
 
 typedef struct bd_decoder_config {
@@ -305,12 +305,12 @@ typedef struct bd_decoder_config {
   bd_table embedding, head;  // head null: the decoder has hidden states alone
   bd_norm final_norm;
   float embedding_scale, attention_scale, attention_softcap, logit_softcap;  // a softcap of 0: none
-  int32_t activation;  // bd_activation
-  int32_t kv_dtype;  // BD_FLOAT32, BD_FLOAT16 or BD_SCALED_INT8
+  int32_t activation;        // bd_activation
+  int32_t kv_dtype;          // BD_FLOAT32, BD_FLOAT16 or BD_SCALED_INT8
 } bd_decoder_config;
 
 typedef struct bd_decoder bd_decoder;  // immutable: any number of threads may use one
-typedef struct bd_cache bd_cache;  // keys and values of some sequences; calls on one take turns
+typedef struct bd_cache bd_cache;      // keys and values of some sequences; calls on one take turns
 
 // Checks that all parts fit together (else BD_ERROR_MODEL, or the error of the part). Copies the descriptions, and norm
 // weights, biases and frequencies; borrows weights, tables and adapters, which must outlive the decoder. Decoders may share them: one

@@ -153,6 +153,28 @@ int value_at(const Split& split, int64_t row, int64_t place) {
   return static_cast<int8_t>(split.steps[row] * (nibble(split.high_panels) - 8) + nibble(split.low_panels));
 }
 
+// As `open_split`, and where the parts are.
+int open_places(const void* packed, size_t packed_bytes, Split* split, Places* places) {
+  if (packed == nullptr) return BD_ERROR_NULL_POINTER;
+  if (reinterpret_cast<uintptr_t>(packed) % BD_ALIGNMENT != 0) return BD_ERROR_ALIGNMENT;
+  if (packed_bytes < sizeof(Header)) return BD_ERROR_BUFFER_SIZE;
+  Header header;
+  std::memcpy(&header, packed, sizeof header);
+  if (header.magic != kMagic || header.version != BD_ABI_VERSION || !describe(header.rows, header.cols, split, places) ||
+      header.kept != split->kept) {
+    return BD_ERROR_HEADER;
+  }
+  if (places->total != packed_bytes) return BD_ERROR_BUFFER_SIZE;
+  point_into(static_cast<const uint8_t*>(packed), *places, split);
+  std::vector<bool> seen(static_cast<size_t>(split->cols));
+  for (int64_t i = 0; i < split->cols; ++i) {
+    const int32_t col = split->order[i];
+    if (col < 0 || col >= split->cols || seen[static_cast<size_t>(col)]) return BD_ERROR_INDEX;
+    seen[static_cast<size_t>(col)] = true;
+  }
+  return BD_OK;
+}
+
 }  // namespace
 
 int split_size(int64_t rows, int64_t cols, size_t* bytes) {
@@ -188,7 +210,8 @@ int begin_split(int64_t rows, const Matrix& sample, const float* weight_of_colum
 int pack_split_rows(const Matrix& int8, int64_t first_row, void* packed, size_t packed_bytes) {
   if (int8.format != BD_INT8) return BD_ERROR_ARGUMENT;
   Split split;
-  BD_RETURN_IF_ERROR(open_split(packed, packed_bytes, &split));
+  Places places;
+  BD_RETURN_IF_ERROR(open_places(packed, packed_bytes, &split, &places));
   if (int8.cols != split.cols || first_row < 0 || first_row > split.rows - int8.rows) return BD_ERROR_SHAPE;
   if (first_row % kPanelRows != 0 || (int8.rows % kPanelRows != 0 && first_row + int8.rows != split.rows))
     return BD_ERROR_SHAPE;
@@ -196,10 +219,7 @@ int pack_split_rows(const Matrix& int8, int64_t first_row, void* packed, size_t 
   for (int64_t row = 0; row < int8.rows; ++row) {
     if (!(scales[row] >= 0.0f && std::isfinite(scales[row]))) return BD_ERROR_SCALE;
   }
-  Places places;
-  describe(split.rows, split.cols, &split, &places);
   uint8_t* const base = static_cast<uint8_t*>(packed);
-  point_into(base, places, &split);
   std::memcpy(base + places.scales + static_cast<size_t>(first_row) * sizeof(float), scales,
               static_cast<size_t>(int8.rows) * sizeof(float));
   std::atomic<bool> failed{false};
@@ -231,25 +251,8 @@ int pack_split_rows(const Matrix& int8, int64_t first_row, void* packed, size_t 
 }
 
 int open_split(const void* packed, size_t packed_bytes, Split* split) {
-  if (packed == nullptr) return BD_ERROR_NULL_POINTER;
-  if (reinterpret_cast<uintptr_t>(packed) % BD_ALIGNMENT != 0) return BD_ERROR_ALIGNMENT;
-  if (packed_bytes < sizeof(Header)) return BD_ERROR_BUFFER_SIZE;
-  Header header;
-  std::memcpy(&header, packed, sizeof header);
   Places places;
-  if (header.magic != kMagic || header.version != BD_ABI_VERSION || !describe(header.rows, header.cols, split, &places) ||
-      header.kept != split->kept) {
-    return BD_ERROR_HEADER;
-  }
-  if (places.total != packed_bytes) return BD_ERROR_BUFFER_SIZE;
-  point_into(static_cast<const uint8_t*>(packed), places, split);
-  std::vector<bool> seen(static_cast<size_t>(split->cols));
-  for (int64_t i = 0; i < split->cols; ++i) {
-    const int32_t col = split->order[i];
-    if (col < 0 || col >= split->cols || seen[static_cast<size_t>(col)]) return BD_ERROR_INDEX;
-    seen[static_cast<size_t>(col)] = true;
-  }
-  return BD_OK;
+  return open_places(packed, packed_bytes, split, &places);
 }
 
 void dequantize_row(const Split& split, int64_t row, float* out) {

@@ -19,6 +19,8 @@ WeightGranularity = Literal["tensor", "row", "group"]
 
 #: Bits of a ternary weight in files.
 WEIGHT_BITS = (2, 1.6)
+#: In which norms, biases and other floats of a packed student may be stored.
+FLOAT_DTYPES = ("bfloat16", "float16", "float32")
 
 _CHOICES = {
     "quantization_mode": ("online", "offline"),

@@ -25,6 +25,23 @@ def student(tmp_path):
     return folder
 
 
+def run_of(folder, settings, description, **more):
+    """A run with a table, whose packed student is measured."""
+    score = {"metric": "accuracy", "value": 0.5, "stderr": 0.1, "n": 24, "chance": 0.5, "more": {}}
+    gap = {"value": 0.1, "stderr": 0.01}
+    return RecipeResult(
+        folder,
+        settings,
+        {"window_steps": 0},
+        description,
+        {},
+        table=[Row("teacher", score), Row(PACKED_ROW, score, 1_000_000, 50.0)],
+        gap={"loss": gap, "accuracy": gap, "agreement": 0.9, "n": 5},
+        machine={"processor": "A CPU", "threads": 2},
+        **more,
+    )
+
+
 def card_of(folder):
     return ModelCard.load(folder / "README.md")
 
@@ -66,19 +83,7 @@ def test_what_was_set_stays_and_the_text_is_kept(student, capsys):
 
 
 def test_the_student_of_a_run(student):
-    score = {"metric": "accuracy", "value": 0.5, "stderr": 0.1, "n": 24, "chance": 0.5, "more": {}}
-    gap = {"value": 0.1, "stderr": 0.01}
-    run = RecipeResult(
-        student.parent,
-        {"model": "org/base", "dataset": "sst2"},
-        {"window_steps": 0},
-        "sst2: 10 to train on",
-        {},
-        table=[Row("teacher", score), Row(PACKED_ROW, score, 1_000_000, 50.0)],
-        gap={"loss": gap, "accuracy": gap, "agreement": 0.9, "n": 5},
-        machine={"processor": "A CPU", "threads": 2},
-    )
-    run.write()
+    run_of(student.parent, {"model": "org/base", "dataset": "sst2"}, "sst2: 10 to train on").write()
     record = Record(SCORES, Measurement(task=get_task("sst2"), dataset="sst2"), "rows", "bitdistill run", PACKED_ROW)
     record.write(student)
     for folder in (student.parent, student):
@@ -95,19 +100,12 @@ def test_the_student_of_a_run(student):
 
 def test_of_a_run_that_was_moved(student, tmp_path, monkeypatch):
     """Its relative paths are no ids on the Hub; where its base model was, is known."""
-    score = {"metric": "accuracy", "value": 0.5, "stderr": 0.1, "n": 24, "chance": 0.5, "more": {}}
-    gap = {"value": 0.1, "stderr": 0.01}
     (tmp_path / "BASE").mkdir()
     (tmp_path / "BASE" / "README.md").write_text("---\nlicense: mit\n---\n")
-    RecipeResult(
+    run_of(
         student.parent,
         {"model": "BASE", "dataset": "DATA/sst2"},
-        {"window_steps": 0},
         "DATA/sst2: 10 to train on",
-        {},
-        table=[Row("teacher", score), Row(PACKED_ROW, score, 1_000_000, 50.0)],
-        gap={"loss": gap, "accuracy": gap, "agreement": 0.9, "n": 5},
-        machine={"processor": "A CPU", "threads": 2},
         places={"model": str(tmp_path / "BASE"), "dataset": str(tmp_path / "DATA" / "sst2")},
     ).write()
     how = Measurement(task=get_task("sst2"), dataset="DATA/sst2", found_split="validation", local=True)

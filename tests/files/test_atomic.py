@@ -9,10 +9,13 @@ from faults.killing import kill_points, number_of_operations, run_and_kill
 from hf_bitdistill.files import atomic
 
 
-def write_model(folder: Path, version: str) -> None:
-    with atomic.folder_aside(folder) as aside:
-        for name in ("a", "b", "c"):
-            (aside / name).write_text(version)
+def write_model(folder: Path, version: str, names: tuple[str, ...] = ("a", "b", "c")) -> None:
+    atomic.remove_leftovers(folder)
+    aside = atomic.name_aside(folder)
+    aside.mkdir()
+    for name in names:
+        (aside / name).write_text(version)
+    atomic.put_in_place(aside, folder)
 
 
 def test_a_folder_is_replaced_whole(tmp_path):
@@ -27,9 +30,10 @@ def test_a_folder_is_replaced_whole(tmp_path):
 def test_what_fails_leaves_the_old_one_and_nothing_else(tmp_path):
     write_model(tmp_path / "model", "old")
     (tmp_path / "file").write_text("old")
-    with pytest.raises(RuntimeError), atomic.folder_aside(tmp_path / "model") as aside:
-        (aside / "a").write_text("new")
-        raise RuntimeError
+    with pytest.raises(FileNotFoundError):
+        write_model(tmp_path / "model", "new", names=("a", "nowhere/b"))
+    # (Of a folder the next writer removes what was left.)
+    atomic.remove_leftovers(tmp_path / "model")
     with pytest.raises(RuntimeError), atomic.file_aside(tmp_path / "file") as aside:
         aside.write_text("new")
         raise RuntimeError

@@ -3,7 +3,9 @@
 import pytest
 from hub_double import OTHER_TOKEN, TOKEN, Hub
 
+from hf_bitdistill.hub import upload as upload_module
 from hf_bitdistill.verify import verify
+from students import make_student
 
 
 @pytest.fixture
@@ -33,6 +35,18 @@ def hub(monkeypatch, tmp_path):
         disable_progress_bars()
         yield double
         enable_progress_bars()
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    """Before an upload is tried again, which it is three times."""
+    monkeypatch.setattr(upload_module, "_WAITS", (0.01, 0.01, 0.01))
+
+
+@pytest.fixture
+def student():
+    """With as many tokens as `tiny_tokenizer`."""
+    return make_student(vocab_size=384)
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,7 @@ from hf_bitdistill import pack, push_to_hub
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.data import get_task
 from hf_bitdistill.evaluation.score_record import Measurement, Record
-from hf_bitdistill.hub import upload as upload_module
 from hf_bitdistill.hub.cards import CardFacts, write_card
-from students import make_student
 
 
 SCORES = {"task": "sst2", "accuracy": 0.9, "accuracy_stderr": 0.01, "n": 24}
@@ -25,16 +23,6 @@ MEASURED = (
     "training_log.json", ".eval_results/bitdistill.yaml",
 )  # fmt: skip
 NOT_MEASURED = ("LICENSE", "notes.md", "report.md", "old/evaluation.json", "student.gguf")
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch):
-    monkeypatch.setattr(upload_module, "_WAITS", (0.01,))
-
-
-@pytest.fixture
-def student(tiny_tokenizer):
-    return make_student(vocab_size=384)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_bitdistill import pack, push_to_hub
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.hub import upload as upload_module
 from hf_bitdistill.modeling.digests import METADATA_KEY
 from hf_bitdistill.recipe import RecipeSettings
 from hf_bitdistill.recipe.pushing import check_push, push_run
@@ -23,16 +22,6 @@ from students import make_student
 
 
 NEVER = ("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "run_options.json", "recipe.json")
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch):
-    monkeypatch.setattr(upload_module, "_WAITS", (0.01, 0.01, 0.01))
-
-
-@pytest.fixture
-def student(tiny_tokenizer):
-    return make_student(vocab_size=384)
 
 
 @pytest.fixture

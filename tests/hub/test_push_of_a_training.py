@@ -18,7 +18,6 @@ from hf_bitdistill import pack
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.files.tensor_headers import CheckpointError
 from hf_bitdistill.files.training_checkpoints import damage
-from hf_bitdistill.hub import upload as upload_module
 from hf_bitdistill.hub.cards.base_model_id import base_model_id
 from hf_bitdistill.hub.source import link_files, pack_folder
 from hf_bitdistill.machine.whole_models import whole_models
@@ -27,11 +26,6 @@ from students import make_student
 
 
 ROWS = [{"input_ids": list(range(3, 12)), "attention_mask": [1] * 9, "labels": list(range(3, 12))}] * 8
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch):
-    monkeypatch.setattr(upload_module, "_WAITS", (0.01,))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -192,14 +186,14 @@ def test_saving_pushes(hub, make_trainer):
 
 
 def test_an_upload_that_fails_does_not_end_the_training(hub, make_trainer, caplog):
-    hub.faults.append(Fault("POST", "/commit/", times=2))
+    hub.faults.append(Fault("POST", "/commit/", times=4))
     trainer = make_trainer(hub_strategy="every_save", hub_always_push=True)
     with caplog.at_level(logging.WARNING):
         trainer.train()
     assert trainer.state.global_step == 2
     assert "step 1: the upload failed (owner/student: the Hub answered 500" in caplog.text
     assert [commit.message for commit in hub.history("owner/student")][:-1] == ["Training in progress, step 2"]
-    hub.faults.append(Fault("POST", "/commit/", times=2))
+    hub.faults.append(Fault("POST", "/commit/", times=4))
     with pytest.raises(ConnectionError, match="owner/student: the Hub answered 500"):
         trainer.push_to_hub()
 

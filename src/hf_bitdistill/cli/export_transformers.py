@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..config import FLOAT_DTYPES
+
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description=__doc__)
@@ -26,7 +28,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--dtype",
-        choices=["bfloat16", "float16", "float32"],
+        choices=list(FLOAT_DTYPES),
         help="of what is not ternary; default: as it is stored; bfloat16 for all of a dense one",
     )
     parser.add_argument("--max_shard_size", default="50GB", help="largest file")

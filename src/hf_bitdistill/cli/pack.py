@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedModel
 
-from ..config import WEIGHT_BITS
+from ..config import FLOAT_DTYPES, WEIGHT_BITS
 from ..data.tokenizers import load_tokenizer
 from ..evaluation.score_record import carry_record
 from ..files.disk_room import check_room, check_writable, parameter_bytes, size_text
@@ -115,7 +115,7 @@ def add_storage_options(
     parser.add_argument(
         "--dtype",
         default=default,
-        choices=["bfloat16", "float16", "float32"],
+        choices=list(FLOAT_DTYPES),
         help=f"of norms, biases and other floats; default: {default_text}",
     )
     parser.add_argument(

@@ -91,17 +91,10 @@ class TensorPlan:
         return PlannedTensor(tensor, kind, reason, kind.size(tensor.shape), write)
 
     def _vector(self, tensor: FileTensor) -> Iterator[np.ndarray]:
-        values = finite(self._stored_vector(tensor), self.student.files, tensor.source).float().numpy()
+        files, owner = self.student.files, tensor.source.rpartition(".")[0]
+        stored = self.student.bias(owner) if tensor.kind == "bias" else files.read(tensor.source)
+        values = finite(stored, files, tensor.source).float().numpy()
         yield encode(values[row_order(len(values), tensor.heads)], F32)
-
-    def _stored_vector(self, tensor: FileTensor) -> Tensor:
-        owner = tensor.source.rpartition(".")[0]
-        if tensor.kind == "bias" and isinstance(self._modules[owner], (BitLinear, TernaryLinear)):
-            # (What a file holds may be in units of the weight's scale: see the table of `runtime.students`.)
-            bias = self.student.layer(owner).bias
-            assert bias is not None  # else `gguf_models` would not have named it
-            return bias.detach()
-        return self.student.files.read(tensor.source)
 
     def _matrix(self, tensor: FileTensor) -> Iterator[np.ndarray]:
         """A projection in full precision."""

@@ -124,23 +124,6 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
-@contextmanager
-def folder_aside(folder: str | os.PathLike, tag: str | None = None) -> Iterator[Path]:
-    """A new empty folder to write into; at the end of the `with` it takes the place of `folder`, of which nothing is left;
-    after an exception it is removed and `folder` is as it was."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
-    aside = name_aside(folder, tag)
-    aside.mkdir()
-    try:
-        yield aside
-        put_in_place(aside, folder)
-    except BaseException:
-        _remove(aside)
-        raise
-
-
 def put_in_place(aside: str | os.PathLike, folder: str | os.PathLike) -> None:
     """Let the complete folder `aside` take the place of `folder` on the same file system, in one step where the system knows
     how to exchange two names (Linux); elsewhere `folder` is missing between two renamings."""

@@ -21,6 +21,7 @@ from .cards import CARD, add_tags
 from .published_card import published_card
 from .scrubbing import known_secrets
 from .source import (
+    FORM_FOLDERS,
     ONLINE_FOLDER,
     Files,
     Source,
@@ -40,7 +41,7 @@ from .upload import check_login, has_weights, open_repository, upload
 
 logger = logging.get_logger(__name__)
 
-PUSH_FORMATS = ("packed", "online", "both")
+PUSH_FORMATS = tuple(FORM_FOLDERS)
 
 
 def check_push_format(push_format: str) -> None:
@@ -224,8 +225,7 @@ def _own_tokenizer(
 
 def _folders(push_format: str) -> tuple[str, ...]:
     """How paths begin in the folders of a student in the repository."""
-    online = f"{ONLINE_FOLDER}/"
-    return {"packed": ("",), "online": (online,), "both": ("", online)}[push_format]
+    return tuple(folder and f"{folder}/" for folder in FORM_FOLDERS[push_format])
 
 
 def _add_tokenizer(files: Files, tokenizer: Files, push_format: str) -> None:

@@ -11,7 +11,7 @@ from ..files.hub_errors import explained
 from ..files.tensor_headers import CheckpointError
 from ..verify import Verification, verify, verify_online
 from ..verify.downloads import fetch_student
-from .source import ONLINE_FOLDER
+from .source import FORM_FOLDERS
 
 
 def check_packed(folder: Path, answers: bool = True) -> None:
@@ -51,8 +51,9 @@ def check_download(
     Raises:
         CheckpointError: they are not what was uploaded; says what.
     """
-    places = {"packed": ("",), "online": (ONLINE_FOLDER,), "both": ("", ONLINE_FOLDER)}[push_format]
-    problems = [problem for place in places for problem in _problems(repo_id, place, commit.oid, token)]
+    problems = [
+        problem for place in FORM_FOLDERS[push_format] for problem in _problems(repo_id, place, commit.oid, token)
+    ]
     if problems:
         raise CheckpointError(
             f"{repo_id} was published ({commit.commit_url}), but what is downloaded from it is not what was uploaded: "

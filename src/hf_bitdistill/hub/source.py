@@ -17,7 +17,14 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
 )
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+)
 
 from ..config import QUANT_METHOD
 from ..files.json_files import read_json
@@ -43,6 +50,8 @@ Files = dict[str, Path | bytes]
 
 ONLINE_FOLDER, TRAINING_LOG = "online", "training_log.json"
 
+#: Form of an upload -> the folders of the repository that a student lies in.
+FORM_FOLDERS = {"packed": ("",), "online": (ONLINE_FOLDER,), "both": ("", ONLINE_FOLDER)}
 # Only what is named here is published: a folder of a training holds much that is nobody's business.
 _TOKENIZER = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "additional_chat_templates/*",
@@ -55,9 +64,8 @@ _PICTURES = ("report/*.png", "report/*.svg")
 # Written by people, or by this library for people: local paths are taken out of them.
 _DOCUMENTS = (CARD, "LICENSE*", "NOTICE*", *_MEASURED)
 _AS_THEY_ARE = (*_PICTURES, "*.gguf")
-_STATE, _ADAPTER = "trainer_state.json", "adapter_config.json"
 # What programs read; where a model or a tokenizer was loaded from may stand in it.
-_SETTINGS = ("*config.json", _STATE)
+_SETTINGS = ("*config.json", TRAINER_STATE_NAME)
 _ASIDE = re.compile(r"_.*\.tmp-.*")
 
 
@@ -206,7 +214,10 @@ def model_files(folder: Path) -> Files:
 def other_files(folder: Path, secrets: set[str]) -> Files:
     """Of a model that is no student of this library (in full precision, or an adapter): weights, configurations, tokenizer."""
     files: Files = dict(
-        _matching(folder, ("*.safetensors", SAFE_WEIGHTS_INDEX_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME, _ADAPTER))
+        _matching(
+            folder,
+            ("*.safetensors", SAFE_WEIGHTS_INDEX_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME),
+        )
     )
     return {**without_local_paths(files, folder, secrets), **tokenizer_files(folder)}
 
@@ -257,8 +268,8 @@ def documents(source: Source, repo_id: str, secrets: set[str]) -> Files:
                 files[name] = (_call_by(text, repo_id, source) if name == CARD else text).encode()
         for name, file in _matching(folder, _AS_THEY_ARE):
             files.setdefault(name, file)
-        if (folder / _STATE).is_file() and TRAINING_LOG not in files:
-            state = read_json(folder / _STATE)
+        if (folder / TRAINER_STATE_NAME).is_file() and TRAINING_LOG not in files:
+            state = read_json(folder / TRAINER_STATE_NAME)
             files[TRAINING_LOG] = _json({key: state.get(key) for key in ("global_step", "epoch", "log_history")})
     return files
 

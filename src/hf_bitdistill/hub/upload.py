@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
-from transformers.utils import logging
+from transformers.utils import ADAPTER_CONFIG_NAME, logging
 
 from ..files.hub_errors import explain, explained, http_error, status_of
 from .source import ONLINE_FOLDER, is_measurement, is_tokenizer_file
@@ -19,8 +19,6 @@ from .source import ONLINE_FOLDER, is_measurement, is_tokenizer_file
 logger = logging.get_logger(__name__)
 
 _WEIGHTS = re.compile(r"[^/]*\.(safetensors|bin|h5|msgpack|pt|pth|ckpt)(\.index\.json)?")
-# With an adapter's configuration beside them, transformers would put an adapter on the weights.
-_ADAPTER = "adapter_config.json"
 # 412: another commit came first.
 _AGAIN = (408, 412, 429, 500, 502, 503, 504)
 _WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -44,7 +42,8 @@ def replaced_files(present: Iterable[str], files: Iterable[str], whole: Iterable
     gone = {path for path in present if path.startswith(tuple(f"{folder}/" for folder in whole))}
     for folder in folders | measured:
         for path, name in _inside(folder, present).items():
-            is_weight = folder in folders and (_WEIGHTS.fullmatch(name) or name == _ADAPTER)
+            # (With an adapter's configuration beside them, transformers would put an adapter on the weights.)
+            is_weight = folder in folders and (_WEIGHTS.fullmatch(name) or name == ADAPTER_CONFIG_NAME)
             is_tokenizer = folder in tokenized and is_tokenizer_file(name)
             if is_weight or is_tokenizer or (folder in measured and is_measurement(name)):
                 gone.add(path)

@@ -134,9 +134,6 @@ class SplitPacker:
         NativeLibraryError: there is no native library, or it refuses the sample.
     """
 
-    ROWS = TablePacker.ROWS
-    bits = 8
-
     def __init__(self, rows: int, columns: int, sample: Tensor, norm_weight: Tensor | None = None):
         library, reason = n.load()
         if library is None:
@@ -153,7 +150,7 @@ class SplitPacker:
         Raises:
             ValueError: a value is not finite.
         """
-        self._put(pack_table(piece, self.bits), piece.shape[0])
+        self._put(pack_table(piece, 8), piece.shape[0])
 
     def add_codes(self, codes: Tensor, scale: Tensor) -> None:
         """The next rows, rounded: see [`TablePacker.add_codes`]."""

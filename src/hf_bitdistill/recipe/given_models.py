@@ -11,6 +11,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPEr
 from transformers import AutoConfig, PreTrainedTokenizerBase
 from transformers.utils import ADAPTER_CONFIG_NAME
 
+from ..config import quant_method
 from ..data.batch_checks import context_length
 from ..data.tokenizers import load_tokenizer
 from ..files.data_formats import looks_like_path
@@ -130,11 +131,9 @@ def check_source(name_or_path: str) -> Any:
         RecipeError: it is a student, packed, or quantised by another method.
     """
     config = AutoConfig.from_pretrained(find_model(name_or_path))
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+    if getattr(config, "quantization_config", None) is not None:
         raise RecipeError(
-            f"{name_or_path} is quantised already (by {method!r}): the recipe starts from a model in full precision. For a student that is "
+            f"{name_or_path} is quantised already (by {quant_method(config)!r}): the recipe starts from a model in full precision. For a student that is "
             "to be trained further there is `bitdistill distill`"
         )
     return config

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from ..config import WEIGHT_BITS
+from ..config import FLOAT_DTYPES, WEIGHT_BITS
 from ..hub import PUSH_FORMATS
 from .efforts import EFFORTS, Effort, paper
 
@@ -80,7 +80,7 @@ class RecipeSettings(EffortArguments):  # type: ignore[misc, valid-type]  # made
     dtype: str | None = _option(
         None,
         "Of norms, biases and what stays in full precision in the packed student. Default: the model's own.",
-        choices=["bfloat16", "float16", "float32"],
+        choices=list(FLOAT_DTYPES),
     )
     weight_bits: float = _option(2.0, "Bits of a ternary weight in the files of the packed student: 2, or 1.6.")
     seed: int = _option(0, "Of everything random.")
@@ -100,8 +100,8 @@ class RecipeSettings(EffortArguments):  # type: ignore[misc, valid-type]  # made
                 raise RecipeError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if self.table_bits not in (None, 16, 8, 4):
             raise RecipeError(f"table_bits must be 16, 8 or 4, not {self.table_bits!r}")
-        if self.dtype not in (None, "bfloat16", "float16", "float32"):
-            raise RecipeError(f"dtype must be bfloat16, float16 or float32, not {self.dtype!r}")
+        if self.dtype not in (None, *FLOAT_DTYPES):
+            raise RecipeError(f"dtype must be one of {', '.join(FLOAT_DTYPES)}, not {self.dtype!r}")
         if self.weight_bits not in WEIGHT_BITS:
             raise RecipeError(
                 f"weight_bits must be one of {', '.join(map(str, WEIGHT_BITS))}, not {self.weight_bits!r}"

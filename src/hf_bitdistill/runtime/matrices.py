@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -86,15 +86,14 @@ def load_table(
 
 def _round_floats(files: TensorFiles, name: str, bits: int, dtype: torch.dtype, norm_weight: Tensor | None) -> Table:
     rows, columns = files.headers[name].shape
-    packer: TablePacker | SplitPacker
+
+    def sample(stride: int) -> Tensor:
+        # (Copies: a view keeps its file open, all of which then counts as memory.)
+        pieces = [piece[-start % stride :: stride].clone() for start, piece in files.rows(name)]
+        return pack_table(torch.cat(pieces), bits)
+
     try:
-        if norm_weight is not None and _is_split(rows, columns, bits):
-            # (Copies: a view keeps its file open, all of which then counts as memory.)
-            stride = _stride(rows)
-            sample = torch.cat([piece[-start % stride :: stride].clone() for start, piece in files.rows(name)])
-            packer = SplitPacker(rows, columns, pack_table(sample, bits), norm_weight)
-        else:
-            packer = TablePacker(rows, columns, bits)
+        packer = _packer(rows, columns, bits, norm_weight, sample)
         for _, piece in files.rows(name, multiple=TablePacker.ROWS):
             packer.add(piece)
     except ValueError as error:
@@ -108,21 +107,32 @@ def _load_integers(
     header, columns = files.headers[name], stored.columns
     rows, own = header.shape[0], 8 if header.dtype == "I8" else 4
     kept = min(own, bits or own)
-    packer: TablePacker | SplitPacker
-    if norm_weight is not None and _is_split(rows, columns, kept):
-        pieces = [
-            (codes.clone(), scale.clone()) for codes, scale in _integer_rows(files, name, columns, _stride(rows))
-        ]
+
+    def sample(stride: int) -> Tensor:
+        pieces = [(codes.clone(), scale.clone()) for codes, scale in _integer_rows(files, name, columns, stride)]
         codes, scale = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-        packer = SplitPacker(rows, columns, pack_codes(codes, scale, columns), norm_weight)
-    else:
-        packer = TablePacker(rows, columns, kept)
+        return pack_codes(codes, scale, columns)
+
+    packer = _packer(rows, columns, kept, norm_weight, sample)
     for codes, scale in _integer_rows(files, name, columns):
         if kept == own:
             packer.add_codes(codes, scale)
         else:
             packer.add(dequantize_table(codes, scale, columns))
     return _packed(packer, rows, columns, stored.dtype)
+
+
+def _packer(
+    rows: int, columns: int, bits: int, norm_weight: Tensor | None, sample: Callable[[int], Tensor]
+) -> TablePacker | SplitPacker:
+    """For a table, or for a large output head of 8 bits.
+
+    Args:
+        sample: takes a stride, and gives every `stride`-th row, packed in 8 bits.
+    """
+    if norm_weight is None or bits != 8 or rows * columns < SPLIT_FROM:
+        return TablePacker(rows, columns, bits)
+    return SplitPacker(rows, columns, sample(max(1, rows // SAMPLED_ROWS)), norm_weight)
 
 
 def _integer_rows(files: TensorFiles, name: str, columns: int, stride: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
@@ -145,14 +155,6 @@ def _integer_rows(files: TensorFiles, name: str, columns: int, stride: int = 1) 
             tensor, _, problem = str(error).partition(" ")
             raise CheckpointError(f"{place(files, scales if tensor == 'weight_scale' else name)} {problem}.") from None
         yield codes, scale
-
-
-def _is_split(rows: int, columns: int, bits: int) -> bool:
-    return bits == 8 and rows * columns >= SPLIT_FROM
-
-
-def _stride(rows: int) -> int:
-    return max(1, rows // SAMPLED_ROWS)
 
 
 def _packed(packer: TablePacker | SplitPacker, rows: int, columns: int, dtype: torch.dtype) -> Table:

@@ -138,12 +138,23 @@ class Student:
         scale = tensors["weight_scale"].float()
         if self._stock is not None and self._stock.linear_class == "bitlinear":
             scale = 1.0 / scale
-        elif self._stock is not None and "bias" in tensors:
-            tensors["bias"] = (tensors["bias"].float() * scale).to(tensors["bias"].dtype)
+        elif self._bias_is_scaled(layer) and "bias" in tensors:
+            tensors["bias"] = _with_scale(tensors["bias"], scale)
         weight = layer.from_checkpoint(tensors["weight"])
         layer.load_state_dict({**tensors, "weight": weight, "weight_scale": scale}, assign=True)
         check_packed_layer(name, layer, self.files.headers)
         return layer
+
+    def bias(self, name: str) -> Tensor:
+        """The bias that a projection adds, which has one; it may be a view into the file, where a ternary one's may be in units of its scale."""
+        bias = self.files.read(f"{name}.bias")
+        if not self._bias_is_scaled(self.model.get_submodule(name)):
+            return bias
+        return _with_scale(bias, self.files.read(f"{name}.weight_scale").float())
+
+    def _bias_is_scaled(self, layer: nn.Module) -> bool:
+        packed = isinstance(layer, TernaryLinear)
+        return packed and self._stock is not None and self._stock.linear_class != "bitlinear"
 
     def _tables(self) -> set[str]:
         """Names of the tensors of embedding and head, those that the files have."""
@@ -240,6 +251,10 @@ class Student:
             self.files.close()
         with replace_model(folder) as staging:
             write_offline(staging, tensors, config, max_shard_size, self.model)
+
+
+def _with_scale(bias: Tensor, scale: Tensor) -> Tensor:
+    return (bias.float() * scale).to(bias.dtype)
 
 
 def offline_config(config: PreTrainedConfig, quantization: BitNetConfig) -> PreTrainedConfig:

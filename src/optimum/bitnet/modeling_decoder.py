@@ -192,7 +192,7 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
             attention_mask: zeros and ones `[B, past + T]`, past columns as they were given before. Padding may be
                 anywhere; it takes no part in anything, nor in the width of a sliding window, which transformers counts in columns.
             past_key_values: the older name of `cache`.
-            labels: `[B, T]`, -100 where there is none: adds the shifted cross entropy as `loss`.
+            labels: `[B, T]`, -100 where there is none: adds the shifted cross entropy as `loss`, without what padding would predict.
             logits_to_keep: 0: logits of all T columns; n: of the last n; 1 means each row's last real token, wherever
                 padding is; or columns, int64 `[n]`.
             cache: of a previous call; it is extended in place.

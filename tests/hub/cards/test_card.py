@@ -15,13 +15,6 @@ from students import make_student
 SCORES = {"task": "sst2", "accuracy": 0.87654, "accuracy_stderr": 0.0123, "n": 872}
 
 
-@pytest.fixture(scope="module")
-def config():
-    student = make_student()
-    student.config.architectures = ["LlamaForCausalLM"]
-    return student.config
-
-
 @pytest.mark.parametrize("push_format", ["packed", "online", "both"])
 def test_the_card_of_a_student_of_which_nothing_else_is_known(config, push_format):
     facts = CardFacts("student", "me/student", config, base="org/model", push_format=push_format, tags=["mine"])

@@ -8,20 +8,12 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from hf_bitdistill.data import get_task
 from hf_bitdistill.evaluation.score_record import Measurement, Record
 from hf_bitdistill.hub.cards import CardFacts, add_tags, write_card
-from students import make_student
 
 
 SCORES = {"task": "sst2", "accuracy": 0.87654, "accuracy_stderr": float("nan"), "n": 872}
 HUB = Measurement(task=get_task("sst2"), dataset="nyu-mll/glue", dataset_config="sst2", split="validation")
 LOCAL = Measurement(task=get_task("sst2"), data_dir="data", split="validation")
 FIELDS = {"license": "mit", "language": ["en", "de"], "datasets": ["nyu-mll/glue"]}
-
-
-@pytest.fixture(scope="module")
-def config():
-    student = make_student()
-    student.config.architectures = ["LlamaForCausalLM"]
-    return student.config
 
 
 @pytest.mark.parametrize("push_format", ["packed", "online", "both"])

@@ -18,7 +18,7 @@ from ...files.data_formats import looks_like_path
 from ...files.json_files import read_json
 
 
-_CARD = "README.md"
+CARD = "README.md"
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 _FARTHEST = 5  # folders that name folders
 # Seconds that a card may wait for each step of an answer with the licence of its base model.
@@ -54,7 +54,7 @@ def _named(name: str | os.PathLike | None) -> Iterator[tuple[str | os.PathLike, 
         if found is not None:
             return
         folder = Path(name).expanduser()
-        name = _of_card(folder / _CARD) or _of_config(folder / CONFIG_NAME)
+        name = _of_card(folder / CARD) or _of_config(folder / CONFIG_NAME)
         # (A single name in a file is more likely a folder of the machine that wrote it.)
         found = exact_model_id(name) if name and "/" in name else None
 
@@ -90,7 +90,7 @@ def license_of(base: str | os.PathLike | None) -> str | None:
     """What a model's own card says of its licence, or that of the model that it was made of, as far as its folder tells: beside the
     model, or on the Hub. `None` also where the Hub cannot be reached."""
     for place, found in _named(base):
-        named = _license(card_data(Path(place).expanduser() / _CARD))
+        named = _license(card_data(Path(place).expanduser() / CARD))
         named = named or (_license_on_the_hub(found) if found is not None else None)
         if named is not None:
             return named
@@ -106,13 +106,13 @@ def _license(data: CardData | None) -> str | None:
 def _license_on_the_hub(repo_id: str) -> str | None:
     """Of the card in the Hub's cache, else on the Hub, which is asked once and not for long: a card without a licence is no failure."""
     try:
-        file = try_to_load_from_cache(repo_id, _CARD)
+        file = try_to_load_from_cache(repo_id, CARD)
         if isinstance(file, str):
             return _license(card_data(Path(file)))
         if file is not None:  # (It is known that there is none.)
             return None
         # (A download would try again, and take a new session of the client, which others may be using.)
-        address, headers = hf_hub_url(repo_id, _CARD), build_hf_headers()
+        address, headers = hf_hub_url(repo_id, CARD), build_hf_headers()
         answer = get_session().get(address, headers=headers, timeout=_PATIENCE, follow_redirects=True)
         return (
             _license(ModelCard(answer.text, ignore_metadata_errors=True).data) if answer.status_code == 200 else None

@@ -18,11 +18,10 @@ from ...files.atomic import write_text
 from ...modeling.model_heads import PIPELINE_TASKS, head_of
 from ...modeling.sizes import Sizes
 from ...pages.tables import format_score, markdown_table
-from .base_model_id import base_model_id, exact_model_id, hub_model_id, license_of
+from .base_model_id import CARD, base_model_id, exact_model_id, hub_model_id, license_of
 
 
 TEMPLATE = Path(__file__).with_name("template.md")
-CARD = "README.md"
 EVAL_RESULTS = ".eval_results/bitdistill.yaml"
 
 TAGS = ("bitdistill", "distillation")

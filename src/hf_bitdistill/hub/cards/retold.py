@@ -40,7 +40,11 @@ def given(card: str) -> tuple[dict[str, Any], list[str]]:
 def retell(card: str, facts: CardFacts) -> str:
     """A card of ours with the loading of the forms that `facts` names, where it tells of others, and with the bytes, where it has none."""
     made = _made(facts)
-    parts = [(title, _loading(text, facts) if title == _LOADING else text) for title, text in _parts(card)]
+    loading = made.get(_LOADING)
+    parts = [
+        (title, _loading(text, loading, facts) if title == _LOADING and loading is not None else text)
+        for title, text in _parts(card)
+    ]
     titles = [title for title, _ in parts]
     if _SIZE in made and _SIZE not in titles and _LOADING in titles:
         parts.insert(titles.index(_LOADING), (_SIZE, _ending(made[_SIZE], "\n\n")))
@@ -70,9 +74,8 @@ def _made(facts: CardFacts) -> dict[str, str]:
     return dict(_parts(card_text(facts)))
 
 
-def _loading(text: str, facts: CardFacts) -> str:
-    """The section on loading, of the forms that `facts` names."""
-    made = _made(facts).get(_LOADING, text)
+def _loading(text: str, made: str, facts: CardFacts) -> str:
+    """The section on loading, of the forms that `facts` names, of which a new card's section is `made`."""
     if _forms(text) == _forms(made):
         return text
     if _forms(text) == _PACKED_ALONE and facts.push_format == "both":

@@ -92,7 +92,7 @@ def check_alike(
     processes.agree("the text of the warm start", digest_of_text(batches), _REMEDY)
     for name, model in models.items():
         shapes = {key: (tuple(value.shape), str(value.dtype)) for key, value in model.state_dict().items()}
-        processes.agree(f"the shape of the {name}", digest_of([sorted(shapes.items())]), _REMEDY)
+        processes.agree(f"the shape of the {name}", _digest([sorted(shapes.items())]), _REMEDY)
         digest = digest_of_state(model)
         if name != "student":
             processes.agree(f"the state of the {name}", digest, _REMEDY)
@@ -102,15 +102,15 @@ def check_alike(
 
 def digest_of_text(batches: Iterable[Mapping[str, Any]]) -> str:
     """Of all that batches hold."""
-    return digest_of(value for batch in batches for value in batch.values())
+    return _digest(value for batch in batches for value in batch.values())
 
 
 def digest_of_state(model: nn.Module) -> str:
     """Of all weights and buffers of a model."""
-    return digest_of(value for _, value in sorted(model.state_dict().items()))
+    return _digest(value for _, value in sorted(model.state_dict().items()))
 
 
-def digest_of(values: Iterable[Any]) -> str:
+def _digest(values: Iterable[Any]) -> str:
     """Tells whether two sequences of tensors, or of what has a `repr`, are the same."""
     digest = xxhash.xxh3_64()
     for value in values:

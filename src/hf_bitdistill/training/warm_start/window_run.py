@@ -55,12 +55,14 @@ class Run:
         self.stand_ins = StandIns(self.place.layers, config, self.generator, recompute=not self.place.all_there)
         self.windows = config.windows(len(self.place.layers))
         self.steps_done = 0
-        # (The student's values are not told: where it is made again, its SubLNs are calibrated a last bit apart.)
-        self._made_of = (
-            {}
-            if checkpoint is None
-            else {"text": digest_of_text(batches), "teacher": digest_of_state(teacher), "student": _making(student)}
-        )
+        self._made_of: dict[str, Any] = {}
+        if checkpoint is not None:
+            # (Of the student how it was made, not its values: where it is made again, its SubLNs are calibrated a last bit apart.)
+            self._made_of = {
+                "text": digest_of_text(batches),
+                "teacher": digest_of_state(teacher),
+                "student": student_config(student).to_dict(),
+            }
         autocast = torch.autocast(self.place.device.type, torch.bfloat16, enabled=config.bf16)
         started = time.perf_counter()
         self.batches = processes.together(
@@ -154,8 +156,3 @@ class Run:
         self.report.windows = [WindowReport(**window) for window in state["reports"]]
         self.report.trained_tokens, self.steps_done = state["trained_tokens"], state["steps_done"]
         return state["windows"]
-
-
-def _making(student: PreTrainedModel) -> dict[str, Any]:
-    """How a student was made of its model."""
-    return student_config(student).to_dict()

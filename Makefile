@@ -62,7 +62,6 @@ bench-train: $(VENV)/.installed-test
 # Tables and plots from the JSON of benchmarks; nothing is run.
 results: $(VENV)/.installed
 	$(BIN)/python benchmarks/accuracy/render.py benchmarks/results/accuracy
-	$(BIN)/python benchmarks/decode/render.py benchmarks/results/decode_isas.json
 	cd scripts && ../$(BIN)/python -m documentation.make
 
 style: $(VENV)/.installed-dev

@@ -76,8 +76,11 @@ def write_checkpoint(shape: Shape, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def write_gguf(shape: Shape, checkpoint: Path, file: Path) -> None:
-    """The same weights for llama.cpp."""
+def write_gguf(shape: Shape, checkpoint: Path, file: Path, kind: str = "TQ2_0") -> None:
+    """The same weights for llama.cpp, embedding and head in Q8_0.
+
+    `kind` is GGUF's type of the ternary weights: TQ2_0, or F16 for programs whose own tool makes what they run (`llama-quantize`).
+    """
     import gguf
     from safetensors import safe_open
 
@@ -92,7 +95,7 @@ def write_gguf(shape: Shape, checkpoint: Path, file: Path) -> None:
         "mlp.up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",
     }
-    ternary, eight = gguf.GGMLQuantizationType.TQ2_0, gguf.GGMLQuantizationType.Q8_0
+    ternary, eight = gguf.GGMLQuantizationType[kind], gguf.GGMLQuantizationType.Q8_0
     writer = gguf.GGUFWriter(str(file), "llama")
     writer.add_context_length(4096)
     writer.add_embedding_length(shape.hidden_size)

@@ -77,8 +77,8 @@ __attribute__((noinline)) void multiply_many(const Tile& tile, int panel) {
 template <class Codes>
 struct FewTokens {
   template <int T, int N>
-  static inline void chunk(const uint8_t* w, const int8_t* x, __m512i (&acc)[T][N]) {
-    prefetch_chunk<Codes::kChunkBytes>(w);
+  static inline void chunk(const uint8_t* w, const int8_t* x, int64_t groups, __m512i (&acc)[T][N]) {
+    prefetch_chunk<Codes::kChunkBytes>(w, groups);
     const Codes source(w);
 #pragma GCC unroll 4
     for (int step = 0; step < kChunkSteps; ++step) {
@@ -102,7 +102,7 @@ struct FewTokens {
 template <>
 struct FewTokens<TernaryCodes> {
   template <int T, int N>
-  static inline void chunk(const uint8_t* w, const int8_t* x, __m512i (&acc)[T][N]) {
+  static inline void chunk(const uint8_t* w, const int8_t* x, int64_t, __m512i (&acc)[T][N]) {
     prefetch(w);
     __m512i v = load(w);
 #pragma GCC unroll 4
@@ -144,13 +144,13 @@ void multiply_few(const Tile& tile, int panel) {
     for (; chunks >= kSets; chunks -= kSets) {
 #pragma GCC unroll 2
       for (auto& set : acc) {
-        FewTokens<Codes>::chunk(w, x, set);
+        FewTokens<Codes>::chunk(w, x, tile.groups, set);
         w += Codes::kChunkBytes;
         x += T * kChunkCols;
       }
     }
     if (kSets == 2 && chunks == 1) {
-      FewTokens<Codes>::chunk(w, x, acc[0]);
+      FewTokens<Codes>::chunk(w, x, tile.groups, acc[0]);
       w += Codes::kChunkBytes;
       x += T * kChunkCols;
     }

@@ -11,6 +11,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+
+#include "kernels/x86_prefetch.h"
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -39,6 +41,11 @@ bool ask_for_tiles() {
 #else
   return false;
 #endif
+}
+
+bool is_amd() {
+  unsigned a, b, c, d;
+  return __get_cpuid(0, &a, &b, &c, &d) != 0 && b == signature_AMD_ebx && c == signature_AMD_ecx && d == signature_AMD_edx;
 }
 
 // What the CPU has and the system saves on a context switch.
@@ -144,6 +151,10 @@ Choice& choice() {
 }
 
 }  // namespace
+
+#if defined(__x86_64__)
+const int64_t plain_prefetch_bytes = is_amd() ? 0 : 8192;
+#endif
 
 int active_kernels(const Kernels** kernels) {
   *kernels = choice().active.load(std::memory_order_relaxed);

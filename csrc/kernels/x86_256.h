@@ -197,7 +197,7 @@ void multiply_panel(const Tile& tile, int panel) {
         unroll<T>([&](auto t) BITDISTILL_INLINE { acc[set][t][0] = acc[set][t][1] = _mm256_setzero_si256(); });
       });
       const auto chunk = [&]() BITDISTILL_INLINE {
-        if (T <= kMostTokensToPrefetch) prefetch_chunk<Codes::kChunkBytes>(w);
+        if (T <= kMostTokensToPrefetch) prefetch_chunk<Codes::kChunkBytes>(w, tile.groups);
         const Codes source(w);
         unroll<kChunkSteps>([&](auto step) BITDISTILL_INLINE {
           constexpr int kSet = decltype(step)() % kSets;

@@ -17,7 +17,7 @@ from .recipe_runs import (
     time_text,
 )
 from .shown import Shown, accuracy_machine, arms_machines, exists, load, machine, processor, scores
-from .speed import _row, students
+from .speed import DECODE, IK, OURS, _row, best_isa, students
 
 
 def results() -> Shown:
@@ -68,12 +68,12 @@ def speed() -> Shown:
     """Four rows: the native decoder, and what else was measured in the same run."""
     rows = []
     for shape, label in (("0.6B", "0.6 B"), ("2B4T", "2.4 B (BitNet 2B4T)")):
-        ours = _row("decode.json", shape=shape, system="hf-bitdistill, 8-bit head", threads=2)
-        theirs = _row("decode.json", shape=shape, system="llama.cpp TQ2_0, Q8_0 head", threads=2)
+        ours = _row(DECODE, shape=shape, system=OURS.format(8), isa=best_isa(), threads=2)
+        theirs = _row(DECODE, shape=shape, system=IK.format(8), threads=2)
         rows.append(
             [label, *(f"{row['decode_tps']:.0f} / {row['prefill_tps']:.0f}" for row in (ours, theirs)), _machine(ours)]
         )
-        rows[-1][2] = f"llama.cpp TQ2_0: {rows[-1][2]}"
+        rows[-1][2] = f"ik_llama.cpp: {rows[-1][2]}"
     (mixture,) = load("decode_mixture.json")
     rows.append(
         [
@@ -95,7 +95,7 @@ def speed() -> Shown:
     return Shown(
         ["tokens a second, decode / prompt", "hf-bitdistill", "in the same run", "two threads of"],
         rows,
-        ["decode.json", "decode_mixture.json", "benchmark_smollm2_sst2_ternary.json"],
+        [DECODE, "decode_mixture.json", "benchmark_smollm2_sst2_ternary.json"],
         machine(environment),
     )  # fmt: skip
 

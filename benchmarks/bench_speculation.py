@@ -1,6 +1,6 @@
 """What prompt lookup is worth: tokens a second with and without it, on texts of a file, and what reading several tokens costs.
 
-    python benchmarks/bench_speculation.py --model PACKED --texts ARTICLES.jsonl.gz --field document [--template "{}\\nSummary:"]
+    python benchmarks/bench_speculation.py --model PACKED --name NAME --texts ARTICLES.jsonl.gz --field document [--template "{}\\nSummary:"] [--chat]
         --output benchmarks/results/speculation.json
 
 Every text is continued greedily, `new_tokens` tokens, without prompt lookup, with several fixed numbers of candidates, and with
@@ -77,12 +77,30 @@ def verification(model: BitNetModelForCausalLM, counts: range, rounds: int) -> d
     return best
 
 
+def prompt_of(tokenizer, args: argparse.Namespace, text: str, room: int) -> torch.Tensor:
+    """Ids [1, at most `room`]: the text is cut off, not what stands around it."""
+
+    def ids(text: str) -> list[int]:
+        filled = args.template.format(text)
+        if args.chat:
+            messages = [{"role": "user", "content": filled}]
+            filled = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer(filled, add_special_tokens=not args.chat).input_ids
+
+    cut = tokenizer.decode(tokenizer(text).input_ids[: room - len(ids(""))], skip_special_tokens=True)
+    return torch.tensor([ids(cut)[:room]])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--name", required=True, help="of the model, for the record")
     parser.add_argument("--texts", type=Path, required=True, help="JSON lines, gzipped or not")
     parser.add_argument("--field", default="document")
     parser.add_argument("--template", default="{}\nSummary:")
+    parser.add_argument(
+        "--chat", action="store_true", help="put the filled template into the tokenizer's chat template"
+    )
     parser.add_argument("--count", type=int, default=20, help="texts")
     parser.add_argument("--prompt_tokens", type=int, default=768, help="the text is cut off there")
     parser.add_argument("--new_tokens", type=int, default=96)
@@ -98,9 +116,7 @@ def main() -> None:
 
     counter, found = Counter(model.decoder), {way: [0.0, 0, 0, 0] for way in WAYS}
     for text in read_texts(args.texts, args.field, args.count):
-        frame = len(tokenizer(args.template.format("")).input_ids)
-        cut = tokenizer.decode(tokenizer(text).input_ids[: room - frame], skip_special_tokens=True)
-        prompt = tokenizer(args.template.format(cut), return_tensors="pt").input_ids[:, :room]
+        prompt = prompt_of(tokenizer, args, text, room)
         expected = None
         for way, options in WAYS.items():
             config = GenerationConfig(
@@ -129,7 +145,11 @@ def main() -> None:
         )
         print(json.dumps(rows[-1]), file=sys.stderr)
     result = {
-        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        "settings": {
+            name: value.name if isinstance(value, Path) else value
+            for name, value in vars(args).items()
+            if name not in ("model", "output")
+        },
         "verification": {count: round(seconds / costs[1], 3) for count, seconds in costs.items()},
         "rows": rows,
         "load_average": round(os.getloadavg()[0], 1),

@@ -127,7 +127,7 @@ def main() -> None:
             for tokens in args.tokens:
                 rounds = max(4, args.rounds // max(1, tokens // 64))
                 for place, held in (("cache", {form: [w] for form, w in weights.items()}), ("memory", sets)):
-                    if place == "memory" and tokens > 1:
+                    if place == "memory" and tokens > 10:
                         continue  # (arithmetic is the limit)
                     repeated = rounds * (1 if place == "memory" else 20 if tokens <= 10 else 2)
                     result = compare(library, held, rows, cols, tokens, repeated)

@@ -52,6 +52,14 @@ int start_packing(const Matrix& matrix, const Layout& layout, void* packed, size
   return BD_OK;
 }
 
+// Whether both forms of a matrix in files have these sizes. (It may be wider than the kernels take: files may hold it.)
+int check_stored_forms(size_t dense_bytes, int64_t rows, int64_t cols, size_t weight_bytes) {
+  if (rows < 1 || rows > BD_MAX_ROWS || cols < 1 || cols > BD_MAX_ROWS) return BD_ERROR_SHAPE;
+  const bool fit = dense_bytes == static_cast<size_t>(stored_dense_bytes(rows, cols)) &&
+                   weight_bytes == static_cast<size_t>(div_up(rows, 4) * cols);
+  return fit ? BD_OK : BD_ERROR_BUFFER_SIZE;
+}
+
 template <typename F>
 double best_seconds(int repeats, F&& body) {
   double best = 1e300;
@@ -154,17 +162,23 @@ int bd_ternary_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, in
   return finish_packing(status, packed);
 }
 
+int bd_ternary_check(const uint8_t* weight, size_t weight_bytes) {
+  return weight == nullptr ? BD_ERROR_NULL_POINTER : check_ternary(weight, weight_bytes);
+}
+
 int bd_ternary_from_dense(const uint8_t* dense, size_t dense_bytes, int64_t rows, int64_t cols, uint8_t* weight,
                           size_t weight_bytes) {
   if (dense == nullptr || weight == nullptr) return BD_ERROR_NULL_POINTER;
-  // (Wider than the kernels take: files may hold it.)
-  if (rows < 1 || rows > BD_MAX_ROWS || cols < 1 || cols > BD_MAX_ROWS) return BD_ERROR_SHAPE;
-  if (dense_bytes != static_cast<size_t>(stored_dense_bytes(rows, cols)) ||
-      weight_bytes != static_cast<size_t>(div_up(rows, 4) * cols)) {
-    return BD_ERROR_BUFFER_SIZE;
-  }
+  BD_RETURN_IF_ERROR(check_stored_forms(dense_bytes, rows, cols, weight_bytes));
   unpack_stored_dense(dense, rows, cols, weight);
   return BD_OK;
+}
+
+int bd_ternary_to_dense(const uint8_t* weight, size_t weight_bytes, int64_t rows, int64_t cols, uint8_t* dense,
+                        size_t dense_bytes) {
+  if (dense == nullptr || weight == nullptr) return BD_ERROR_NULL_POINTER;
+  BD_RETURN_IF_ERROR(check_stored_forms(dense_bytes, rows, cols, weight_bytes));
+  return pack_stored_dense(weight, rows, cols, dense);
 }
 
 int bd_ternary_dense_is_fast(int* fast) {

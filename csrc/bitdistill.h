@@ -131,11 +131,17 @@ BD_API int bd_ternary_packed_size(int64_t rows, int64_t cols, int64_t group_size
 BD_API int bd_ternary_pack(const uint8_t* weight, size_t weight_bytes, int64_t rows, int64_t cols, const float* weight_scale,
                            size_t scale_count, int64_t group_size, void* packed, size_t packed_bytes);
 
+// Bytes of such a weight: BD_ERROR_CODE if one holds code 3, also where there is no row.
+BD_API int bd_ternary_check(const uint8_t* weight, size_t weight_bytes);
+
 // `dense`: uint8 [ceil(rows * cols / 5)], five weights in a byte, as files may hold them. With n = ceil(rows * cols / 5), byte i has
 // weights i, i + n, .. i + 4n of the rows one after another, each plus one, as the digits of a number v < 243 in base 3, the first
 // the most significant: ceil(v * 256 / 243). `weight`: as bd_ternary_pack reads it; code 3 where a byte is no such number.
 BD_API int bd_ternary_from_dense(const uint8_t* dense, size_t dense_bytes, int64_t rows, int64_t cols, uint8_t* weight,
                                  size_t weight_bytes);
+// The inverse; BD_ERROR_CODE if a weight has code 3.
+BD_API int bd_ternary_to_dense(const uint8_t* weight, size_t weight_bytes, int64_t rows, int64_t cols, uint8_t* dense,
+                               size_t dense_bytes);
 
 // A packed ternary weight (BD_TERNARY) with five weights in a byte: a fifth smaller, equal in every result. Only AVX-512 VBMI
 // computes with it as fast as with two bits, other instruction sets slowly. bd_ternary_dense_is_fast: 1 if it is at most 3 %

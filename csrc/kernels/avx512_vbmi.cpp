@@ -200,14 +200,38 @@ void multiply(const Tile& tile) {
   if (p < tile.panels) kMany<1>[t](tile, p);
 }
 
+// ---- To two bits -----------------------------------------------------------------------------------------------------
+
+void widen(const uint8_t* panel, int64_t chunks, uint8_t* wide) {
+  const Tables tables;
+  for (; chunks >= kDenseChunks; chunks -= kDenseChunks) {
+    __m512i fifth = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int j = 0; j < kDenseVectors; ++j) {
+      const Digits digits(load(panel + j * kVectorBytes), tables);
+      // d0, d1 stand in the high half of a byte and belong in the low one; d2, d3 the other way round.
+      const __m512i low = _mm512_srli_epi16(digits.first, 4), high = _mm512_slli_epi16(digits.second, 4);
+      _mm512_storeu_si512(wide + j * kVectorBytes, _mm512_ternarylogic_epi32(bytes(0x0f), low, high, 0xca));
+      const __m512i e = _mm512_srli_epi16(digits.second, static_cast<unsigned>(kShift[4] - 2 * j));
+      fifth = _mm512_or_si512(fifth, _mm512_and_si512(e, bytes(3 << (2 * j))));
+    }
+    _mm512_storeu_si512(wide + kDenseVectors * kVectorBytes, fifth);
+    panel += kDenseVectors * kVectorBytes;
+    wide += kDenseChunks * kVectorBytes;
+  }
+  memcpy(wide, panel, static_cast<size_t>(chunks * kVectorBytes));
+}
+
+constexpr DenseKernels kAvx512Vbmi = {multiply, widen};
+
 }  // namespace
 
 }  // namespace bitdistill
 
-BITDISTILL_GIVES(avx512vbmi_dense_multiply, multiply)
+BITDISTILL_GIVES(avx512vbmi_dense_kernels, &kAvx512Vbmi)
 
 #else
 
-BITDISTILL_GIVES(avx512vbmi_dense_multiply, nullptr)
+BITDISTILL_GIVES(avx512vbmi_dense_kernels, nullptr)
 
 #endif

@@ -194,7 +194,7 @@ void multiply(const Tile& tile) {
     case BD_TERNARY: return multiply_format<TernaryCodes>(tile);
     case BD_INT8: return multiply_format<Int8Codes>(tile);
     case BD_INT4: return multiply_format<Int4Codes>(tile);
-    case BD_TERNARY_DENSE: return;  // (never: dense_multiply)
+    case BD_TERNARY_DENSE: return;  // (never: dense_kernels)
   }
 }
 

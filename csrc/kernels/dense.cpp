@@ -40,21 +40,6 @@ void pack_panel(const uint8_t* in, int64_t chunks, uint8_t* out) {
   std::memcpy(out, in, static_cast<size_t>(chunks * kVectorBytes));
 }
 
-void unpack_panel(const uint8_t* in, int64_t chunks, uint8_t* out) {
-  for (; chunks >= kDenseChunks; chunks -= kDenseChunks) {
-    uint8_t* fifth = out + kDenseVectors * kVectorBytes;
-    std::memset(fifth, 0, kVectorBytes);
-    for (int j = 0; j < kDenseVectors; ++j, in += kVectorBytes, out += kVectorBytes) {
-      for (int i = 0; i < kVectorBytes; ++i) {
-        out[i] = kDenseCode.steps[in[i]];
-        fifth[i] = static_cast<uint8_t>(fifth[i] | kDenseCode.fifth[in[i]] << (2 * j));
-      }
-    }
-    out += kVectorBytes;
-  }
-  std::memcpy(out, in, static_cast<size_t>(chunks * kVectorBytes));
-}
-
 // ---- Whether it is fast ----------------------------------------------------------------------------------------------
 
 constexpr int64_t kCols = 2560;  // as wide as a projection
@@ -131,10 +116,19 @@ void pack_dense(const Matrix& matrix, const Matrix& dense, uint8_t* panel_data) 
   });
 }
 
-void unpack_dense(const Matrix& dense, const Matrix& matrix, uint8_t* panel_data) {
-  parallel_for(dense.panels, [&](int64_t p) {
-    unpack_panel(dense.panel_data + p * dense.panel_bytes, dense.chunks(), panel_data + p * matrix.panel_bytes);
-  });
+void widen_panel(const uint8_t* in, int64_t chunks, uint8_t* out) {
+  for (; chunks >= kDenseChunks; chunks -= kDenseChunks) {
+    uint8_t* fifth = out + kDenseVectors * kVectorBytes;
+    std::memset(fifth, 0, kVectorBytes);
+    for (int j = 0; j < kDenseVectors; ++j, in += kVectorBytes, out += kVectorBytes) {
+      for (int i = 0; i < kVectorBytes; ++i) {
+        out[i] = kDenseCode.steps[in[i]];
+        fifth[i] = static_cast<uint8_t>(fifth[i] | kDenseCode.fifth[in[i]] << (2 * j));
+      }
+    }
+    out += kVectorBytes;
+  }
+  std::memcpy(out, in, static_cast<size_t>(chunks * kVectorBytes));
 }
 
 int describe_in_form(const Matrix& matrix, bd_format form, Matrix* other, Layout* layout) {
@@ -142,14 +136,14 @@ int describe_in_form(const Matrix& matrix, bd_format form, Matrix* other, Layout
                          layout);
 }
 
-MultiplyFunction dense_multiply(const Kernels& kernels) {
-  static const bool runs = avx512vbmi_dense_multiply() != nullptr && can_run_avx512vbmi();
+const DenseKernels* dense_kernels(const Kernels& kernels) {
+  static const bool runs = avx512vbmi_dense_kernels() != nullptr && can_run_avx512vbmi();
   // (Its tiles are those of these kernels, and whoever asked for another instruction set gets none of this one.)
-  return runs && std::strcmp(kernels.name, "avx512vnni") == 0 ? avx512vbmi_dense_multiply() : nullptr;
+  return runs && std::strcmp(kernels.name, "avx512vnni") == 0 ? avx512vbmi_dense_kernels() : nullptr;
 }
 
 bool dense_is_fast(const Kernels& kernels) {
-  if (dense_multiply(kernels) == nullptr) return false;
+  if (dense_kernels(kernels) == nullptr) return false;
   static const bool fast = measure(kernels);
   return fast;
 }

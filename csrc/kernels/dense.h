@@ -75,21 +75,25 @@ inline int dense_code_of(const uint8_t* panel, int64_t chunks, int64_t step, int
 // Describes a ternary matrix in the other form: sizes and layout, no data. A status.
 int describe_in_form(const Matrix& matrix, bd_format form, Matrix* other, Layout* layout);
 
-// Panels of a ternary matrix with two bits to those of `dense`, the same in the dense form, and back; on all threads.
+// Panels of a ternary matrix with two bits to those of `dense`, the same in the dense form; on all threads.
 void pack_dense(const Matrix& matrix, const Matrix& dense, uint8_t* panel_data);
-void unpack_dense(const Matrix& dense, const Matrix& matrix, uint8_t* panel_data);
+// A panel back, on any CPU.
+void widen_panel(const uint8_t* panel, int64_t chunks, uint8_t* wide);
 
-using MultiplyFunction = void (*)(const Tile&);
+// What knows the form in registers, for activations of the kernels that it stands beside.
+struct DenseKernels {
+  void (*multiply)(const Tile& tile);
+  void (*widen)(const uint8_t* panel, int64_t chunks, uint8_t* wide);  // widen_panel
+};
 
-// What multiplies matrices in the dense form by activations of `kernels`. Null: nothing here does, and the matrix is brought
-// to two bits first, at every product.
-MultiplyFunction dense_multiply(const Kernels& kernels);
+// Null: nothing here does for `kernels`.
+const DenseKernels* dense_kernels(const Kernels& kernels);
 // Null if this build has no such code.
-MultiplyFunction avx512vbmi_dense_multiply();
+const DenseKernels* avx512vbmi_dense_kernels();
 bool can_run_avx512vbmi();
 
-// Whether the dense form is at most 3 % slower than two bits here: for a few tokens and for a full tile with weights in the
-// cache, where its size gains nothing, and for one token with weights in memory. Measured once a process, in milliseconds.
+// Whether the dense form gains here what it is for: one token is faster with weights from memory, a few are not slower, and neither is
+// a prompt with weights from the cache. Measured once a process, in milliseconds.
 bool dense_is_fast(const Kernels& kernels);
 
 }  // namespace bitdistill

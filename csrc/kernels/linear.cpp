@@ -1,5 +1,8 @@
 #include "kernels/linear.h"
 
+#include <algorithm>
+#include <atomic>
+
 #include "core/status.h"
 #include "core/thread_pool.h"
 #include "kernels/dense.h"
@@ -21,6 +24,10 @@ constexpr int64_t kMaxTaskBytes = 256 * 1024;
 constexpr int64_t kMinTaskBytes = 16 * 1024;
 constexpr int64_t kMaxTaskPanels = 16;
 
+// Panels in the dense form are decoded in registers once for every block of tokens. From so many blocks on they are brought to
+// two bits first, once for all blocks of a task.
+constexpr int64_t kFewestBlocksToWiden = 2;
+
 // A matrix times a batch of activations.
 struct Product {
   const Kernels* kernels;
@@ -28,7 +35,7 @@ struct Product {
   const QuantizedActivations* x;
   const Output* output;
   const int32_t* group_sums;
-  MultiplyFunction function;
+  const DenseKernels* dense;  // null: no kernels, or a matrix in another form
 
   // Panels [panel, panel + panels) times the tokens of a block.
   Tile tile(int64_t panel, int64_t panels, int64_t block) const {
@@ -65,8 +72,37 @@ struct Product {
     return t;
   }
 
-  void run(int64_t first, int64_t count, int64_t start_block, int64_t stop_block) const {
+  // Whether there was memory for it.
+  bool run(int64_t first, int64_t count, int64_t start_block, int64_t stop_block) const {
+    const bool is_dense = matrix->format == BD_TERNARY_DENSE;
+    if (is_dense && (dense == nullptr || stop_block - start_block >= kFewestBlocksToWiden)) {
+      return run_widened(first, count, start_block, stop_block);
+    }
+    const auto function = is_dense ? dense->multiply : kernels->multiply;
     for (int64_t block = start_block; block < stop_block; ++block) function(tile(first, count, block));
+    return true;
+  }
+
+  // With two bits a weight, in scratch memory of the thread.
+  bool run_widened(int64_t first, int64_t count, int64_t start_block, int64_t stop_block) const {
+    thread_local AlignedBuffer wide;
+    const int64_t panel_bytes = matrix->chunks() * kVectorBytes, most = std::min(count, kMaxTaskPanels);
+    if (!wide.reserve(static_cast<size_t>(most * panel_bytes))) return false;
+    const auto widen = dense == nullptr ? widen_panel : dense->widen;
+    for (int64_t done = 0; done < count; done += most) {
+      const int64_t panels = std::min(most, count - done);
+      for (int64_t p = 0; p < panels; ++p) {
+        widen(matrix->panel_data + (first + done + p) * matrix->panel_bytes, matrix->chunks(), wide.as<uint8_t>() + p * panel_bytes);
+      }
+      for (int64_t block = start_block; block < stop_block; ++block) {
+        Tile t = tile(first + done, panels, block);
+        t.weights = wide.as<uint8_t>();
+        t.panel_bytes = panel_bytes;
+        t.format = BD_TERNARY;
+        kernels->multiply(t);
+      }
+    }
+    return true;
   }
 };
 
@@ -93,11 +129,11 @@ struct Plan {
   }
 };
 
-// Null group sums: out of memory. A matrix in the dense form needs a dense_multiply.
+// Null group sums: out of memory.
 Product product(const Kernels& all, const Matrix& matrix, QuantizedActivations& x, const Output& output) {
   const Kernels& kernels = kernels_for(all, x.tokens());
-  const bool dense = matrix.format == BD_TERNARY_DENSE;
-  return {&kernels, &matrix, &x, &output, x.group_sums(matrix.group_size), dense ? dense_multiply(kernels) : kernels.multiply};
+  const DenseKernels* dense = matrix.format == BD_TERNARY_DENSE ? dense_kernels(kernels) : nullptr;
+  return {&kernels, &matrix, &x, &output, x.group_sums(matrix.group_size), dense};
 }
 
 Plan plan(const Matrix* const* matrices, int count, int64_t blocks, int64_t panels_at_once) {
@@ -121,43 +157,30 @@ void for_panels(const Matrix* const* matrices, int count, int64_t first_panel, i
   }
 }
 
-void run(const Product* products, const Matrix* const* matrices, int count, int64_t blocks) {
+int run(const Product* products, const Matrix* const* matrices, int count, int64_t blocks) {
   const Plan division = plan(matrices, count, blocks, products[0].kernels->strips.panels);
   // Where panels are few for the threads, the tokens are divided as well.
   const int64_t tasks_wanted = num_threads() * kTasksPerThread;
   int64_t token_tasks = num_threads() > 1 && division.tasks < tasks_wanted ? div_up(tasks_wanted, division.tasks) : 1;
   if (token_tasks > blocks) token_tasks = blocks;
   const int64_t blocks_of_task = div_up(blocks, token_tasks);
+  std::atomic<bool> done{true};
   parallel_for(division.tasks * token_tasks, [&](int64_t task) {
     const int64_t start = task % token_tasks * blocks_of_task;
     const int64_t stop = start + blocks_of_task < blocks ? start + blocks_of_task : blocks;
     const int64_t first = task / token_tasks * division.panels;
     for_panels(matrices, count, first, first + division.panels,
-               [&](int i, int64_t first_panel, int64_t panels) { products[i].run(first_panel, panels, start, stop); });
+               [&](int i, int64_t first_panel, int64_t panels) {
+                 if (!products[i].run(first_panel, panels, start, stop)) done = false;
+               });
   });
+  return done ? BD_OK : BD_ERROR_OUT_OF_MEMORY;
 }
-
-// A matrix in the dense form with two bits, in scratch memory of the calling thread, for kernels that do not know the form.
-struct Widened {
-  Matrix matrix;
-  AlignedBuffer panels;
-
-  int assign(const Matrix& dense) {
-    Layout layout;
-    BD_RETURN_IF_ERROR(describe_in_form(dense, BD_TERNARY, &matrix, &layout));
-    if (!panels.reserve(static_cast<size_t>(matrix.panels * matrix.panel_bytes))) return BD_ERROR_OUT_OF_MEMORY;
-    unpack_dense(dense, matrix, panels.as<uint8_t>());
-    matrix.scales = dense.scales;
-    matrix.panel_data = panels.as<uint8_t>();
-    return BD_OK;
-  }
-};
 
 }  // namespace
 
 int multiply(const Kernels& kernels, const MultiplyPart* parts, int count, QuantizedActivations& x) {
   if (count < 1 || count > kMaxParts) return BD_ERROR_ARGUMENT;
-  thread_local Widened widened[kMaxParts];
   Product products[kMaxParts];
   const Matrix* matrices[kMaxParts];
   for (int i = 0; i < count; ++i) {
@@ -167,15 +190,10 @@ int multiply(const Kernels& kernels, const MultiplyPart* parts, int count, Quant
       return multiply(kernels, parts + i, count - i, x);
     }
     matrices[i] = parts[i].matrix;
-    if (matrices[i]->format == BD_TERNARY_DENSE && dense_multiply(kernels_for(kernels, x.tokens())) == nullptr) {
-      BD_RETURN_IF_ERROR(widened[i].assign(*matrices[i]));
-      matrices[i] = &widened[i].matrix;
-    }
     products[i] = product(kernels, *matrices[i], x, parts[i].output);
     if (products[i].group_sums == nullptr) return BD_ERROR_OUT_OF_MEMORY;
   }
-  run(products, matrices, count, x.blocks());
-  return BD_OK;
+  return run(products, matrices, count, x.blocks());
 }
 
 int multiply(const Kernels& kernels, const Matrix& matrix, QuantizedActivations& x, const Output& output) {
@@ -186,8 +204,7 @@ int multiply(const Kernels& kernels, const Matrix& matrix, QuantizedActivations&
 int multiply_here(const Kernels& kernels, const Matrix& matrix, QuantizedActivations& x, const Output& output) {
   const Product whole = product(kernels, matrix, x, output);
   if (whole.group_sums == nullptr) return BD_ERROR_OUT_OF_MEMORY;
-  whole.run(0, matrix.panels, 0, x.blocks());
-  return BD_OK;
+  return whole.run(0, matrix.panels, 0, x.blocks()) ? BD_OK : BD_ERROR_OUT_OF_MEMORY;
 }
 
 void dequantize_row(const Matrix& matrix, int64_t row, float* out) {

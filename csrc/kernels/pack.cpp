@@ -78,6 +78,19 @@ int pack_ternary(const Matrix& m, const uint8_t* weight, const PackedParts& pack
   });
 }
 
+int check_ternary(const uint8_t* weight, size_t bytes) {
+  constexpr size_t kTaskBytes = size_t{1} << 17;
+  std::atomic<bool> valid{true};
+  parallel_for(static_cast<int64_t>((bytes + kTaskBytes - 1) / kTaskBytes), [&](int64_t task) {
+    const size_t first = static_cast<size_t>(task) * kTaskBytes;
+    const size_t last = bytes - first < kTaskBytes ? bytes : first + kTaskBytes;
+    uint8_t found = 0;
+    for (size_t i = first; i < last; ++i) found = static_cast<uint8_t>(found | (weight[i] & weight[i] >> 1 & 0x55));
+    if (found != 0) valid = false;
+  });
+  return valid ? BD_OK : BD_ERROR_CODE;
+}
+
 int pack_int8(const Matrix& m, const int8_t* weight, const PackedParts& packed) {
   return pack_panels(m, packed.panel_data, [&](int64_t row, uint8_t* panel, int lane) {
     const int8_t* in = weight + row * m.cols;

@@ -17,6 +17,9 @@ int pack_ternary(const Matrix& matrix, const uint8_t* weight, const PackedParts&
 int pack_int8(const Matrix& matrix, const int8_t* weight, const PackedParts& packed);
 int pack_int4(const Matrix& matrix, const uint8_t* weight, const PackedParts& packed);
 
+// BD_ERROR_CODE if a field of these bytes is 3, on all threads.
+int check_ternary(const uint8_t* weight, size_t bytes);
+
 // BD_ERROR_SCALE if one is not finite. `scales`: floats, or halves if matrix.half_scales().
 int pack_scales(const Matrix& matrix, const void* scales, const PackedParts& packed);
 

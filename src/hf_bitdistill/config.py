@@ -17,8 +17,9 @@ QuantizationMode = Literal["online", "offline"]
 SubNormPlacement = Literal["output", "all", "none"]
 WeightGranularity = Literal["tensor", "row", "group"]
 
-#: Bits of a ternary weight in files.
+#: Bits of a ternary weight in files, and those that it has there unless somebody says otherwise.
 WEIGHT_BITS = (2, 1.6)
+FILE_WEIGHT_BITS = 1.6
 #: In which norms, biases and other floats of a packed student may be stored.
 FLOAT_DTYPES = ("bfloat16", "float16", "float32")
 
@@ -92,8 +93,8 @@ class BitNetConfig(QuantizationConfigMixin):
             integers with scales beside them. [`pack`] sets it. Versions of this library that know 16 only refuse such a checkpoint, because
             they do not know the option.
         weight_bits (`float`): how the files of an *offline* checkpoint hold a ternary weight: 2, four in a byte, as it is in memory; or 1.6, five
-            in a byte, ten times smaller than 16 bits, which are unpacked while loading. [`pack`] sets it. As of `table_bits`, older versions
-            refuse 1.6.
+            in a byte, ten times smaller than 16 bits, which are unpacked while loading. [`pack`] sets it, to 1.6 by default. As of `table_bits`,
+            older versions refuse 1.6.
         source_dtype (`str`, *optional*): dtype of the full-precision checkpoint that the student was made of, recorded when it is made. It is
             what [`pack`] stores norms and biases in by default.
         surgery_version (`int`): by which rules projections are found. 2, or 1 for students of earlier versions of this library (whose

@@ -92,9 +92,9 @@ def test_linear_weights_take_ten_times_less_than_in_16_bits(tmp_path):
     assert "10.00 times as large" in kinds[1.6].markdown()
 
 
-def test_two_bits_are_the_default_and_leave_no_word_of_it(tmp_path):
-    pack(make_student()).save_pretrained(tmp_path / "two")
-    pack(make_student(), weight_bits=1.6).save_pretrained(tmp_path / "dense")
+def test_five_in_a_byte_are_the_default_and_two_bits_leave_no_word_of_it(tmp_path):
+    pack(make_student(), weight_bits=2).save_pretrained(tmp_path / "two")
+    pack(make_student()).save_pretrained(tmp_path / "dense")
     two, dense = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("two", "dense"))
     assert "weight_bits" not in two["quantization_config"] and dense["quantization_config"]["weight_bits"] == 1.6
     with pytest.raises(ValueError, match=r"weight_bits=1.58 .*\(2, 1.6\)"):
@@ -171,7 +171,7 @@ def test_exports_are_those_of_two_bits(tmp_path):
 
 
 def test_the_native_export_writes_either_form_from_either(tmp_path):
-    pack(make_student()).save_pretrained(tmp_path / "two")
+    pack(make_student(), weight_bits=2).save_pretrained(tmp_path / "two")
     export(str(tmp_path / "two"), tmp_path / "dense", weight_bits=1.6)
     export(str(tmp_path / "dense"), tmp_path / "same")
     export(str(tmp_path / "dense"), tmp_path / "back", weight_bits=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedModel
 
-from ..config import FLOAT_DTYPES, WEIGHT_BITS
+from ..config import FILE_WEIGHT_BITS, FLOAT_DTYPES, WEIGHT_BITS
 from ..data.tokenizers import load_tokenizer
 from ..evaluation.score_record import carry_record
 from ..files.disk_room import check_room, check_writable, parameter_bytes, size_text
@@ -128,10 +128,10 @@ def add_storage_options(
     parser.add_argument(
         "--weight_bits",
         type=_weight_bits,
-        default=2,
+        default=FILE_WEIGHT_BITS,
         choices=list(WEIGHT_BITS),
-        help="of a ternary weight on disk: 2 (default), four in a byte, or 1.6, five in a byte: ten times smaller than in 16 bits, the same "
-        "model when it is loaded",
+        help="of a ternary weight on disk: 1.6 (default), five in a byte, ten times smaller than in 16 bits; or 2, four in a byte, which older "
+        "versions read too. The same model when it is loaded",
     )
 
 

@@ -19,7 +19,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         "--push_format",
         default="packed",
         choices=PUSH_FORMATS,
-        help="2 bits a weight, the trainable student (in the folder online), or both",
+        help="1.6 bits a weight, the trainable student (in the folder online), or both",
     )
     parser.add_argument("--commit_message", help="of the one commit that is made")
     parser.add_argument(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -39,6 +42,13 @@ def check_regular(file: str | Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a FIFO, a socket or a device"
         raise CheckpointError(f"{file}: is {kind}, not a regular file.")
+
+
+def read_header(file: str | Path) -> tuple[dict[str, Any], int]:
+    """All that the header of a file says which can be read as safetensors, and the byte behind it, from which its offsets count."""
+    with open(file, "rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        return json.loads(stream.read(length)), 8 + length
 
 
 def tensors_of(file: str | Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:

@@ -88,7 +88,7 @@ def push_to_hub(
         model: a student; the folder of one, packed or trainable; the output folder of a training or of `bitdistill run`; or a model of
             the native backend.
         repo_id: `name` or `owner/name`. It is made if it is not there.
-        push_format: `"packed"`: 2 bits a weight; `"online"`: the trainable student, in the folder `online` of the repository;
+        push_format: `"packed"`: the packed student, 1.6 bits a weight by default; `"online"`: the trainable student, in the folder `online` of the repository;
             `"both"`.
         tokenizer: default: what is in the folder, or of a model in memory that of what it was loaded from.
         commit_message, commit_description, private, token, revision, create_pr, max_shard_size, tags: as in `push_to_hub` of a model

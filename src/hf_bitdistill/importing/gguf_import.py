@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config import BitNetConfig
+from ..config import FILE_WEIGHT_BITS, BitNetConfig
 from ..files.disk_room import check_room
 from ..files.model_folder import replace_model
 from ..files.tensor_headers import CheckpointError
@@ -52,7 +52,7 @@ def import_gguf(
     activation_bits: int | None = 8,
     dtype: str | torch.dtype | None = None,
     table_bits: int = 16,
-    weight_bits: float = 2,
+    weight_bits: float = FILE_WEIGHT_BITS,
     max_shard_size: str = "50GB",
     tokenizer: PreTrainedTokenizerBase | None = None,
     answers: bool = True,
@@ -67,7 +67,7 @@ def import_gguf(
             expect, which torch computes, slowly.
         dtype, table_bits: of norms, biases and layers in full precision, and of embedding and output head; see [`hf_bitdistill.pack`].
             Default: float32, and the 16-bit dtype that changes the tables least.
-        weight_bits: of a ternary weight in the files that are written, 2 or 1.6.
+        weight_bits: of a ternary weight in the files that are written, 1.6 or 2.
         tokenizer: in place of the file's.
         answers: whether to load the student afterwards and keep what it answers beside it, for `bitdistill verify`.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..config import QUANT_METHOD, quant_method
+from ..config import FILE_WEIGHT_BITS, QUANT_METHOD, quant_method
 from ..files.disk_room import check_room
 from ..files.model_folder import check_output, replace_model
 from ..files.tensor_headers import CheckpointError
@@ -37,7 +37,7 @@ def import_transformers(
     latent: bool = False,
     dtype: str | None = None,
     table_bits: int = 16,
-    weight_bits: float = 2,
+    weight_bits: float = FILE_WEIGHT_BITS,
     max_shard_size: str = "50GB",
     answers: bool = True,
     **hub: Any,
@@ -51,7 +51,7 @@ def import_transformers(
         latent: the checkpoint says nothing of a quantisation, and its linear layers hold the latent weights of a BitNet, which are made ternary
             by their mean magnitude (Falcon-E's revision "prequantized").
         dtype, table_bits: of what is not ternary, see [`hf_bitdistill.pack`].
-        weight_bits: of a ternary weight in the files that are written, 2 or 1.6.
+        weight_bits: of a ternary weight in the files that are written, 1.6 or 2.
         answers: whether to load the student afterwards and keep what it answers beside it, for `bitdistill verify`.
         hub: options of `from_pretrained` of transformers (`revision`, `token`, ...).
 

@@ -16,7 +16,8 @@ from .._compat import is_initialized, optional_names
 from ..files.tensor_headers import CheckpointError, TensorHeader, tensors_of
 from ..nn import BitLinear, SubLN, TernaryLinear
 from ..nn.bit_linear import to_checkpoint
-from ..quantization import PackedWeightError
+from ..ops.dense_storage import unpack_stored
+from ..quantization import PackedWeightError, unpack_ternary
 from .conversions import has_separate_experts, split_by_kind
 
 
@@ -168,6 +169,15 @@ def check_packed_layer(name: str, layer: TernaryLinear, headers: dict[str, Tenso
         header = (headers or {}).get(f"{name}.{tensor}")
         where = f"{header.file}: tensor {header.key!r}" if header else f"tensor '{name}.{tensor}'"
         raise CheckpointError(f"{where} {problem}.") from None
+
+
+def stored_codes(weight: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """The codes of a ternary weight as a file has it, four or five in a byte: int8 `[rows, columns]`; 2 where it stands for no weight.
+
+    Raises:
+        PackedWeightError: wrong dtype or shape.
+    """
+    return unpack_ternary(weight if weight.ndim == 2 else unpack_stored(weight, rows, columns), rows)
 
 
 def safetensors_files(checkpoint_files: Iterable[str | Path] | None) -> list[str]:

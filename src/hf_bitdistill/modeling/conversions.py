@@ -29,30 +29,34 @@ from .._compat import set_weight_conversions, weight_conversions
 from ..config import BitNetConfig
 from ..nn import BitLinear, Experts, TernaryLinear
 from ..nn.bit_linear import from_checkpoint, to_checkpoint
+from .own_mapping import OwnMapping
 
 
 class _MapWeights(ConversionOps):
     """Applies a function to each tensor; `_owner` tells whose it is."""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> _MapWeights:
+        return self  # (transformers copies its converter for each tensor)
+
     @torch.no_grad()
     def convert(self, input_dict, source_patterns=(), target_patterns=(), **kwargs) -> dict[str, Any]:
         values = {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
+        model, name = cast(Any, kwargs.get("model")), cast(Any, kwargs.get("full_layer_name"))
         # While saving, transformers before 5.21 gives a tensor's name in the checkpoint, which may be no module's (GPT-NeoX's head).
         try:
-            model, name = cast(Any, kwargs.get("model")), cast(Any, kwargs.get("full_layer_name"))
             owner = model.get_submodule(name.rpartition(".")[0])
         except AttributeError:
             owner = None
-        return {key: self.map(value, owner) for key, value in values.items()}
+        return {key: self.map(value, owner, name) for key, value in values.items()}
 
-    def map(self, value: Tensor, owner: nn.Module | None) -> Tensor:
+    def map(self, value: Tensor, owner: nn.Module | None, name: str) -> Tensor:
         raise NotImplementedError
 
 
 class LoadLatentWeight(_MapWeights):
     """A latent weight from its shape in an online checkpoint to its shape in the module; other weights pass."""
 
-    def map(self, value: Tensor, owner: nn.Module | None) -> Tensor:
+    def map(self, value: Tensor, owner: nn.Module | None, name: str) -> Tensor:
         return from_checkpoint(value) if isinstance(owner, BitLinear) else value
 
     @property
@@ -63,7 +67,7 @@ class LoadLatentWeight(_MapWeights):
 class SaveLatentWeight(_MapWeights):
     """Inverse of [`LoadLatentWeight`]."""
 
-    def map(self, value: Tensor, owner: nn.Module | None) -> Tensor:
+    def map(self, value: Tensor, owner: nn.Module | None, name: str) -> Tensor:
         return to_checkpoint(value) if isinstance(owner, BitLinear) else value
 
     @property
@@ -72,10 +76,19 @@ class SaveLatentWeight(_MapWeights):
 
 
 class LoadDenseWeight(_MapWeights):
-    """The weight of a packed layer from five weights a byte to the form that it has in memory; other weights pass."""
+    """The weight of a packed layer from five weights a byte to the form that it has in memory; other weights pass.
 
-    def map(self, value: Tensor, owner: nn.Module | None) -> Tensor:
-        return owner.from_checkpoint(value) if isinstance(owner, TernaryLinear) and _is_weight(value) else value
+    Args:
+        mapping: reads what is in a file.
+    """
+
+    def __init__(self, mapping: OwnMapping | None = None):
+        self._mapping = mapping or OwnMapping(dict)
+
+    def map(self, value: Tensor, owner: nn.Module | None, name: str) -> Tensor:
+        if not isinstance(owner, TernaryLinear) or not _is_weight(value) or value.ndim == 2:
+            return value
+        return owner.from_checkpoint(self._mapping.read(name, value))
 
     @property
     def reverse_op(self) -> ConversionOps:
@@ -85,7 +98,7 @@ class LoadDenseWeight(_MapWeights):
 class SaveDenseWeight(_MapWeights):
     """Inverse of [`LoadDenseWeight`]."""
 
-    def map(self, value: Tensor, owner: nn.Module | None) -> Tensor:
+    def map(self, value: Tensor, owner: nn.Module | None, name: str) -> Tensor:
         return owner.to_checkpoint(value) if isinstance(owner, TernaryLinear) and _is_weight(value) else value
 
     @property
@@ -97,17 +110,17 @@ def _is_weight(value: Tensor) -> bool:
     return value.dtype == torch.uint8  # (not a packed layer's scale or its bias)
 
 
-def loading_operation(config: BitNetConfig) -> ConversionOps | None:
+def loading_operation(config: BitNetConfig, mapping: OwnMapping | None = None) -> ConversionOps | None:
     """What the weights of a student's own checkpoint go through while they are loaded."""
     if config.quantization_mode == "online":
         return LoadLatentWeight()
-    return None if config.weight_bits == 2 else LoadDenseWeight()
+    return None if config.weight_bits == 2 else LoadDenseWeight(mapping)
 
 
 class TransposeConv1D(_MapWeights):
     """A `Conv1D` weight `[C, R]` of a full-precision checkpoint to the `[R, C]` of a [`BitLinear`]."""
 
-    def map(self, value: Tensor, owner: nn.Module | None) -> Tensor:
+    def map(self, value: Tensor, owner: nn.Module | None, name: str) -> Tensor:
         return value.T.contiguous()
 
 

@@ -8,7 +8,6 @@ writes new files without this metadata makes a checkpoint without digests, which
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,7 @@ import numpy as np
 import xxhash
 
 from ..config import BitNetConfig
-from ..files.tensor_headers import CheckpointError
+from ..files.tensor_headers import CheckpointError, read_header
 
 
 METADATA_KEY = "bitdistill_digests"
@@ -49,11 +48,6 @@ _FLOATS = {
     "BF16": (2, 0x7F80),
 }
 _PIECE = 4 << 20  # a multiple of every float's size
-_MAPPING: dict[str, int] = (
-    {"flags": mmap.MAP_SHARED | mmap.MAP_POPULATE, "prot": mmap.PROT_READ}
-    if hasattr(mmap, "MAP_POPULATE")
-    else {"access": mmap.ACCESS_READ}
-)
 
 
 @dataclass(frozen=True)
@@ -64,12 +58,6 @@ class _Tensor:
     shape: tuple[int, ...]
     start: int
     size: int
-
-
-def _read_header(file: str) -> tuple[dict[str, Any], int]:
-    with open(file, "rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        return json.loads(stream.read(length)), 8 + length
 
 
 def _tensors(file: str, header: dict[str, Any], start: int) -> list[_Tensor]:
@@ -87,18 +75,22 @@ def _size_of(entry: dict[str, Any]) -> int:
 
 
 def _pieces(tensor: _Tensor) -> Iterator[memoryview]:
-    """The bytes of a tensor, mapped a piece at a time: no copy, and what is mapped counts as memory of the process."""
-    with open(tensor.file, "rb") as stream:
-        for start in range(tensor.start, tensor.start + tensor.size, _PIECE):
-            stop = min(start + _PIECE, tensor.start + tensor.size)
-            offset = start - start % mmap.ALLOCATIONGRANULARITY
-            try:
-                mapped = mmap.mmap(stream.fileno(), stop - offset, offset=offset, **_MAPPING)
-            except ValueError as error:
-                raise CheckpointError(f"{tensor.file}: tensor {tensor.name!r} is cut off ({error}).") from None
-            # (Unmapped when nothing looks at it any more.)
-            yield memoryview(mapped)[start - offset :]
-            del mapped
+    """The bytes of a tensor, a piece at a time; a piece is overwritten by the next. (Read, not mapped: setting up and clearing the pages of a
+    mapping takes longer than a copy that stays in the cache.)"""
+    buffer = memoryview(bytearray(min(_PIECE, tensor.size)))
+    left = tensor.size
+    with open(tensor.file, "rb", buffering=0) as stream:
+        stream.seek(tensor.start)
+        while left:
+            piece = buffer[: min(_PIECE, left)]
+            filled = 0
+            while filled < len(piece):
+                count = stream.readinto(piece[filled:])
+                if not count:
+                    raise CheckpointError(f"{tensor.file}: tensor {tensor.name!r} is cut off.")
+                filled += count
+            left -= len(piece)
+            yield piece
 
 
 def _digest(tensor: _Tensor, check_finite: bool = False) -> str:
@@ -157,7 +149,7 @@ def add_digests(files: Iterable[str | Path], config: BitNetConfig | dict[str, An
     Raises:
         CheckpointError: a tensor holds a NaN or an infinity; names file and tensor.
     """
-    headers = {str(file): _read_header(str(file)) for file in files}
+    headers = {str(file): read_header(str(file)) for file in files}
     tensors = [tensor for file, (header, start) in headers.items() for tensor in _tensors(file, header, start)]
     digests = dict(zip((tensor.name for tensor in tensors), _digests(tensors, check_finite=True), strict=True))
     common = {"model": _digest_of_model(digests), "options": _options(config)}
@@ -214,7 +206,7 @@ def check_digests(files: Iterable[str | Path], config: BitNetConfig | dict[str, 
     Raises:
         CheckpointError: naming the file and the tensor or the option.
     """
-    headers = {str(file): _read_header(str(file)) for file in files}
+    headers = {str(file): read_header(str(file)) for file in files}
     records = {file: record for file, (header, _) in headers.items() if (record := _record(file, header)) is not None}
     if not records:
         return False

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ..nn import BitLinear, TernaryLinear
-from ..quantization import pack_dense
+from ..ops.dense_storage import pack_stored
 from .config_note import write_note
 from .digests import add_digests
 
@@ -28,7 +28,7 @@ def write_offline(
     if config.quantization_config.weight_bits != 2:
         for name, module in model.named_modules():
             if isinstance(module, (BitLinear, TernaryLinear)):
-                tensors[f"{name}.weight"] = pack_dense(tensors[f"{name}.weight"], module.out_features)
+                tensors[f"{name}.weight"] = pack_stored(tensors[f"{name}.weight"], module.out_features)
     save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size, metadata={"format": "pt"})
     config.save_pretrained(folder)
     write_note(folder)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .._compat import names_in_float32
-from ..config import WEIGHT_BITS, BitNetConfig
+from ..config import FILE_WEIGHT_BITS, WEIGHT_BITS, BitNetConfig
 from ..nn import BitLinear, TernaryLinear
 from ..nn.carried_adapters import adapted_modules
 from ..quantization import PackedWeightError, least_lossy_dtype
@@ -32,9 +32,9 @@ def pack(
     inplace: bool = False,
     dtype: str | torch.dtype | None = None,
     table_bits: int = 16,
-    weight_bits: float = 2,
+    weight_bits: float = FILE_WEIGHT_BITS,
 ) -> PreTrainedModel:
-    """Pack the current weights of an online student into 2 bits each (1.6 in files, if asked for), and the others into what its checkpoint shall hold, for inference.
+    """Pack the current weights of an online student into 2 bits each (1.6 in files), and the others into what its checkpoint shall hold, for inference.
 
     Args:
         model: an online student, as made by [`apply_bitnet`] or `from_pretrained`.
@@ -45,8 +45,8 @@ def pack(
         table_bits: of the embedding and the output head. 16: floats, in `dtype`; if that is float32, rounded to the 16-bit dtype that
             changes them least. 8 or 4: integers, as [`quantize_head`] makes them, in memory and on disk. 32: float32, not rounded at all
             (`dtype` is float32 then by default).
-        weight_bits: of a ternary weight in the files that `save_pretrained` writes. 2, as in memory; or 1.6, five weights in a byte: a
-            fifth less to store and to download, the same model to compute with, unpacked while it is loaded.
+        weight_bits: of a ternary weight in the files that `save_pretrained` writes. 1.6, five weights in a byte, unpacked while they are
+            loaded; or 2, as in memory: a fifth more, which versions of this library before 1.6 bits read too.
 
     Returns:
         An offline model in eval mode, ready for `generate` and `save_pretrained`. Without `inplace` it shares no tensor

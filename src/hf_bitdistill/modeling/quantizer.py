@@ -37,6 +37,7 @@ from .config_note import remove_note
 from .conversions import TransposeConv1D, convert_when_saved, has_separate_experts, loading_operation
 from .digests import check_digests
 from .lm_head import expect_stored_tables, finish_stored_tables, head_is_quantized, quantize_head, tables_on_cpu
+from .own_mapping import OwnMapping
 from .preflight import check_before_building, check_built, check_locations
 from .saving import save_safely
 from .source_dtype import dtype_in_files
@@ -183,7 +184,8 @@ class BitDistillQuantizer(HfQuantizer):
 
     def get_weight_conversions(self) -> list[WeightConverter]:
         """For every tensor that the architecture's own converters leave."""
-        operation = loading_operation(self.quantization_config) if self.pre_quantized else None
+        mapping = OwnMapping(lambda: self._headers)
+        operation = loading_operation(self.quantization_config, mapping) if self.pre_quantized else None
         return [] if operation is None else [WeightConverter(["weight"], "weight", [operation])]
 
     def update_parallel_plan(self, model: PreTrainedModel, plan: dict[str, str]) -> None:

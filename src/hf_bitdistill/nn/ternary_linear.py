@@ -7,15 +7,13 @@ from torch import Tensor, nn
 
 from ..config import BitNetConfig
 from ..ops import MAX_COLUMNS, packed_linear, stored_ternary_linear, ternary_pack
-from ..ops.dense_storage import unpack_stored
+from ..ops.dense_storage import check_stored, pack_stored, unpack_stored
 from ..ops.stored import is_exporting
 from ..quantization import (
     PackedWeightError,
-    check_packed_weight,
     check_weight_scale,
     dense_bytes,
     effective_weight,
-    pack_dense,
     pack_ternary,
     packed_rows,
     result_dtype,
@@ -87,7 +85,7 @@ class TernaryLinear(KernelWeight, TernaryLayer):
             packed = cls(layer.in_features, layer.out_features, layer.bias is not None, config)
         check_weight_scale(weight_scale, packed.weight_scale.shape)
         packed.weight = pack_ternary(codes)
-        check_packed_weight(packed.weight, layer.out_features, layer.in_features)
+        check_stored(packed.weight, layer.out_features, layer.in_features)
         packed.weight_scale = weight_scale
         if layer.bias is not None:
             packed.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
@@ -105,7 +103,7 @@ class TernaryLinear(KernelWeight, TernaryLayer):
         """
         scale_shape = weight_scale_shape(self.out_features, self.in_features, self.weight_granularity, self.group_size)
         checks = {
-            "weight": lambda: check_packed_weight(self.weight, self.out_features, self.in_features),
+            "weight": lambda: check_stored(self.weight, self.out_features, self.in_features),
             "weight_scale": lambda: check_weight_scale(self.weight_scale, scale_shape),
         }
         for name, run in checks.items():
@@ -123,7 +121,7 @@ class TernaryLinear(KernelWeight, TernaryLayer):
 
     def to_checkpoint(self, weight: Tensor) -> Tensor:
         """A weight of this layer, as in memory, in the form that it has in files."""
-        return weight if self.weight_bits == 2 else pack_dense(weight, self.out_features)
+        return weight if self.weight_bits == 2 else pack_stored(weight, self.out_features)
 
     def from_checkpoint(self, weight: Tensor) -> Tensor:
         """Inverse of [`to_checkpoint`]; a weight in the form that it has in memory passes. What stands for no weight becomes code 3."""

@@ -17,7 +17,7 @@ ALIGNMENT = 64
 MAX_THREADS = 256
 """More are refused. Nothing here gains by as many."""
 
-ERROR_ARGUMENT, ERROR_SCALE, ERROR_ISA, ERROR_OUT_OF_MEMORY = 5, 7, 10, 11
+ERROR_ARGUMENT, ERROR_CODE, ERROR_SCALE, ERROR_ISA, ERROR_OUT_OF_MEMORY = 5, 6, 7, 10, 11
 FLOAT32, BFLOAT16, FLOAT16, SCALED_INT8 = 0, 1, 2, 3
 TERNARY, INT8, INT4, TERNARY_DENSE = 0, 1, 2, 3
 TABLE_PACKED, TABLE_FLOAT32, TABLE_BFLOAT16, TABLE_FLOAT16, TABLE_SPLIT = 0, 1, 2, 3, 4
@@ -233,7 +233,9 @@ SIGNATURES: dict[str, tuple[type | None, list]] = {
     "bd_set_team": (c_int, [c_void_p]),
     "bd_ternary_packed_size": (c_int, [c_int64, c_int64, c_int64, c_size_t, _SIZE]),
     "bd_ternary_pack": (c_int, [*_BYTES, c_int64, c_int64, *_BYTES, c_int64, *_BYTES]),
+    "bd_ternary_check": (c_int, [*_BYTES]),
     "bd_ternary_from_dense": (c_int, [*_BYTES, c_int64, c_int64, *_BYTES]),
+    "bd_ternary_to_dense": (c_int, [*_BYTES, c_int64, c_int64, *_BYTES]),
     "bd_ternary_dense_is_fast": (c_int, [POINTER(c_int)]),
     "bd_ternary_dense_size": (c_int, [*_BYTES, _SIZE]),
     "bd_ternary_dense_pack": (c_int, [*_BYTES, *_BYTES]),

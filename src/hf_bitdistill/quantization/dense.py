@@ -28,6 +28,7 @@ _UNUSED = 256 - _NUMBERS
 _WORD = 8
 _LANES = 0x0001_0001_0001_0001  # of 16 bits: an even byte each, with room for a product; odd bytes have an integer of their own
 _FIELDS = 0x0303_0303_0303_0303
+_LOW_BITS = 0x5555_5555_5555_5555  # of the fields of two bits
 # Bytes of a piece: what is in work stays in the cache of a core.
 _PIECE = 1 << 17
 # Bytes that are looked up at once: an index is four times as large.
@@ -52,7 +53,7 @@ def pack_dense(packed: Tensor, rows: int) -> Tensor:
     flat, size = packed.reshape(-1), rows * columns
     for start, words in _words(flat):
         stop = min(start + _bytes(words), flat.numel())
-        if ((words & (words >> 1)) & (_FIELDS & (_FIELDS >> 1))).any():
+        if (words & (words >> 1) & _LOW_BITS).any():
             raise PackedWeightError("holds the invalid code 3")
         for k in range(VALUES_PER_BYTE):
             field = ((words >> (2 * k)) & _FIELDS).view(torch.uint8)

@@ -94,14 +94,17 @@ def check_storage(packed: Tensor, rows: int, columns: int) -> None:
         )
 
 
-def check_packed_weight(packed: Tensor, rows: int, columns: int) -> None:
+def check_packed_weight(packed: Tensor, rows: int, columns: int, valid: bool = False) -> None:
     """Refuse what no packed ternary matrix can be.
+
+    Args:
+        valid: it is known to hold no code 3.
 
     Raises:
         PackedWeightError: wrong dtype or shape, code 3 in a field, or all weights equal.
     """
     check_storage(packed, rows, columns)
-    if _has_code_three(packed):
+    if not valid and _has_code_three(packed):
         row, column = (_threes(packed) != 0).nonzero()[0].tolist()
         raise PackedWeightError(f"holds the invalid code 3 (first in byte [{row}, {column}])")
     first = packed[0, 0] & 0b11

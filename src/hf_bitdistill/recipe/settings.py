@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from ..config import FLOAT_DTYPES, WEIGHT_BITS
+from ..config import FILE_WEIGHT_BITS, FLOAT_DTYPES, WEIGHT_BITS
 from ..hub import PUSH_FORMATS
 from .efforts import EFFORTS, Effort, paper
 
@@ -82,7 +82,9 @@ class RecipeSettings(EffortArguments):  # type: ignore[misc, valid-type]  # made
         "Of norms, biases and what stays in full precision in the packed student. Default: the model's own.",
         choices=list(FLOAT_DTYPES),
     )
-    weight_bits: float = _option(2.0, "Bits of a ternary weight in the files of the packed student: 2, or 1.6.")
+    weight_bits: float = _option(
+        FILE_WEIGHT_BITS, "Bits of a ternary weight in the files of the packed student: 1.6, or 2."
+    )
     seed: int = _option(0, "Of everything random.")
     bf16: str = _option("auto", "Autocast to bfloat16; auto: where it is fast.", choices=["auto", "true", "false"])
     speed: bool = _option(True, "Measure tokens a second of teacher and student at the end.")

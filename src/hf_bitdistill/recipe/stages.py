@@ -19,7 +19,7 @@ from transformers import (
     set_seed,
 )
 
-from ..config import BitNetConfig
+from ..config import FILE_WEIGHT_BITS, BitNetConfig
 from ..data import batch_by_length, batch_for_tokens, collate, load_corpus, pack_corpus, take_tokens
 from ..evaluation import share_rows
 from ..machine import processes
@@ -63,7 +63,7 @@ class Work:
     Args:
         config: of the model, for its size.
         corpus: plain text, if there is any.
-        packed_dtype, weight_bits: of the packed student, see [`pack`]; default: in the dtype of the model, 2 bits.
+        packed_dtype, weight_bits: of the packed student, see [`pack`]; default: in the dtype of the model, 1.6 bits.
     """
 
     examples: Examples
@@ -76,7 +76,7 @@ class Work:
     corpus: str | None = None
     lora: bool = False
     packed_dtype: str | None = None
-    weight_bits: float = 2
+    weight_bits: float = FILE_WEIGHT_BITS
 
     def load(self, name_or_path: str | Path) -> PreTrainedModel:
         """In float32, on the device."""

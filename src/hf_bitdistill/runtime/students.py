@@ -27,7 +27,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils import CONFIG_NAME
 from transformers.utils.quantization_config import BitNetQuantConfig
 
-from ..config import QUANT_METHOD, BitNetConfig
+from ..config import FILE_WEIGHT_BITS, QUANT_METHOD, BitNetConfig
 from ..files.model_folder import check_output, replace_model
 from ..files.tensor_headers import CheckpointError
 from ..files.weight_files import EXPLICIT_NAME, folder_of, warn_of_stale_files
@@ -229,7 +229,7 @@ class Student:
             check_output(folder, model=source)
         offline, config, target = copy.deepcopy(self._offline), copy.deepcopy(self.config), None
         if self.needs_export:
-            table_bits, weight_bits = table_bits or 16, weight_bits or 2
+            table_bits, weight_bits = table_bits or 16, weight_bits or FILE_WEIGHT_BITS
         if weight_bits is not None:
             check_weight_bits(weight_bits)
             offline.weight_bits = weight_bits

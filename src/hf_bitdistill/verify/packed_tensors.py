@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from safetensors import safe_open
 
 from ..files.tensor_headers import CheckpointError, tensors_of
-from ..quantization import PackedWeightError, check_weight_scale, unpack_dense, unpack_ternary
+from ..modeling.checkpoint import stored_codes
+from ..quantization import PackedWeightError, check_weight_scale
 from ..quantization.dense import WEIGHTS_PER_BYTE
 
 
@@ -67,7 +68,7 @@ def packed_layers(files: Iterable[str]) -> Iterator[LayerFacts]:
         except PackedWeightError as error:
             raise CheckpointError(f"{kinds[name + SCALE][0]}: tensor {name + SCALE!r} {error}.") from None
         try:
-            codes = unpack_ternary(unpack_dense(packed, rows, columns) if dense else packed, rows)
+            codes = stored_codes(packed, rows, columns)
         except PackedWeightError as error:
             raise CheckpointError(f"{file}: tensor {name!r} {error}.") from None
         if codes.max() > 1 or codes.min() < -1:

@@ -69,7 +69,7 @@ class BitNetExportCommand(BaseOptimumCLICommand):
             type=float,
             default=None,
             choices=[2, 1.6],
-            help="Of a ternary weight on disk: 1.6 stores five in a byte. Default: 2; of a packed one, as it is.",
+            help="Of a ternary weight on disk: 1.6 stores five in a byte, 2 four. Default: 1.6; of a packed one, as it is.",
         )
         parser.add_argument("output", type=Path, help="Folder to write.")
 

@@ -58,9 +58,9 @@ ENGINES = {
 """Training arguments of each."""
 
 
-def save_models(folder: Path, tied: bool = False, width: int = 32) -> None:
+def save_models(folder: Path, tied: bool = False, width: int = 32, words: int = 67) -> None:
     """A ternary student and its teacher, for all processes and engines."""
-    sizes = {"vocab_size": 67, "hidden_size": width, "intermediate_size": width * 3 // 2, "num_key_value_heads": 2}
+    sizes = {"vocab_size": words, "hidden_size": width, "intermediate_size": width * 3 // 2, "num_key_value_heads": 2}
     config = small_llama(**sizes, tie_word_embeddings=tied)
     for seed, name in enumerate(("student", "teacher")):
         torch.manual_seed(seed)

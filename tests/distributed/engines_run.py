@@ -245,7 +245,12 @@ def _peak() -> int:
 
 
 #: Trainings of other models, or with another optimizer: by what comes before the engine's name.
-KINDS = {"tied": {"models": "tied"}, "low_bits": {"models": "wide", "optim": "adamw_torch_8bit"}}
+KINDS = {
+    "tied": {"models": "tied"},
+    "low_bits": {"models": "wide", "optim": "adamw_torch_8bit"},
+    "paged": {"models": "wide", "optim": "paged_adamw_8bit"},
+    "half": {"bf16": True, "teacher_model_init_kwargs": {"dtype": "bfloat16"}},
+}
 CHECKS = {"guards-ddp": guards_ddp, "guards-fsdp": guards_fsdp, "guards-zero": guards_zero, "memory": memory}
 
 

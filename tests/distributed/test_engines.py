@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engines_run import save_models, training
+from engines_run import KINDS, save_models, training
 from launching import run_script, run_warm
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -145,11 +145,29 @@ def test_tied_embeddings(folder, name):
     _check(folder, f"tied-{name}", found[f"tied-{name}"], one, "tied/one")
 
 
+@pytest.fixture(scope="module")
+def wide(folder):
+    """The folder, with models of which 8-bit optimizers keep 8 bits, in one share and in two: of less than 4096 numbers, and where these are
+    no multiple of 256, the states are kept in full."""
+    save_models(folder / "wide", width=128, words=68)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes (extra `bitsandbytes`)")
+def test_paged_optimizers(wide):
+    """On a CPU they are not paged, which a warning of theirs says."""
+    one = training(wide / "wide" / "paged", use_cpu=True, optim="paged_adamw_8bit")
+    assert one["resumed"] == one["losses"]
+    for result in _launched(wide, "paged-ddp")["paged-ddp"]:
+        _same_losses(result["losses"], one["losses"], rel=1e-4)
+        assert result["resumed"] == result["losses"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao (extra `torchao`)")
-def test_optimizers_of_low_bits(folder):
-    # (States are kept in full of less than 4096 numbers of a share, and of shares that are no multiple of 256.)
-    save_models(folder / "wide", width=128, words=68)
+def test_optimizers_of_low_bits(wide):
+    folder = wide
     # (Compiling the step for each shape would take minutes.)
     with torch.compiler.set_stance("force_eager"):
         one = training(folder / "wide" / "one", use_cpu=True, optim="adamw_torch_8bit")
@@ -160,6 +178,15 @@ def test_optimizers_of_low_bits(folder):
     for result in found:
         _same_losses(result["losses"], one["losses"], rel=1e-4)
         assert result["resumed"] == result["losses"]
+
+
+@pytest.mark.slow
+def test_a_teacher_in_bfloat16(folder):
+    """In shards it is sent in bfloat16, and answers as a whole one does, under autocast."""
+    one = training(folder / "half-one", use_cpu=True, **KINDS["half"])
+    for result in _launched(folder, "half-fsdp_sharded")["half-fsdp_sharded"]:
+        _same_losses(result["losses"][:1], one["losses"][:1], rel=1e-5)
+        _same_losses(result["losses"], one["losses"], rel=1e-3)
 
 
 @pytest.mark.slow

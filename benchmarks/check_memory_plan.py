@@ -5,12 +5,14 @@
 A small student and its teacher are trained for two steps by `DistillationTrainer`, with all losses. Measured is the most that torch's
 allocator has given out at once (`torch.profiler`, `profile_memory`: every allocation and release, whoever asks) from the beginning to the
 end of the second step, when the optimizer has its states; everything of the process counts that came after its imports. Not a process's
-size, in which freed memory stays. Processes meet over gloo. accelerate is told that FSDP and DeepSpeed can be used on a CPU.
+size, in which freed memory stays. Processes meet over gloo. accelerate is told that FSDP and DeepSpeed can be used on a CPU, and Trainer that
+bfloat16 can.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import itertools
 import json
@@ -20,12 +22,14 @@ import socket
 import tempfile
 import time
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import transformers.training_args
 from torch.profiler import ProfilerActivity, profile, record_function
-from transformers import AutoModelForCausalLM, LlamaConfig, TrainerCallback
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3MoeConfig, TrainerCallback
 
 from hf_bitdistill import BitNetConfig, apply_bitnet
 from hf_bitdistill.machine.environment import describe_environment
@@ -40,19 +44,39 @@ from hf_bitdistill.training import DistillationConfig, DistillationTrainer
 WORDS, LENGTH, MICRO = 4096, 128, 2
 BEGINS, ENDS = "the second step begins", "the second step ends"
 TOLERANCE = 0.15
+_C10 = Path(torch.__file__).parent / "lib" / "libc10.so"
 
 
-def configuration(tied: bool) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        tie_word_embeddings=tied,
-        pad_token_id=0,
-    )
+class Case(NamedTuple):
+    """A training.
+
+    Attributes:
+        mixture: of eight experts a layer, two a token.
+    """
+
+    engine: Engine
+    checkpointing: bool = False
+    accumulation: int = 1
+    tied: bool = False
+    bf16: bool = False
+    mixture: bool = False
+
+
+def configuration(tied: bool, mixture: bool = False) -> PreTrainedConfig:
+    shape: dict[str, Any] = {
+        "vocab_size": WORDS,
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": tied,
+        "pad_token_id": 0,
+    }
+    if not mixture:
+        return LlamaConfig(**shape)
+    experts = {"moe_intermediate_size": 128, "num_experts": 8, "num_experts_per_tok": 2, "head_dim": 32}
+    return Qwen3MoeConfig(**shape, **experts)
 
 
 def student_config() -> BitNetConfig:
@@ -102,20 +126,27 @@ def pretend() -> None:
     from accelerate.utils import DistributedType
 
     os.environ["ACCELERATE_TORCH_DEVICE"] = os.environ["DS_ACCELERATOR"] = "cpu"
+    if find_spec("deepspeed") is not None:
+        import deepspeed
+
+        # It would compile an operator of its own for the memory that processes share, which no GPU uses.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    transformers.training_args.is_torch_bf16_gpu_available = lambda: True
     PartialState._prepare_backend = lambda self, cpu=False, sagemaker_dp=False, backend=None: (
         "gloo",
         DistributedType.MULTI_GPU,
     )
 
 
-def train(engine: Engine, checkpointing: bool, accumulation: int, tied: bool, bf16: bool, folder: str) -> list[Any]:
+def train(case: Case, folder: str) -> list[Any]:
     """Two steps. What is returned has to live until the profile is read."""
+    engine, checkpointing, accumulation, tied, bf16, mixture = case
     if engine.kind != "ddp":
         pretend()
     models = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        models.append(AutoModelForCausalLM.from_config(configuration(tied), dtype=torch.float32))
+        models.append(AutoModelForCausalLM.from_config(configuration(tied, mixture), dtype=torch.float32))
     rows = torch.randint(3, WORDS, (64, LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
     # (A shorter row, so that there is a mask.)
     rows = [row[: LENGTH - index % 2] for index, row in enumerate(rows)]
@@ -166,18 +197,19 @@ def peak_of(events: list[dict[str, Any]]) -> tuple[int, int]:
     return max(within), before[-1]
 
 
-def process(rank: int, processes: int, port: int, case: tuple, results: str) -> None:
+def process(rank: int, processes: int, port: int, case: Case, results: str) -> None:
     """One of the processes of a training; writes what it measured."""
     environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    if processes > 1 or case[0].kind != "ddp":
+    if processes > 1 or case.engine.kind != "ddp":
         os.environ.update({name: str(value) for name, value in environment.items()})
         os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
     torch.set_num_threads(1)
+    count_all_threads()
     found: dict[str, Any] = {}
     try:
         with tempfile.TemporaryDirectory() as folder:
             with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-                kept = train(*case, folder)
+                kept = train(case, folder)
             trace = os.path.join(folder, "trace.json")
             profiled.export_chrome_trace(trace)
             with open(trace, encoding="utf-8") as file:
@@ -190,7 +222,13 @@ def process(rank: int, processes: int, port: int, case: tuple, results: str) -> 
     os._exit(0)
 
 
-def measure(case: tuple, processes: int) -> dict[str, Any]:
+def count_all_threads() -> None:
+    """Let torch keep its table of what is out in every thread. By itself it does so only in those that are profiled, and what gloo's threads
+    free last, buffers that were sent, would count as out for ever."""
+    ctypes.c_bool.in_dll(ctypes.CDLL(_C10), "FLAGS_caffe2_report_cpu_memory_usage").value = True
+
+
+def measure(case: Case, processes: int) -> dict[str, Any]:
     """Of the process that takes the most."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -213,10 +251,10 @@ def measure(case: tuple, processes: int) -> dict[str, Any]:
     return max(found, key=lambda each: each["peak"])
 
 
-def planned(case: tuple, processes: int) -> dict[str, Any]:
+def planned(case: Case, processes: int) -> dict[str, Any]:
     """By the configuration alone."""
-    engine, checkpointing, accumulation, tied, bf16 = case
-    shape = Shape(configuration(tied), student_config())
+    engine, checkpointing, accumulation, tied, bf16, mixture = case
+    shape = Shape(configuration(tied, mixture), student_config())
     # (Trainer's size of "auto".)
     engine = dataclasses.replace(engine, bucket=shape.hidden**2)
     batch = MicroBatch(MICRO, LENGTH, LENGTH, engine.precision(bf16), checkpointing, "cpu")
@@ -227,26 +265,34 @@ def planned(case: tuple, processes: int) -> dict[str, Any]:
     return {"peak": steady[moment], "moment": moment, "moments": found.moments}
 
 
-def check(case: tuple, processes: int) -> dict[str, Any]:
-    engine, checkpointing, accumulation, tied, bf16 = case
-    started = time.perf_counter()
-    plan = planned(case, processes)
-    row = {
-        "engine": engine.name,
-        "processes": processes,
-        "checkpointing": checkpointing,
-        "accumulation": accumulation,
-        "tied": tied,
-        "bf16": bf16,
+def plan_again(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with what is planned today beside what was measured then."""
+    engine = next(engine for engine in ENGINES if engine.name == row["engine"])
+    case = Case(engine, *(row.get(name, False) for name in Case._fields[1:]))
+    return {**row, **_planned_part(planned(case, row["processes"]), row["measured"])}
+
+
+def _planned_part(plan: dict[str, Any], measured: int) -> dict[str, Any]:
+    return {
         "planned": plan["peak"],
         "moment": plan["moment"],
         "planned_moments": plan["moments"],
+        "difference": round(plan["peak"] / measured - 1, 4),
     }
-    real = measure(case, processes)
-    row |= {"measured": real["peak"], "between_steps": real["between_steps"]}
-    row["difference"] = round(plan["peak"] / real["peak"] - 1, 4)
-    row["seconds"] = round(time.perf_counter() - started, 1)
-    return row
+
+
+def check(case: Case, processes: int) -> dict[str, Any]:
+    started = time.perf_counter()
+    plan, real = planned(case, processes), measure(case, processes)
+    return {
+        **case._asdict(),
+        "engine": case.engine.name,
+        "processes": processes,
+        **_planned_part(plan, real["peak"]),
+        "measured": real["peak"],
+        "between_steps": real["between_steps"],
+        "seconds": round(time.perf_counter() - started, 1),
+    }
 
 
 def main() -> None:
@@ -258,22 +304,33 @@ def main() -> None:
     parser.add_argument("--tied", type=int, nargs="+", default=[0])
     parser.add_argument("--bf16", type=int, nargs="+", default=[0])
     parser.add_argument("--checkpointing", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--mixture", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--add", action="store_true", help="to the trainings in the output file, in the place of the same ones"
+    )
     arguments = parser.parse_args()
     engines = [engine for engine in ENGINES if engine.name in arguments.engines]
-    rows = []
-    cases = itertools.product(
-        engines, arguments.checkpointing, arguments.accumulation, arguments.tied, arguments.bf16, arguments.processes
-    )
-    for engine, checkpointing, accumulation, tied, bf16, processes in cases:
-        # (bfloat16 beside DDP wants a GPU.)
-        if engine.kind != "ddp" and (processes == 1 or bf16):
+    rows: list[dict[str, Any]] = []
+    if arguments.plan_again:
+        content = json.loads(arguments.output.read_text(encoding="utf-8"))
+        found = record([plan_again(row) for row in content["trainings"]])
+        found["machine"] = content["machine"]  # (that measured)
+        arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(f"largest difference {100 * found['largest_difference']:.1f} %")
+        return
+    if arguments.add:
+        rows = json.loads(arguments.output.read_text(encoding="utf-8"))["trainings"]
+    flags = (arguments.tied, arguments.bf16, arguments.mixture)
+    cases = itertools.product(engines, arguments.checkpointing, arguments.accumulation, *flags, arguments.processes)
+    for engine, checkpointing, accumulation, tied, bf16, mixture, processes in cases:
+        if engine.kind != "ddp" and processes == 1:
             continue
-        case = (engine, bool(checkpointing), accumulation, bool(tied), bool(bf16))
+        case = Case(engine, bool(checkpointing), accumulation, bool(tied), bool(bf16), bool(mixture))
         row = check(case, processes)
-        rows.append(row)
+        rows = [each for each in rows if _what(each) != _what(row)] + [row]
         print(
             f"{row['engine']:7} x {processes}  checkpointing {checkpointing}  accumulation {accumulation}  tied {tied}  bf16 {bf16}  "
-            f"planned {row['planned'] / 1e6:7.1f} MB ({row['moment']})  measured {row['measured'] / 1e6:7.1f} MB  "
+            f"mixture {mixture}  planned {row['planned'] / 1e6:7.1f} MB ({row['moment']})  measured {row['measured'] / 1e6:7.1f} MB  "
             f"{100 * row['difference']:+.1f} %  {row['seconds']} s",
             flush=True,
         )
@@ -281,6 +338,10 @@ def main() -> None:
             arguments.output.write_text(json.dumps(record(rows), indent=1) + "\n", encoding="utf-8")
     worst = max(abs(row["difference"]) for row in rows)
     print(f"largest difference {100 * worst:.1f} % (aim {100 * TOLERANCE:.0f} %)")
+
+
+def _what(row: dict[str, Any]) -> tuple:
+    return (row["processes"], *(row.get(name, False) for name in Case._fields))
 
 
 def record(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""Writes the plans of four models on 1, 8 and 64 GPUs of 80 GB: JSON, and the table in `docs/scale.md`. No weights, no GPU; a minute.
+"""Writes the plans of four models on 1, 8 and 64 GPUs of 80 GB: JSON, and the table in `docs/scale.md`. No weights, no GPU; a minute. And the
+table there of what was measured (`check_memory_plan.py`), of its record.
 
-python benchmarks/render_scale.py
+    python benchmarks/render_scale.py
+    python benchmarks/render_scale.py --only_records
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from hf_bitdistill.scale.memory_plan import Data, ScalePlan, plan_shape, student
 
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, RECORD = ROOT / "docs" / "scale.md", ROOT / "benchmarks" / "results" / "scale_plan.json"
-BEGIN, END = "<!-- plans: written by benchmarks/render_scale.py -->", "<!-- end of plans -->"
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE, RECORD = ROOT / "docs" / "scale.md", RESULTS / "scale_plan.json"
 GPUS, GPU_MEMORY = (1, 8, 64), 80.0
 BATCH, LENGTH = 64, 2048
 
@@ -102,14 +104,48 @@ def table(found: list[ScalePlan]) -> str:
     return markdown_table(header, [row(plan) for plan in found])
 
 
+def memory_table(record: dict[str, Any]) -> str:
+    """Trainings of the same kind in one row, least to most of what was planned, as a share of what was measured."""
+    kinds: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for training in record["trainings"]:
+        model = "mixture" if training.get("mixture") else "Llama"
+        dtype = "bfloat16" if training["bf16"] else "float32"
+        checkpointing = "yes" if training["checkpointing"] else "no"
+        kinds.setdefault((training["engine"], model, dtype, checkpointing), []).append(training)
+    rows = []
+    for kind, trainings in kinds.items():
+        counts = ", ".join(map(str, sorted({training["processes"] for training in trainings})))
+        measured = [f"{training['measured'] / 1e6:.0f}" for training in trainings]
+        ratios = sorted(training["planned"] / training["measured"] for training in trainings)
+        shown = " to ".join(dict.fromkeys(f"{ratio:.2f}" for ratio in (ratios[0], ratios[-1])))
+        rows.append([*kind, counts, ", ".join(measured), shown])
+    header = ("engine", "model", "dtype", "checkpointing", "processes", "measured, MB", "planned / measured")
+    return markdown_table(header, rows)
+
+
+def put(name: str, content: str) -> None:
+    """Between the marks of a part of the page.
+
+    Raises:
+        ValueError: it has no such part.
+    """
+    begin, end = f"<!-- {name}: written by benchmarks/render_scale.py -->", f"<!-- end of {name} -->"
+    page = PAGE.read_text(encoding="utf-8")
+    if begin not in page or end not in page:
+        raise ValueError(f"{PAGE} has no part {name}")
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    PAGE.write_text(f"{before}{begin}\n\n{content}\n\n{end}{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
-    found = plans()
-    RECORD.write_text(json.dumps([plan.to_dict() for plan in found], indent=1) + "\n", encoding="utf-8")
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{after}", encoding="utf-8")
+    parser.add_argument("--only_records", action="store_true", help="nothing is planned anew")
+    if not parser.parse_args().only_records:
+        found = plans()
+        RECORD.write_text(json.dumps([plan.to_dict() for plan in found], indent=1) + "\n", encoding="utf-8")
+        put("plans", table(found))
+    put("memory", memory_table(json.loads((RESULTS / "memory_plan.json").read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

@@ -58,9 +58,9 @@ ENGINES = {
 """Training arguments of each."""
 
 
-def save_models(folder: Path, tied: bool = False, width: int = 32) -> None:
+def save_models(folder: Path, tied: bool = False, width: int = 32, words: int = 67) -> None:
     """A ternary student and its teacher, for all processes and engines."""
-    sizes = {"vocab_size": 67, "hidden_size": width, "intermediate_size": width * 3 // 2, "num_key_value_heads": 2}
+    sizes = {"vocab_size": words, "hidden_size": width, "intermediate_size": width * 3 // 2, "num_key_value_heads": 2}
     config = small_llama(**sizes, tie_word_embeddings=tied)
     for seed, name in enumerate(("student", "teacher")):
         torch.manual_seed(seed)
@@ -245,7 +245,12 @@ def _peak() -> int:
 
 
 #: Trainings of other models, or with another optimizer: by what comes before the engine's name.
-KINDS = {"tied": {"models": "tied"}, "low_bits": {"models": "wide", "optim": "adamw_torch_8bit"}}
+KINDS = {
+    "tied": {"models": "tied"},
+    "low_bits": {"models": "wide", "optim": "adamw_torch_8bit"},
+    "paged": {"models": "wide", "optim": "paged_adamw_8bit"},
+    "half": {"bf16": True, "teacher_model_init_kwargs": {"dtype": "bfloat16"}},
+}
 CHECKS = {"guards-ddp": guards_ddp, "guards-fsdp": guards_fsdp, "guards-zero": guards_zero, "memory": memory}
 
 

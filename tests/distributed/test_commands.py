@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 from agreement_data import make_student, make_tokenizer, write_inputs
@@ -146,6 +147,29 @@ def test_a_killed_training_goes_on_with_the_same_command(folder):
     for name in ("whole", "killed"):
         record = json.loads((folder / name / "evaluation.json").read_text())
         assert record["n"] == 11
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed (extra `distributed`)")
+@pytest.mark.parametrize("model", ["teacher", "student"])
+def test_a_finished_training_under_zero_3_is_saved_again(folder, model):
+    """Whose models, loaded while it is set up, are parts without values; but for a new student, which is calibrated."""
+    auto = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps", "gradient_clipping")
+    zero = {**dict.fromkeys(auto, "auto"), "zero_allow_untested_optimizer": True, "zero_optimization": {"stage": 3}}
+    (folder / "zero3.json").write_text(json.dumps(zero))
+    output, options = folder / "zero3", ["--use_cpu", "false", "--deepspeed", str(folder / "zero3.json")]
+    command = [sys.executable, str(HERE / "launch_run.py"), *distill(folder, output, *options)]
+    command += ["--model_name_or_path", str(folder / "models" / model)]
+    saved = []
+    for count in (0, 1):
+        result = run(command, 2, timeout=500)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert result.stdout.count("is the end of this training: nothing left to do") == count
+        assert result.stdout.count("calibrated ") == (model == "teacher")
+        saved.append(load_file(output / "model.safetensors"))
+        (output / "model.safetensors").unlink()
+    assert saved[0].keys() == saved[1].keys() and len(saved[0]) > 10
+    assert all(bool((saved[1][name] == value).all()) for name, value in saved[0].items())
 
 
 @pytest.mark.slow

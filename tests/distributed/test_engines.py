@@ -1,11 +1,12 @@
 """Each engine in two processes (gloo, CPU) against one process: losses, weights, resuming, packing; and what an engine cannot do."""
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from engines_run import save_models, training
+from engines_run import KINDS, save_models, training
 from launching import run_script, run_warm
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -144,16 +145,48 @@ def test_tied_embeddings(folder, name):
     _check(folder, f"tied-{name}", found[f"tied-{name}"], one, "tied/one")
 
 
+@pytest.fixture(scope="module")
+def wide(folder):
+    """The folder, with models of which 8-bit optimizers keep 8 bits, in one share and in two: of less than 4096 numbers, and where these are
+    no multiple of 256, the states are kept in full."""
+    save_models(folder / "wide", width=128, words=68)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes (extra `bitsandbytes`)")
+def test_paged_optimizers(wide):
+    """On a CPU they are not paged, which a warning of theirs says."""
+    one = training(wide / "wide" / "paged", use_cpu=True, optim="paged_adamw_8bit")
+    assert one["resumed"] == one["losses"]
+    for result in _launched(wide, "paged-ddp")["paged-ddp"]:
+        _same_losses(result["losses"], one["losses"], rel=1e-4)
+        assert result["resumed"] == result["losses"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao (extra `torchao`)")
-def test_optimizers_of_low_bits(folder):
-    save_models(folder / "wide", width=64)  # (small weights keep their states in full)
-    one = training(folder / "wide" / "one", use_cpu=True, optim="adamw_torch_8bit")
-    assert one["resumed"] == one["losses"]
-    found = _launched(folder, "low_bits-fsdp_sharded")["low_bits-fsdp_sharded"]
+def test_optimizers_of_low_bits(wide):
+    folder = wide
+    # (Compiling the step for each shape would take minutes.)
+    with torch.compiler.set_stance("force_eager"):
+        one = training(folder / "wide" / "one", use_cpu=True, optim="adamw_torch_8bit")
+        full = training(folder / "wide" / "full", use_cpu=True)
+    assert one["resumed"] == one["losses"] and one["losses"] != full["losses"]
+    start = partial(run_script, env={"TORCHDYNAMO_DISABLE": "1"})
+    found = _launched(folder, "low_bits-fsdp_sharded", start=start)["low_bits-fsdp_sharded"]
     for result in found:
         _same_losses(result["losses"], one["losses"], rel=1e-4)
         assert result["resumed"] == result["losses"]
+
+
+@pytest.mark.slow
+def test_a_teacher_in_bfloat16(folder):
+    """In shards it is sent in bfloat16, and answers as a whole one does, under autocast."""
+    one = training(folder / "half-one", use_cpu=True, **KINDS["half"])
+    for result in _launched(folder, "half-fsdp_sharded")["half-fsdp_sharded"]:
+        _same_losses(result["losses"][:1], one["losses"][:1], rel=1e-5)
+        _same_losses(result["losses"], one["losses"], rel=1e-3)
 
 
 @pytest.mark.slow

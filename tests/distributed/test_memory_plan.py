@@ -16,9 +16,9 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 def test_one_process(tmp_path):
     """In this process: the plan of two steps, and the two steps."""
-    case = (check.ENGINES[0], False, 1, False, False)
+    case = check.Case(check.ENGINES[0])
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        kept = check.train(*case, str(tmp_path))
+        kept = check.train(case, str(tmp_path))
     profiled.export_chrome_trace(str(tmp_path / "trace.json"))
     measured, between = check.peak_of(json.loads((tmp_path / "trace.json").read_text())["traceEvents"])
     assert kept[0]._passes.refusal is None
@@ -27,7 +27,7 @@ def test_one_process(tmp_path):
     # Latents, optimizer, teacher.
     assert between == pytest.approx(plan["moments"]["optimizer"] - 4 * kept[0].model.num_parameters(), rel=0.03)
     # A plan that forgot the activations would be told.
-    wrong = check.planned((check.ENGINES[0], True, 1, False, False), 1)
+    wrong = check.planned(check.Case(check.ENGINES[0], checkpointing=True), 1)
     assert abs(wrong["peak"] / measured - 1) > check.TOLERANCE
 
 
@@ -39,8 +39,9 @@ def test_two_processes(engine, tmp_path):
     result = tmp_path / "result.json"
     command = [sys.executable, str(BENCHMARKS / "check_memory_plan.py"), "--engines", engine, "--processes", "2"]
     short = ["--accumulation", "1", "--tied", "0", "--output", str(result)]
+    # (Where gloo's threads free what was sent, and nothing is counted twice, the plan is nearer than its aim.)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([*command, *short], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     for row in json.loads(result.read_text())["trainings"]:
-        assert abs(row["difference"]) < 0.15, row
+        assert abs(row["difference"]) < 0.07, row

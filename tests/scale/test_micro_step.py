@@ -57,6 +57,30 @@ def test_memory_grows_with_layers_rows_and_experts():
         assert found.relations == wanted.relations and found.logits == wanted.logits
 
 
+def test_a_teacher_of_another_shape():
+    """What it leaves and takes are those of a plan in which it is the student too, and the student's own are as they were."""
+    wider = LlamaConfig(
+        **{**LAYERS.to_dict(), "hidden_size": 64, "head_dim": 16, "num_hidden_layers": 6, "vocab_size": 80}
+    )
+    batch, losses = MicroBatch(2, 16, 16, Precision(), False, "cpu"), Losses(hidden=False)
+    alone = micro_step(Shape(LAYERS, BitNetConfig()), batch, losses)
+    large = micro_step(Shape(wider, BitNetConfig()), batch, losses)
+    both = micro_step(Shape(LAYERS, BitNetConfig(), wider), batch, losses)
+    assert (both.teacher, both.teacher_peak) == (large.teacher, large.teacher_peak)
+    assert (both.kept, both.forward, both.backward) == (alone.kept, alone.forward, alone.backward)
+    assert both.whole_logits == 4 * 2 * 16 * (2 * 64 + 80)
+    assert alone.logits < both.logits and alone.relations <= both.relations
+
+
+def test_whole_logits():
+    """A chunk of tokens beside three times the logits, however many there are."""
+    shape = Shape(LAYERS, BitNetConfig())
+    found = [micro_step(shape, MicroBatch(rows, 256, 256, Precision(), False), Losses()) for rows in (2, 4)]
+    assert [step.whole_logits for step in found] == [3 * 4 * rows * 256 * 64 for rows in (2, 4)]
+    extra = [step.whole_losses - step.whole_logits for step in found]
+    assert extra[0] == extra[1] > 3 * 4 * 256 * 64
+
+
 def test_checkpointing_and_precision():
     shape = Shape(LAYERS, BitNetConfig())
 

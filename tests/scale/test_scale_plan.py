@@ -1,5 +1,6 @@
 """`bitdistill run --plan` for machines that are not at hand."""
 
+import dataclasses
 import json
 import re
 
@@ -13,8 +14,8 @@ from hf_bitdistill.scale.micro_step import Losses, MicroStep
 from hf_bitdistill.scale.shapes import Weights
 
 
-WEIGHTS = Weights(1_000_000, 0, 100_000, 100_000, 100_000, 0, 0, 1_200_000, 100_000)
-STEP = MicroStep(10, 20, 1_000_000, 4_000_000, 30, 40, 50, 60, 300, 70, 80)
+WEIGHTS = Weights(1_000_000, 0, 100_000, 100_000, 100_000, 0, 0, 1_200_000, 100_000, 100_000, 100_000)
+STEP = MicroStep(10, 20, 1_000_000, 4_000_000, 30, 40, 50, 60, 300, 350, 70, 80)
 BY_NAME = {engine.name: engine for engine in ENGINES}
 
 
@@ -32,6 +33,7 @@ def test_shares():
         ("ZeRO-1", False): (4 + 1, 2, 4),
         ("ZeRO-2", True): (2 + 1, 2, 2),
         ("ZeRO-3", True): (0.5 + 1, 2, 0.5),
+        ("ZeRO-3", False): (1 + 1, 2, 1),
     }
     for (name, bf16), bytes_a_weight in wanted.items():
         result = found(name, bf16=bf16)
@@ -48,10 +50,66 @@ def test_one_process_gathers_nothing():
 
 
 def test_codes_are_not_kept_where_they_are_gathered_again():
-    kept = MicroStep(0, 0, 9_000_000, 4_000_000, 0, 0, 0, 0, 0, 0, 0)
+    kept = MicroStep(0, 0, 9_000_000, 4_000_000, 0, 0, 0, 0, 0, 0, 0, 0)
     training = Training(4, 1, 1, False, False)
     whole, codes = (memory(BY_NAME[name], WEIGHTS, kept, training, 100, 10) for name in ("DDP", "FSDP2"))
     assert whole.parts["activations"] - codes.parts["activations"] == 4_000_000
+
+
+def test_logits_are_whole_under_zero_3_alone():
+    large = MicroStep(0, 0, 0, 0, 0, 0, 50_000_000, 0, 70_000_000, 90_000_000, 0, 0)
+    training = Training(4, 1, 1, False, False)
+    for name, engine in BY_NAME.items():
+        result = memory(dataclasses.replace(engine, bucket=0), WEIGHTS, large, training, 100, 10)
+        assert result.moment == "logits"
+        assert result.parts["logits"] == (90_000_000 if name == "ZeRO-3" else 50_000_000), name
+
+
+def test_a_teacher_of_another_shape():
+    """Its weights and tables, and that it computes nothing of the student's size."""
+    weights = dataclasses.replace(
+        WEIGHTS, teacher=5_000_000, teacher_layer=500_000, teacher_embedding=400_000, teacher_head=0
+    )
+    training = Training(4, 1, 1, False, True)
+    for name, share in (("DDP", 1), ("FSDP2", 4), ("ZeRO-3", 4)):
+        alike, larger = (memory(BY_NAME[name], each, STEP, training, 100, 10) for each in (WEIGHTS, weights))
+        for moment in ("optimizer", "losses"):
+            assert larger.moments[moment] - alike.moments[moment] == 4 * (5_000_000 - 1_200_000) // share
+    alike, larger = (memory(BY_NAME["FSDP2"], each, STEP, training, 100, 10).moments for each in (WEIGHTS, weights))
+    of_shares = 3_800_000
+    # Its output layer is there while the student's losses are taken; it is tied, so that its table is there with two layers.
+    assert larger["logits"] - alike["logits"] == of_shares + 4 * (400_000 - 100_000)
+    assert larger["teacher"] - alike["teacher"] == of_shares + 4 * (2 * 500_000 + 400_000) - 4 * 2 * 100_000
+    sent = [wire(BY_NAME["FSDP2"], each, training).teacher for each in (WEIGHTS, weights)]
+    assert sent[1] / sent[0] == pytest.approx(5 / 1.2)
+
+
+def test_the_teachers_configuration_is_read(config, tmp_path, capsys):
+    teacher, place = tmp_path / "teacher", tmp_path / "plan.json"
+    LlamaConfig(
+        vocab_size=520, hidden_size=128, intermediate_size=192, num_hidden_layers=5, num_attention_heads=4, tie_word_embeddings=True
+    ).save_pretrained(teacher)  # fmt: skip
+    options = [
+        "--gpus",
+        "2",
+        "--gpu_memory",
+        "1",
+        "--max_length",
+        "32",
+        "--batch_size",
+        "2",
+        "--output_file",
+        str(place),
+    ]
+    assert run(config, *options, "--teacher", str(teacher / "config.json")) == 0
+    plan = json.loads(place.read_text())
+    layer, table = 4 * 128 * 128 + 3 * 128 * 192 + 2 * 128, 520 * 128
+    assert plan["weights"]["teacher_layer"] == layer and plan["weights"]["teacher"] == 5 * layer + table + 128
+    assert (plan["weights"]["teacher_embedding"], plan["weights"]["teacher_head"]) == (table, 0)
+    first = plan["engines"][0]
+    assert first["engine"] == "DDP" and first["bytes"]["teacher"] == 4 * plan["weights"]["teacher"]
+    # Two a weight and token of the teacher, six of the student.
+    assert first["operations"] == 32 * (6 * plan["weights"]["all"] + 2 * plan["weights"]["teacher"])
 
 
 def test_bytes_on_the_wire():
@@ -119,6 +177,9 @@ def test_command(config, tmp_path, capsys):
     assert "cheapest that fits" in out and all(engine.name in out for engine in ENGINES)
     plan = json.loads(place.read_text())
     assert plan["cheapest"] is not None and len(plan["engines"]) == 10 and plan["batch_size"] == 4
+    # Two processes of a machine, two models each.
+    assert plan["host_bytes"] == 2 * 4 * (plan["weights"]["all"] + plan["weights"]["teacher"])
+    assert f"{plan['host_bytes'] / 1e9:.1f} GB of a machine's memory" in out
     fitting = [row for row in plan["engines"] if row["fits"]]
     assert all(row["bytes"]["at once"] <= plan["usable_bytes"] for row in fitting)
     # No weight is rounded where that can be had.

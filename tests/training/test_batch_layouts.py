@@ -120,7 +120,7 @@ def test_training_and_evaluation_on_packed_batches(make_model, make_trainer, lm_
         student, teacher = make_model(0), make_model(1)
         trainer = make_trainer(
             student, teacher, lm_rows, name, eval_dataset=lm_rows, relation_heads=4, max_steps=3, logging_steps=1,
-            gradient_accumulation_steps=2, per_device_eval_batch_size=8, max_grad_norm=0.0,
+            gradient_accumulation_steps=2, per_device_eval_batch_size=3, max_grad_norm=0.0,
         )  # fmt: skip
         if name == "packed":
             trainer.data_collator.collator = DataCollatorWithFlattening(return_tensors="pt")

@@ -92,7 +92,7 @@ def _train(
     validation: Dataset,
 ) -> CardFacts | None:
     """Make or load the student, train it, save it. Returns what the trainer knows for the card, in the process that writes it."""
-    student, is_new = load_student(model_arguments, student_arguments, arguments.head, task)
+    student, is_new = load_student(model_arguments, student_arguments, arguments.head, task, training)
     check_training_room(student, training)
     tokenizer = load_tokenizer(require(model_arguments.model_name_or_path, "model_name_or_path"))
     if student.config.pad_token_id is None:

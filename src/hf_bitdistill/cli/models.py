@@ -16,6 +16,7 @@ from transformers import (
 from ..data import Task
 from ..machine import processes
 from ..machine.environment import to
+from ..machine.whole_models import whole_models
 from ..modeling.locate import find_model
 from ..modeling.model_heads import auto_class
 from ..modeling.preflight import is_student_checkpoint
@@ -68,8 +69,12 @@ def load_student(
     student_arguments: StudentArguments,
     head: str = "causal_lm",
     task: Task | None = None,
+    training: TrainingArguments | None = None,
 ) -> tuple[PreTrainedModel, bool]:
     """An online student, from a full-precision model or resumed.
+
+    Args:
+        training: how it will be trained. A new student is whole in every process, whatever the engine, so that it can be calibrated.
 
     Returns:
         `(student, is_new)`: whether it was just made of a full-precision model.
@@ -80,7 +85,8 @@ def load_student(
     path = find_model(require(model_arguments.model_name_or_path, "model_name_or_path"))
     if is_student_checkpoint(path):
         return load_model(model_arguments, head, task), False
-    return load_model(model_arguments, head, task, quantization_config=student_arguments.to_config()), True
+    with whole_models(training):
+        return load_model(model_arguments, head, task, quantization_config=student_arguments.to_config()), True
 
 
 def calibrate(

@@ -24,6 +24,7 @@ from ..files.disk_room import check_writable
 from ..files.output_folder import check_output_dir
 from ..files.training_checkpoints import checkpoint_at, damage
 from ..machine.environment import to
+from ..machine.whole_models import whole_models
 from ..modeling.locate import find_model
 from ..options.options_parser import OptionsParser
 from ..options.parsing import read, require
@@ -71,7 +72,7 @@ def run(argv: list[str], prog: str) -> None:
         config_name=corpus.corpus_config,
         sample_by=corpus.sample_by,
     )
-    student, is_new = load_student(model_arguments, student_arguments)
+    student, is_new = load_student(model_arguments, student_arguments, training=training)
     ModelLimits.of({"model": student}).check_length(corpus.block_size, "a block (--block_size)")
     check_training_room(student, training)
     tokenizer = load_tokenizer(require(model_arguments.model_name_or_path, "model_name_or_path"))
@@ -110,9 +111,7 @@ def train_and_save(trainer: ReliableTrainer) -> None:
             )
         print(f"{checkpoint} is the end of this training: nothing left to do", flush=True)
         source = _kept(training, checkpoint)
-        saved = type(trainer.model).from_pretrained(source, dtype=trainer.model.dtype)
-        trainer.model.load_state_dict(saved.state_dict())
-        to(trainer.model, training.device).eval()
+        _take_weights(trainer, source)
         # The one of the end says how long it took; one that a kill left behind is made of the checkpoint's.
         trainer.state = _read_state(training.output_dir, like=_read_state(checkpoint))
     else:
@@ -121,6 +120,28 @@ def train_and_save(trainer: ReliableTrainer) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
+
+
+def _take_weights(trainer: ReliableTrainer, source: str) -> None:
+    """Give the model the weights of a finished one, in the processes that save it. What DeepSpeed's ZeRO-3 has made of the model while it was
+    loaded, parts without values, takes no weights: a whole model takes its place, and where nothing is saved one without weights."""
+    model, training = trainer.model, trainer.args
+    in_parts = any(hasattr(weight, "ds_id") for weight in model.parameters())
+    with whole_models(training):
+        if training.should_save:
+            saved = type(model).from_pretrained(source, dtype=model.dtype)
+        elif in_parts:
+            with torch.device("meta"):
+                saved = type(model)(model.config)
+        else:
+            return
+    if not in_parts:
+        model.load_state_dict(saved.state_dict())
+    else:
+        saved.config.name_or_path = model.config.name_or_path
+        trainer.model = trainer.model_wrapped = model = saved
+    if training.should_save:
+        to(model, training.device).eval()
 
 
 def _kept(training: TrainingArguments, checkpoint: str) -> str:

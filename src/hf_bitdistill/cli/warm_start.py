@@ -4,8 +4,8 @@ the model's own compute.
 Either some hundred thousand tokens of any text (--corpus), for a student that is trained further; or, of a model that is
 fine-tuned already, the examples of its task (--task), for a student of it that `bitdistill distill` finishes with the same
 model as teacher. The result is an online student; the errors before and after are in warm_start.json beside it. Takes all
-options of `WarmStartConfig` besides its own. Under torchrun or accelerate launch the processes share the rows of every batch, and the first
-one writes.
+options of `WarmStartConfig` besides its own. The same command goes on behind the last finished window of one that was killed. Under torchrun or
+accelerate launch the processes share the rows of every batch, and the first one writes.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ from .runs import check_no_training, set_card_aside
 
 
 _RECIPE = EFFORTS["standard"]
+
+# In the output folder, from the first window to the end.
+CHECKPOINT = "warm_start_checkpoint.pt"
 
 
 @dataclass
@@ -118,10 +121,9 @@ def run(argv: list[str], prog: str) -> None:
         raise ValueError(
             f"{model_arguments.model_name_or_path} is a student already: start from its full-precision model"
         )
-    # The student is as large as its teacher.
-    processes.on_first(
-        lambda: check_room(output, {"the student": parameter_bytes(teacher)}), "checking the output folder"
-    )
+    # The student is as large as its teacher, and once more in the checkpoint.
+    needed = dict.fromkeys(("the student", "its checkpoint"), parameter_bytes(teacher))
+    processes.on_first(lambda: check_room(output, needed), "checking the output folder")
     tokenizer = load_tokenizer(model_arguments.model_name_or_path)
 
     def read_rows() -> list[Sequence[int]]:
@@ -167,6 +169,7 @@ def run(argv: list[str], prog: str) -> None:
         batches,
         config,
         progress=True,
+        checkpoint=output / CHECKPOINT,
         device=device,
         hidden_states=arguments.hidden_states,
         scratch=output,
@@ -179,6 +182,7 @@ def run(argv: list[str], prog: str) -> None:
             student.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             (folder / "warm_start.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+        (output / CHECKPOINT).unlink(missing_ok=True)
 
     processes.on_first(save, "saving the student")
     for window in report.windows:

@@ -88,6 +88,16 @@ def read_given(settings: RecipeSettings) -> GivenModels:
     return GivenModels(base, teacher, adapted, differs, tokenizer, config, context)
 
 
+def full_precision_source(name: str) -> str:
+    """The model itself, or the one that it is a PEFT adapter of.
+
+    Raises:
+        RecipeError: the adapter does not say of which model, or that is not there.
+    """
+    file = _adapter_config(name)
+    return name if file is None else _adapted_model(name, file)
+
+
 def _differences(teacher: Any, base: Any) -> str:
     pairs = {name: [getattr(each.get_text_config(), name, None) for each in (teacher, base)] for name in _SHAPE}
     return ", ".join(f"{name} {theirs}, not {own}" for name, (theirs, own) in pairs.items() if theirs != own)

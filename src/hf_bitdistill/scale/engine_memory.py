@@ -3,14 +3,14 @@
 A step is looked at in the moments at which memory may be the most ([`MOMENTS`]); what counts is the fullest. Bytes of a process:
 
 - **Latent weights, gradients and Adam's two moments** are float32. FSDP2 has a share of each. ZeRO has two bytes a weight for the
-  computation in bfloat16 and its share of a copy in float32 (in float32, stages 1 and 2 have that copy too), gradients in the dtype of the
+  computation in bfloat16 and its share of a copy in float32 (in float32 it has that copy too), gradients in the dtype of the
   computation; stage 1 has all gradients at the end of a backward pass, stages 2 and 3 a share.
 - **A teacher** is frozen and as the recipe loads it, float32; DeepSpeed casts it. FSDP2 and stage 3 have a share.
 - **Gathered** is what exists beside the shares: DDP's buckets, a second copy of all gradients; under FSDP2 a decoder layer's weights and the
   buffer that they (or the next layer's) came in, on the way back its gradients and the buffer in which the layer before is reduced; the
   tables, of which the output layer's stays from the end of a forward pass to the beginning of the backward one (and a tied one all the
   way). ZeRO has one bucket for reductions; stage 3 keeps gathered what is read again within [`_REUSED`] weights.
-- **Logits** are never whole, except under DeepSpeed, which gathers the weights of whole modules alone.
+- **Logits** are never whole, except under ZeRO-3, which gathers the weights of whole modules alone.
 - With gradient accumulation FSDP2 would keep whole gradients; counted is `sync_each_batch`, which reduces every micro batch.
 - Under FSDP2 ternary weights are gathered as codes of 1.6 bits and become a parameter of the layer, which is freed and gathered again:
   nothing of them is kept for the backward pass. Elsewhere a ternary layer keeps its codes, in the dtype of the product.
@@ -144,7 +144,7 @@ def memory(engine: Engine, weights: Weights, step: MicroStep, training: Training
     """
     n, width = training.processes, engine.width(training.bf16)
     _, of_gradients, of_optimizer, of_teacher = engine.shares(n)
-    every, tapped = weights.all, engine.kind != "zero"
+    every, tapped = weights.all, engine.stage != 3
     head = weights.head or weights.embedding
 
     latents = _latents(engine, every, n, width)
@@ -169,7 +169,7 @@ def memory(engine: Engine, weights: Weights, step: MicroStep, training: Training
             **base,
             "gradients": accumulated + (_FLOAT * head if tapped else 0),
             "activations": both,
-            "logits": step.logits if tapped else step.whole_logits,
+            "logits": step.logits if tapped else step.whole_losses,
         },
         "losses": {
             **base,
@@ -207,9 +207,8 @@ def _latents(engine: Engine, every: int, n: int, width: int) -> int:
         return _FLOAT * every
     if engine.kind == "fsdp":
         return _FLOAT * every // n
-    if engine.stage < 3:
-        return width * every + _FLOAT * every // n
-    return width * every // n + (_FLOAT * every // n if width < _FLOAT else 0)
+    # (DeepSpeed compares a device with its name, and copies weights that are float32 already.)
+    return width * every // (n if engine.stage == 3 else 1) + _FLOAT * every // n
 
 
 def _setup(engine: Engine, every: int, n: int, width: int) -> dict[str, int]:
@@ -266,13 +265,17 @@ def _gathered_by_fsdp(engine: Engine, weights: Weights, width: int) -> dict[str,
         layer_and_buffer = 2 * layer
     # The gradients of a layer, and the buffer in which those of the layer before are reduced.
     going_back = layer_and_buffer + 2 * layer
-    its_table = _FLOAT * weights.embedding if engine.shards_teacher else 0
-    its_layers = 2 * _FLOAT * weights.teacher_layer if engine.shards_teacher else 0
+    shards = int(engine.shards_teacher)
+    its_table, its_output = (
+        _FLOAT * shards * each
+        for each in (weights.teacher_embedding, weights.teacher_head or weights.teacher_embedding)
+    )
+    its_layers = 2 * _FLOAT * shards * weights.teacher_layer
     return {
         "setup": 0,
-        "teacher": its_layers + its_table if is_tied else max(its_layers, 2 * its_table),
-        "forward": its_table + max(layer_and_buffer, 2 * table) + (table if is_tied else 0),
-        "logits": its_table + 2 * output,
+        "teacher": max(its_layers, its_table + its_output) if weights.teacher_head else its_layers + its_table,
+        "forward": its_output + max(layer_and_buffer, 2 * table) + (table if is_tied else 0),
+        "logits": its_output + 2 * output,
         "losses": output,
         "backward": going_back + output if is_tied else max(2 * output, going_back),
         "last gradients": (4 if is_tied else 3) * table,

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..pages.tables import text_table
 from ..recipe.efforts import Effort, bitnet_config
+from ..recipe.given_models import full_precision_source
 from ..recipe.progress import duration
 from ..recipe.settings import RecipeError, RecipeSettings
 from .engine_memory import ENGINES, PARTS, Engine, Memory, Training, Wire, memory, to_dict, wire
@@ -108,6 +109,11 @@ class ScalePlan:
         return USABLE * _GB * (self.hardware.gpu_memory or 0.0)
 
     @property
+    def host_bytes(self) -> int:
+        """Of a machine's own memory while its processes load student and teacher, each both of them whole and in float32."""
+        return 4 * (self.weights["all"] + self.weights["teacher"]) * (self.hardware.gpus or 1)
+
+    @property
     def cheapest(self) -> Row | None:
         """Of those that fit; `None` where none does."""
         return min((row for row in self.rows if row.fits), key=lambda row: row.price, default=None)
@@ -146,6 +152,7 @@ class ScalePlan:
             "gpus": self.hardware.gpus,
             "gpu_memory": self.hardware.gpu_memory,
             "usable_bytes": self.usable,
+            "host_bytes": self.host_bytes,
             "data": {**dataclasses.asdict(self.data), "tokens": self.data.tokens},
             "batch_size": self.batch,
             "engines": [row.to_dict() for row in self.rows],
@@ -207,6 +214,9 @@ class ScalePlan:
                 "FSDP2 keeps whole gradients while it accumulates, unless it reduces every micro batch, which is counted here: "
                 '--accelerator_config \'{"gradient_accumulation_kwargs": {"sync_each_batch": true}}\''
             )
+        yield (
+            f"while they are loaded student and teacher are whole on the CPU of every process: {_gb(self.host_bytes)} GB of a machine's memory"
+        )
         whole = 4 * self.weights["teacher"]
         if whole > self.usable:
             yield (
@@ -236,13 +246,16 @@ def _count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def student_shape(config: Any, numbers: Effort) -> Shape:
+def student_shape(config: Any, numbers: Effort, teacher: Any = None) -> Shape:
     """Of the student that the recipe makes of a model.
+
+    Args:
+        teacher: configuration of a teacher of another shape.
 
     Raises:
         SurgeryError: it can make none.
     """
-    return Shape(config, bitnet_config(numbers))
+    return Shape(config, bitnet_config(numbers), teacher)
 
 
 class _Planner:
@@ -286,7 +299,8 @@ class _Planner:
         shape, tokens = self.shape, training.micro * training.accumulation * self.data.length
         share = shape.experts_a_token / shape.experts if shape.experts else 1.0
         active = share * shape.weights.ternary + shape.weights.all - shape.weights.ternary
-        return tokens * active * (6 + 2 * self.losses.teacher + 2 * training.checkpointing)
+        of_teacher = active if shape.teacher is shape else shape.teacher.active
+        return tokens * (active * (6 + 2 * training.checkpointing) + 2 * self.losses.teacher * of_teacher)
 
 
 def plan_shape(
@@ -310,9 +324,9 @@ def plan_shape(
         raise RecipeError(
             f"{batch} examples a step cannot be shared equally by {count} GPUs: set {more}, or plan for other GPUs"
         )
-    losses = Losses(
-        bool(numbers.logits_loss_weight), bool(numbers.attention_loss_weight), bool(numbers.hidden_loss_weight)
-    )
+    # (The recipe leaves the loss on hidden states out where it cannot be had.)
+    compares_hidden = bool(numbers.hidden_loss_weight) and shape.teacher.hidden == shape.hidden
+    losses = Losses(bool(numbers.logits_loss_weight), bool(numbers.attention_loss_weight), compares_hidden)
     planner = _Planner(shape, data, losses, count, bf16, USABLE * _GB * (hardware.gpu_memory or 0.0))
     rows = [
         planner.row(engine, checkpointing, batch // count) for engine in engines for checkpointing in (False, True)
@@ -332,9 +346,11 @@ def plan_scale(settings: RecipeSettings, hardware: HardwareArguments) -> ScalePl
     hardware.require(settings.plan)
     if settings.base is None:
         raise RecipeError("--model is required")
-    config = read_config(settings.base)
+    config, teacher = read_config(full_precision_source(settings.base)), None
+    if settings.teacher not in (None, settings.base):
+        teacher = read_config(full_precision_source(settings.teacher))
     data, numbers = _data(settings, config)
-    shape = student_shape(config, numbers)
+    shape = student_shape(config, numbers, teacher)
     plan = plan_shape(settings.base, shape, numbers, data, hardware, settings.bf16 != "false")
     rate = hardware.tokens_per_second
     known = (rate, "given") if rate is not None else _probed(settings, numbers, data)

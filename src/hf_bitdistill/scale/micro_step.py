@@ -12,6 +12,7 @@ another, as a student's are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -28,9 +29,10 @@ from ..training.losses.divergences import make_divergence
 from ..training.losses.head_losses import HeadPlan, HeadTeacher, TokenWeights, head_token_losses, product_tokens
 from ..training.losses.logits_tail import LogitsTail
 from ..training.losses.relations import attention_relation_loss, largest_relation_heads, state_width
-from ..training.losses.token_losses import TokenLosses, default_chunk_size
+from ..training.losses.token_losses import TokenLosses, default_chunk_size, selected_token_losses
+from ..training.teacher.teacher_scores import TeacherScores, WholeTeacher
 from .live_bytes import LiveBytes
-from .shapes import Shape
+from .shapes import ModelShape, Shape
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class MicroStep:
         logits: the most that the losses at the output layers take.
         states_gradient: what they leave: the gradient of what the output layer reads.
         whole_logits: of both models, with their gradient, where logits have to be whole.
+        whole_losses: the most that the losses take then, with these.
         relations: the most of the attention relations.
         hidden: what the loss on hidden states keeps: a row of differences a token and layer, float32.
     """
@@ -109,26 +112,31 @@ class MicroStep:
     logits: int
     states_gradient: int
     whole_logits: int
+    whole_losses: int
     relations: int
     hidden: int
 
 
-# (Shape and dtype of Q, K, V of the teacher, then of the student.)
+# (Shape and dtype of Q, K, V; of the losses' those of the teacher, then of the student.)
 _States = tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
 
 @dataclass(frozen=True)
 class _Passes:
-    """Bytes of both models' decoder layers, as of [`MicroStep`]; and what the losses read of them."""
+    """Bytes of a model's decoder layers, as of [`MicroStep`]; and what the losses read of them.
 
-    numbers: tuple[int, ...]
+    Attributes:
+        numbers: by name.
+        states: of Q, K, V.
+        last: dtype of the last hidden state.
+    """
+
+    numbers: dict[str, int]
     states: _States
-    last: tuple[torch.dtype, torch.dtype]
-
-    NAMES = ("teacher", "teacher_peak", "kept", "codes", "forward", "backward")
-    GROW_WITH_EXPERTS = ("kept", "codes")
+    last: torch.dtype
 
 
+_GROW_WITH_EXPERTS = frozenset({"kept", "codes"})
 _MANY_ROWS = 4
 
 
@@ -165,12 +173,36 @@ def _codes(model: nn.Module, itemsize: int) -> int:
     return itemsize * sum(module.weight.numel() for module in model.modules() if isinstance(module, BitLinear))
 
 
-def _run_passes(shape: Shape, batch: MicroBatch, losses: Losses, depth: int, experts: int | None) -> _Passes:
-    """The decoder layers of both models forward, and the student's backward."""
-    config, precision = shape.reduced(depth, experts), batch.precision
+def _inputs(batch: MicroBatch, losses: Losses) -> dict[str, Any]:
+    """Masks and rotary tables are made once for this purpose, not counted."""
+    mask = torch.ones(batch.rows, 1, batch.length, batch.length, dtype=torch.bool)
+    return {"attention_mask": mask, "use_cache": False, "output_hidden_states": losses.hidden}
+
+
+def _of_states(states: list[Tensor]) -> _States:
+    return tuple((tuple(each.shape), each.dtype) for each in states)
+
+
+def _run_teacher(shape: ModelShape, batch: MicroBatch, losses: Losses, depth: int, experts: int | None) -> _Passes:
+    """Its decoder layers forward."""
+    precision = batch.precision
     with fake_tensors():
-        teacher = _with_equal_shares(shape.teacher(config, precision.teacher))
-        student = _with_equal_shares(shape.student(config, precision.student))
+        teacher = _with_equal_shares(shape.frozen(shape.reduced(depth, experts), precision.teacher))
+        inputs = _inputs(batch, losses)
+        with LiveBytes() as live, live.part() as part:
+            read = torch.empty((batch.rows, batch.length, shape.hidden), dtype=precision.teacher)
+            with torch.no_grad():
+                taught, states = _called(teacher, read, inputs, batch, losses, depth)
+            del read
+        numbers = {"teacher": part.kept, "teacher_peak": part.peak}
+        return _Passes(numbers, _of_states(states), taught.last_hidden_state.dtype)
+
+
+def _run_student(shape: Shape, batch: MicroBatch, losses: Losses, depth: int, experts: int | None) -> _Passes:
+    """Its decoder layers forward and backward."""
+    precision = batch.precision
+    with fake_tensors():
+        student = _with_equal_shares(shape.student(shape.reduced(depth, experts), precision.student))
         if batch.checkpointing:
             # (No random numbers are drawn, and fake tensors have no generator.)
             name = "activation_checkpointing_enable"  # (the other name is the one before transformers 5.24 or so)
@@ -179,33 +211,24 @@ def _run_passes(shape: Shape, batch: MicroBatch, losses: Losses, depth: int, exp
             )
         for weight in student.parameters():
             weight.register_post_accumulate_grad_hook(_drop_gradient)
-        mask = torch.ones(batch.rows, 1, batch.length, batch.length, dtype=torch.bool)
-        inputs = {"attention_mask": mask, "use_cache": False, "output_hidden_states": losses.hidden}
+        inputs = _inputs(batch, losses)
         shown = batch.rows, batch.length, shape.hidden
-        # Masks and rotary tables are made once for this purpose, not counted.
         embedded = torch.empty(shown, dtype=precision.student, requires_grad=True)
         with LiveBytes() as live:
-            taught: Any = None
-            states: list[Tensor] = []
-            with live.part() as of_teacher:
-                if losses.teacher:
-                    read = torch.empty(shown, dtype=precision.teacher)
-                    with torch.no_grad():
-                        taught, states = _called(teacher, read, inputs, batch, losses, depth)
-                    del read
             with live.part() as forward:
-                learned, own = _called(student, embedded, inputs, batch, losses, depth)
-            last = learned.last_hidden_state
-            of_states = tuple((tuple(each.shape), each.dtype) for each in (*states, *own))
-            of_last = last.dtype if taught is None else taught.last_hidden_state.dtype, last.dtype
-            del taught, states, learned, own
+                learned, states = _called(student, embedded, inputs, batch, losses, depth)
+            last, of_states = learned.last_hidden_state, _of_states(states)
+            del learned, states
             kept = live.now
             with live.part() as backward:
                 last.backward(torch.empty_like(last))
-        before = of_teacher.kept
-        codes = _codes(student, precision.of_products(precision.student).itemsize)
-        numbers = (before, of_teacher.peak, kept, codes, forward.peak - kept, backward.peak)
-        return _Passes(numbers, of_states, of_last)
+        numbers = {
+            "kept": kept,
+            "codes": _codes(student, precision.of_products(precision.student).itemsize),
+            "forward": forward.peak - kept,
+            "backward": backward.peak,
+        }
+        return _Passes(numbers, of_states, last.dtype)
 
 
 def _called(
@@ -220,16 +243,20 @@ def _called(
         return outputs, list(capture.release()[0])
 
 
+_Run = Callable[[Any, MicroBatch, Losses, int, int | None], _Passes]
+
+
 @lru_cache(maxsize=128)
-def _passes(shape: Shape, batch: MicroBatch, losses: Losses) -> _Passes:
+def _passes(run: _Run, shape: ModelShape, batch: MicroBatch, losses: Losses) -> _Passes:
     """Of all layers, with all experts."""
     experts = shape.counted_experts
-    runs = {depth: _run_passes(shape, batch, losses, depth, experts[0]) for depth in shape.counted_depths}
-    numbers = {depth: dict(zip(_Passes.NAMES, run.numbers, strict=True)) for depth, run in runs.items()}
-    if len(experts) == 2 and experts[0] is not None and experts[1] is not None:
+    runs = {depth: run(shape, batch, losses, depth, experts[0]) for depth in shape.counted_depths}
+    numbers = {depth: dict(found.numbers) for depth, found in runs.items()}
+    growing = _GROW_WITH_EXPERTS & numbers[min(numbers)].keys()
+    if growing and len(experts) == 2 and experts[0] is not None and experts[1] is not None:
         depth = min(numbers)
-        more = dict(zip(_Passes.NAMES, _run_passes(shape, batch, losses, depth, experts[1]).numbers, strict=True))
-        for name in _Passes.GROW_WITH_EXPERTS:
+        more = run(shape, batch, losses, depth, experts[1]).numbers
+        for name in growing:
             slope = (more[name] - numbers[depth][name]) / (experts[1] - experts[0]) / depth
             for each in numbers:
                 numbers[each][name] += round(slope * each * (shape.experts - experts[0]))
@@ -239,7 +266,7 @@ def _passes(shape: Shape, batch: MicroBatch, losses: Losses) -> _Passes:
         slopes = {name: (whole[name] - fewer[name]) / (many - few) for name in whole}
         whole = {name: round(fewer[name] + slopes[name] * (shape.depth - few)) for name in whole}
     known = runs[max(runs)]
-    return _Passes(tuple(whole[name] for name in _Passes.NAMES), known.states, known.last)
+    return _Passes(whole, known.states, known.last)
 
 
 def _line(few: tuple[int, int], many: tuple[int, int], at: int) -> int:
@@ -266,18 +293,39 @@ def _relations(states: _States, rows: int, length: int) -> int:
         return part.peak
 
 
-def _logits(
-    shape: Shape, batch: MicroBatch, has_teacher: bool, states: tuple[torch.dtype, torch.dtype]
-) -> tuple[int, int]:
+@dataclass(frozen=True)
+class _Heads:
+    """Of both models' output layers.
+
+    Attributes:
+        hidden, vocabulary, states: width and dtype of what the student's reads, and how many words it knows.
+        teacher_hidden, teacher_vocabulary, teacher_states: likewise; `None` where no loss reads a teacher's logits.
+    """
+
+    hidden: int
+    vocabulary: int
+    states: torch.dtype
+    teacher_hidden: int | None
+    teacher_vocabulary: int
+    teacher_states: torch.dtype
+
+    @property
+    def shared(self) -> int:
+        """Leading columns that both have."""
+        return min(self.vocabulary, self.teacher_vocabulary)
+
+    def losses(self, teacher: TeacherScores | None) -> TokenLosses:
+        return TokenLosses(teacher, make_divergence("forward_kl"), 5.0, self.shared)
+
+
+def _logits(heads: _Heads, tail: LogitsTail, batch: MicroBatch) -> tuple[int, int]:
     """The most that [`head_token_losses`] of the labelled tokens takes above its inputs, and what it leaves; both without the gradient of
     the output layer's weight. It goes chunk by chunk: of many tokens, a few chunks tell what more of them take."""
     tokens, precision = batch.rows * batch.labels, batch.precision
-    at_once = product_tokens(torch.device(batch.device), shape.vocabulary, precision.of_products(precision.student))
+    at_once = product_tokens(torch.device(batch.device), heads.vocabulary, precision.of_products(precision.student))
     if tokens <= 4 * at_once:
-        return _logits_of(shape, tokens, at_once, precision, batch.device, has_teacher, states)
-    few, many = (
-        _logits_of(shape, chunks * at_once, at_once, precision, batch.device, has_teacher, states) for chunks in (2, 4)
-    )
+        return _logits_of(heads, tail, tokens, at_once, precision, batch.device)
+    few, many = (_logits_of(heads, tail, chunks * at_once, at_once, precision, batch.device) for chunks in (2, 4))
     most, left = (
         _line((2 * at_once, one), (4 * at_once, other), tokens) for one, other in zip(few, many, strict=True)
     )
@@ -286,32 +334,25 @@ def _logits(
 
 @lru_cache(maxsize=128)
 def _logits_of(
-    shape: Shape,
-    tokens: int,
-    at_once: int,
-    precision: Precision,
-    device: str,
-    has_teacher: bool,
-    states: tuple[torch.dtype, torch.dtype],
+    heads: _Heads, tail: LogitsTail, tokens: int, at_once: int, precision: Precision, device: str
 ) -> tuple[int, int]:
-    width, dtype = shape.vocabulary, precision.of_products(precision.student)
+    dtype = precision.of_products(precision.student)
     with fake_tensors():
-        head, other = (
-            nn.Linear(shape.hidden, width, bias=False, dtype=each) for each in (precision.student, precision.teacher)
-        )
+        head = nn.Linear(heads.hidden, heads.vocabulary, bias=False, dtype=precision.student)
         labels = torch.zeros(tokens, dtype=torch.long)
-        theirs, mine = (torch.empty(tokens, shape.hidden, dtype=each) for each in states)
-        mine.requires_grad_()
-        tail = LogitsTail.claimed(shape.config.get_text_config())
-        chunk = default_chunk_size(torch.device(device), width)
+        mine = torch.empty(tokens, heads.hidden, dtype=heads.states, requires_grad=True)
+        chunk = default_chunk_size(torch.device(device), heads.vocabulary)
         plan = HeadPlan(dtype, tail, TokenWeights(1.0, 1.0), at_once, chunk)
-        teacher = None
-        if has_teacher:
-            teacher = HeadTeacher(theirs, other, tail, width, 5.0, precision.of_products(precision.teacher))
-        losses = TokenLosses(teacher, make_divergence("forward_kl"), 5.0, width)
+        teacher = theirs = None
+        if heads.teacher_hidden is not None:
+            theirs = torch.empty(tokens, heads.teacher_hidden, dtype=heads.teacher_states)
+            other = nn.Linear(heads.teacher_hidden, heads.teacher_vocabulary, bias=False, dtype=precision.teacher)
+            of_teacher = precision.of_products(precision.teacher)
+            teacher = HeadTeacher(theirs, other, tail, heads.shared, 5.0, of_teacher)
+        losses = heads.losses(teacher)
         with LiveBytes() as live, live.part() as part:
             # (What the losses read are selected rows, copies.)
-            copies = mine.clone(), theirs.clone()
+            copies = mine.clone(), None if theirs is None else theirs.clone()
             sums = head_token_losses(copies[0], head.weight, None, labels, losses, plan)
             del copies
         # It is summed up in float32, and left in the dtype of the weight.
@@ -320,13 +361,53 @@ def _logits_of(
         return part.peak - count * torch.float32.itemsize, part.kept - count * head.weight.element_size()
 
 
+def _whole_logits(heads: _Heads, batch: MicroBatch) -> tuple[int, int]:
+    """Of both models with their gradient; and the most that [`selected_token_losses`] takes, with these. Its chunks come and go."""
+    tokens, dtype = batch.rows * batch.labels, batch.precision.of_products(batch.precision.student)
+    of_teacher = heads.teacher_vocabulary if heads.teacher_hidden is not None else 0
+    whole = (2 * heads.vocabulary + of_teacher) * tokens * dtype.itemsize
+    chunk = default_chunk_size(torch.device(batch.device), heads.vocabulary)
+    count = min(tokens, 2 * chunk)
+    with fake_tensors():
+        places, labels = torch.arange(count), torch.zeros(count, dtype=torch.long)
+        mine = torch.empty(count, heads.vocabulary, dtype=dtype, requires_grad=True)
+        teacher = None
+        if of_teacher:
+            theirs = torch.empty(count, of_teacher, dtype=batch.precision.of_products(batch.precision.teacher))
+            teacher = WholeTeacher(theirs, places, 5.0, heads.shared)
+        with LiveBytes() as live, live.part() as part:
+            sums = selected_token_losses(mine, places, labels, heads.losses(teacher), chunk)
+            (sums[0] + sums[1]).backward()
+    return whole, whole + part.peak - mine.numel() * dtype.itemsize
+
+
 def micro_step(shape: Shape, batch: MicroBatch, losses: Losses) -> MicroStep:
     """What a micro batch takes beside the weights and their gradients."""
-    passes = _passes(shape, batch, losses)
-    most, left = _logits(shape, batch, losses.logits, passes.last)
-    width = batch.precision.of_products(batch.precision.student).itemsize
-    whole = (3 if losses.logits else 2) * batch.rows * batch.labels * shape.vocabulary * width
-    relations = _relations(passes.states, batch.rows, batch.length) if losses.relations else 0
+    student, teacher = _passes(_run_student, shape, batch, losses), None
+    if losses.teacher:
+        teacher = _passes(_run_teacher, shape.teacher, batch, losses)
+    heads = _Heads(
+        shape.hidden,
+        shape.vocabulary,
+        student.last,
+        shape.teacher.hidden if losses.logits else None,
+        shape.teacher.vocabulary,
+        student.last if teacher is None else teacher.last,
+    )
+    most, left = _logits(heads, LogitsTail.claimed(shape.config.get_text_config()), batch)
+    whole, whole_losses = _whole_logits(heads, batch)
+    relations = 0
+    if losses.relations and teacher is not None:
+        relations = _relations((*teacher.states, *student.states), batch.rows, batch.length)
     hidden = shape.depth * batch.rows * batch.length * shape.hidden * torch.float32.itemsize if losses.hidden else 0
-    numbers: list[int] = [*passes.numbers, most, left, whole, relations, hidden]
-    return MicroStep(*numbers)
+    of_teacher = {"teacher": 0, "teacher_peak": 0} if teacher is None else teacher.numbers
+    return MicroStep(
+        **of_teacher,
+        **student.numbers,
+        logits=most,
+        states_gradient=left,
+        whole_logits=whole,
+        whole_losses=whole_losses,
+        relations=relations,
+        hidden=hidden,
+    )

@@ -40,8 +40,9 @@ class Weights:
         embedding, head: a tied head has none of its own.
         largest_ternary, largest_other: of the largest decoder layer.
         scales: of ternary weights, sent with their codes.
-        teacher: of the model in full precision.
+        teacher: of the model in full precision that teaches.
         teacher_layer: of its largest decoder layer.
+        teacher_embedding, teacher_head: a tied head has none of its own.
     """
 
     ternary: int
@@ -53,6 +54,8 @@ class Weights:
     scales: int
     teacher: int
     teacher_layer: int
+    teacher_embedding: int
+    teacher_head: int
 
     @property
     def all(self) -> int:
@@ -68,16 +71,21 @@ class Weights:
         return self.largest_ternary + self.largest_other
 
 
-class Shape:
+class ModelShape:
     """A model that is known by its configuration alone.
 
     Args:
-        config: of the full-precision model.
-        bitnet: how it becomes a student.
+        config: of a full-precision model.
+
+    Attributes:
+        count: of all its weights.
+        layer: of its largest decoder layer.
+        embedding, head: a tied head has none of its own.
+        outside: of all others that are in no decoder layer.
     """
 
-    def __init__(self, config: Any, bitnet: BitNetConfig):
-        self.config, self.bitnet = config, bitnet
+    def __init__(self, config: Any):
+        self.config = config
         with torch.device("meta"):
             whole = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         text = config.get_text_config()
@@ -93,7 +101,19 @@ class Shape:
         self._expert_key = next((key for key in _EXPERTS if getattr(text, key, None) == self.experts), None)
         self.experts_a_token: int = getattr(text, "num_experts_per_tok", 1) if fused else 1
         self.is_tied = whole.get_output_embeddings().weight is whole.get_input_embeddings().weight
-        self.weights = self._count(whole, layers)
+        self.count = sum(weight.numel() for weight in whole.parameters())
+        self.layer = max(sum(weight.numel() for weight in layer.parameters()) for layer in layers)
+        self.embedding: int = cast(nn.Embedding, whole.get_input_embeddings()).weight.numel()
+        self.head = 0 if self.is_tied else cast(int, whole.get_output_embeddings().weight.numel())
+        in_layers = sum(weight.numel() for weight in layers.parameters())
+        self.outside = self.count - in_layers - self.embedding - self.head
+
+    @property
+    def active(self) -> float:
+        """Weights that a token passes through."""
+        share = self.experts_a_token / self.experts if self.experts else 1.0
+        in_layers = self.count - self.embedding - self.head - self.outside
+        return share * in_layers + self.count - in_layers
 
     @property
     def counted_depths(self) -> tuple[int, ...]:
@@ -122,30 +142,43 @@ class Shape:
             setattr(text, self._expert_key, experts)
         return config
 
-    def teacher(self, config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        """A frozen one. Its experts are taken apart, as a student's are."""
+    def frozen(self, config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        """A teacher. Its experts are taken apart, as a student's are."""
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         unfuse_experts(model)
         return model.eval().requires_grad_(False)
 
+
+class Shape(ModelShape):
+    """A student that is known by its configuration alone.
+
+    Args:
+        config: of the full-precision model that it is made of.
+        bitnet: how.
+        teacher: configuration of a teacher of another shape. Default: the model it is made of.
+    """
+
+    def __init__(self, config: Any, bitnet: BitNetConfig, teacher: Any = None):
+        super().__init__(config)
+        self.bitnet = bitnet
+        self.teacher: ModelShape = self if teacher is None else ModelShape(teacher)
+        self.weights = self._count()
+
     def student(self, config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         return apply_bitnet(AutoModelForCausalLM.from_config(config, dtype=dtype), self.bitnet).train()
 
-    def _count(self, whole: PreTrainedModel, layers: nn.ModuleList) -> Weights:
-        teacher = sum(weight.numel() for weight in whole.parameters())
-        teacher_layer = max(sum(weight.numel() for weight in layer.parameters()) for layer in layers)
-        embedding = cast(nn.Embedding, whole.get_input_embeddings()).weight.numel()
-        head = 0 if self.is_tied else whole.get_output_embeddings().weight.numel()
+    def _count(self) -> Weights:
         with torch.device("meta"):
             # (Experts of a uniform model are taken apart in one layer alone: there may be thousands.)
             student = self.student(self.reduced(1 if self.is_uniform else self.depth, vocabulary=self.vocabulary))
         layer_counts = [_count_layer(layer) for layer in decoder_layers(student)]
         times = self.depth if self.is_uniform else 1
         ternary, other, scales = (times * sum(part) for part in zip(*layer_counts, strict=True))
-        outside = teacher - sum(weight.numel() for weight in layers.parameters()) - embedding - head
         largest = max(layer_counts, key=lambda count: count[0] + count[1])
+        teacher = self.teacher
+        of_teacher = teacher.count, teacher.layer, teacher.embedding, teacher.head
         return Weights(
-            ternary, other + outside, embedding, head, largest[0], largest[1], scales, teacher, teacher_layer
+            ternary, other + self.outside, self.embedding, self.head, largest[0], largest[1], scales, *of_teacher
         )
 
 

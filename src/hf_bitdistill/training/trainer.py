@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.utils import logging
 
 from ..data.batch_checks import CheckedCollator, ModelLimits, check_batch
-from ..data.batches import PreparedBatch, prepare_batch
+from ..data.batches import DOCUMENTS, PreparedBatch, prepare_batch
 from ..data.preprocessing import IGNORE_INDEX, collate
 from ..hub.cards import TAGS, TERNARY_TAGS, CardFacts, write_card
 from ..modeling.model_heads import model_head
@@ -67,7 +67,7 @@ class DistillationTrainer(ReliableTrainer):
 
     Besides `loss`, the unweighted terms are logged: `loss_ce`, `loss_logits`, `loss_attention`, `loss_hidden`, `loss_router` (with the
     prefix of the evaluation, as `eval_loss_ce`). In an evaluation they are averaged like `eval_loss`: means of batches,
-    weighted by their sequences. They are the same for any number of processes with the same `per_device_eval_batch_size`.
+    weighted by their sequences (documents, of a flattened batch). They are the same for any number of processes with the same `per_device_eval_batch_size`.
 
     Args:
         model: the student: a model, or a name or path. A student's checkpoint is loaded, a full-precision one becomes a student with the
@@ -368,10 +368,18 @@ class DistillationTrainer(ReliableTrainer):
             self._watch.add(values)
             self._train_means.add(values)
         else:
-            sequences = 0 if self.is_repeated_batch else len(mask)
+            sequences = 0 if self.is_repeated_batch else self._sequences(inputs, len(mask))
             self._eval_means.add({name: value * sequences for name, value in values.items()})
             self._eval_means.add_weight(sequences)
         return (loss, without(forwards.outputs, "aux_loss", "router_logits")) if return_outputs else loss
+
+    def _sequences(self, batch: Mapping[str, Any], rows: int) -> int:
+        """Examples of an evaluated batch. `DataCollatorWithFlattening` makes one row of all; elsewhere an example is a row, which may hold
+        documents of its own."""
+        documents = batch.get(DOCUMENTS)
+        if rows > 1 or documents is None or self.args.per_device_eval_batch_size == 1:
+            return rows
+        return int(documents.max()) + 1
 
     def _next_terms(self) -> tuple[Progress, list[LossTerm]]:
         progress = Progress(self.state.global_step, self.state.max_steps)

@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification
 
 from hf_bitdistill.cli.main import main
+from hf_bitdistill.cli.warm_start import CHECKPOINT
 from hf_bitdistill.data import build_dataset, get_task
 from hf_bitdistill.nn import BitLinear
+from hf_bitdistill.training.warm_start.window import Window
 
 
 @pytest.fixture
@@ -55,6 +58,60 @@ def test_warm_start_then_pretraining_with_the_teacher(model, tmp_path, capsys):
         log = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
         assert terms == {key for key in log[0] if key.startswith("loss_")}
         assert "calibrated" not in capsys.readouterr().out  # it keeps the start it was given
+
+
+def test_the_same_command_goes_on_behind_the_last_window(model, tmp_path, capsys, monkeypatch):
+    command = [
+        "warm-start",
+        "--model_name_or_path",
+        model,
+        "--corpus",
+        tmp_path / "corpus.txt",
+        "--sample_by",
+        "line",
+        "--block_size",
+        32,
+    ]
+    command += [
+        "--steps_per_window",
+        3,
+        "--warm_start_tokens",
+        500,
+        "--rank",
+        4,
+        "--window_layers",
+        1,
+        "--window_stride",
+        1,
+    ]
+    assert run(*command, "--output_dir", tmp_path / "whole") == 0
+    assert "finished layers again" not in capsys.readouterr().out
+    fit, fitted = Window.fit, []
+
+    def fail_once(window, *arguments):
+        fitted.append(window.first)
+        if len(fitted) == 2:
+            raise OSError("killed")
+        return fit(window, *arguments)
+
+    monkeypatch.setattr(Window, "fit", fail_once)
+    output = tmp_path / "killed"
+    assert run(*command, "--output_dir", output) == 1
+    assert (output / CHECKPOINT).is_file() and not (output / "model.safetensors").exists()
+    capsys.readouterr()
+    # With other options it is another one, which would be lost.
+    assert run(*command, "--rank", 5, "--output_dir", output) == 1
+    assert f"{CHECKPOINT} belongs to a warm start of another model, with other options" in capsys.readouterr().err
+    assert run(*command, "--output_dir", output) == 0
+    assert "batches through 1 finished layers again" in capsys.readouterr().out
+    assert fitted == [0, 1, 1] and not (output / CHECKPOINT).exists()
+    whole, killed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", output))
+    assert whole.keys() == killed.keys() and all(torch.equal(whole[name], value) for name, value in killed.items())
+    errors = [
+        [window["error_after"] for window in json.loads((folder / "warm_start.json").read_text())["windows"]]
+        for folder in (tmp_path / "whole", output)
+    ]
+    assert errors[0] == errors[1]
 
 
 @pytest.mark.parametrize("head", ["causal_lm", "sequence_classification"])

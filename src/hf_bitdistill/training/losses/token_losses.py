@@ -166,6 +166,14 @@ class _ChunkedTokenLosses(torch.autograd.Function):
         return grad_student, None, None, None, None
 
 
+def selected_token_losses(
+    logits: Tensor, positions: Tensor, labels: Tensor, losses: TokenLosses, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """[`TokenLosses.sums`] of whole logits `[N, V]` at some positions `[n]` int64 with their labels `[n]` int64, a chunk of them at a time;
+    with gradients."""
+    return _ChunkedTokenLosses.apply(logits, positions, labels, losses, chunk_size)
+
+
 def distillation_token_losses(
     student_logits: Tensor,
     teacher_logits: Tensor | TopLogits | None,
@@ -228,7 +236,7 @@ def distillation_token_losses(
         vocab_size = _shared_width(student_logits, teacher_logits, targets, vocab_size)
         whole = teacher_logits.detach().reshape(-1, teacher_logits.shape[-1])
         source = WholeTeacher(whole, positions, temperature, vocab_size)
-    cross_entropy, total = _ChunkedTokenLosses.apply(
+    cross_entropy, total = selected_token_losses(
         student_logits.reshape(-1, width),
         positions,
         flat[positions],

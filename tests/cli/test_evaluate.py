@@ -62,7 +62,13 @@ def test_a_distilled_student_needs_no_options(teacher, data, task_file, tmp_path
     models = ["--model_name_or_path", teacher, "--teacher_model_name_or_path", teacher, "--attention_layers", "-1"]
     options = ["--task", task_file, "--data_dir", data, "--max_eval_samples", 12, "--max_steps", 1]
     command = ["distill", *models, *options, "--output_dir", student, "--pack_to", packed, *QUIET]
+    for folder in (student, packed):
+        folder.mkdir()
+        (folder / "README.md").write_text("# What I wrote\n")
     assert main([str(word) for word in command]) == 0
+    for folder in (student, packed):
+        assert (folder / "README.previous.md").read_text() == "# What I wrote\n"
+        assert not (folder / "README.previous-2.md").exists()
     task_file.unlink()
     recorded = json.loads((student / "evaluation.json").read_text())
     assert recorded["measured"]["task"]["labels"] == ["bad", "good"]

@@ -11,13 +11,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from architectures import random_tokens
+from hf_bitdistill import pack
 from hf_bitdistill.cli.main import main
+from hf_bitdistill.export import export_transformers
 from hf_bitdistill.files.tensor_headers import CheckpointError
 from hf_bitdistill.importing import import_transformers
 from hf_bitdistill.nn import TernaryLinear
 from hf_bitdistill.runtime import NotAStudentError
 from hf_bitdistill.verify import verify
 from optimum.bitnet import BitNetModelForCausalLM
+from students import make_student
 
 
 SIZES = {
@@ -193,6 +196,17 @@ def test_weights_in_full_precision(tmp_path):
     ):
         import_transformers(tmp_path / "latent", tmp_path / "out", latent=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_ternary_matrices_in_floats(tmp_path):
+    """What transformers holds of a student with a scale a row tells its scales no more."""
+    pack(make_student(options={"weight_granularity": "row"})).save_pretrained(tmp_path / "packed")
+    export_transformers(tmp_path / "packed", tmp_path / "copy")
+    with pytest.raises(
+        NotAStudentError, match=r"copy/model.safetensors: tensor '.*q_proj.weight' is a ternary matrix .* in floats"
+    ):
+        import_transformers(tmp_path / "copy", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 def test_damaged(tmp_path):

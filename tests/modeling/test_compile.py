@@ -96,7 +96,9 @@ def test_an_adapter_breaks_no_graph():
 @torch.no_grad()
 def test_a_mixture_is_compiled_in_pieces():
     """Which expert computes depends on the values: the compiler breaks there, and nowhere else."""
-    online = apply_bitnet(tiny_model("qwen3_moe", num_hidden_layers=1)).eval()
+    # (Each expert is a break, and each break takes the compiler seconds.)
+    experts = {"num_experts": 2, "num_experts_per_tok": 1}
+    online = apply_bitnet(tiny_model("qwen3_moe", num_hidden_layers=1, **experts)).eval()
     tokens = random_tokens(length=5)
     explained = torch._dynamo.explain(online)(input_ids=tokens, use_cache=False)
     reasons = [str(reason.reason) for reason in explained.break_reasons]

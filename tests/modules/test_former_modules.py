@@ -25,23 +25,26 @@ def test_a_former_name_is_the_module_itself(former, name):
 
 
 def test_a_pickle_of_then(tmp_path):
-    """Its classes are named as they were; nothing of them was imported when it is read."""
+    """Its classes are named as they were; the modules of a training were not imported when it is read."""
     from hf_bitdistill import DistillationConfig
     from hf_bitdistill.nn import SubLN
 
-    for value, former in (
-        (DistillationConfig(output_dir=str(tmp_path), report_to=[], use_cpu=True), b"distillation.config"),
-        (SubLN(4), b"layers.sub_norm"),
-    ):
+    values = {
+        b"layers.sub_norm": SubLN(4),
+        b"distillation.config": DistillationConfig(output_dir=str(tmp_path), report_to=[], use_cpu=True),
+    }
+    files = []
+    for former, value in values.items():
         now = type(value).__module__.removeprefix("hf_bitdistill.").encode()
         # Protocol 0 writes names as lines, whatever their length.
         then = pickle.dumps(value, protocol=0).replace(b"chf_bitdistill." + now, b"chf_bitdistill." + former)
         assert b"chf_bitdistill." + former in then and b"chf_bitdistill." + now not in then
-        file = tmp_path / "pickle"
-        file.write_bytes(then)
-        code = "import pickle, sys; import hf_bitdistill; print(type(pickle.load(open(sys.argv[1], 'rb'))).__module__)"
-        read = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True)
-        assert read.stdout.strip() == type(value).__module__, read.stderr
+        files.append(tmp_path / former.decode())
+        files[-1].write_bytes(then)
+    code = "import pickle, sys; import hf_bitdistill\n"
+    code += "for file in sys.argv[1:]: print(type(pickle.load(open(file, 'rb'))).__module__)"
+    read = subprocess.run([sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True)
+    assert read.stdout.split() == [type(value).__module__ for value in values.values()], read.stderr
 
 
 def test_what_never_was_is_not_found():

@@ -1,13 +1,14 @@
 """Packages whose names are imported when they are first used."""
 
 import ast
-import subprocess
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+import warm
 from hf_bitdistill.modules.lazy import attach
 
 
@@ -59,7 +60,7 @@ def test_a_module_is_imported_when_its_name_is_used(tmp_path):
         "from package import value\n"
         "assert value == package.value == 7 and 'package.slow.inner' in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = warm.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.returncode == 0, done.stderr
 
 

@@ -245,7 +245,7 @@ def test_how_the_student_is_stored(settings, capsys, tmp_path):
     """The same options as `bitdistill pack`; of a finished run only the packing is done again."""
     out = tmp_path / "out"
     own = {"text_columns": ["opinion"], "label_column": "verdict", "output_dir": out, "speed": "false", **FAST}
-    own |= {"model": settings.model, "dataset": settings.dataset, "teacher_examples": 1600}
+    own |= {"model": settings.model, "dataset": settings.dataset, "teacher_examples": 64, "check_teacher": False}
     assert run(capsys, **own)[0] == 0
     sizes = bytes_by_kind(out / "packed")
     assert run(capsys, **own, dtype="float32", table_bits=8, weight_bits=1.6)[0] == 0

@@ -2,13 +2,14 @@
 checkpoints."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from distributed_run import JSD, one_step
+
+import warm
 
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
@@ -18,15 +19,8 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("needs torch.distributed with gloo")
     output = tmp_path / "two.pt"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    result = subprocess.run(
-        [*launcher, str(SCRIPT), str(output)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    warm.launch([sys.executable, str(SCRIPT), str(output)], 2, environment)
     one, two = one_step(), torch.load(output)
     assert one["gradients"].keys() == two["gradients"].keys()
     for name, grad in one["gradients"].items():

@@ -17,8 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME
 
 from ..files.atomic import write_text
-from ..hub.cards import CARD, TAGS, set_aside
-from ..hub.cards.base_model_id import card_data
+from ..hub.cards import CARD, is_ours, set_aside
 from ..machine import processes
 
 
@@ -74,7 +73,7 @@ def check_no_training(output: str | Path) -> None:
 def set_card_aside(output: str | Path) -> None:
     """Take a card of ours from the model that is about to be replaced: it is of no other one."""
     card = Path(output) / CARD
-    if set(TAGS) & set(getattr(card_data(card), "tags", None) or ()):
+    if card.is_file() and is_ours(card.read_text(encoding="utf-8", errors="replace")):
         print(f"{card} is of the model that was there: it is {set_aside(card).name} now", flush=True)
 
 

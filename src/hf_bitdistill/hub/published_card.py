@@ -8,9 +8,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .cards import CardFacts, card_text
+from .cards import CardFacts, card_text, is_ours
 from .cards.folder_facts import folder_facts
-from .cards.retold import is_ours, retell, taken_over
+from .cards.retold import retell, taken_over
 from .source import Source, packed_place
 
 

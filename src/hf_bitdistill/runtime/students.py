@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +29,7 @@ from transformers.utils.quantization_config import BitNetQuantConfig
 
 from ..config import FILE_WEIGHT_BITS, QUANT_METHOD, BitNetConfig
 from ..files.model_folder import check_output, replace_model
-from ..files.tensor_headers import CheckpointError
+from ..files.tensor_headers import CheckpointError, TensorHeader
 from ..files.weight_files import EXPLICIT_NAME, folder_of, warn_of_stale_files
 from ..modeling.checkpoint import check_headers, check_packed_layer, read_headers
 from ..modeling.config_note import remove_note
@@ -92,6 +92,8 @@ class Student:
         if source.quantization_mode == "offline" and source.table_bits != 16:
             expect_stored_tables(self.model, source.table_bits)
         headers = read_headers(self.model, files)
+        if self._stock is not None:
+            _check_packed(self.model, headers)
         check_headers(self.model, headers, may_add_head=False)
         check_digests(files, None if self._stock is not None else source)
         warn_of_stale_files(files)
@@ -251,6 +253,26 @@ class Student:
             self.files.close()
         with replace_model(folder) as staging:
             write_offline(staging, tensors, config, max_shard_size, self.model)
+
+
+def _check_packed(model: PreTrainedModel, headers: Mapping[str, TensorHeader]) -> None:
+    """Refuse ternary matrices that are written out in floats: transformers computes with them, but their scales stand nowhere.
+
+    Raises:
+        NotAStudentError: naming file and tensor.
+    """
+    for name, layer in model.named_modules():
+        header = headers.get(f"{name}.weight")
+        if (
+            isinstance(layer, TernaryLinear)
+            and header is not None
+            and header.dtype != "U8"
+            and tuple(header.shape) == (layer.out_features, layer.in_features)
+        ):
+            raise NotAStudentError(
+                f"{header.file}: tensor {header.key!r} is a ternary matrix that is written out in floats, as `bitdistill export transformers` does "
+                "where it has a scale a row or a group: take the student that the checkpoint was made from."
+            )
 
 
 def _with_scale(bias: Tensor, scale: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from students import make_student
 SHORT = ["--prompt_tokens", "8", "--new_tokens", "4", "--repeats", "1", "--threads", "1"]
 
 
-def test_benchmark(tmp_path, capsys):
+def test_benchmark(tmp_path, capsys, warm_measure):
+    """(Processes that are started as outside of tests: tests/benchmarks/test_bench_decode.py.)"""
     pack(make_student()).save_pretrained(tmp_path / "packed")
     tiny_model("llama").save_pretrained(tmp_path / "base")
     result, plot = tmp_path / "result.json", tmp_path / "plot.png"

@@ -80,6 +80,19 @@ def test_texts_that_are_set_aside_do_not_take_each_others_place(tmp_path):
     assert names == {"README.previous.md": "one", "README.previous-2.md": "two", "README.previous-3.md": "three"}
 
 
+@pytest.mark.parametrize(
+    "theirs", ["# Mine\n", "---\ntags: [distillation]\n---\nmine\n", "---\n: {\n---\n", b"\xff\xfe"]
+)
+def test_what_somebody_else_wrote_is_kept(config, tmp_path, theirs):
+    theirs = theirs if isinstance(theirs, bytes) else theirs.encode()
+    (tmp_path / "README.md").write_bytes(theirs)
+    for _ in range(2):  # the second time it is ours
+        write_card(tmp_path, CardFacts("student", "me/student", config))
+    assert {file.name for file in tmp_path.iterdir()} == {"README.md", "README.previous.md"}
+    assert (tmp_path / "README.previous.md").read_bytes() == theirs
+    assert ModelCard.load(tmp_path / "README.md").data.library_name == "transformers"
+
+
 def test_what_a_trainer_measured_last():
     log = [{"eval_loss": 2.0, "step": 1}, {"eval_loss": 1.5, "eval_runtime": 3.0, "step": 2}, {"loss": 1.0, "step": 3}]
     assert last_evaluation([]) is None and last_evaluation(log[2:]) is None

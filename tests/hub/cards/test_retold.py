@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from hf_bitdistill.hub.cards import CardFacts, card_text
-from hf_bitdistill.hub.cards.retold import given, is_ours, retell, taken_over
+from hf_bitdistill.hub.cards import CardFacts, card_text, is_ours
+from hf_bitdistill.hub.cards.retold import given, retell, taken_over
 from hf_bitdistill.modeling.sizes import KINDS, Sizes
 from students import make_student
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import yaml
 from huggingface_hub import CardData, ModelCard, ModelCardData, get_session, hf_hub_url, try_to_load_from_cache
@@ -70,6 +71,16 @@ def card_data(card: Path) -> ModelCardData | None:
         return ModelCard.load(card, ignore_metadata_errors=True).data if card.is_file() else None
     except (OSError, ValueError, yaml.YAMLError):
         return None
+
+
+def read_metadata(card: str) -> ModelCardData:
+    """The metadata in the text of a card; nothing where there is none, or a damaged one."""
+    if not card.startswith("---"):
+        return ModelCardData()  # (of which the client warns)
+    try:
+        return cast(ModelCardData, ModelCard(card, ignore_metadata_errors=True).data)
+    except (ValueError, yaml.YAMLError):
+        return ModelCardData()
 
 
 def _of_card(card: Path) -> str | None:

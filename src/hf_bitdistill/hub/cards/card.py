@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from transformers.utils import logging
 
 from ...config import ternary_method
 from ...evaluation.score_record import Measurement, Record
@@ -18,8 +19,10 @@ from ...files.atomic import write_text
 from ...modeling.model_heads import PIPELINE_TASKS, head_of
 from ...modeling.sizes import Sizes
 from ...pages.tables import format_score, markdown_table
-from .base_model_id import CARD, base_model_id, exact_model_id, hub_model_id, license_of
+from .base_model_id import CARD, base_model_id, exact_model_id, hub_model_id, license_of, read_metadata
 
+
+logger = logging.get_logger(__name__)
 
 TEMPLATE = Path(__file__).with_name("template.md")
 EVAL_RESULTS = ".eval_results/bitdistill.yaml"
@@ -146,20 +149,29 @@ def build_card(facts: CardFacts) -> ModelCard:
 
 
 def write_card(folder: Path, facts: CardFacts) -> Path:
-    """`README.md`, and the scores for the Hub where they are on a dataset of the Hub; those of an older card go. Returns the card's path."""
-    write_text(folder / CARD, card_text(facts))
+    """`README.md`, and the scores for the Hub where they are on a dataset of the Hub; those of an older card go. What somebody else wrote
+    there is set aside, with a warning. Returns the card's path."""
+    card, text = folder / CARD, card_text(facts)
+    if card.is_file() and not is_ours(card.read_text(encoding="utf-8", errors="replace")):
+        logger.warning(f"{card} was not written by hf-bitdistill: it is {set_aside(card).name} now")
+    write_text(card, text)
     entries, results = eval_results(facts), folder / EVAL_RESULTS
     if entries:
         results.parent.mkdir(exist_ok=True)
         write_text(results, yaml.safe_dump(entries, sort_keys=False))
     else:
         results.unlink(missing_ok=True)
-    return folder / CARD
+    return card
 
 
 def card_text(facts: CardFacts) -> str:
     """The card as the file that it becomes."""
     return str(build_card(facts)).rstrip("\n") + "\n"
+
+
+def is_ours(card: str) -> bool:
+    """Whether this library wrote the text of a card: its tags say so."""
+    return TAGS[0] in (read_metadata(card).tags or ())
 
 
 def set_aside(card: Path) -> Path:

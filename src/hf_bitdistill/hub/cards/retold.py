@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from .base_model_id import base_model_id, license_of
+from .base_model_id import base_model_id, license_of, read_metadata
 from .card import TAGS, TERNARY_TAGS, CardFacts, card_text
 
 
@@ -16,11 +16,6 @@ from .card import TAGS, TERNARY_TAGS, CardFacts, card_text
 _FOUND = ("library_name", "base_model", "base_model_relation", "pipeline_tag", "metrics", "tags", "model-index")
 _LOADING, _SIZE = "Loading", "Size"
 _PACKED_ALONE = (True, False)  # see `_forms`
-
-
-def is_ours(card: str) -> bool:
-    """Whether this library wrote a card: its tags say so."""
-    return bool(set(TAGS) & set(_metadata(card).tags or ()))
 
 
 def given(card: str) -> tuple[dict[str, Any], list[str]]:
@@ -62,7 +57,7 @@ def taken_over(card: str, facts: CardFacts, same_student: bool) -> CardFacts:
     if not same_student:
         told.pop("datasets", None)
         known = facts.metadata.get("license") or license_of(facts.base)
-        if known is not None and _base_of(_metadata(card)) != base_model_id(facts.base):
+        if known is not None and _base_of(read_metadata(card)) != base_model_id(facts.base):
             told["license"] = known
     return dataclasses.replace(
         facts, metadata={**facts.metadata, **told}, tags=list(dict.fromkeys([*tags, *facts.tags]))
@@ -82,15 +77,6 @@ def _loading(text: str, made: str, facts: CardFacts) -> str:
         online = _made(dataclasses.replace(facts, push_format="online", gguf=()))[_LOADING]
         made = text.rstrip("\n") + online.removeprefix(f"## {_LOADING}")
     return _ending(made, text)
-
-
-def _metadata(card: str) -> ModelCardData:
-    if not card.startswith("---"):
-        return ModelCardData()  # (of which the client warns)
-    try:
-        return cast(ModelCardData, ModelCard(card, ignore_metadata_errors=True).data)
-    except (ValueError, yaml.YAMLError):
-        return ModelCardData()
 
 
 def _base_of(data: ModelCardData) -> str | None:

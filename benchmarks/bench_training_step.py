@@ -4,8 +4,11 @@ one (both models' logits as a whole, in float32). JSON.
     python benchmarks/bench_training_step.py --output FILE
 
 Random weights in the shape of a SmolLM2-135M, random tokens. What is compared takes turns in one process, and each one's peak of memory
-is measured in a process of its own: above the models and the student's gradients, in the first step. Steps are forward and backward.
-bfloat16 is autocast of float32 weights; compiled is each decoder layer for itself. Nothing else should run meanwhile.
+is measured in a process of its own: above the models and the student's gradients, in the first step. Steps are forward and backward; where
+a student is compared with full precision, the C library keeps freed memory, as in a training of this package (a naive distillation would need
+all of it). bfloat16 is autocast of float32 weights; compiled is each decoder layer for itself. Nothing else should run meanwhile.
+
+FILE may be filled in parts (`--what`, `--dtypes`, `--vocabularies`, `--compiled`): rows of other cases stay in it, each with its date and load.
 """
 
 from __future__ import annotations
@@ -25,10 +28,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from decode.other_load import OtherLoad
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hf_bitdistill import BitNetConfig, DistillationConfig, DistillationTrainer, apply_bitnet
 from hf_bitdistill.machine.environment import describe_environment
+from hf_bitdistill.machine.freed_memory import freed_memory_kept
 from hf_bitdistill.recipe.train import Machine, training_arguments
 
 
@@ -40,10 +45,10 @@ STUDENT_KINDS = ("full precision", "student")
 DISTILLATION_KINDS = ("naive", "whole logits", "ours")
 
 
-def make_model(vocabulary: int, args: argparse.Namespace, seed: int) -> torch.nn.Module:
+def make_model(vocabulary: int, layers: int, args: argparse.Namespace, seed: int) -> torch.nn.Module:
     torch.manual_seed(seed)
     shape = QUICK_SHAPE if args.quick else SHAPE
-    config = LlamaConfig(vocab_size=vocabulary, num_hidden_layers=args.layers, tie_word_embeddings=True, **shape)
+    config = LlamaConfig(vocab_size=vocabulary, num_hidden_layers=layers, tie_word_embeddings=True, **shape)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
@@ -61,7 +66,7 @@ def student_steps(kinds: list[str], dtype: str, compiled: bool, args: argparse.N
     ids = tokens_of(vocabulary, args.student_batch)
     steps = {}
     for kind in kinds:
-        model = make_model(vocabulary, args, seed=0).train()
+        model = make_model(vocabulary, args.layers, args, seed=0).train()
         if kind == "student":
             model = apply_bitnet(model, BitNetConfig()).train()
         if compiled:
@@ -88,10 +93,11 @@ def prepare_gradients(model: torch.nn.Module) -> None:
 def distillation_steps(kinds: list[str], vocabulary: int, dtype: str, args: argparse.Namespace) -> dict[str, Callable]:
     ids = tokens_of(vocabulary, args.distillation_batch)
     batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
-    student = apply_bitnet(make_model(vocabulary, args, seed=0), BitNetConfig()).train()
+    layers = args.distillation_layers
+    student = apply_bitnet(make_model(vocabulary, layers, args, seed=0), BitNetConfig()).train()
     # Without it, activations are most of the memory.
     student.gradient_checkpointing_enable({"use_reentrant": False})
-    teacher = make_model(vocabulary, args, seed=1).eval().requires_grad_(False)
+    teacher = make_model(vocabulary, layers, args, seed=1).eval().requires_grad_(False)
     steps = {}
     for kind in kinds:
         if kind == "naive":
@@ -193,18 +199,20 @@ def work(case: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
         return {"peak_gb": peak(make_steps(case, [case["kind"]], args)[case["kind"]])}
     kinds = list(STUDENT_KINDS if case["what"] == "student" else DISTILLATION_KINDS)
     parts = ["forward", "step"] if case["what"] == "student" else ["step"]
-    return times(make_steps(case, kinds, args), parts, args.rounds)
+    rounds = args.rounds if case["what"] == "student" else args.distillation_rounds
+    with freed_memory_kept(case["what"] == "student"):
+        return times(make_steps(case, kinds, args), parts, rounds)
 
 
 def cases(args: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     if "student" in args.what:
         for dtype in args.dtypes:
-            found += [{"what": "student", "dtype": dtype, "compiled": compiled} for compiled in (False, True)]
+            found += [{"what": "student", "dtype": dtype, "compiled": compiled} for compiled in args.compiled]
     if "distillation" in args.what:
         for vocabulary in args.vocabularies:
             found += [{"what": "distillation", "dtype": dtype, "vocabulary": vocabulary} for dtype in args.dtypes]
-    return [case for case in found if not (args.eager and case.get("compiled"))]
+    return found
 
 
 def run(case: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
@@ -213,6 +221,34 @@ def run(case: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, *sys.argv[1:], "--worker", json.dumps(case)]
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(finished.stdout.splitlines()[-1])
+
+
+def measured(case: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """The row of a case."""
+    load = OtherLoad([])
+    kinds = run(case, args)
+    for kind, values in kinds.items():
+        if case.get("compiled"):  # (compiling takes memory of its own)
+            continue
+        values.update(run({**case, "kind": kind}, args))
+    environment = describe_environment() | {"threads": args.threads}
+    size = (
+        {"layers": args.layers, "batch": args.student_batch, "vocabulary": args.vocabularies[0], "rounds": args.rounds}
+        if case["what"] == "student"
+        else {
+            "layers": args.distillation_layers,
+            "batch": args.distillation_batch,
+            "rounds": args.distillation_rounds,
+        }
+    )
+    return {**case, **size, "kinds": kinds, "machine": environment, "load": load.record()}
+
+
+def add(row: dict[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`rows` with `row`, in the place of an earlier one of its case."""
+    names = ("what", "dtype", "compiled", "vocabulary")
+    key = [row.get(name) for name in names]
+    return [*(each for each in rows if [each.get(name) for name in names] != key), row]
 
 
 def main() -> None:
@@ -225,37 +261,35 @@ def main() -> None:
     )
     parser.add_argument("--student_batch", nargs=2, type=int, default=[4, 256])
     parser.add_argument("--distillation_batch", nargs=2, type=int, default=[4, 512])
-    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--layers", type=int, default=30, help="of the student")
+    parser.add_argument("--distillation_layers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--eager", action="store_true", help="nothing compiled")
+    parser.add_argument("--distillation_rounds", type=int, default=1)
+    parser.add_argument(
+        "--compiled", nargs="+", type=int, choices=[0, 1], default=[0, 1], help="the student's: 0 is eager"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--quick", action="store_true", help="a tiny model and one round: whether it runs")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:
-        args.layers, args.rounds, args.eager = 2, 1, True
+        args.layers = args.distillation_layers = 2
+        args.rounds, args.compiled = 1, [0]
         args.vocabularies, args.dtypes = [64], args.dtypes[:1]
         args.student_batch = args.distillation_batch = [2, 8]
+    args.compiled = [bool(each) for each in args.compiled]
     if args.worker:
         print(json.dumps(work(args.worker, args)))
         return
     rows = []
+    if args.output and args.output.is_file():
+        rows = json.loads(args.output.read_text(encoding="utf-8"))["rows"]
     for case in cases(args):
-        row = {**case, "kinds": run(case, args)}
-        for kind, values in row["kinds"].items():
-            values.update(run({**case, "kind": kind}, args))
-        rows.append(row)
+        row = measured(case, args)
+        rows = add(row, rows)
         print(json.dumps(row), flush=True)
-    result = {
-        "layers": args.layers,
-        "student_batch": args.student_batch,
-        "distillation_batch": args.distillation_batch,
-        "machine": describe_environment(),
-        "load_average": os.getloadavg()[0],
-        "rows": rows,
-    }
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if args.output:
+            args.output.write_text(json.dumps({"rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

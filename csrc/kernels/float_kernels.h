@@ -9,6 +9,7 @@
 #include "kernels/isa_file.h"
 #include "kernels/matrix.h"
 #include "kernels/split_kernels.h"
+#include "kernels/training_kernels.h"
 
 namespace bitdistill {
 
@@ -86,6 +87,8 @@ struct FloatKernels {
   uint16_t (*to_half)(float value);  // half to even
 
   SplitKernels split;
+
+  TrainingKernels training;
 };
 
 const FloatKernels* scalar_float_kernels();

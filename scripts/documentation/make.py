@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import accuracy, readme, recipe_runs, speed
+from . import accuracy, readme, recipe_runs, speed, training_steps
 from .charts import digest, save, saved_digest
 from .shown import RESULTS, ROOT, Shown
 
@@ -28,7 +28,7 @@ SHOWN: dict[str, Callable[[], Shown]] = {
         accuracy.small_model, accuracy.first_token, accuracy.warm_start, accuracy.sub_norm,
         speed.decode, speed.mixture, speed.isas, speed.kept, speed.generate, speed.modules, speed.kernels,
         speed.registers, speed.one_order, speed.long_context, speed.kv_bits, speed.sizes, speed.tables, speed.head, speed.loading,
-        speed.dense, speed.training, speed.same_answers, speed.llama_cpp,
+        speed.dense, speed.training, training_steps.training_step, training_steps.distillation_step, speed.same_answers, speed.llama_cpp,
         speed.other_programs,
     )
 }  # fmt: skip

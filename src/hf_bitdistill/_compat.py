@@ -220,9 +220,14 @@ def keeps_version(tensor: Tensor) -> AbstractContextManager:
     return torch.autograd._unsafe_preserve_version_counter(tensor)
 
 
+def backward_pass() -> int:
+    """Which one this thread computes gradients in at the moment; -1: in none."""
+    return torch._C._current_graph_task_id()
+
+
 def is_in_backward() -> bool:
     """Whether this thread computes gradients at the moment."""
-    return torch._C._current_graph_task_id() != -1
+    return backward_pass() != -1
 
 
 def is_convolution(module: nn.Module) -> bool:

@@ -23,6 +23,7 @@ from ..quantization import (
     ternary_linear,
 )
 from .base import TernaryLayer
+from .shared_inputs import LAYER_PASSES
 from .sub_norm import SubLN
 
 
@@ -212,6 +213,8 @@ class BitLinear(TernaryLayer):
         if self.training or (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)):
             linear: Callable[..., Tensor] = self._training_linear if self.training else fake_quantized_linear
             own = self._training_options if self.training else {}
+            if linear is fake_quantized_linear:
+                own = {"passes": LAYER_PASSES, **own}
             granularity = self.weight_granularity
             return linear(x, self.weight, self.bias, granularity=granularity, gathered=gathered, **own, **options)
         if gathered is None:

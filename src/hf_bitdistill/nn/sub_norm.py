@@ -7,7 +7,8 @@ import ctypes
 import torch
 from torch import Tensor, nn
 
-from ..quantization import accumulation_dtype
+from ..ops import normalize, normalize_backward
+from ..quantization import accumulation_dtype, is_plain
 
 
 def _inverse_rms(values: Tensor, eps: float) -> Tensor:
@@ -23,6 +24,10 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        computed = normalize(x, weight, eps) if is_plain(x, weight) else None
+        if computed is not None:
+            ctx.save_for_backward(x, weight, computed[1])
+            return computed[0]
         values = x.float()
         inverse_rms = _inverse_rms(values, eps)
         ctx.save_for_backward(x, weight, inverse_rms)
@@ -31,6 +36,12 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         x, weight, inverse_rms = ctx.saved_tensors
+        # (Gradients of gradients are torch's.)
+        by_library = is_plain(x, weight, grad_output) and not torch.is_grad_enabled()
+        computed = normalize_backward(grad_output, x, weight, inverse_rms) if by_library else None
+        if computed is not None:
+            wants_x, wants_weight = ctx.needs_input_grad[:2]
+            return computed[0] if wants_x else None, computed[1] if wants_weight else None, None
         grad = grad_output.float()
         normalized = x.float() * inverse_rms
         grad_x = grad_weight = None

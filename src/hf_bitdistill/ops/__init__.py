@@ -10,6 +10,7 @@ from .binding import NativeLibraryError, UnsupportedISAError
 from .operators import MAX_COLUMNS, _ops, num_threads, set_num_threads
 from .stored import stored_table_embedding, stored_table_linear, stored_ternary_linear
 from .table_packing import SplitPacker, TablePacker, pack_codes, pack_table
+from .training_passes import NativePasses, normalize, normalize_backward
 
 
 ternary_pack = _ops.ternary_pack
@@ -47,11 +48,14 @@ def status() -> dict[str, Any]:
 __all__ = [
     "MAX_COLUMNS",
     "NativeLibraryError",
+    "NativePasses",
     "SplitPacker",
     "TablePacker",
     "UnsupportedISAError",
     "int4_pack",
     "int8_pack",
+    "normalize",
+    "normalize_backward",
     "num_threads",
     "pack_codes",
     "pack_table",

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 ABI_VERSION = 9
 ALIGNMENT = 64
+NORM_TOKENS = 64
 MAX_THREADS = 256
 """More are refused. Nothing here gains by as many."""
 
@@ -253,6 +254,14 @@ SIGNATURES: dict[str, tuple[type | None, list]] = {
     "bd_embedding": (c_int, [*_BYTES, *_BYTES, *_BYTES]),
     "bd_quantize_activations": (c_int, [*_BYTES, c_int, c_int64, c_int64, *_BYTES, c_float, *_BYTES, *_BYTES]),
     "bd_matmul_int32": (c_int, [*_BYTES, *_BYTES, c_int64, *_BYTES]),
+    "bd_train_quantize": (c_int, [*_BYTES, c_int, c_int64, c_int64, *_BYTES, c_int, *_BYTES]),
+    "bd_train_ternarize": (c_int, [*_BYTES, c_int, c_int64, c_int64, c_float, *_BYTES, c_int]),
+    "bd_train_scale": (c_int, [*_BYTES, c_int, c_int64, c_int64, c_float, *_BYTES, *_BYTES, c_int]),
+    "bd_train_norm": (c_int, [*_BYTES, c_int, c_int64, c_int64, *_BYTES, c_float, *_BYTES, *_BYTES]),
+    "bd_train_norm_backward": (
+        c_int,
+        [*_BYTES, *_BYTES, c_int, c_int64, c_int64, *_BYTES, *_BYTES, *_BYTES, *_BYTES],
+    ),
     "bd_decoder_create": (c_int, [POINTER(ConfigStruct), POINTER(c_void_p)]),
     "bd_decoder_destroy": (None, [c_void_p]),
     "bd_cache_create": (c_int, [c_void_p, c_int64, POINTER(c_void_p)]),

@@ -1,5 +1,6 @@
 """Pure functions: quantisation, integer arithmetic, packing. No modules, no files."""
 
+from .cache_pieces import has_values, is_plain
 from .dense import dense_bytes, pack_dense, unpack_dense
 from .folding import fold_ternary, least_squares_start
 from .integer_tables import (
@@ -13,6 +14,7 @@ from .integer_tables import (
     quantize_table,
     table_shapes,
 )
+from .one_scale import QuantizedInput, TrainingPasses
 from .packing import (
     PackedWeightError,
     check_packed_weight,
@@ -47,7 +49,9 @@ __all__ = [
     "INT4_GROUP",
     "GatheredWeight",
     "PackedWeightError",
+    "QuantizedInput",
     "ShardLayout",
+    "TrainingPasses",
     "absmean_scale",
     "accumulation_dtype",
     "check_packed_weight",
@@ -60,7 +64,9 @@ __all__ = [
     "expand_weight_scale",
     "fake_quantized_linear",
     "fold_ternary",
+    "has_values",
     "integer_accumulators",
+    "is_plain",
     "leaking_linear",
     "leaking_weight",
     "least_lossy_dtype",

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cache_pieces import is_plain, row_pieces, scratch_for
 from .straight_through import StraightThrough
 
 
@@ -99,6 +100,17 @@ def scale_of_row_sums(sums: Tensor, columns: int) -> Tensor:
     return (_total(sums) / (len(sums) * columns)).float().clamp(min=MIN_SCALE)
 
 
+def _row_sums_of_magnitudes(weight: Tensor) -> Tensor:
+    """`row_sums(|W|)` in float32, without a gradient, and without as much memory as the weight takes."""
+    if not is_plain(weight):
+        return row_sums(weight.abs().float())
+    sums = weight.new_empty(weight.shape[0], dtype=torch.float32)
+    scratch = scratch_for(weight)
+    for rows in row_pieces(weight):
+        sums[rows] = row_sums(scratch[: rows.stop - rows.start].copy_(weight[rows]).abs_())
+    return sums
+
+
 def absmean_scale(
     weight: Tensor, granularity: str = "tensor", group_size: int | None = None, *, differentiable: bool = False
 ) -> Tensor:
@@ -113,6 +125,8 @@ def absmean_scale(
     Returns:
         float32 `[1]`, `[R]` or `[R, G]`.
     """
+    if granularity == "tensor" and not differentiable:
+        return scale_of_row_sums(_row_sums_of_magnitudes(weight.detach()), weight.shape[1])
     magnitude = (weight if differentiable else weight.detach()).abs().float()
     if granularity == "tensor":
         return scale_of_row_sums(row_sums(magnitude), weight.shape[1])

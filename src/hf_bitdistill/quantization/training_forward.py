@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cache_pieces import is_plain
+from .one_scale import TORCH_PASSES, OneScaleProduct, TrainingPasses
 from .straight_through import StraightThrough
 from .ternary import INT8_UNIT, absmean_scale, expand_weight_scale, quantize_activations, result_dtype, ternarize
 
@@ -159,6 +161,7 @@ def fake_quantized_linear(
     activation_bits: int | None = 8,
     scale_gradient: bool = False,
     gathered: GatheredWeight | None = None,
+    passes: TrainingPasses = TORCH_PASSES,
 ) -> Tensor:
     """The training forward: same value as [`ternary_linear`] on the ternarised weight, straight-through gradients.
 
@@ -171,7 +174,13 @@ def fake_quantized_linear(
         activation_bits: 8, or `None` to leave `x` in floating point.
         scale_gradient: `W` also gets the gradient of its scale, `dL/dgamma * sign(W) / n` for each of the `n` weights that
             share it: the scale is learned, and stays the absmean.
+        passes: how it is computed where the whole weight has one scale.
     """
+    operand_dtype = _operand_dtype(weight)
+    one_scale = granularity == "tensor" and activation_bits is not None and not scale_gradient
+    if one_scale and gathered is None and is_plain(x, weight) and _operand_dtype(x) == operand_dtype:
+        scale = absmean_scale(weight)
+        return _with_bias(OneScaleProduct.apply(x, weight, scale, operand_dtype, passes), bias)
     codes, weight_scale = _codes(weight, granularity, group_size, gathered)
     divisor = expand_weight_scale(weight_scale, weight.shape[1], group_size)
     if scale_gradient:
@@ -189,7 +198,6 @@ def fake_quantized_linear(
     # that of the input alone is.
     one_scale = weight_scale.numel() == 1 and activation_bits is not None and not scale_gradient
     factor = None if one_scale else 1.0 / divisor
-    operand_dtype = _operand_dtype(weight)
     holds_codes = gathered is not None and not gathered.effective and operand_dtype != weight.dtype
     if not holds_codes:
         # (In the dtype of the product at once: a copy that autocast would make costs a pass more each way.)

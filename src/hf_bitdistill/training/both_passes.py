@@ -257,7 +257,8 @@ class BothPasses:
                 args.kl_chunk_size or default_chunk_size(products.device, width),
             )
             plain = cast(nn.Linear, head)  # (another kind is refused)
-            *sums, tie = head_token_losses(mine, plain.weight, plain.bias, labels, losses, plan)
+            tied = student_tap.tied
+            *sums, tie = head_token_losses(mine, plain.weight, plain.bias, labels, losses, plan, tied)
             return tie
 
         hidden_of_teacher: Sequence[Tensor] = ()

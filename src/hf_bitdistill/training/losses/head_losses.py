@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from ..teacher.teacher_scores import TeacherScores
 from .logits_tail import LogitsTail
+from .tied_table import TiedTable
 from .token_losses import TokenLosses, chunks, compute_dtype
 
 
 # Logits of one model that exist at the same time. A product of few tokens reads the whole table for them, so that they should be
 # many more than those whose softmaxes fit a cache.
-_CPU_PRODUCT_BYTES = 2**27
+_CPU_PRODUCT_BYTES = 100 << 20
 _ACCELERATOR_PRODUCT_TOKENS = 1024
 
 # Rows of a table whose gradient in half precision exists before it is added to the whole one in float32.
@@ -129,9 +130,10 @@ class _HeadTokenLosses(torch.autograd.Function):
     """The forward pass leaves the gradients of states, weight and bias behind; the backward pass scales them."""
 
     @staticmethod
-    def forward(ctx, states, weight, bias, labels, losses, plan, is_derived):
+    def forward(ctx, states, weight, bias, anchor, labels, losses, plan, of_head, is_derived):
         exact = compute_dtype(plan.dtype)
         wants = [is_derived and wanted for wanted in ctx.needs_input_grad[:3]]
+        wants[1] = wants[1] or (is_derived and of_head is not None)
         of_states = torch.empty_like(states) if wants[0] else None
         of_weight = torch.zeros_like(weight, dtype=exact) if wants[1] else None
         of_bias = torch.zeros_like(bias, dtype=exact) if wants[2] else None
@@ -166,7 +168,7 @@ class _HeadTokenLosses(torch.autograd.Function):
             gradient if gradient is None else gradient.to(value.dtype)
             for gradient, value in zip(gradients, (states, weight, bias), strict=True)
         ]
-        ctx.weights = plan.weights
+        ctx.weights, ctx.of_head = plan.weights, of_head
         return cross_entropy, total, cross_entropy.new_zeros(())
 
     @staticmethod
@@ -180,12 +182,24 @@ class _HeadTokenLosses(torch.autograd.Function):
         scale = grad_cross_entropy / of_cross_entropy if of_cross_entropy else grad_divergence / (of_divergence or 1.0)
         # Another ratio than the one that the gradients were made for must not pass unseen. (Asking would wait for the device.)
         scale = torch.where((mine - theirs).abs() <= 1e-3 * mine.abs(), scale, torch.nan)
-        gradients = [gradient if gradient is None else gradient.mul_(scale) for gradient in gradients]
-        return *gradients, None, None, None, None
+        of_states, of_weight, of_bias = (
+            gradient if gradient is None else gradient.mul_(scale) for gradient in gradients
+        )
+        if ctx.of_head is None:
+            return of_states, of_weight, of_bias, None, None, None, None, None, None
+        ctx.of_head.put(of_weight)
+        # (That of the anchor is nothing, but says that the lookup's is due.)
+        return of_states, None, of_bias, scale.new_zeros(()), None, None, None, None, None
 
 
 def head_token_losses(
-    states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, losses: TokenLosses, plan: HeadPlan
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    losses: TokenLosses,
+    plan: HeadPlan,
+    tied: TiedTable | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What [`distillation_token_losses`] gives for the logits `tail(states W^T + b)`, which never exist as a whole.
 
@@ -196,9 +210,14 @@ def head_token_losses(
         labels: `[N]` int64.
         losses: see [`TokenLosses`].
         plan: see [`HeadPlan`].
+        tied: the lookup of this pass in the same table, which hands on the gradient of `weight` together with its own.
 
     Returns:
         Sum of the cross entropy, sum of the divergence, and a zero whose gradient is nothing: it ties whatever it is added to to the
         graph. A derived loss must weigh the sums in the ratio of `plan.weights`; its gradients are NaN otherwise.
     """
-    return _HeadTokenLosses.apply(states, weight, bias, labels, losses, plan, torch.is_grad_enabled())
+    anchor = of_head = None
+    if tied is not None and tied.weight is weight:
+        weight, anchor, of_head = weight.detach(), tied.anchor, tied.of_head
+    is_derived = torch.is_grad_enabled()
+    return _HeadTokenLosses.apply(states, weight, bias, anchor, labels, losses, plan, of_head, is_derived)

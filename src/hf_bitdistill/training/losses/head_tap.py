@@ -17,6 +17,7 @@ from ..._compat import uncompiled
 from ...nn.carried_adapters import without_adapters
 from .head_losses import is_plain_linear
 from .logits_tail import LogitsTail
+from .tied_table import TiedTable
 
 
 Take = Callable[[Tensor, nn.Module, Tensor], Tensor | None]
@@ -33,6 +34,8 @@ class HeadTap:
         head: the output layer.
         tail: see [`LogitsTail`], as the config claims; compared with the model's own logits in the first pass.
         refusal: why the logits have to be whole; `None` as long as nothing speaks against it.
+        tied: the lookup of the pass in a table that the output layer shares, which takes the layer's gradient of it; `None` where there is
+            no such lookup.
     """
 
     def __init__(self, model: nn.Module, is_derived: bool):
@@ -43,6 +46,10 @@ class HeadTap:
         self.head: nn.Module | None = uncompiled(self._called)
         self.tail = LogitsTail.claimed(inner.config.get_text_config())
         self.refusal: str | None = None
+        self.tied: TiedTable | None = None
+        # (Some models name none.)
+        self._embedding: Any = inner.get_input_embeddings() if is_derived and self.head is not None else None
+        self._lookups = 0
         self._is_checked = False
         self._take: Take | None = None
         self._products: Tensor | None = None
@@ -61,17 +68,32 @@ class HeadTap:
                 returns, a zero, is added to those, so that the logits are part of the graph; with `None` they stay what they are.
         """
         self._take, self._products = take, None
+        self.tied, self._lookups = None, 0
         handles = [
             self._called.register_forward_pre_hook(self._before, with_kwargs=True),
             # Before those of wrappers, which may give the weight back.
             self._called.register_forward_hook(self._after, prepend=True),
         ]
+        if self._embedding is not None and getattr(self._embedding, "weight", None) is getattr(
+            self.head, "weight", None
+        ):
+            # Before those that change what was looked up.
+            handles.append(self._embedding.register_forward_hook(self._after_lookup, with_kwargs=True, prepend=True))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            self._take = self._states = None
+            self._take = self._states = self.tied = None
+
+    @torch.compiler.disable
+    def _after_lookup(self, embedding: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+        if self._take is None or self.refusal is not None:
+            return None
+        self._lookups += 1
+        # Of several lookups the first one alone: its backward pass may come before the others', and is after the output layer's.
+        self.tied = TiedTable.of(embedding, args, kwargs, self.head) if self._lookups == 1 else self.tied
+        return self.tied.rows if self.tied is not None and self._lookups == 1 else None
 
     @torch.compiler.disable
     def _before(self, head: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:

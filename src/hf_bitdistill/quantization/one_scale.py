@@ -1,0 +1,129 @@
+"""The product of training where the whole weight has one scale: one node of the graph, whose passes over memory are few.
+
+What it computes, and in which order, is [`hf_bitdistill.quantization.fake_quantized_linear`]'s.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cache_pieces import row_pieces, scratch_for
+from .ternary import INT8_UNIT, MIN_SCALE
+
+
+class QuantizedInput(NamedTuple):
+    """What [`TrainingPasses.quantized_input`] makes of activations; any number of products may read it.
+
+    Attributes:
+        values: `[N, C]`, the integers in the dtype of the product; in float16 in units of `INT8_UNIT`.
+        token_scale: float32 `[N, 1]`, `s` in the same unit.
+    """
+
+    values: Tensor
+    token_scale: Tensor
+
+
+class TrainingPasses:
+    """The passes over memory beside the products, by torch's operators."""
+
+    def quantized_input(self, x: Tensor, dtype: torch.dtype) -> QuantizedInput:
+        """Activations `[..., C]` as a product in `dtype` reads them: see [`quantize_activations`], bit for bit."""
+        flat = x.detach().reshape(-1, x.shape[-1])
+        values = flat.new_empty(flat.shape, dtype=dtype)
+        scale = flat.new_empty((len(flat), 1), dtype=torch.float32)
+        scratch = scratch_for(flat)
+        for rows in row_pieces(flat):
+            part, room, s = flat[rows].float(), scratch[: rows.stop - rows.start], scale[rows]
+            torch.abs(part, out=room)
+            torch.amax(room, dim=-1, keepdim=True, out=s)
+            s.clamp_(min=MIN_SCALE).reciprocal_().mul_(127.0)
+            if dtype == torch.float32:
+                room = values[rows]
+            # (The products are 127 at most, but for their rounding: the clip of the definition has nothing to do.)
+            torch.mul(part, s, out=room).round_()
+            if dtype == torch.float16:
+                room.mul_(INT8_UNIT)
+            if dtype != torch.float32:
+                values[rows] = room
+        # (The unit is for float16 alone: a power of two changes no bit of a result in the other dtypes.)
+        return QuantizedInput(values, scale.mul_(INT8_UNIT) if dtype == torch.float16 else scale)
+
+    def codes(self, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """Those of [`ternarize`] under one scale, `[R, C]` in `dtype`."""
+        weight = weight.detach()
+        codes = weight.new_empty(weight.shape, dtype=dtype)
+        scratch = scratch_for(weight)
+        for rows in row_pieces(weight):
+            room = codes[rows] if dtype == torch.float32 else scratch[: rows.stop - rows.start]
+            torch.div(weight[rows].float(), weight_scale, out=room).round_().clamp_(-1, 1)
+            if dtype != torch.float32:
+                codes[rows] = room
+        return codes
+
+    def scaled(self, values: Tensor, out: Tensor, scale: Tensor | None, row_scale: Tensor) -> Tensor:
+        """`out = (values * scale) * row_scale`, in float32 or what is wider.
+
+        Args:
+            values: `[N, C]`.
+            out: likewise; may be `values`.
+            scale: `[1]`.
+            row_scale: `[N, 1]`.
+        """
+        same = values.dtype == out.dtype and values.dtype.itemsize >= 4
+        scratch = None if same else scratch_for(values)
+        for rows in row_pieces(values):
+            if scratch is None:
+                part, room = values[rows], out[rows]
+            else:
+                part = room = scratch[: rows.stop - rows.start].copy_(values[rows])
+            if scale is not None:
+                part = torch.mul(part, scale, out=room)
+            torch.mul(part, row_scale[rows], out=room)
+            if scratch is not None:
+                out[rows] = room
+        return out
+
+
+TORCH_PASSES = TrainingPasses()
+
+
+class OneScaleProduct(torch.autograd.Function):
+    """Forward: `(values . codes) * weight_scale / token_scale`, `[..., R]`. Backward: straight through both roundings."""
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype, passes: TrainingPasses
+    ) -> Tensor:
+        values, token_scale = passes.quantized_input(x, dtype)
+        codes, reciprocal = passes.codes(weight, weight_scale, dtype), token_scale.reciprocal()
+        # (Of the shape of the result at once: a view could not be changed in place by a model.)
+        y = F.linear(values.view(x.shape), codes)
+        passes.scaled(y.view(len(values), -1), y.view(len(values), -1), weight_scale, reciprocal)
+        wants_x, wants_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(
+            values if wants_weight else None,
+            codes if wants_x else None,
+            reciprocal,
+            token_scale * weight_scale if wants_x else None,
+        )
+        ctx.x_dtype, ctx.x_shape, ctx.weight_dtype, ctx.passes = x.dtype, x.shape, weight.dtype, passes
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output: Tensor):
+        values, codes, reciprocal, factor = ctx.saved_tensors
+        grad_output = grad_output.reshape(-1, grad_output.shape[-1])
+        gradient = ctx.passes.scaled(grad_output, grad_output.new_empty(grad_output.shape), None, reciprocal)
+        grad_x = grad_weight = None
+        if codes is not None:
+            grad_x = gradient @ codes
+            out = grad_x if grad_x.dtype == ctx.x_dtype else grad_x.new_empty(grad_x.shape, dtype=ctx.x_dtype)
+            grad_x = ctx.passes.scaled(grad_x, out, None, factor).view(ctx.x_shape)
+        if values is not None:
+            grad_weight = (gradient.T @ values).to(ctx.weight_dtype)
+        return grad_x, grad_weight, None, None, None

@@ -220,13 +220,13 @@ BD_API int bd_matmul_int32(const void* packed, size_t packed_bytes, const int8_t
 BD_API int bd_train_quantize(const void* x, size_t x_count, int x_dtype, int64_t tokens, int64_t cols, void* out, size_t out_count,
                              int out_dtype, float* s, size_t s_count);
 
-// out [rows, cols] = clip(round_half_even(weight / scale), -1, 1)
-BD_API int bd_train_ternarize(const void* weight, size_t weight_count, int weight_dtype, int64_t rows, int64_t cols, float scale,
-                              void* out, size_t out_count, int out_dtype);
+// out [rows, cols] = clip(round_half_even(weight / scale), -1, 1). `scales`: one, or [rows].
+BD_API int bd_train_ternarize(const void* weight, size_t weight_count, int weight_dtype, int64_t rows, int64_t cols,
+                              const float* scales, size_t scale_count, void* out, size_t out_count, int out_dtype);
 
-// out [rows, cols] = (x * first) * second[row]; `out` may be `x` where the dtypes are equal.
-BD_API int bd_train_scale(const void* x, size_t x_count, int x_dtype, int64_t rows, int64_t cols, float first, const float* second,
-                          size_t second_count, void* out, size_t out_count, int out_dtype);
+// out [rows, cols] = (x * first) * second[row]; `out` may be `x` where the dtypes are equal. `first`: null, one, or [cols].
+BD_API int bd_train_scale(const void* x, size_t x_count, int x_dtype, int64_t rows, int64_t cols, const float* first,
+                          size_t first_count, const float* second, size_t second_count, void* out, size_t out_count, int out_dtype);
 
 // out [tokens, cols] = x * r * weight, r = inverse_rms [tokens] = 1 / sqrt(mean(x^2) + eps) of the token, the mean in double.
 BD_API int bd_train_norm(const void* x, size_t x_count, int dtype, int64_t tokens, int64_t cols, const float* weight,

@@ -17,6 +17,9 @@ struct TrainingKernels {
 
   // out = (x * first) * second; `out` may be `x` where the dtypes are equal.
   void (*scale)(const void* x, bd_dtype x_dtype, int64_t n, float first, float second, void* out, bd_dtype out_dtype);
+  // The same with a `first` [n] of its own for each column.
+  void (*scale_columns)(const void* x, bd_dtype x_dtype, int64_t n, const float* first, float second, void* out,
+                        bd_dtype out_dtype);
 
   // out = x * r * weight, in the dtype of x. Returns r = 1 / sqrt(mean(x^2) + eps), the mean in double.
   float (*norm)(const void* x, bd_dtype dtype, int64_t n, const float* weight, float eps, void* out);

@@ -55,7 +55,7 @@ inline void map_row(const void* x, bd_dtype x_dtype, int64_t n, void* out, bd_dt
   with_row(x_dtype, [&](auto in) {
     with_row(out_dtype, [&](auto to) {
       in_vectors(n, [&](int64_t i, int lanes) {
-        store_row<decltype(to)>(out, i, f(load_row<decltype(in)>(x, i, lanes)), lanes);
+        store_row<decltype(to)>(out, i, f(load_row<decltype(in)>(x, i, lanes), i, lanes), lanes);
       });
     });
   });
@@ -83,12 +83,12 @@ float round_activations(const void* x, bd_dtype x_dtype, int64_t n, void* out, b
   memcpy(&largest, &most, sizeof largest);
   largest = largest < 1e-5f ? 1e-5f : largest;  // (a NaN stays)
   const float s = (1.0f / largest) * 127.0f;
-  map_row(x, x_dtype, n, out, out_dtype, [&](const Floats& v) { return rounded(v * s); });
+  map_row(x, x_dtype, n, out, out_dtype, [&](const Floats& v, int64_t, int) { return rounded(v * s); });
   return s;
 }
 
 void ternarize(const void* x, bd_dtype x_dtype, int64_t n, float scale, void* out, bd_dtype out_dtype) {
-  map_row(x, x_dtype, n, out, out_dtype, [&](const Floats& v) {
+  map_row(x, x_dtype, n, out, out_dtype, [&](const Floats& v, int64_t, int) {
     Floats q = v / scale;
     q = select(q > spread(1.0f), spread(1.0f), q);
     q = select(q < spread(-1.0f), spread(-1.0f), q);
@@ -97,7 +97,13 @@ void ternarize(const void* x, bd_dtype x_dtype, int64_t n, float scale, void* ou
 }
 
 void scale_row(const void* x, bd_dtype x_dtype, int64_t n, float first, float second, void* out, bd_dtype out_dtype) {
-  map_row(x, x_dtype, n, out, out_dtype, [&](const Floats& v) { return (v * first) * second; });
+  map_row(x, x_dtype, n, out, out_dtype, [&](const Floats& v, int64_t, int) { return (v * first) * second; });
+}
+
+void scale_row_by_columns(const void* x, bd_dtype x_dtype, int64_t n, const float* first, float second, void* out,
+                          bd_dtype out_dtype) {
+  map_row(x, x_dtype, n, out, out_dtype,
+          [&](const Floats& v, int64_t i, int lanes) { return (v * load_some(first + i, lanes)) * second; });
 }
 
 float norm(const void* x, bd_dtype dtype, int64_t n, const float* weight, float eps, void* out) {
@@ -107,8 +113,8 @@ float norm(const void* x, bd_dtype dtype, int64_t n, const float* weight, float 
     in_vectors(n, [&](int64_t i, int lanes) {
       const Floats v = load_row<Row>(x, i, lanes);
       for (int j = 0; j < 4; ++j) {
-        const FourDoubles d = __builtin_convertvector(load_vector<FourFloats>(reinterpret_cast<const float*>(&v) + 4 * j),
-                                                      FourDoubles);
+        const FourDoubles d =
+            __builtin_convertvector(load_vector<FourFloats>(reinterpret_cast<const float*>(&v) + 4 * j), FourDoubles);
         sums[j] += d * d;
       }
     });
@@ -141,7 +147,8 @@ void norm_backward(const void* grad, const void* x, bd_dtype dtype, int64_t n, c
   });
 }
 
-constexpr TrainingKernels kTrainingKernels = {round_activations, ternarize, scale_row, norm, norm_backward};
+constexpr TrainingKernels kTrainingKernels = {round_activations,    ternarize, scale_row,
+                                              scale_row_by_columns, norm,      norm_backward};
 
 }  // namespace
 }  // namespace bitdistill

@@ -50,18 +50,19 @@ def test_the_bits_are_torchs(isa, counted, dtype, out, shape):
     x_q, s = quantize_activations(x)
     assert torch.equal(values.float(), x_q) and torch.equal(scale, s)
 
-    codes, weight_scale = ternarize(x)
-    assert torch.equal(NativePasses().codes(x, weight_scale, out), codes.to(out))
-    assert torch.equal(TrainingPasses().codes(x, weight_scale, out), codes.to(out))
+    for granularity in ("tensor", "row"):
+        codes, weight_scale = ternarize(x, granularity)
+        assert torch.equal(NativePasses().codes(x, weight_scale, out), codes.to(out))
+        assert torch.equal(TrainingPasses().codes(x, weight_scale, out), codes.to(out))
 
-    for factor in (None, weight_scale):
+    for factor in (None, weight_scale[:1], torch.linspace(0.5, 2.0, shape[1])):
         room = x.new_empty(shape, dtype=out)
         product = (x.float() if factor is None else x.float() * factor) * scale
         assert torch.equal(NativePasses().scaled(x, room, factor, scale), product.to(out))
         assert torch.equal(TrainingPasses().scaled(x, room.zero_(), factor, scale), product.to(out))
     if dtype == out:
         assert NativePasses().scaled(x, x, None, scale) is x and torch.equal(x, product_of(shape, dtype, scale))
-    assert counted.count("train_quantize") == 1 and counted.count("train_ternarize") == 1
+    assert counted.count("train_quantize") == 1 and counted.count("train_ternarize") == 2
 
 
 def product_of(shape, dtype, scale):
@@ -77,7 +78,10 @@ def test_halves_of_boundaries(isa):
     wide = torch.tensor([[1 + 2**-8, 1 + 3 * 2**-8, float("nan"), float("inf"), -float("inf"), 3.4e38, 1e-45, -0.0]])
     room = wide.new_empty(wide.shape, dtype=torch.bfloat16)
     found = NativePasses().scaled(wide, room, None, torch.ones(1, 1))
-    assert torch.equal(found.view(torch.int16), wide.bfloat16().view(torch.int16))
+    # (Which bits a NaN has differs between torch's own loops.)
+    wanted = wide.bfloat16()
+    assert torch.equal(found.isnan(), wanted.isnan())
+    assert torch.equal(found.nan_to_num().view(torch.int16), wanted.nan_to_num().view(torch.int16))
 
 
 def test_what_is_no_number_stays_none(isa):

@@ -255,8 +255,8 @@ SIGNATURES: dict[str, tuple[type | None, list]] = {
     "bd_quantize_activations": (c_int, [*_BYTES, c_int, c_int64, c_int64, *_BYTES, c_float, *_BYTES, *_BYTES]),
     "bd_matmul_int32": (c_int, [*_BYTES, *_BYTES, c_int64, *_BYTES]),
     "bd_train_quantize": (c_int, [*_BYTES, c_int, c_int64, c_int64, *_BYTES, c_int, *_BYTES]),
-    "bd_train_ternarize": (c_int, [*_BYTES, c_int, c_int64, c_int64, c_float, *_BYTES, c_int]),
-    "bd_train_scale": (c_int, [*_BYTES, c_int, c_int64, c_int64, c_float, *_BYTES, *_BYTES, c_int]),
+    "bd_train_ternarize": (c_int, [*_BYTES, c_int, c_int64, c_int64, *_BYTES, *_BYTES, c_int]),
+    "bd_train_scale": (c_int, [*_BYTES, c_int, c_int64, c_int64, *_BYTES, *_BYTES, *_BYTES, c_int]),
     "bd_train_norm": (c_int, [*_BYTES, c_int, c_int64, c_int64, *_BYTES, c_float, *_BYTES, *_BYTES]),
     "bd_train_norm_backward": (
         c_int,

@@ -61,23 +61,28 @@ class NativePasses(TrainingPasses):
 
     def codes(self, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
         weight = weight.detach()
-        library = _library(weight) if dtype in _KINDS else None
+        library = _library(weight, weight_scale) if dtype in _KINDS else None
         if library is None:
             return super().codes(weight, weight_scale, dtype)
         codes = weight.new_empty(weight.shape, dtype=dtype)
-        kind, scale = _KINDS[weight.dtype], float(weight_scale)
-        library.call("train_ternarize", *_array(weight), kind, *weight.shape, scale, *_array(codes), _KINDS[dtype])
+        kinds = _KINDS[weight.dtype], _KINDS[dtype]
+        library.call(
+            "train_ternarize",
+            *_array(weight),
+            kinds[0],
+            *weight.shape,
+            *_array(weight_scale),
+            *_array(codes),
+            kinds[1],
+        )
         return codes
 
     def scaled(self, values: Tensor, out: Tensor, scale: Tensor | None, row_scale: Tensor) -> Tensor:
-        library = _library(values, out, row_scale)
+        library = _library(values, out, row_scale, *([] if scale is None else [scale]))
         if library is None:
             return super().scaled(values, out, scale, row_scale)
-        first = 1.0 if scale is None else float(scale)
-        kinds = _KINDS[values.dtype], _KINDS[out.dtype]
-        library.call(
-            "train_scale", *_array(values), kinds[0], *values.shape, first, *_array(row_scale), *_array(out), kinds[1]
-        )
+        arrays = (*((None, 0) if scale is None else _array(scale)), *_array(row_scale), *_array(out))
+        library.call("train_scale", *_array(values), _KINDS[values.dtype], *values.shape, *arrays, _KINDS[out.dtype])
         return out
 
 

@@ -3,6 +3,7 @@
 from .cache_pieces import has_values, is_plain
 from .dense import dense_bytes, pack_dense, unpack_dense
 from .folding import fold_ternary, least_squares_start
+from .integer_product import QuantizedInput, TrainingPasses
 from .integer_tables import (
     INT4_GROUP,
     check_table,
@@ -14,7 +15,6 @@ from .integer_tables import (
     quantize_table,
     table_shapes,
 )
-from .one_scale import QuantizedInput, TrainingPasses
 from .packing import (
     PackedWeightError,
     check_packed_weight,

@@ -125,8 +125,11 @@ def absmean_scale(
     Returns:
         float32 `[1]`, `[R]` or `[R, G]`.
     """
-    if granularity == "tensor" and not differentiable:
-        return scale_of_row_sums(_row_sums_of_magnitudes(weight.detach()), weight.shape[1])
+    if granularity != "group" and not differentiable:
+        sums = _row_sums_of_magnitudes(weight.detach())
+        if granularity == "row":
+            return (sums / weight.shape[1]).clamp(min=MIN_SCALE)
+        return scale_of_row_sums(sums, weight.shape[1])
     magnitude = (weight if differentiable else weight.detach()).abs().float()
     if granularity == "tensor":
         return scale_of_row_sums(row_sums(magnitude), weight.shape[1])

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cache_pieces import is_plain
-from .one_scale import TORCH_PASSES, OneScaleProduct, TrainingPasses
+from .integer_product import TORCH_PASSES, IntegerProduct, TrainingPasses
 from .straight_through import StraightThrough
 from .ternary import INT8_UNIT, absmean_scale, expand_weight_scale, quantize_activations, result_dtype, ternarize
 
@@ -174,13 +174,13 @@ def fake_quantized_linear(
         activation_bits: 8, or `None` to leave `x` in floating point.
         scale_gradient: `W` also gets the gradient of its scale, `dL/dgamma * sign(W) / n` for each of the `n` weights that
             share it: the scale is learned, and stays the absmean.
-        passes: how it is computed where the whole weight has one scale.
+        passes: how it is computed where a scale belongs to the whole weight or to a row.
     """
     operand_dtype = _operand_dtype(weight)
-    one_scale = granularity == "tensor" and activation_bits is not None and not scale_gradient
-    if one_scale and gathered is None and is_plain(x, weight) and _operand_dtype(x) == operand_dtype:
-        scale = absmean_scale(weight)
-        return _with_bias(OneScaleProduct.apply(x, weight, scale, operand_dtype, passes), bias)
+    on_integers = granularity != "group" and activation_bits is not None and not scale_gradient
+    if on_integers and gathered is None and is_plain(x, weight) and _operand_dtype(x) == operand_dtype:
+        scale = absmean_scale(weight, granularity)
+        return _with_bias(IntegerProduct.apply(x, weight, scale, operand_dtype, passes), bias)
     codes, weight_scale = _codes(weight, granularity, group_size, gathered)
     divisor = expand_weight_scale(weight_scale, weight.shape[1], group_size)
     if scale_gradient:

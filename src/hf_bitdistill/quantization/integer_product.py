@@ -1,4 +1,4 @@
-"""The product of training where the whole weight has one scale: one node of the graph, whose passes over memory are few.
+"""The product of training where a scale belongs to the whole weight or to a row: one node of the graph, whose passes over memory are few.
 
 What it computes, and in which order, is [`hf_bitdistill.quantization.fake_quantized_linear`]'s.
 """
@@ -53,13 +53,14 @@ class TrainingPasses:
         return QuantizedInput(values, scale.mul_(INT8_UNIT) if dtype == torch.float16 else scale)
 
     def codes(self, weight: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
-        """Those of [`ternarize`] under one scale, `[R, C]` in `dtype`."""
-        weight = weight.detach()
+        """Those of [`ternarize`] under a scale, float32 `[1]`, or one a row, `[R]`: `[R, C]` in `dtype`."""
+        weight, divisor = weight.detach(), weight_scale.view(-1, 1)
         codes = weight.new_empty(weight.shape, dtype=dtype)
         scratch = scratch_for(weight)
         for rows in row_pieces(weight):
             room = codes[rows] if dtype == torch.float32 else scratch[: rows.stop - rows.start]
-            torch.div(weight[rows].float(), weight_scale, out=room).round_().clamp_(-1, 1)
+            own = divisor if len(divisor) == 1 else divisor[rows]
+            torch.div(weight[rows].float(), own, out=room).round_().clamp_(-1, 1)
             if dtype != torch.float32:
                 codes[rows] = room
         return codes
@@ -70,7 +71,7 @@ class TrainingPasses:
         Args:
             values: `[N, C]`.
             out: likewise; may be `values`.
-            scale: `[1]`.
+            scale: `[1]` or `[C]`.
             row_scale: `[N, 1]`.
         """
         same = values.dtype == out.dtype and values.dtype.itemsize >= 4
@@ -91,8 +92,12 @@ class TrainingPasses:
 TORCH_PASSES = TrainingPasses()
 
 
-class OneScaleProduct(torch.autograd.Function):
-    """Forward: `(values . codes) * weight_scale / token_scale`, `[..., R]`. Backward: straight through both roundings."""
+class IntegerProduct(torch.autograd.Function):
+    """Forward: `(values . codes) * weight_scale / token_scale`, `[..., R]`. Backward: straight through both roundings.
+
+    Of one scale, the gradient of the result would be multiplied by it and that of the weight divided: that of the input alone is. Scales of
+    rows are multiplied and divided by, in the order in which the products of weights in shards are.
+    """
 
     @staticmethod
     def forward(
@@ -104,11 +109,13 @@ class OneScaleProduct(torch.autograd.Function):
         y = F.linear(values.view(x.shape), codes)
         passes.scaled(y.view(len(values), -1), y.view(len(values), -1), weight_scale, reciprocal)
         wants_x, wants_weight = ctx.needs_input_grad[:2]
+        by_row = weight_scale.numel() > 1
         ctx.save_for_backward(
             values if wants_weight else None,
             codes if wants_x else None,
             reciprocal,
-            token_scale * weight_scale if wants_x else None,
+            token_scale if by_row else token_scale * weight_scale,
+            weight_scale if by_row else None,
         )
         ctx.x_dtype, ctx.x_shape, ctx.weight_dtype, ctx.passes = x.dtype, x.shape, weight.dtype, passes
         return y
@@ -116,14 +123,29 @@ class OneScaleProduct(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output: Tensor):
-        values, codes, reciprocal, factor = ctx.saved_tensors
+        values, codes, reciprocal, factor, row_scale = ctx.saved_tensors
         grad_output = grad_output.reshape(-1, grad_output.shape[-1])
-        gradient = ctx.passes.scaled(grad_output, grad_output.new_empty(grad_output.shape), None, reciprocal)
+        scaled = ctx.passes.scaled
+        if row_scale is None:
+            gradient = scaled(grad_output, torch.empty_like(grad_output), None, reciprocal)
+        else:
+            room = torch.empty_like(grad_output, dtype=torch.promote_types(grad_output.dtype, torch.float32))
+            scaled(grad_output, room, None, reciprocal)
+            gradient = torch.mul(room, row_scale, out=_room(room, grad_output.dtype))
         grad_x = grad_weight = None
         if codes is not None:
             grad_x = gradient @ codes
-            out = grad_x if grad_x.dtype == ctx.x_dtype else grad_x.new_empty(grad_x.shape, dtype=ctx.x_dtype)
-            grad_x = ctx.passes.scaled(grad_x, out, None, factor).view(ctx.x_shape)
+            grad_x = scaled(grad_x, _room(grad_x, ctx.x_dtype), None, factor).view(ctx.x_shape)
         if values is not None:
-            grad_weight = (gradient.T @ values).to(ctx.weight_dtype)
+            grad_weight = gradient.T @ values
+            if row_scale is None:
+                grad_weight = grad_weight.to(ctx.weight_dtype)
+            else:
+                divisor = (1.0 / row_scale).view(-1, 1)
+                grad_weight = scaled(grad_weight, _room(grad_weight, ctx.weight_dtype), None, divisor)
         return grad_x, grad_weight, None, None, None
+
+
+def _room(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Where a result of the shape of `values` goes: in their place if they have this dtype."""
+    return values if values.dtype == dtype else torch.empty_like(values, dtype=dtype)

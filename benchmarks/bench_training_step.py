@@ -40,7 +40,7 @@ from hf_bitdistill.recipe.train import Machine, training_arguments
 SHAPE = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
 QUICK_SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 
-STUDENT_KINDS = ("full precision", "student")
+STUDENT_KINDS = ("full precision", "student", "student, scales of rows")
 # "whole logits": the project's own losses, where they cannot be taken at the output layer.
 DISTILLATION_KINDS = ("naive", "whole logits", "ours")
 
@@ -67,8 +67,9 @@ def student_steps(kinds: list[str], dtype: str, compiled: bool, args: argparse.N
     steps = {}
     for kind in kinds:
         model = make_model(vocabulary, args.layers, args, seed=0).train()
-        if kind == "student":
-            model = apply_bitnet(model, BitNetConfig()).train()
+        if kind != "full precision":
+            granularity = "row" if kind.endswith("rows") else "tensor"
+            model = apply_bitnet(model, BitNetConfig(weight_granularity=granularity)).train()
         if compiled:
             for layer in model.model.layers:
                 layer.compile()

@@ -23,21 +23,25 @@ def _gb(kind: dict[str, Any]) -> str | None:
 
 def training_step() -> Shown:
     rows = [row for row in load(FILE)["rows"] if row["what"] == "student"]
+    students = {"student": "a scale a matrix", "student, scales of rows": "a scale a row"}
     shown = []
     for row in sorted(rows, key=lambda row: (row["compiled"], row["dtype"] != "float32")):
-        whole, student = row["kinds"]["full precision"], row["kinds"]["student"]
-        of_forward, of_step = (
-            student[f"{part}_seconds"]["median"] / whole[f"{part}_seconds"]["median"] for part in ("forward", "step")
-        )
-        shown.append(
-            [
-                f"{row['dtype']}, {'compiled' if row['compiled'] else 'eager'}",
-                f"{whole['step_seconds']['median']:.2f} s",
-                f"{student['step_seconds']['median']:.2f} s",
-                f"{of_step:.2f}",
-                f"{of_forward:.2f}",
-            ]
-        )
+        whole = row["kinds"]["full precision"]
+        for kind, scales in students.items():
+            student = row["kinds"][kind]
+            of_forward, of_step = (
+                student[f"{part}_seconds"]["median"] / whole[f"{part}_seconds"]["median"]
+                for part in ("forward", "step")
+            )
+            shown.append(
+                [
+                    f"{row['dtype']}, {'compiled' if row['compiled'] else 'eager'}, {scales}",
+                    f"{whole['step_seconds']['median']:.2f} s",
+                    f"{student['step_seconds']['median']:.2f} s",
+                    f"{of_step:.2f}",
+                    f"{of_forward:.2f}",
+                ]
+            )
     batch, layers = rows[0]["batch"], rows[0]["layers"]
     return Shown(
         ["", "full precision", "student", "student / full precision", "forward alone"],

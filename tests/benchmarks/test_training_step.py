@@ -18,7 +18,7 @@ def test_bench_training_step(tmp_path, monkeypatch):
         runpy.run_path(str(SCRIPT), run_name="__main__")
     distillation, student = json.loads(output.read_text())["rows"]
     assert student["machine"]["date"] and "other_busy_cpus" in distillation["load"]
-    assert list(student["kinds"]) == ["full precision", "student"]
+    assert list(student["kinds"]) == ["full precision", "student", "student, scales of rows"]
     assert list(distillation["kinds"]) == ["naive", "whole logits", "ours"]
     for row, parts in ((student, ("forward", "step")), (distillation, ("step",))):
         for values in row["kinds"].values():

@@ -192,7 +192,11 @@ inline void finish_group(const Tile& tile, int panel, int token, int64_t group, 
     const int first = panel * kPanelRows;
     const int rows = tile.rows - first < kPanelRows ? tile.rows - first : kPanelRows;
     int32_t* acc = tile.acc + token * tile.acc_stride + first * tile.groups + group;
-    for (int i = 0; i < rows; ++i) acc[i * tile.groups] = sums[i];
+    if (rows == kPanelRows && tile.groups == 1) {
+      store_vector(acc, sums);  // at once: lane by lane it takes as long as a panel of few columns
+    } else {
+      for (int i = 0; i < rows; ++i) acc[i * tile.groups] = sums[i];
+    }
     return;
   }
   *total += __builtin_convertvector(sums, Floats) * scale;

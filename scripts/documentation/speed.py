@@ -417,6 +417,18 @@ def head() -> Shown:
     )  # fmt: skip
 
 
+def head_rows() -> Shown:
+    file = "head_rows.json"
+    values = load(file)
+    names = {"k=1": "greedy", "k=50": "top-k, k = 50", "p=0.9": "top-p, p = 0.9"}
+    return Shown(
+        ["needed of the second part, %", "of the rows", "of the panels of 16 rows"],
+        [[label, *(f"{100 * values['rows_needed'][name][of]:.1f}" for of in ("rows", "panels"))] for name, label in names.items()],
+        [file],
+        f"{machine(values['machine'])}; {values['model']}; where WikiText goes on as it is, temperature 1",
+    )  # fmt: skip
+
+
 def loading() -> Shown:
     file = "loading.json"
     names = {"0.6B": "0.6B, 8-bit head", "mixture": "a mixture with 4,656 tensors"}

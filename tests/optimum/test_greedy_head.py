@@ -41,7 +41,7 @@ def seen(monkeypatch):
 
     def spy(self, *args, **kwargs):
         output = forward(self, *args, **kwargs)
-        passes.append((kwargs.get("only_greatest", False), output.logits))
+        passes.append((kwargs.get("only_greatest", False), output.logits.clone()))  # (processors may write into them)
         return output
 
     monkeypatch.setattr(BitNetModelForCausalLM, "forward", spy)
@@ -70,6 +70,33 @@ def test_tokens_are_those_of_the_whole_head(native, seen, rows, tied):
             seen.clear()
     finally:
         library.set_isa(library.supported_isas[0])
+
+
+@pytest.mark.parametrize("candidates", [1, 4, 9, 20])
+def test_prompt_lookup_reads_what_it_needs(native, seen, candidates):
+    model = native(max_position_embeddings=192)
+    tokens = prompts(1, 7).repeat(1, 8)  # there is something to look up
+    options = {"max_new_tokens": 60, "do_sample": False, "eos_token_id": None}
+    expected = model.generate(tokens, **options, **ALL).sequences
+    library = load_library()
+    try:
+        for isa in library.supported_isas:
+            library.set_isa(isa)
+            seen.clear()
+            found = model.generate(tokens, prompt_lookup_num_tokens=candidates, **options)
+            assert torch.equal(found, expected)
+            assert all(only for only, _ in seen)
+            assert any(logits.shape[1] > 1 for _, logits in seen)
+    finally:
+        library.set_isa(library.supported_isas[0])
+
+
+def test_a_model_that_drafts_is_not_asked_for_the_greatest(native, pair, seen):
+    model = native()
+    packed, _ = pair("qwen2", hidden_size=128, vocab_size=1500, max_position_embeddings=96)  # in transformers
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    expected = model.generate(prompts(1), **options, **ALL).sequences
+    assert torch.equal(model.generate(prompts(1), assistant_model=packed, **options), expected)
 
 
 def test_a_head_that_is_stored_in_8_bits(tmp_path, seen):
@@ -110,9 +137,11 @@ def test_what_is_given_is_what_it_is(native):
         {"suppress_tokens": [5]},
         {"num_beams": 2},
         {"output_scores": True, "return_dict_in_generate": True},
-        {"prompt_lookup_num_tokens": 2},
+        {"prompt_lookup_num_tokens": 2, "repetition_penalty": 1.3},
+        {"prompt_lookup_num_tokens": 2, "do_sample": True},
+        {"prompt_lookup_num_tokens": 2, "output_logits": True, "return_dict_in_generate": True},
     ],
-    ids=lambda options: next(iter(options)),
+    ids=lambda options: " ".join(options),
 )
 def test_whatever_looks_at_logits_sees_all(native, seen, options):
     native().generate(prompts(1), max_new_tokens=5, **{"do_sample": False, **options})
@@ -135,4 +164,9 @@ def test_a_trained_model(shared_dir, tmp_path, seen):
     options = {"max_new_tokens": 200, "do_sample": False, "eos_token_id": None}
     found = model.generate(tokens, **options)
     assert any((logits == -math.inf).any() for _, logits in seen)
-    assert torch.equal(found, model.generate(tokens, **options, **ALL).sequences)
+    expected = model.generate(tokens, **options, **ALL).sequences
+    assert torch.equal(found, expected)
+    for row, text in zip(tokens, expected, strict=True):
+        seen.clear()
+        assert torch.equal(model.generate(row[None], prompt_lookup_num_tokens=5, **options)[0], text)
+        assert any(logits.shape[1] > 1 and (logits == -math.inf).any() for _, logits in seen)

@@ -139,6 +139,10 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         return super()._beam_search(input_ids, logits_processor, criteria, config, **kwargs)
 
     def _assisted_decoding(self, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):  # type: ignore[override]  # handed on
+        # Of prompt lookup: a model that drafts is handed the same arguments, and another one does not know this.
+        looks_up = generation_config.prompt_lookup_num_tokens is not None
+        if looks_up and only_the_greatest_counts(logits_processor, generation_config):
+            kwargs["only_greatest"] = True
         criteria, config = self._end_with_context(input_ids, stopping_criteria, generation_config, kwargs)
         return super()._assisted_decoding(input_ids, logits_processor, criteria, config, **kwargs)
 

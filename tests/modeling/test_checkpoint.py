@@ -89,7 +89,7 @@ def test_a_latent_weight_may_have_its_plain_shape(tmp_path):
 
 
 def test_code_three(offline):
-    edit(offline, lambda tensors: tensors[f"{LAYER}.weight"].view(-1)[7].fill_(0b00110000))
+    edit(offline, lambda tensors: tensors[f"{LAYER}.weight"].view(-1)[7].fill_(237))  # (stands for no weights)
     refused(offline, f"{LAYER}.weight", "code 3")
 
 

@@ -193,7 +193,7 @@ def set_scale(value):
     ],
 )
 def test_damaged_checkpoints_are_refused(tmp_path, message, change):
-    pack(make_student()).save_pretrained(tmp_path)
+    pack(make_student(), weight_bits=2).save_pretrained(tmp_path)
     edit(tmp_path, change)
     with pytest.raises((CheckpointError, ValueError), match=message) as error:
         BitNetModelForCausalLM.from_pretrained(tmp_path)

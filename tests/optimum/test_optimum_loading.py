@@ -56,7 +56,7 @@ def test_export_of_an_online_student(tmp_path, model_type, dtype):
     modules = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
     assert any(isinstance(module, TernaryLinear) for module in modules.modules())
     assert modules.config.quantization_config.to_dict() == packed.config.quantization_config.to_dict()
-    again.save_pretrained(tmp_path / "twice", max_shard_size="20KB")
+    again.save_pretrained(tmp_path / "twice", max_shard_size="10KB")
     assert (tmp_path / "twice" / "model.safetensors.index.json").is_file()
     twice = BitNetModelForCausalLM.from_pretrained(str(tmp_path / "twice"), **EXACT)
     assert torch.equal(twice(tokens).logits, model(tokens).logits)

@@ -144,8 +144,8 @@ BD_API int bd_ternary_to_dense(const uint8_t* weight, size_t weight_bytes, int64
                                size_t dense_bytes);
 
 // A packed ternary weight (BD_TERNARY) with five weights in a byte: a fifth smaller, equal in every result. Only AVX-512 VBMI
-// computes with it as fast as with two bits, other instruction sets slowly. bd_ternary_dense_is_fast: 1 if it is at most 3 %
-// slower here for one token, for a few and for many, and 0 otherwise; measured once a process. bd_ternary_dense_size: 0 bytes if this
+// computes with it as fast as with two bits, other instruction sets slowly. bd_ternary_dense_is_fast: 1 if here
+// one token is 3 % faster with weights from memory and neither a few nor many are 3 % slower, and 0 otherwise; measured once a process. bd_ternary_dense_size: 0 bytes if this
 // weight gains nothing (64 columns or fewer, or scales of groups).
 BD_API int bd_ternary_dense_is_fast(int* fast);
 BD_API int bd_ternary_dense_size(const void* packed, size_t packed_bytes, size_t* bytes);

@@ -43,18 +43,20 @@ void pack_panel(const uint8_t* in, int64_t chunks, uint8_t* out) {
 // ---- Whether it is fast ----------------------------------------------------------------------------------------------
 
 constexpr int64_t kCols = 2560;  // as wide as a projection
-// Several tokens: arithmetic is the limit, and rows that a second-level cache holds are enough. One token: memory is, so rows
-// of 64 MB at two bits, on all threads.
+// Several tokens, and a prompt: arithmetic is the limit, and rows that a second-level cache holds are enough. One token: memory is,
+// so rows of 64 MB at two bits, on all threads.
 constexpr int64_t kFewRows = 640, kManyRows = 104'000;
-constexpr int kTokens = 10, kRounds = 16, kRoundsOfMany = 4;
-constexpr double kMostSlower = 1.03;
+constexpr int kPromptTokens = 64, kRounds = 16, kRoundsOfPrompt = 4, kRoundsOfMany = 4;
+constexpr double kMostSlower = 1.03, kLeastFaster = 1.03;
+
+constexpr double kGreat = 1e9;
 
 // Both forms of a matrix, of zeros: that makes no difference to the time.
 struct Forms {
   Matrix matrices[2];
   AlignedBuffer panels, scales, sums;
 
-  bool reserve(int64_t rows) {
+  bool reserve(int64_t rows, int64_t tokens) {
     Layout layout;
     if (describe_matrix(BD_TERNARY, rows, kCols, 0, 1, &matrices[0], &layout) != BD_OK ||
         describe_in_form(matrices[0], BD_TERNARY_DENSE, &matrices[1], &layout) != BD_OK) {
@@ -62,7 +64,7 @@ struct Forms {
     }
     const size_t bytes = static_cast<size_t>(matrices[0].panels * matrices[0].panel_bytes);
     if (!panels.reserve(bytes) || !scales.reserve(kPanelRows * sizeof(float)) ||
-        !sums.reserve(static_cast<size_t>(kTokens * rows) * sizeof(int32_t))) {
+        !sums.reserve(static_cast<size_t>(tokens * rows) * sizeof(int32_t))) {
       return false;
     }
     std::memset(panels.as<uint8_t>(), 0, bytes);
@@ -74,38 +76,40 @@ struct Forms {
     return true;
   }
 
-  // Whether the dense form is not slower for so many tokens.
+  // Time of the dense form / of two bits; great if it cannot be measured.
   template <typename F>
-  bool compare(const Kernels& kernels, int64_t tokens, int rounds, F multiply_by) {
+  double compare(const Kernels& kernels, int64_t tokens, int rounds, F multiply_by) {
     std::vector<int8_t> x(static_cast<size_t>(tokens * kCols));
     for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<int8_t>(i * 37);
     QuantizedActivations activations;
-    if (activations.assign(kernels, x.data(), tokens, kCols) != BD_OK) return false;
+    if (activations.assign(kernels, x.data(), tokens, kCols) != BD_OK) return kGreat;
     Output output;
     output.acc = sums.as<int32_t>();
-    double best[2] = {1e9, 1e9};
+    double best[2] = {kGreat, kGreat};
     for (int round = 0; round < rounds; ++round) {
       for (int form = 0; form < 2; ++form) {
         const auto start = std::chrono::steady_clock::now();
-        if (multiply_by(kernels, matrices[form], activations, output) != BD_OK) return false;
+        if (multiply_by(kernels, matrices[form], activations, output) != BD_OK) return kGreat;
         const double time = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         if (time < best[form]) best[form] = time;
       }
     }
-    return best[1] <= kMostSlower * best[0];
+    return best[1] / best[0];
   }
 };
 
 bool measure(const Kernels& kernels) {
   Forms few;
-  if (!few.reserve(kFewRows)) return false;
-  for (const int tokens : {4, kTokens}) {
-    if (!few.compare(kernels, tokens, kRounds, multiply_here)) return false;
+  if (!few.reserve(kFewRows, kPromptTokens)) return false;
+  for (const int tokens : {4, 10}) {
+    if (few.compare(kernels, tokens, kRounds, multiply_here) > kMostSlower) return false;
   }
+  if (few.compare(kernels, kPromptTokens, kRoundsOfPrompt, multiply_here) > kMostSlower) return false;
+  const auto on_all_threads = [](const Kernels& k, const Matrix& m, QuantizedActivations& x, const Output& o) {
+    return multiply(k, m, x, o);
+  };
   Forms many;
-  return many.reserve(kManyRows) && many.compare(kernels, 1, kRoundsOfMany,
-                                                 [](const Kernels& k, const Matrix& m, QuantizedActivations& x,
-                                                    const Output& o) { return multiply(k, m, x, o); });
+  return many.reserve(kManyRows, 1) && many.compare(kernels, 1, kRoundsOfMany, on_all_threads) * kLeastFaster <= 1;
 }
 
 }  // namespace

@@ -32,9 +32,7 @@ inline Bytes load_bytes(const uint8_t* p) {
 inline Bytes triple(Bytes x) { return x + x + x; }
 
 // Where an unsigned byte is at least `limit`, all bits. (Signed comparisons are what SSE2 has.)
-inline Bytes reaches(Bytes x, int limit) {
-  return (Bytes)((Signed)(x ^ 0x80) > static_cast<int8_t>(limit - 1 - 128));
-}
+inline Bytes reaches(Bytes x, int limit) { return (Bytes)((Signed)(x ^ 0x80) > static_cast<int8_t>(limit - 1 - 128)); }
 
 // ---- Unpacking -------------------------------------------------------------------------------------------------------
 

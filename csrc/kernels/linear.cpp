@@ -92,7 +92,8 @@ struct Product {
     for (int64_t done = 0; done < count; done += most) {
       const int64_t panels = std::min(most, count - done);
       for (int64_t p = 0; p < panels; ++p) {
-        widen(matrix->panel_data + (first + done + p) * matrix->panel_bytes, matrix->chunks(), wide.as<uint8_t>() + p * panel_bytes);
+        widen(matrix->panel_data + (first + done + p) * matrix->panel_bytes, matrix->chunks(),
+              wide.as<uint8_t>() + p * panel_bytes);
       }
       for (int64_t block = start_block; block < stop_block; ++block) {
         Tile t = tile(first + done, panels, block);
@@ -169,10 +170,9 @@ int run(const Product* products, const Matrix* const* matrices, int count, int64
     const int64_t start = task % token_tasks * blocks_of_task;
     const int64_t stop = start + blocks_of_task < blocks ? start + blocks_of_task : blocks;
     const int64_t first = task / token_tasks * division.panels;
-    for_panels(matrices, count, first, first + division.panels,
-               [&](int i, int64_t first_panel, int64_t panels) {
-                 if (!products[i].run(first_panel, panels, start, stop)) done = false;
-               });
+    for_panels(matrices, count, first, first + division.panels, [&](int i, int64_t first_panel, int64_t panels) {
+      if (!products[i].run(first_panel, panels, start, stop)) done = false;
+    });
   });
   return done ? BD_OK : BD_ERROR_OUT_OF_MEMORY;
 }

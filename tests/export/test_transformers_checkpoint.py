@@ -15,6 +15,7 @@ from architectures import random_tokens
 from hf_bitdistill import pack
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.export import UnsupportedExportError, export_transformers
+from hf_bitdistill.quantization import pack_dense
 from students import LLAMA3_ROPE, assert_close, make_student
 
 
@@ -117,9 +118,10 @@ def test_transformers_alone_computes_the_same(exported, name):
 def test_the_weights_stay_packed(exported):
     _, folder, _ = exported
     tensors = load_file(folder / "llama/model.safetensors")
-    assert tensors["model.layers.0.mlp.up_proj.weight"].dtype == torch.uint8
+    weight = tensors["model.layers.0.mlp.up_proj.weight"]
+    assert weight.dtype == torch.uint8
     assert torch.equal(
-        tensors["model.layers.0.mlp.up_proj.weight"],
+        pack_dense(weight, 4 * len(weight)),
         load_file(folder / "llama.student/model.safetensors")["model.layers.0.mlp.up_proj.weight"],
     )
     config = json.loads((folder / "llama/config.json").read_text())

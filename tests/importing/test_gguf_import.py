@@ -120,7 +120,7 @@ def test_stored_tables(tmp_path):
             stored = {"table_bits": bits, "weight_bits": 2 if bits == 8 else 1.6, "dtype": "bfloat16"}
             import_gguf(tmp_path / "model.gguf", folder, None, answers=False, **stored)
         model = load(folder)
-        assert model.config.quantization_config.weight_bits == (1.6 if bits == 4 else 2)
+        assert model.config.quantization_config.weight_bits == (2 if bits == 8 else 1.6)
         assert close(model(some_tokens()).logits, source.logits(some_tokens(), None)) < tolerance
 
 

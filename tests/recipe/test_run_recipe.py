@@ -248,9 +248,9 @@ def test_how_the_student_is_stored(settings, capsys, tmp_path):
     own |= {"model": settings.model, "dataset": settings.dataset, "teacher_examples": 64, "check_teacher": False}
     assert run(capsys, **own)[0] == 0
     sizes = bytes_by_kind(out / "packed")
-    assert run(capsys, **own, dtype="float32", table_bits=8, weight_bits=1.6)[0] == 0
+    assert run(capsys, **own, dtype="float32", table_bits=8, weight_bits=2)[0] == 0
     again = bytes_by_kind(out / "packed")
-    assert (sizes.weight_bits, again.weight_bits) == (2, 1.6) and again.kinds["tables"] < sizes.kinds["tables"]
+    assert (sizes.weight_bits, again.weight_bits) == (1.6, 2) and again.kinds["tables"] < sizes.kinds["tables"]
     config = json.loads((out / "packed" / "config.json").read_text())
     assert config["dtype"] == "float32" and config["quantization_config"]["table_bits"] == 8
     kinds = [folder.name.partition("-")[0] for folder in (out / "stages").iterdir()]

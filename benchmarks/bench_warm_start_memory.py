@@ -61,15 +61,26 @@ def map_weights(model: torch.nn.Module, folder: Path, name: str) -> None:
         parameter.data = values.view(parameter.shape)
 
 
+def llama_config(hidden: int, intermediate: int, words: int, layers: int, heads: int, length: int) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        vocab_size=words,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=length,
+    )
+
+
 def measure(options: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=options.hidden_size,
-        intermediate_size=options.intermediate_size,
-        vocab_size=options.vocab_size,
-        num_hidden_layers=options.layers[0],
-        num_attention_heads=options.heads,
-        max_position_embeddings=options.length,
+    config = llama_config(
+        options.hidden_size,
+        options.intermediate_size,
+        options.vocab_size,
+        options.layers[0],
+        options.heads,
+        options.length,
     )
     dtype = torch.bfloat16 if options.bf16 else torch.float32
     device = default_device()

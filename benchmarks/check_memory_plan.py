@@ -305,6 +305,7 @@ def main() -> None:
     parser.add_argument("--bf16", type=int, nargs="+", default=[0])
     parser.add_argument("--checkpointing", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--mixture", type=int, nargs="+", default=[0])
+    parser.add_argument("--plan_again", action="store_true", help="only compute the plans in the output file anew")
     parser.add_argument(
         "--add", action="store_true", help="to the trainings in the output file, in the place of the same ones"
     )

@@ -1,5 +1,5 @@
 """Writes the plans of four models on 1, 8 and 64 GPUs of 80 GB: JSON, and the table in `docs/scale.md`. No weights, no GPU; a minute. And the
-table there of what was measured (`check_memory_plan.py`), of its record.
+tables there of what was measured (`check_memory_plan.py`, `plan_warm_start.py`), of their records.
 
     python benchmarks/render_scale.py
     python benchmarks/render_scale.py --only_records
@@ -123,6 +123,24 @@ def memory_table(record: dict[str, Any]) -> str:
     return markdown_table(header, rows)
 
 
+def _named(case: dict[str, Any]) -> list[str]:
+    dtype = "bfloat16" if case["bf16"] else "float32"
+    return [
+        f"{case['hidden_size']} x {case['intermediate_size']}, {dtype}",
+        str(case["window"]),
+        f"{case['batch_size']} x {case['length']}",
+    ]
+
+
+def warm_start_table(record: dict[str, Any]) -> str:
+    header = ("layers", "window", "tokens of a batch", "weights", "stand-ins", "optimizer", "step", "at once, GB")
+    parts = ("weights", "stand-ins", "optimizer", "step", "at once")
+    return markdown_table(
+        header,
+        [[*_named(each), *(f"{each['planned'][part] / 1e9:.2f}" for part in parts)] for each in record["plans"]],
+    )
+
+
 def put(name: str, content: str) -> None:
     """Between the marks of a part of the page.
 
@@ -146,6 +164,8 @@ def main() -> None:
         RECORD.write_text(json.dumps([plan.to_dict() for plan in found], indent=1) + "\n", encoding="utf-8")
         put("plans", table(found))
     put("memory", memory_table(json.loads((RESULTS / "memory_plan.json").read_text(encoding="utf-8"))))
+    warm_start = json.loads((RESULTS / "warm_start_plan.json").read_text(encoding="utf-8"))
+    put("warm start", warm_start_table(warm_start))
 
 
 if __name__ == "__main__":

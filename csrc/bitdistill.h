@@ -217,8 +217,8 @@ BD_API int bd_matmul_int32(const void* packed, size_t packed_bytes, const int8_t
 // Nothing is refused for its values: a NaN or an infinity goes on as in torch.
 
 // out [tokens, cols] = the integers x_q (see above) as floats, s [tokens]. In a token with a NaN or an infinity some are NaN.
-BD_API int bd_train_quantize(const void* x, size_t x_count, int x_dtype, int64_t tokens, int64_t cols, void* out, size_t out_count,
-                             int out_dtype, float* s, size_t s_count);
+BD_API int bd_train_quantize(const void* x, size_t x_count, int x_dtype, int64_t tokens, int64_t cols, void* out,
+                             size_t out_count, int out_dtype, float* s, size_t s_count);
 
 // out [rows, cols] = clip(round_half_even(weight / scale), -1, 1). `scales`: one, or [rows].
 BD_API int bd_train_ternarize(const void* weight, size_t weight_count, int weight_dtype, int64_t rows, int64_t cols,
@@ -226,7 +226,8 @@ BD_API int bd_train_ternarize(const void* weight, size_t weight_count, int weigh
 
 // out [rows, cols] = (x * first) * second[row]; `out` may be `x` where the dtypes are equal. `first`: null, one, or [cols].
 BD_API int bd_train_scale(const void* x, size_t x_count, int x_dtype, int64_t rows, int64_t cols, const float* first,
-                          size_t first_count, const float* second, size_t second_count, void* out, size_t out_count, int out_dtype);
+                          size_t first_count, const float* second, size_t second_count, void* out, size_t out_count,
+                          int out_dtype);
 
 // out [tokens, cols] = x * r * weight, r = inverse_rms [tokens] = 1 / sqrt(mean(x^2) + eps) of the token, the mean in double.
 BD_API int bd_train_norm(const void* x, size_t x_count, int dtype, int64_t tokens, int64_t cols, const float* weight,
@@ -237,7 +238,8 @@ BD_API int bd_train_norm(const void* x, size_t x_count, int dtype, int64_t token
 #define BD_NORM_TOKENS 64
 BD_API int bd_train_norm_backward(const void* grad, size_t grad_count, const void* x, size_t x_count, int dtype, int64_t tokens,
                                   int64_t cols, const float* weight, size_t weight_count, const float* inverse_rms,
-                                  size_t inverse_count, void* grad_x, size_t grad_x_count, float* weight_sums, size_t sums_count);
+                                  size_t inverse_count, void* grad_x, size_t grad_x_count, float* weight_sums,
+                                  size_t sums_count);
 
 // ---- Decoder ---------------------------------------------------------------------------------------------------------
 // A whole transformer decoder, described by data. For token t at position p of its sequence:

@@ -170,7 +170,7 @@ void expand(const float* x, int64_t rank, const float* weight, int64_t rows, flo
 }
 
 constexpr FloatKernels kFloatKernels = {
-    attend, merge_attended, finish_attended, store_key_value,        rms_norm,     rotate, activate, add, softcap,
+    attend, merge_attended, finish_attended, store_key_value,        rms_norm,      rotate,          activate, add, softcap,
     dense,  widen,          expand,          Float16::float_to_half, kSplitKernels, kTrainingKernels};
 
 }  // namespace

@@ -102,8 +102,9 @@ class TiedTable:
     @classmethod
     def of(cls, embedding: Any, args: tuple, kwargs: dict, head: Any) -> TiedTable | None:
         """That of a call of an embedding whose table `head` shares; `None` where the two gradients have to be made separately."""
-        weight = getattr(embedding, "weight", None)
-        if weight is None or getattr(head, "weight", None) is not weight or not is_plain_embedding(embedding):
+        weight: Tensor | None = getattr(embedding, "weight", None)
+        shared = getattr(head, "weight", None) is weight and is_plain_embedding(embedding)
+        if weight is None or not shared:
             return None
         fits = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
         # (In 16 bits the two are summed up in float32 each, and rounded.)

@@ -38,9 +38,10 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name != "test_cpp.py")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def few_objects_to_collect():
-    """`Trainer` collects garbage at every end of a training, which looks at all that the libraries have made since they were imported."""
+    """`Trainer` collects garbage at every end of a training, which looks at all that the libraries have made since they were imported. Of each file
+    again: what the files before it have imported, compiled and cached makes a training of a second take three."""
     gc.collect()
     gc.freeze()
 

@@ -302,47 +302,6 @@ def kv_bits() -> Shown:
     )
 
 
-def speculation() -> Shown:
-    file = "speculation.json"
-    values = load(file)
-    settings = values["settings"]
-    names = {"none": "without prompt lookup", "lookup 10, heuristic": 'num_assistant_tokens_schedule="heuristic"'}
-    rows = {
-        names.get(row["way"], row["way"].replace("lookup ", "prompt_lookup_num_tokens=")): row
-        for row in values["rows"]
-    }
-    return Shown(
-        ["", "tokens a second", "against none", "tokens a pass", "candidates that were right"],
-        [
-            [
-                name,
-                f"{row['tokens_per_second']:.0f}",
-                f"{row['against_none']:.2f}",
-                f"{row['tokens_per_read']:.2f}",
-                "" if row["accepted"] is None else f"{100 * row['accepted']:.0f} %",
-            ]
-            for name, row in rows.items()
-        ],
-        [file],
-        f"{machine({**values['machine'], 'threads': settings['threads']})}; {settings['name']}, {settings['count']} articles of {settings['texts']}, "
-        f"{settings['new_tokens']} new tokens each",
-        Bars(f"{_TPS}, greedy", list(rows), {"decode": [row["tokens_per_second"] for row in rows.values()]}),
-        "Tokens a second by the number of candidates of prompt lookup",
-    )
-
-
-def verification() -> Shown:
-    file = "speculation.json"
-    values = load(file)
-    costs = values["verification"]
-    return Shown(
-        ["tokens read at once", *costs],
-        [["times of one token", *(f"{cost:.2f}" for cost in costs.values())]],
-        [file],
-        f"{machine({**values['machine'], 'threads': values['settings']['threads']})}; {values['settings']['name']}, all logits wanted",
-    )
-
-
 # ---- Files and memory -----------------------------------------------------------------------------------------------
 
 

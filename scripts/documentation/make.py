@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import accuracy, readme, recipe_runs, speed, training_steps
+from . import accuracy, readme, recipe_runs, speed, training_steps, whole_models
 from .charts import digest, save, saved_digest
 from .shown import RESULTS, ROOT, Shown
 
@@ -26,7 +26,7 @@ SHOWN: dict[str, Callable[[], Shown]] = {
         recipe_runs.recipe, recipe_runs.unseen, accuracy.sst2, accuracy.mnli, accuracy.examples, accuracy.plain_text, accuracy.without_text,
         accuracy.ablations, accuracy.levers, accuracy.left_off, accuracy.tokens, accuracy.batch, accuracy.rates,
         accuracy.small_model, accuracy.first_token, accuracy.warm_start, accuracy.sub_norm,
-        speed.decode, speed.mixture, speed.isas, speed.kept, speed.generate, speed.modules, speed.kernels,
+        whole_models.decode, whole_models.mixture, whole_models.isas, speed.kept, speed.generate, speed.modules, speed.kernels,
         speed.registers, speed.one_order, speed.long_context, speed.kv_bits, speed.sizes, speed.tables, speed.head, speed.head_rows, speed.loading,
         speed.dense, speed.training, training_steps.training_step, training_steps.distillation_step, speed.same_answers, speed.llama_cpp,
         speed.other_programs,

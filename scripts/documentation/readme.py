@@ -17,7 +17,8 @@ from .recipe_runs import (
     time_text,
 )
 from .shown import Shown, accuracy_machine, arms_machines, exists, load, machine, processor, scores
-from .speed import DECODE, IK, OURS, _row, best_isa, students
+from .speed import students
+from .whole_models import DECODE, IK, OURS, best_isa, row_of
 
 
 def results() -> Shown:
@@ -68,8 +69,8 @@ def speed() -> Shown:
     """Four rows: the native decoder, and what else was measured in the same run."""
     rows = []
     for shape, label in (("0.6B", "0.6 B"), ("2B4T", "2.4 B (BitNet 2B4T)")):
-        ours = _row(DECODE, shape=shape, system=OURS.format(8), isa=best_isa(), threads=2)
-        theirs = _row(DECODE, shape=shape, system=IK.format(8), threads=2)
+        ours = row_of(DECODE, shape=shape, system=OURS.format(8), isa=best_isa(), threads=2)
+        theirs = row_of(DECODE, shape=shape, system=IK.format(8), threads=2)
         rows.append(
             [label, *(f"{row['decode_tps']:.0f} / {row['prefill_tps']:.0f}" for row in (ours, theirs)), _machine(ours)]
         )

@@ -1,125 +1,13 @@
-"""Results of the native decoder, of files and memory, and of training steps."""
+"""Results of the native decoder around whole models, of files and memory, and of training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
 
 from .charts import Bars, Lines
 from .shown import Shown, load, machine
-
-
-_TPS = "tokens a second"
-
-
-def _row(file: str, **wanted: Any) -> dict:
-    return next(row for row in load(file) if all(row[name] == value for name, value in wanted.items()))
-
-
-def _pair(row: Mapping[str, Any]) -> str:
-    return f"{row['decode_tps']:.1f} / {row['prefill_tps']:.0f}"
-
-
-# ---- Whole models ---------------------------------------------------------------------------------------------------
-
-
-DECODE = "decode.json"
-OURS = "hf-bitdistill, {}-bit head"
-LLAMA_CPP = "llama.cpp TQ2_0, Q8_0 head"
-IK = "ik_llama.cpp IQ2_BN, Q{}_0 head"
-IK_AVX2 = f"{IK.format(8)}, built for AVX2"
-
-
-def best_isa() -> str:
-    """Of the CPU of `decode.json`: the kernels that the library chooses there by itself."""
-    return next(row["isa"] for row in load(DECODE) if row["isa"])
-
-
-def decode() -> Shown:
-    systems = [OURS.format(8), IK.format(8), LLAMA_CPP, OURS.format(4), IK.format(4)]
-    shapes = [(shape, threads) for shape in ("0.6B", "2B4T") for threads in (1, 2)]
-    columns = [f"{shape}, {threads} thread{'s' if threads > 1 else ''}" for shape, threads in shapes]
-    found = {
-        name: [
-            _row(DECODE, system=name, shape=shape, threads=t, isa=best_isa() if name.startswith("hf-") else None)
-            for shape, t in shapes
-        ]
-        for name in systems
-    }
-    ours = found[systems[0]]
-    reads = ", ".join(f"{row['read_gbps']:.1f}" for row in ours[:2])
-    return Shown(
-        ["decode / prompt (share of the read bandwidth)", *columns],
-        [
-            [name, *(f"{_pair(row)} ({100 * row['share_of_read_bandwidth']:.0f} %)" for row in each)]
-            for name, each in found.items()
-        ],
-        [DECODE],
-        f"{_machine_of(ours[-1])}; {_what_ran(ours[0])}; read bandwidth {reads} GB/s",
-        Bars(
-            f"{_TPS}, decoding", columns, {name: [row["decode_tps"] for row in each] for name, each in found.items()}
-        ),
-        "Tokens a second of the native decoder, of ik_llama.cpp and of llama.cpp in one run",
-    )
-
-
-def _what_ran(row: Mapping[str, Any]) -> str:
-    return (
-        f"random weights, a prompt of {row['prompt_tokens']}, {row['new_tokens']} new tokens, "
-        f"medians of {len(row['decode_tps_rounds'])} rounds"
-    )
-
-
-def _machine_of(row: Mapping[str, Any]) -> str:
-    return machine({"cpu": row["cpu"], "threads": row["threads"], "date": row["date"]})
-
-
-def mixture() -> Shown:
-    file = "decode_mixture.json"
-    (row,) = load(file)
-    return Shown(
-        ["model", "decode", "prompt", "share of the read bandwidth", "loading"],
-        [
-            [
-                "shape of Qwen3-30B-A3B, 8 of 128 experts a token",
-                f"{row['decode_tps']:.1f}",
-                f"{row['prefill_tps']:.0f}",
-                f"{100 * row['share_of_read_bandwidth']:.0f} %",
-                f"{row['load_seconds']:.0f} s",
-            ]
-        ],
-        [file],
-        f"{_machine_of(row)}; random weights, 8-bit head, a prompt of 512, 64 new tokens, medians of 3 rounds",
-    )
-
-
-def isas() -> Shown:
-    ours = list(dict.fromkeys(row["isa"] for row in load(DECODE) if row["isa"]))
-    names = [(f"{head}-bit head, {isa}", OURS.format(head), isa) for head in (8, 4) for isa in ours]
-    names.insert(len(ours), (IK_AVX2, IK_AVX2, None))
-    found = {
-        name: [_row(DECODE, system=system, isa=isa, shape="0.6B", threads=t) for t in (1, 2)]
-        for name, system, isa in names
-    }
-    first = next(iter(found.values()))
-
-    def cell(rows: Sequence[Mapping[str, Any]], key: str, digits: int) -> str | None:
-        return " / ".join(f"{row[key]:.{digits}f}" for row in rows) if rows[0][key] else None
-
-    columns = {
-        "decode": ("decode_tps", 1),
-        "prompt": ("prefill_tps", 0),
-        "peak of the kernels, GMAC/s": ("peak_gmacs", 0),
-    }
-    return Shown(
-        ["0.6B, 1 / 2 threads", *columns],
-        [[name, *(cell(rows, *column) or "" for column in columns.values())] for name, rows in found.items()],
-        [DECODE],
-        f"{_machine_of(first[-1])}; {_what_ran(first[0])}",
-        Bars(f"{_TPS}, prompt, 0.6B", list(found), {f"{t} thread{'s' if t > 1 else ''}": [rows[t - 1]["prefill_tps"] for rows in found.values()] for t in (1, 2)}),
-        "Tokens a second by instruction set",
-    )  # fmt: skip
+from .whole_models import TPS, machine_of, row_of
 
 
 def students() -> list[tuple[str, dict, dict]]:
@@ -151,7 +39,7 @@ def kept() -> Shown:
         rows,
         ["benchmark_smollm2_sst2_ternary.json", "benchmark_smollm2_sst2_kept.json"],
         f"{machine(load('benchmark_smollm2_sst2_kept.json')['environment'])}; 8-bit head, 128 new tokens",
-        Bars(f"{_TPS}, decoding", labels, values, shown="{:,.0f}"),
+        Bars(f"{TPS}, decoding", labels, values, shown="{:,.0f}"),
         "Tokens a second of two students and of the model in full precision",
     )
 
@@ -282,7 +170,7 @@ def long_context() -> Shown:
         ],
         [file],
         f"{machine({'cpu': values['cpu'], 'threads': values['threads'][0], 'date': values['date']})}; medians of one run",
-        Bars(f"{_TPS}, decoding at a depth of 8192", list(labels.values()), {"decode": [rows[name]["decode_tps"] for name in labels]}),
+        Bars(f"{TPS}, decoding at a depth of 8192", list(labels.values()), {"decode": [rows[name]["decode_tps"] for name in labels]}),
         "Tokens a second at a depth of 8192",
     )  # fmt: skip
 
@@ -392,12 +280,12 @@ def loading() -> Shown:
     file = "loading.json"
     names = {"0.6B": "0.6B, 8-bit head", "mixture": "a mixture with 4,656 tensors"}
     columns = ("checkpoint", "native file")
-    found = {label: [_row(file, shape=shape, loaded_from=way) for way in columns] for shape, label in names.items()}
+    found = {label: [row_of(file, shape=shape, loaded_from=way) for way in columns] for shape, label in names.items()}
     return Shown(
         ["seconds until the first token is possible", *columns],
         [[label, *(f"{row['seconds']:.2f}" for row in rows)] for label, rows in found.items()],
         [file],
-        f"{_machine_of(load(file)[0])}; without imports, files in the page cache",
+        f"{machine_of(load(file)[0])}; without imports, files in the page cache",
         Bars(
             "seconds, lower is better", list(found),
             {column: [rows[index]["seconds"] for rows in found.values()] for index, column in enumerate(columns)}, shown="{:.2f}",
@@ -442,11 +330,11 @@ def training() -> Shown:
     values = load(file)
     speeds = {name: each["tokens_per_second"] for name, each in values["settings"].items()}
     return Shown(
-        ["each row adds to the one before", _TPS],
+        ["each row adds to the one before", TPS],
         [[name, f"{speed:.0f}"] for name, speed in speeds.items()],
         [file],
         f"{machine(values['machine'])}; SmolLM2-135M-Instruct with a teacher of its size, steps of 8 blocks of 256 tokens, median of two",
-        Bars(f"{_TPS} of training", list(speeds), {_TPS: list(speeds.values())}, shown="{:.0f}"),
+        Bars(f"{TPS} of training", list(speeds), {TPS: list(speeds.values())}, shown="{:.0f}"),
         "Tokens a second of training, each setting added to those before",
     )
 

@@ -110,14 +110,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
 
-    import torch
     from decode.models import SHAPES, write_checkpoint
 
     import native_library
     from hf_bitdistill.machine.environment import processor_name
+    from hf_bitdistill.ops.huge_pages import HugePageArena
 
     library = native_library.load()
-    buffer = torch.ones(READ_BYTES, dtype=torch.uint8)
+    # In large pages, as the cache is.
+    buffer = HugePageArena(READ_BYTES).rest()[:READ_BYTES].fill_(1)
 
     def read(threads: int) -> float:
         library.set_threads(threads)

@@ -300,11 +300,13 @@ def test_versions_of_tensors():
 def test_where_gradients_are_computed():
     seen = []
     x = torch.ones(1, requires_grad=True)
-    y = x * 2
-    y.register_hook(lambda gradient: seen.append(_compat.is_in_backward()))
-    assert not _compat.is_in_backward()
-    y.backward()
-    assert seen == [True] and not _compat.is_in_backward()
+    assert not _compat.is_in_backward() and _compat.backward_pass() == -1
+    for _ in range(2):
+        y = x * 2
+        y.register_hook(lambda gradient: seen.append((_compat.is_in_backward(), _compat.backward_pass())))
+        y.backward()
+    assert all(inside for inside, _ in seen) and seen[0] != seen[1]
+    assert not _compat.is_in_backward() and _compat.backward_pass() == -1
 
 
 def test_a_subclass_whose_operators_give_ordinary_tensors():

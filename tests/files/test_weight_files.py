@@ -25,7 +25,7 @@ def saved(tmp_path_factory):
     pack(student).save_pretrained(folder / "one")
     with torch.no_grad():
         student.model.embed_tokens.weight.add_(1)
-    pack(student).save_pretrained(folder / "shards", max_shard_size="30KB")
+    pack(student).save_pretrained(folder / "shards", max_shard_size="25KB")
     return folder
 
 

@@ -21,7 +21,7 @@ def bases(tmp_path_factory, _tiny_backend) -> dict[str, Path]:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_tiny_backend), pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
-    pack(make_student("llama", tie_word_embeddings=True)).save_pretrained(root / "shards", max_shard_size="20KB")
+    pack(make_student("llama", tie_word_embeddings=True)).save_pretrained(root / "shards", max_shard_size="16KB")
     tokenizer.save_pretrained(root / "shards")
     pack(make_student("qwen3_moe"), table_bits=8).save_pretrained(root / "mixture")
     make_student("qwen2").save_pretrained(root / "online")

@@ -125,7 +125,8 @@ def test_layers_without_kernels_are_one_graph():
     with torch.no_grad():
         assert torch.equal(compiled(x), layer(x))
     (expected,) = torch.autograd.grad(layer(x).sum(), x)
-    assert torch.equal(torch.autograd.grad(compiled(x).sum(), x)[0], expected)
+    # (The gradient of a SubLN is the native library's where no compiler looks: the same up to rounding.)
+    torch.testing.assert_close(torch.autograd.grad(compiled(x).sum(), x)[0], expected, rtol=1e-5, atol=1e-6)
     assert len(graphs) == 2 and not any("hf_bitdistill" in code.replace("hf_bitdistill_", "") for code in graphs)
 
 

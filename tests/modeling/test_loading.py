@@ -62,7 +62,11 @@ def test_options_survive_and_accumulators_are_equal(granularity, sub_norm, tmp_p
     offline.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert loaded.config.quantization_config.to_dict() == {**config.to_dict(), "quantization_mode": "offline"}
+    assert loaded.config.quantization_config.to_dict() == {
+        **config.to_dict(),
+        "quantization_mode": "offline",
+        "weight_bits": 1.6,
+    }
     tokens = random_tokens()
     assert torch.equal(logits(loaded, tokens), logits(online, tokens))
     x = torch.randn(3, 150)

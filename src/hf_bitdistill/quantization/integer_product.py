@@ -107,7 +107,8 @@ class IntegerProduct(torch.autograd.Function):
         codes, reciprocal = passes.codes(weight, weight_scale, dtype), token_scale.reciprocal()
         # (Of the shape of the result at once: a view could not be changed in place by a model.)
         y = F.linear(values.view(x.shape), codes)
-        passes.scaled(y.view(len(values), -1), y.view(len(values), -1), weight_scale, reciprocal)
+        flat = y.view(len(values), len(codes))
+        passes.scaled(flat, flat, weight_scale, reciprocal)
         wants_x, wants_weight = ctx.needs_input_grad[:2]
         by_row = weight_scale.numel() > 1
         ctx.save_for_backward(

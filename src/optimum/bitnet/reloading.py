@@ -125,7 +125,7 @@ class Reloading:
             return self._load_floats(self._loaded.folder, dtype)
         with TemporaryDirectory() as folder:
             packed = Path(folder) / "packed"
-            self._student.save(packed)
+            self._student.save(packed, weight_bits=self._student.config.quantization_config.weight_bits)
             model = self._load_floats(str(packed), dtype)
         if hasattr(self, "generation_config"):
             model.generation_config = copy.deepcopy(self.generation_config)

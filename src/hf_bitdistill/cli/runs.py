@@ -73,7 +73,7 @@ def check_no_training(output: str | Path) -> None:
 def set_card_aside(output: str | Path) -> None:
     """Take a card of ours from the model that is about to be replaced: it is of no other one."""
     card = Path(output) / CARD
-    if card.is_file() and is_ours(card.read_text(encoding="utf-8", errors="replace")):
+    if is_ours(card):
         print(f"{card} is of the model that was there: it is {set_aside(card).name} now", flush=True)
 
 

@@ -117,7 +117,7 @@ class DistillationConfig(TrainingArguments):
             After so many steps in a row whose loss or gradient is not finite the run stops. Those before are left out: they
             do not change the student. Overflows of float16 gradients, which the gradient scaler deals with, do not count.
         push_format (`str`, defaults to `"packed"`):
-            What `push_to_hub` publishes: `"packed"`, 2 bits a weight; `"online"`, the trainable student, in the folder `online`; or
+            What `push_to_hub` publishes: `"packed"`, 1.6 bits a weight; `"online"`, the trainable student, in the folder `online`; or
             `"both"`.
         logging_nan_inf_filter (`bool`, defaults to `False`):
             As in `TrainingArguments`, where it is on: it shows losses that are not finite as others.

@@ -55,7 +55,7 @@ def _named(name: str | os.PathLike | None) -> Iterator[tuple[str | os.PathLike, 
         if found is not None:
             return
         folder = Path(name).expanduser()
-        name = _of_card(folder / CARD) or _of_config(folder / CONFIG_NAME)
+        name = base_of(card_data(folder / CARD)) or _of_config(folder / CONFIG_NAME)
         # (A single name in a file is more likely a folder of the machine that wrote it.)
         found = exact_model_id(name) if name and "/" in name else None
 
@@ -65,26 +65,20 @@ def _of_cache(folder: Path) -> str | None:
     return f"{match[1]}/{match[2]}" if match else None
 
 
-def card_data(card: Path) -> ModelCardData | None:
-    """The metadata of a card; `None` where there is none, or a damaged one."""
+def card_data(card: str | Path) -> ModelCardData:
+    """The metadata of a card, of its text or its file; nothing where there is none, or a damaged one."""
     try:
-        return ModelCard.load(card, ignore_metadata_errors=True).data if card.is_file() else None
+        text = card.read_text(encoding="utf-8") if isinstance(card, Path) else card
+        if not text.lstrip().startswith("---"):
+            return ModelCardData()  # (of which the client warns)
+        return cast(ModelCardData, ModelCard(text, ignore_metadata_errors=True).data)
     except (OSError, ValueError, yaml.YAMLError):
-        return None
-
-
-def read_metadata(card: str) -> ModelCardData:
-    """The metadata in the text of a card; nothing where there is none, or a damaged one."""
-    if not card.startswith("---"):
-        return ModelCardData()  # (of which the client warns)
-    try:
-        return cast(ModelCardData, ModelCard(card, ignore_metadata_errors=True).data)
-    except (ValueError, yaml.YAMLError):
         return ModelCardData()
 
 
-def _of_card(card: Path) -> str | None:
-    base = getattr(card_data(card), "base_model", None)
+def base_of(data: ModelCardData) -> str | None:
+    """The base model that a card names, the first of several."""
+    base = data.base_model
     base = base[0] if isinstance(base, list) and base else base
     return base if isinstance(base, str) else None
 
@@ -108,7 +102,7 @@ def license_of(base: str | os.PathLike | None) -> str | None:
     return None
 
 
-def _license(data: CardData | None) -> str | None:
+def _license(data: CardData) -> str | None:
     named = getattr(data, "license", None)
     return named if isinstance(named, str) else None
 

@@ -19,7 +19,7 @@ from ...files.atomic import write_text
 from ...modeling.model_heads import PIPELINE_TASKS, head_of
 from ...modeling.sizes import Sizes
 from ...pages.tables import format_score, markdown_table
-from .base_model_id import CARD, base_model_id, exact_model_id, hub_model_id, license_of, read_metadata
+from .base_model_id import CARD, base_model_id, card_data, exact_model_id, hub_model_id, license_of
 
 
 logger = logging.get_logger(__name__)
@@ -152,7 +152,7 @@ def write_card(folder: Path, facts: CardFacts) -> Path:
     """`README.md`, and the scores for the Hub where they are on a dataset of the Hub; those of an older card go. What somebody else wrote
     there is set aside, with a warning. Returns the card's path."""
     card, text = folder / CARD, card_text(facts)
-    if card.is_file() and not is_ours(card.read_text(encoding="utf-8", errors="replace")):
+    if card.is_file() and not is_ours(card):
         logger.warning(f"{card} was not written by hf-bitdistill: it is {set_aside(card).name} now")
     write_text(card, text)
     entries, results = eval_results(facts), folder / EVAL_RESULTS
@@ -169,9 +169,9 @@ def card_text(facts: CardFacts) -> str:
     return str(build_card(facts)).rstrip("\n") + "\n"
 
 
-def is_ours(card: str) -> bool:
-    """Whether this library wrote the text of a card: its tags say so."""
-    return TAGS[0] in (read_metadata(card).tags or ())
+def is_ours(card: str | Path) -> bool:
+    """Whether this library wrote a card, its text or its file: its tags say so."""
+    return TAGS[0] in (card_data(card).tags or ())
 
 
 def set_aside(card: Path) -> Path:

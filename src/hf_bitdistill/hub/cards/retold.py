@@ -6,9 +6,9 @@ import dataclasses
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
-from .base_model_id import base_model_id, license_of, read_metadata
+from .base_model_id import base_model_id, base_of, card_data, license_of
 from .card import TAGS, TERNARY_TAGS, CardFacts, card_text
 
 
@@ -57,7 +57,7 @@ def taken_over(card: str, facts: CardFacts, same_student: bool) -> CardFacts:
     if not same_student:
         told.pop("datasets", None)
         known = facts.metadata.get("license") or license_of(facts.base)
-        if known is not None and _base_of(read_metadata(card)) != base_model_id(facts.base):
+        if known is not None and base_of(card_data(card)) != base_model_id(facts.base):
             told["license"] = known
     return dataclasses.replace(
         facts, metadata={**facts.metadata, **told}, tags=list(dict.fromkeys([*tags, *facts.tags]))
@@ -77,11 +77,6 @@ def _loading(text: str, made: str, facts: CardFacts) -> str:
         online = _made(dataclasses.replace(facts, push_format="online", gguf=()))[_LOADING]
         made = text.rstrip("\n") + online.removeprefix(f"## {_LOADING}")
     return _ending(made, text)
-
-
-def _base_of(data: ModelCardData) -> str | None:
-    base = data.base_model
-    return base[0] if isinstance(base, list) and base else base  # type: ignore[return-value]  # a list of names, or a name
 
 
 def _parts(card: str) -> list[tuple[str, str]]:

@@ -18,10 +18,10 @@ constexpr int64_t kFarBytes = 16384;
 constexpr int64_t kNearBytes = 2048;
 
 // Codes of 4 and 8 bits in one group leave little arithmetic between two loads, and there the prefetchers of the CPU
-// follow: two requests only get in their way. Measured on Zen 4, one thread, tables out of cache: 23 GB/s with two for 4
-// bits and 26 for 8 bits, 30 and 28 with one 8 KB ahead, 33 without any. So the distance is 0 there, which asks for the
-// line that is being read; other CPUs keep one request: plain_prefetch_bytes, set in dispatch.cpp. Short groups of 4 bits
-// (tables of 4 bits) have arithmetic of their own, and are 2 to 5 % faster with two.
+// follow: requests only get in their way. Measured on Zen 4: a token with an 8-bit head is 1.18 times as fast without any
+// (one thread, benchmarks/results/compare_prefetch_avx512_8.json). So the distance is 0 there, which asks for the line that
+// is being read; other CPUs keep one request: plain_prefetch_bytes, set in dispatch.cpp. Short groups of 4 bits (tables of
+// 4 bits) have arithmetic of their own, and keep both requests.
 
 // May point beyond the weights: a prefetch never faults. Always inlined, because GCC sees a function without results or
 // side effects and may leave out the call.

@@ -255,7 +255,7 @@ def head() -> Shown:
         [[label, *(f"{times[f'{t} threads'][name]['median']:.2f}" for t in (1, 2))] for name, label in labels.items()],
         [file],
         f"{machine(values['machine'])}; {values['model']}; {values['different_tokens']} of {values['tokens']:,} greedy tokens differ, "
-        f"{100 * values['rows_read']['mean']:.0f} % of the rows read whole; medians",
+        f"{100 * values['rows_read']['mean']:.1f} % of the rows read whole; medians",
         Bars(
             "milliseconds a token, lower is better", list(labels.values()),
             {f"{t} thread{'s' if t > 1 else ''}": [times[f"{t} threads"][name]["median"] for name in labels] for t in (1, 2)}, shown="{:.2f}",

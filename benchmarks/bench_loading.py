@@ -1,12 +1,12 @@
 """How long a model takes until its first token is possible, and how much memory meanwhile: from its checkpoint, and from its native file.
 
-    python benchmarks/bench_loading.py [--shapes 0.6B] [--rounds 5] [--folder FOLDER] --output benchmarks/results/loading.json
+    python benchmarks/bench_loading.py [--shapes 0.6B] [--weight_bits 2] [--rounds 5] [--folder FOLDER] --output benchmarks/results/loading.json
 
 Each load is the only one of a process of its own, all files are in the system's cache, and rounds are interleaved; medians are reported, and
 the least, which says more where other programs run. `seconds` is the call of `from_pretrained`, `cpu_seconds` what all threads computed
 meanwhile, `first_token_seconds` the token after it, `with_imports_seconds` all from the start of the process to that token. `peak_bytes` is what
 the process had at most above what it had before the call; `file_bytes` is the native file's size. "mixture" has the layers and experts of Qwen3-30B-A3B, a quarter of the former and small ones: its
-number of tensors is what costs, and what a larger one costs follows from bytes and tensors.
+number of tensors is what costs, and what a larger one costs follows from bytes and tensors. `weight_bits` are those of the checkpoint's file.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -66,6 +67,7 @@ def main() -> None:
     shapes = {**SHAPES, "mixture": Shape(512, 1536, 12, 8, 2, 32768, 64, 128, 8, 192)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["0.6B", "mixture"], choices=list(shapes))
+    parser.add_argument("--weight_bits", nargs="+", type=float, default=[1.6, 2], choices=(1.6, 2))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="keep the random models here; default: a temporary folder")
@@ -74,20 +76,33 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as temporary:
         for name in args.shapes:
-            checkpoint = (args.folder or Path(temporary)) / name
-            if not checkpoint.exists():
-                write_checkpoint(shapes[name], checkpoint)
-            first = measure(checkpoint, "native", args.threads)  # writes the file, if there is none
+            folders = {bits: (args.folder or Path(temporary)) / f"{name}-{bits}-bits" for bits in args.weight_bits}
+            for bits, folder in folders.items():
+                if not folder.exists():  # by a process of its own: what allocators keep is not taken from what is measured
+                    writer = multiprocessing.get_context("spawn").Process(
+                        target=write_checkpoint, args=(shapes[name], folder, bits)
+                    )
+                    writer.start()
+                    writer.join()
+                    if writer.exitcode:
+                        raise SystemExit(f"{name}: the model could not be written")
+            first = [measure(folder, "native", args.threads) for folder in folders.values()]  # writes the native files
+            kinds = {"checkpoint": "checkpoint", "native file": "native"}
             rounds = [
-                (measure(checkpoint, "checkpoint", args.threads), measure(checkpoint, "native", args.threads))
+                {
+                    (bits, kind): measure(folder, argument, args.threads)
+                    for bits, folder in folders.items()
+                    for kind, argument in kinds.items()
+                }
                 for _ in range(args.rounds)
             ]
-            (file,) = (checkpoint / NATIVE_FOLDER).glob("*.native")
-            for kind, loads in zip(("checkpoint", "native file"), zip(*rounds, strict=True), strict=True):
-                if any(load["token"] != first["token"] for load in loads):
+            for bits, kind in rounds[0]:
+                loads = [each[bits, kind] for each in rounds]
+                if any(load["token"] != first[0]["token"] for load in (*first, *loads)):
                     raise SystemExit(f"{name}: two ways of loading give two tokens")
                 if any(load["from_native_file"] != (kind == "native file") for load in loads):
                     raise SystemExit(f"{name}: the {kind} was not what it was loaded from")
+                (file,) = (folders[bits] / NATIVE_FOLDER).glob("*.native")
                 timed = {
                     key: [load[key] for load in loads]
                     for key in ("seconds", "cpu_seconds", "first_token_seconds", "with_imports_seconds", "peak_bytes")
@@ -95,11 +110,12 @@ def main() -> None:
                 results.append(
                     {
                         "shape": name,
+                        "weight_bits": bits,
                         "loaded_from": kind,
                         "threads": args.threads,
                         **{key: round(statistics.median(values), 3) for key, values in timed.items()},
                         "least_seconds": round(min(timed["seconds"]), 3),
-                        "checkpoint_bytes": sum(each.stat().st_size for each in checkpoint.glob("*.safetensors")),
+                        "checkpoint_bytes": sum(each.stat().st_size for each in folders[bits].glob("*.safetensors")),
                         "file_bytes": file.stat().st_size,
                         "tensors": loads[0]["tensors"],
                         "load_average": round(os.getloadavg()[0], 1),

@@ -43,17 +43,17 @@ SHAPES = {
 }
 
 
-def write_checkpoint(shape: Shape, folder: Path) -> None:
-    """A packed student of the Llama architecture, or with experts of Qwen3's, with random ternary weights."""
-    from huggingface_hub import save_torch_state_dict
+def write_checkpoint(shape: Shape, folder: Path, weight_bits: float = 2) -> None:
+    """A packed student of the Llama architecture, or with experts of Qwen3's, with random ternary weights of 2 or 1.6 bits in its file."""
     from transformers import AutoModelForCausalLM
 
     from hf_bitdistill import BitNetConfig
+    from hf_bitdistill.modeling.offline_files import write_offline
     from hf_bitdistill.modeling.surgery import convert_modules
 
     torch.manual_seed(0)
     config = shape.config(max_position_embeddings=4096, dtype="bfloat16")
-    quantization = BitNetConfig(quantization_mode="offline")
+    quantization = BitNetConfig(quantization_mode="offline", weight_bits=weight_bits)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     convert_modules(model, quantization)
@@ -71,9 +71,8 @@ def write_checkpoint(shape: Shape, folder: Path) -> None:
         else:
             tensors[name] = torch.randn(like.shape, dtype=torch.bfloat16) * 0.02
     folder.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict(tensors, folder, max_shard_size="50GB", metadata={"format": "pt"})
     config.quantization_config = quantization
-    config.save_pretrained(folder)
+    write_offline(folder, tensors, config, "50GB", model)
 
 
 def write_gguf(shape: Shape, checkpoint: Path, file: Path, kind: str = "TQ2_0") -> None:

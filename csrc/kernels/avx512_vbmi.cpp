@@ -9,8 +9,6 @@
 namespace bitdistill {
 namespace {
 
-constexpr int kTokens = 10, kFewTokens = 4;
-
 inline __m512i bytes(int value) { return _mm512_set1_epi8(static_cast<char>(value)); }
 
 // ---- Decoding --------------------------------------------------------------------------------------------------------
@@ -22,23 +20,26 @@ struct Tables {
 struct Digits {
   __m512i first, second;
 
-  Digits(__m512i coded, const Tables& tables) {
+  // `many`: products are the limit. Comparisons into a mask register compete with them for ports, so it takes none; that is one more
+  // instruction.
+  Digits(__m512i coded, const Tables& tables, bool many) {
     first = _mm512_permutexvar_epi8(coded, tables.first);
     // d2, d3 of `first`, e of the byte itself: right but where its high bits are 3.
     const __m512i common = _mm512_ternarylogic_epi32(bytes(0x0f), first, coded, 0xca);
-    second = _mm512_mask_permutexvar_epi8(common, _mm512_cmpge_epu8_mask(coded, bytes(0xc0)), coded, tables.second);
+    if (many) {
+      // A shuffle within lanes gives zero where the highest bit of an index is set: here where both are.
+      const __m512i right = _mm512_shuffle_epi8(bytes(-1), _mm512_and_si512(coded, _mm512_add_epi8(coded, coded)));
+      second = _mm512_ternarylogic_epi32(right, common, _mm512_permutexvar_epi8(coded, tables.second), 0xca);
+    } else {
+      second = _mm512_mask_permutexvar_epi8(common, _mm512_cmpge_epu8_mask(coded, bytes(0xc0)), coded, tables.second);
+    }
   }
 };
 
 constexpr int kDigits = 5;
 constexpr int kShift[kDigits] = {4, 6, 0, 2, 6};  // of digit k, in `first` (0, 1) or `second`
 
-// Digit k where it stands, and moved to the low bits.
-template <int K>
-inline __m512i in_place(const Digits& d) {
-  return _mm512_and_si512(K < 2 ? d.first : d.second, bytes(3 << kShift[K]));
-}
-
+// Digit k, moved to the low bits.
 template <int K>
 inline __m512i code(const Digits& d) {
   return _mm512_and_si512(_mm512_srli_epi16(K < 2 ? d.first : d.second, kShift[K]), bytes(3));
@@ -52,67 +53,85 @@ template <int T, int J, int K>
 constexpr int64_t kValues = K < 4 ? J * kChunkValues<T> + K * kStepCols : 4 * kChunkValues<T> + J * kStepCols;
 
 // ---- Few tokens: as there, a sum for each place that a digit has, 4^k times what it should be -------------------------
-// At most two of five digits share a place: 192 * 128 * (2^17 * 2 / 5) < 2^31.
+// At most two of five digits share a place: 192 * 128 * (2^17 * 2 / 5) < 2^31. With two sums a token there are two places:
+// what stands in the upper half of a byte is brought down to the lower one.
 
-template <int T>
-using Sums = __m512i[T][4];
-
-template <int T>
-inline void add(Sums<T>& sums, int place, __m512i codes, const int8_t* x) {
-#pragma GCC unroll 4
-  for (int t = 0; t < T; ++t) sums[t][place] = _mm512_dpbusd_epi32(sums[t][place], codes, broadcast(x + t * kChunkCols));
+// Adds the products of digit K of a vector to the sums of all tokens.
+template <int K, int T, int N>
+inline void add_digit(__m512i (&sums)[T][N], const Digits& digits, const int8_t* x) {
+  constexpr int kPlace = kShift[K] / 2 % N;
+  const __m512i codes = _mm512_and_si512(K < 2 ? digits.first : digits.second, bytes(3 << (2 * kPlace)));
+#pragma GCC unroll 9
+  for (int t = 0; t < T; ++t) sums[t][kPlace] = add(sums[t][kPlace], codes, broadcast(x + t * kChunkCols));
 }
 
-template <int T, int J>
-inline void add_vector(Sums<T>& sums, const uint8_t* group, const int8_t* x, const Tables& tables) {
+template <int J, int T, int N>
+inline void add_vector(__m512i (&sums)[T][N], const uint8_t* group, const int8_t* x, const Tables& tables) {
   prefetch(group + J * kVectorBytes);
-  const Digits digits(load(group + J * kVectorBytes), tables);
-  add<T>(sums, kShift[0] / 2, in_place<0>(digits), x + kValues<T, J, 0>);
-  add<T>(sums, kShift[1] / 2, in_place<1>(digits), x + kValues<T, J, 1>);
-  add<T>(sums, kShift[2] / 2, in_place<2>(digits), x + kValues<T, J, 2>);
-  add<T>(sums, kShift[3] / 2, in_place<3>(digits), x + kValues<T, J, 3>);
-  add<T>(sums, kShift[4] / 2, in_place<4>(digits), x + kValues<T, J, 4>);
+  Digits digits(load(group + J * kVectorBytes), tables, T > 2);
+  if (N == 2) digits.first = _mm512_srli_epi16(digits.first, 4);
+  add_digit<0>(sums, digits, x + kValues<T, J, 0>);
+  add_digit<1>(sums, digits, x + kValues<T, J, 1>);
+  add_digit<2>(sums, digits, x + kValues<T, J, 2>);
+  add_digit<3>(sums, digits, x + kValues<T, J, 3>);
+  if (N == 2) digits.second = _mm512_srli_epi16(digits.second, 4);
+  add_digit<4>(sums, digits, x + kValues<T, J, 4>);
+}
+
+// Two bits a weight: what is left at the end of a row.
+template <int T, int N>
+inline void add_chunk(__m512i (&sums)[T][N], const uint8_t* w, const int8_t* x) {
+  prefetch(w);
+  __m512i v = load(w);
+#pragma GCC unroll 4
+  for (int step = 0; step < kChunkSteps; ++step) {
+    if (N == 2 && step == 2) v = _mm512_srli_epi16(v, 4);
+    const __m512i codes = _mm512_and_si512(v, bytes(3 << (2 * (step % N))));
+#pragma GCC unroll 9
+    for (int t = 0; t < T; ++t) {
+      sums[t][step % N] = add(sums[t][step % N], codes, broadcast(x + t * kChunkCols + step * kStepCols));
+    }
+  }
 }
 
 template <int T>
 void multiply_few(const Tile& tile, int panel) {
-  constexpr int kSets = T <= 2 ? 2 : 1;
+  constexpr int kSets = T <= 2 ? 2 : 1, kSums = T <= 5 ? 4 : 2;
   const Tables tables;
   const uint8_t* w = tile.weights + panel * tile.panel_bytes;
   const int8_t* x = tile.x;
-  Sums<T> sums[kSets];
+  __m512i sums[kSets][T][kSums];
 #pragma GCC unroll 2
   for (auto& set : sums) {
+#pragma GCC unroll 9
+    for (int t = 0; t < T; ++t) {
 #pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) set[t][0] = set[t][1] = set[t][2] = set[t][3] = _mm512_setzero_si512();
+      for (int i = 0; i < kSums; ++i) set[t][i] = _mm512_setzero_si512();
+    }
   }
   int64_t chunks = tile.chunks;
   for (; chunks >= kDenseChunks; chunks -= kDenseChunks) {
-    add_vector<T, 0>(sums[0], w, x, tables);
-    add_vector<T, 1>(sums[kSets - 1], w, x, tables);
-    add_vector<T, 2>(sums[0], w, x, tables);
-    add_vector<T, 3>(sums[kSets - 1], w, x, tables);
+    add_vector<0>(sums[0], w, x, tables);
+    add_vector<1>(sums[kSets - 1], w, x, tables);
+    add_vector<2>(sums[0], w, x, tables);
+    add_vector<3>(sums[kSets - 1], w, x, tables);
     w += kDenseVectors * kVectorBytes;
     x += kDenseChunks * kChunkValues<T>;
   }
   for (; chunks > 0; --chunks) {
-    const __m512i v = load(w);
-#pragma GCC unroll 4
-    for (int step = 0; step < kChunkSteps; ++step) {
-      add<T>(sums[0], step, _mm512_and_si512(v, bytes(3 << (2 * step))), x + step * kStepCols);
-    }
+    add_chunk(sums[0], w, x);
     w += kVectorBytes;
     x += kChunkValues<T>;
   }
   const Floats scale = load_scales(tile, panel, 0);
-#pragma GCC unroll 4
+#pragma GCC unroll 9
   for (int t = 0; t < T; ++t) {
-    __m512i total[4];
+    __m512i all = _mm512_set1_epi32(start_sum(tile, t, 0));
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) total[i] = kSets == 2 ? _mm512_add_epi32(sums[0][t][i], sums[kSets - 1][t][i]) : sums[0][t][i];
-    const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(total[0], _mm512_srai_epi32(total[1], 2)),
-                                         _mm512_add_epi32(_mm512_srai_epi32(total[2], 4), _mm512_srai_epi32(total[3], 6)));
-    const __m512i all = _mm512_add_epi32(sum, _mm512_set1_epi32(start_sum(tile, t, 0)));
+    for (int i = 0; i < kSums; ++i) {
+      const __m512i sum = kSets == 2 ? _mm512_add_epi32(sums[0][t][i], sums[kSets - 1][t][i]) : sums[0][t][i];
+      all = _mm512_add_epi32(all, _mm512_srai_epi32(sum, static_cast<unsigned>(2 * i)));
+    }
     Floats y = {};
     finish_group(tile, panel, t, 0, load_vector<Ints>(&all), scale, &y);
     finish_output(tile, panel, t, y);
@@ -131,7 +150,7 @@ inline void add_step(Tokens<P, T>& sums, __m512i first, __m512i last, const int8
   for (int t = 0; t < T; ++t) {
     const __m512i values = broadcast(x + t * kChunkCols);
 #pragma GCC unroll 2
-    for (int p = 0; p < P; ++p) sums[p][t] = _mm512_dpbusd_epi32(sums[p][t], codes[p], values);
+    for (int p = 0; p < P; ++p) sums[p][t] = add(sums[p][t], codes[p], values);
   }
 }
 
@@ -152,7 +171,7 @@ void multiply_many(const Tile& tile, int panel) {
   for (; chunks >= kDenseChunks; chunks -= kDenseChunks) {
     const int8_t* fifth = x + kDenseVectors * kChunkValues<T>;
     for (int j = 0; j < kDenseVectors; ++j) {
-      const Digits a(load(w), tables), b(load(w + last), tables);
+      const Digits a(load(w), tables, true), b(load(w + last), tables, true);
       add_step<P, T>(sums, code<0>(a), code<0>(b), x);
       add_step<P, T>(sums, code<1>(a), code<1>(b), x + kStepCols);
       add_step<P, T>(sums, code<2>(a), code<2>(b), x + 2 * kStepCols);
@@ -183,21 +202,17 @@ void multiply_many(const Tile& tile, int panel) {
 
 using PanelFunction = void (*)(const Tile&, int);
 
-constexpr PanelFunction kFew[kFewTokens] = {multiply_few<1>, multiply_few<2>, multiply_few<3>, multiply_few<4>};
-
-template <int P>
-constexpr PanelFunction kMany[kTokens - kFewTokens] = {multiply_many<P, 5>, multiply_many<P, 6>, multiply_many<P, 7>,
-                                                       multiply_many<P, 8>, multiply_many<P, 9>, multiply_many<P, 10>};
+constexpr PanelFunction kFew[kFewTokens] = {multiply_few<1>, multiply_few<2>, multiply_few<3>, multiply_few<4>, multiply_few<5>,
+                                            multiply_few<6>, multiply_few<7>, multiply_few<8>, multiply_few<9>};
 
 void multiply(const Tile& tile) {
   if (tile.tokens <= kFewTokens) {
     for (int p = 0; p < tile.panels; ++p) kFew[tile.tokens - 1](tile, p);
     return;
   }
-  const int t = tile.tokens - kFewTokens - 1;
   int p = 0;
-  for (; p + 2 <= tile.panels; p += 2) kMany<2>[t](tile, p);
-  if (p < tile.panels) kMany<1>[t](tile, p);
+  for (; p + 2 <= tile.panels; p += 2) multiply_many<2, kTokens>(tile, p);
+  if (p < tile.panels) multiply_many<1, kTokens>(tile, p);
 }
 
 // ---- To two bits -----------------------------------------------------------------------------------------------------
@@ -208,7 +223,7 @@ void widen(const uint8_t* panel, int64_t chunks, uint8_t* wide) {
     __m512i fifth = _mm512_setzero_si512();
 #pragma GCC unroll 4
     for (int j = 0; j < kDenseVectors; ++j) {
-      const Digits digits(load(panel + j * kVectorBytes), tables);
+      const Digits digits(load(panel + j * kVectorBytes), tables, false);
       // d0, d1 stand in the high half of a byte and belong in the low one; d2, d3 the other way round.
       const __m512i low = _mm512_srli_epi16(digits.first, 4), high = _mm512_slli_epi16(digits.second, 4);
       _mm512_storeu_si512(wide + j * kVectorBytes, _mm512_ternarylogic_epi32(bytes(0x0f), low, high, 0xca));

@@ -7,25 +7,8 @@
 
 #include "kernels/x86_512.h"
 
-#ifndef BITDISTILL_REGISTER  // an emulation of these instructions has none
-#define BITDISTILL_REGISTER "v"
-#endif
-
 namespace bitdistill {
 namespace {
-
-constexpr int kTokens = 10;  // times two panels: 20 sums, and 12 registers for weights and codes
-constexpr int kFewTokens = 9;  // a token and eight candidates for those after it
-
-// Sums that a token has where they are few, so that additions do not wait for each other.
-constexpr int sums_of(int tokens) { return tokens <= 4 ? 4 : 2; }
-
-// The sum in its register before anything else: GCC 12 copies and spills sums that it may move.
-inline __m512i add(__m512i sum, __m512i codes, __m512i x) {
-  sum = _mm512_dpbusd_epi32(sum, codes, x);
-  asm("" : "+" BITDISTILL_REGISTER(sum));
-  return sum;
-}
 
 inline Ints as_ints(__m512i v) { return load_vector<Ints>(&v); }
 

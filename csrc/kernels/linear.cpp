@@ -121,7 +121,7 @@ struct Plan {
     } else {
       const int64_t share = div_up(all_panels, num_threads());
       const int64_t stream = div_up(kStreamBytes, largest_panel);
-      if (panels < stream) panels = stream < share ? stream : share;
+      if (panels < stream) panels = stream < share ? div_up(share, share / stream) : share;  // as many for every thread
       if (panels * largest_panel < kMinTaskBytes) panels = div_up(kMinTaskBytes, largest_panel);
     }
     if (panels < 1) panels = 1;

@@ -6,8 +6,18 @@
 #include "kernels/portable.h"
 #include "kernels/x86_prefetch.h"
 
+#ifndef BITDISTILL_REGISTER  // an emulation of these instructions has none
+#define BITDISTILL_REGISTER "v"
+#endif
+
 namespace bitdistill {
 namespace {
+
+constexpr int kTokens = 10;    // times two panels: 20 sums, and 12 registers for weights and codes
+constexpr int kFewTokens = 9;  // a token and eight candidates for those after it
+
+// Sums that a token has where they are few, so that additions do not wait for each other.
+constexpr int sums_of(int tokens) { return tokens <= 4 ? 4 : 2; }
 
 inline __m512i load(const uint8_t* p) { return _mm512_loadu_si512(p); }
 
@@ -16,6 +26,13 @@ inline __m512i broadcast(const int8_t* x) {
   int32_t bits;
   memcpy(&bits, x, sizeof bits);
   return _mm512_set1_epi32(bits);
+}
+
+// The sum in its register before anything else: GCC 12 copies and spills sums that it may move.
+inline __m512i add(__m512i sum, __m512i codes, __m512i x) {
+  sum = _mm512_dpbusd_epi32(sum, codes, x);
+  asm("" : "+" BITDISTILL_REGISTER(sum));
+  return sum;
 }
 
 // ---- Decoding: get(step) of a chunk ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from architectures import random_tokens
 from hf_bitdistill import BitNetConfig, apply_bitnet, pack
 from hf_bitdistill.cli.main import main
-from hf_bitdistill.files.atomic import lock_folder
+from hf_bitdistill.files.atomic import lock_folder, name_aside
 from hf_bitdistill.files.model_folder import NATIVE_FOLDER
 from hf_bitdistill.hub.source import model_files, other_files
 from hf_bitdistill.runtime import LowRank, NotAStudentError, describe, native_format, native_key, native_writing
@@ -447,6 +447,17 @@ def test_no_room(saved, monkeypatch):
     assert not is_ready(second) and torch.equal(logits(first), logits(second)) and native_files(folder) == []
     with pytest.raises(OSError, match="of free space and about"):
         native_writing.make_native_file(folder)
+
+
+def test_what_a_killed_writer_left_makes_room(saved, monkeypatch):
+    _, folder = saved()
+    place = native_writing.make_native_file(folder)
+    left = name_aside(place)
+    place.rename(left)
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000 if left.exists() else usage.free))
+    assert native_writing.make_native_file(folder) == place
+    assert not left.exists() and is_ready(load(folder))
 
 
 def test_a_disk_that_fills_up_meanwhile(saved, monkeypatch):

@@ -5,7 +5,8 @@
 Each interpreter is one in whose environment a build is installed. Each build lives in a process of its own and waits while the other is measured; in
 every round both are measured one right after the other, in turns the one or the other first. The ratio of a round compares these two; the median
 of the ratios (after / before in speed: below 1 is slower) says what the change costs, and its quartiles how well that is known on a machine that
-others use. Measured are decoding from an empty context, decoding at a depth, a prompt read at once, and some tokens read together at the depth, as
+others use. With `--environments` one build is compared with itself under another setting. Measured are decoding from an empty context, decoding
+at a depth, a prompt read at once, and some tokens read together at the depth, as
 assisted decoding does. Models are random (see `bench_decode.py`). `--cpu_time` counts the seconds that a process computes instead of those that pass:
 with one thread that leaves out what others took of a busy machine; with more it also counts threads that wait.
 """
@@ -118,6 +119,12 @@ def compare(builds: list[MeasuredProcess], threads: list[int], rounds: int) -> l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--interpreters", nargs=2, metavar=("BEFORE", "AFTER"), required=True)
+    parser.add_argument(
+        "--environments",
+        nargs=2,
+        metavar=("NAME=VALUE", "NAME=VALUE"),
+        help="a variable for each; the builds may be the same then",
+    )
     parser.add_argument("--shape", default="0.6B", help="one of bench_decode.py")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--head_bits", type=int, default=8, choices=[32, 16, 8, 4])
@@ -140,11 +147,15 @@ def main() -> None:
             subprocess.run([args.interpreters[0], __file__, "--write", args.shape, str(checkpoint)], check=True)
         builds = [
             MeasuredProcess(
-                interpreter, __file__, str(checkpoint), *map(json.dumps, (args.head_bits, settings, args.cpu_time))
+                interpreter,
+                __file__,
+                str(checkpoint),
+                *map(json.dumps, (args.head_bits, settings, args.cpu_time)),
+                environment=dict([setting.split("=", 1)]) if setting else {},
             )
-            for interpreter in args.interpreters
+            for interpreter, setting in zip(args.interpreters, args.environments or ("", ""), strict=True)
         ]
-        if builds[0].about == builds[1].about:
+        if builds[0].about == builds[1].about and not args.environments:
             raise SystemExit(f"both interpreters have the same build, {builds[0].about}")
         rows = compare(builds, args.threads, args.rounds)
         for build in builds:
@@ -154,6 +165,7 @@ def main() -> None:
     if args.output:
         about = {"shape": args.shape, "head_bits": args.head_bits, **settings, "rounds": args.rounds}
         about |= {"cpu_time": args.cpu_time, "date": date.today().isoformat()}
+        about |= {"environments": args.environments} if args.environments else {}
         about |= {"isa": os.environ.get("HF_BITDISTILL_ISA", "default"), "cpu": processor_name()}
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps({**about, "results": rows}, indent=2) + "\n")

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 
 class MeasuredProcess:
     """A script that writes a line of JSON when it is ready, and one for every line that it reads.
 
+    Args:
+        environment: variables beside those of this process.
+
     Attributes:
         about: what it wrote first.
     """
 
-    def __init__(self, interpreter: str, script: str, *arguments: str):
+    def __init__(self, interpreter: str, script: str, *arguments: str, environment: Mapping[str, str] | None = None):
         command = [interpreter, script, "--work", *arguments]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
         self.about = self._read()
 
     def _read(self) -> Any:

@@ -78,25 +78,9 @@ inline void add_vector(__m512i (&sums)[T][N], const uint8_t* group, const int8_t
   add_digit<4>(sums, digits, x + kValues<T, J, 4>);
 }
 
-// Two bits a weight: what is left at the end of a row.
-template <int T, int N>
-inline void add_chunk(__m512i (&sums)[T][N], const uint8_t* w, const int8_t* x) {
-  prefetch(w);
-  __m512i v = load(w);
-#pragma GCC unroll 4
-  for (int step = 0; step < kChunkSteps; ++step) {
-    if (N == 2 && step == 2) v = _mm512_srli_epi16(v, 4);
-    const __m512i codes = _mm512_and_si512(v, bytes(3 << (2 * (step % N))));
-#pragma GCC unroll 9
-    for (int t = 0; t < T; ++t) {
-      sums[t][step % N] = add(sums[t][step % N], codes, broadcast(x + t * kChunkCols + step * kStepCols));
-    }
-  }
-}
-
 template <int T>
 void multiply_few(const Tile& tile, int panel) {
-  constexpr int kSets = T <= 2 ? 2 : 1, kSums = T <= 5 ? 4 : 2;
+  constexpr int kSets = T <= 2 ? 2 : 1, kSums = sums_of(T);
   const Tables tables;
   const uint8_t* w = tile.weights + panel * tile.panel_bytes;
   const int8_t* x = tile.x;
@@ -119,7 +103,7 @@ void multiply_few(const Tile& tile, int panel) {
     x += kDenseChunks * kChunkValues<T>;
   }
   for (; chunks > 0; --chunks) {
-    add_chunk(sums[0], w, x);
+    add_ternary_chunk(w, x, sums[0]);  // of two bits a weight
     w += kVectorBytes;
     x += kChunkValues<T>;
   }

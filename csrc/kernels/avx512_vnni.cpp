@@ -79,25 +79,11 @@ struct FewTokens {
   static inline __m512i sum(const __m512i (&acc)[2]) { return _mm512_add_epi32(acc[0], acc[1]); }
 };
 
-// Ternary codes stay where they are in the byte, so that a mask alone decodes them: sum k is 4^k times what it should be,
-// at most 192 * 128 * (2^17 / 4) columns < 2^31, and an exact shift takes the factor off. The start is put in last. Where
-// a token has two sums, the upper half of the byte is brought down to the lower one.
 template <>
 struct FewTokens<TernaryCodes> {
   template <int T, int N>
   static inline void chunk(const uint8_t* w, const int8_t* x, int64_t, __m512i (&acc)[T][N]) {
-    prefetch(w);
-    __m512i v = load(w);
-#pragma GCC unroll 4
-    for (int step = 0; step < kChunkSteps; ++step) {
-      if (N == 2 && step == 2) v = _mm512_srli_epi16(v, 4);
-      const __m512i codes = _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(3 << (2 * (step % N)))));
-#pragma GCC unroll 9
-      for (int t = 0; t < T; ++t) {
-        __m512i& sum = acc[t][step % N];
-        sum = add(sum, codes, broadcast(x + t * kChunkCols + step * kStepCols));
-      }
-    }
+    add_ternary_chunk(w, x, acc);
   }
   static inline __m512i sum(const __m512i (&acc)[4]) {
     return _mm512_add_epi32(_mm512_add_epi32(acc[0], _mm512_srai_epi32(acc[1], 2)),

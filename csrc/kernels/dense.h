@@ -6,8 +6,7 @@
 // The code is made for a lookup of 64 bytes by six bits. A byte has digit e (of the fifth chunk) in its two high bits and a
 // place of a table in the six low ones, which tells the other digits of 64 of the 81 combinations there are. For the other
 // 17 the high bits are 3, and the low ones tell e too. Their places are chosen so that d0 and d1 are those of the first
-// table all the same: a second lookup, masked, mends d2, d3 and e. Measured against two bits:
-// benchmarks/bench_dense.py.
+// table all the same: a second lookup mends d2, d3 and e. Measured against two bits: benchmarks/bench_dense.py.
 #pragma once
 
 #include "kernels/kernels.h"
@@ -92,8 +91,8 @@ const DenseKernels* dense_kernels(const Kernels& kernels);
 const DenseKernels* avx512vbmi_dense_kernels();
 bool can_run_avx512vbmi();
 
-// Whether the dense form gains here what it is for: one token is faster with weights from memory, a few are not slower, and neither is
-// a prompt with weights from the cache. Measured once a process, in milliseconds.
+// Whether the dense form gains here what it is for: one token is faster with weights from memory, a few and a prompt are as fast with
+// weights from the cache. Measured once a process, in a twentieth of a second.
 bool dense_is_fast(const Kernels& kernels);
 
 }  // namespace bitdistill

@@ -17,7 +17,7 @@ constexpr int kTokens = 10;    // times two panels: 20 sums, and 12 registers fo
 constexpr int kFewTokens = 9;  // a token and eight candidates for those after it
 
 // Sums that a token has where they are few, so that additions do not wait for each other.
-constexpr int sums_of(int tokens) { return tokens <= 4 ? 4 : 2; }
+constexpr int sums_of(int tokens) { return tokens <= 5 ? 4 : 2; }
 
 inline __m512i load(const uint8_t* p) { return _mm512_loadu_si512(p); }
 
@@ -64,6 +64,27 @@ struct Int8Codes {
     return _mm512_xor_si512(load(w + step * kVectorBytes), _mm512_set1_epi8(static_cast<char>(0x80)));
   }
 };
+
+// ---- Few tokens ------------------------------------------------------------------------------------------------------
+
+// Adds a chunk of two bits a weight. Codes stay where they are in the byte, so that a mask alone decodes them: sum k is 4^k times what it
+// should be, at most 192 * 128 * (2^17 / 4) columns < 2^31, and an exact shift takes the factor off. The start is put in last. Where a token
+// has two sums, the upper half of the byte is brought down to the lower one.
+template <int T, int N>
+inline void add_ternary_chunk(const uint8_t* w, const int8_t* x, __m512i (&acc)[T][N]) {
+  prefetch(w);
+  __m512i v = load(w);
+#pragma GCC unroll 4
+  for (int step = 0; step < kChunkSteps; ++step) {
+    if (N == 2 && step == 2) v = _mm512_srli_epi16(v, 4);
+    const __m512i codes = _mm512_and_si512(v, _mm512_set1_epi8(static_cast<char>(3 << (2 * (step % N)))));
+#pragma GCC unroll 9
+    for (int t = 0; t < T; ++t) {
+      __m512i& sum = acc[t][step % N];
+      sum = add(sum, codes, broadcast(x + t * kChunkCols + step * kStepCols));
+    }
+  }
+}
 
 // ---- Limits ----------------------------------------------------------------------------------------------------------
 

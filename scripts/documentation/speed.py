@@ -7,7 +7,7 @@ from statistics import median
 
 from .charts import Bars, Lines
 from .shown import Shown, load, machine
-from .whole_models import TPS, machine_of, row_of
+from .whole_models import TPS, machine_of
 
 
 def students() -> list[tuple[str, dict, dict]]:
@@ -122,39 +122,41 @@ def kernels() -> Shown:
 # ---- What changed it -------------------------------------------------------------------------------------------------
 
 
-def _compared(files: Mapping[str, str], date: str, why: str) -> Shown:
-    labels = {
-        "decode": "decode",
-        "decode at depth": "decode at a depth",
-        "prompt": "prompt",
-        "together at depth": "8 tokens together at a depth",
-    }
+_COMPARED = {
+    "decode": "decode",
+    "decode at depth": "decode at a depth",
+    "prompt": "prompt",
+    "together at depth": "8 tokens together at a depth",
+}
+
+
+def _compared(files: Mapping[str, str], date: str, why: str, measure: str = "speed after / before") -> Shown:
     values: dict[str, list[float]] = {}
     for file, name in files.items():
         results = load(file)["results"]
         for threads in sorted({row["threads"] for row in results}):
             series = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
             by_what = {row["what"]: row["ratio"] for row in results if row["threads"] == threads}
-            values[series] = [by_what[what] for what in labels]
+            values[series] = [by_what[what] for what in _COMPARED]
     any_file = load(next(iter(files)))
     return Shown(
-        ["speed after / before", *labels.values()],
+        [measure, *_COMPARED.values()],
         [[name, *(f"{value:.2f}" for value in each)] for name, each in values.items()],
         list(files),
-        f"{machine({'cpu': any_file['cpu'], 'threads': max(row['threads'] for row in any_file['results']), 'date': date})}; shape of 0.6B, {why}",
-        Bars("speed after / before", list(labels.values()), values, shown="{:.2f}"),
-        "Speed after against before, by what is computed",
+        f"{machine({'cpu': any_file['cpu'], 'threads': max(row['threads'] for row in any_file['results']), 'date': date})}; {why}",
+        Bars(measure, list(_COMPARED.values()), values, shown="{:.2f}"),
+        f"{measure[0].upper()}{measure[1:]}, by what is computed",
     )
 
 
 def registers() -> Shown:
     files = {"compare_speed_avx512.json": "AVX-512", "compare_speed_avx2.json": "AVX2"}
-    return _compared(files, "2026-11-28", "8-bit head, two builds in turns")
+    return _compared(files, "2026-11-28", "shape of 0.6B, 8-bit head, two builds in turns")
 
 
 def one_order() -> Shown:
     files = {"compare_invariance_avx512.json": "AVX-512", "compare_invariance_avx2.json": "AVX2"}
-    return _compared(files, "2026-11-27", "8-bit head, medians of CPU time, beside other work")
+    return _compared(files, "2026-11-27", "shape of 0.6B, 8-bit head, medians of CPU time, beside other work")
 
 
 def long_context() -> Shown:
@@ -277,18 +279,33 @@ def head_rows() -> Shown:
 
 
 def loading() -> Shown:
-    file = "loading.json"
-    names = {"0.6B": "0.6B, 8-bit head", "mixture": "a mixture with 4,656 tensors"}
-    columns = ("checkpoint", "native file")
-    found = {label: [row_of(file, shape=shape, loaded_from=way) for way in columns] for shape, label in names.items()}
+    shapes = {
+        "0.6B, 8-bit head": ("loading.json", "0.6B"),
+        "a mixture with 4,656 tensors": ("loading.json", "mixture"),
+        "30B-A3B, 18,624 tensors": ("loading_30b.json", "30B-A3B"),
+    }
+    ways = {
+        "checkpoint, 1.6 bits": {"weight_bits": 1.6, "loaded_from": "checkpoint"},
+        "checkpoint, 2 bits": {"weight_bits": 2.0, "loaded_from": "checkpoint"},
+        "native file": {"weight_bits": 1.6, "loaded_from": "native file"},
+    }
+    rows, seconds = [], {}
+    for label, (file, shape) in shapes.items():
+        found = {
+            way: next((row for row in load(file) if row.items() >= {"shape": shape, **which}.items()), None)
+            for way, which in ways.items()
+        }
+        rows.append([label, *(f"{row['seconds']:.2f}" if row else "not run" for row in found.values())])
+        if all(found.values()):
+            seconds[label] = [row["seconds"] for row in found.values()]
     return Shown(
-        ["seconds until the first token is possible", *columns],
-        [[label, *(f"{row['seconds']:.2f}" for row in rows)] for label, rows in found.items()],
-        [file],
-        f"{machine_of(load(file)[0])}; without imports, files in the page cache",
+        ["seconds until the first token is possible", *ways],
+        rows,
+        ["loading.json", "loading_30b.json"],
+        f"{machine_of(load('loading.json')[0])}; without imports, files in the page cache",
         Bars(
-            "seconds, lower is better", list(found),
-            {column: [rows[index]["seconds"] for rows in found.values()] for index, column in enumerate(columns)}, shown="{:.2f}",
+            "seconds, lower is better", list(seconds),
+            {way: [values[index] for values in seconds.values()] for index, way in enumerate(ways)}, shown="{:.2f}",
         ),
         "Seconds to load from the checkpoint and from the native file",
     )  # fmt: skip
@@ -316,6 +333,12 @@ def dense() -> Shown:
         Lines("tokens at once, weights from the cache", "times as fast as with 2 bits", {"1.6 bits, median of the shapes": (tokens, [median(speedups("cache", count)) for count in tokens])}, {"2 bits": 1.0}, log_x=True, ticks=tokens),
         "Speed of products with 1.6 bits a weight against 2 bits",
     )  # fmt: skip
+
+
+def dense_models() -> Shown:
+    files = {f"compare_dense_{shape}.json": shape for shape in ("0.6B", "2B4T")}
+    date = load("compare_dense_0.6B.json")["date"]
+    return _compared(files, date, "8-bit head, both in turns", "speed with 1.6 bits / with 2 bits")
 
 
 def _range(values: Sequence[float]) -> list[str]:

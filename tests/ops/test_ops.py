@@ -196,7 +196,9 @@ def test_gradient_is_straight_through(backend):
     torch.testing.assert_close(torch.autograd.grad(ops.packed_linear(x, packed, 20, None), x, grad)[0], plain)
 
 
-def test_opcheck(backend):
+@pytest.mark.parametrize("dense", ["0", "1"])
+def test_opcheck(backend, monkeypatch, dense):
+    monkeypatch.setenv("HF_BITDISTILL_DENSE", dense)
     generator = torch.Generator().manual_seed(7)
     values, _, _, packed = make("row", 20, 70, generator)
     x = torch.randn(3, 70, generator=generator)
@@ -206,6 +208,8 @@ def test_opcheck(backend):
     check(library.ternary_pack.default, (stored, torch.rand(20), 20))
     check(library.ternary_pack.default, (stored, torch.rand(20, 2), 20, 64))
     check(library.ternary_pack.default, (stored, torch.rand(1), 20))
+    wide = torch.randint(-1, 2, (20, 16 * 7 + 3), dtype=torch.int8)
+    check(library.ternary_pack.default, (storage(wide), torch.rand(1), 20))
     check(library.int8_pack.default, (values, torch.rand(20)))
     check(library.int4_pack.default, (torch.zeros((20, 35), dtype=torch.uint8), torch.rand(20, 3).half(), 70))
     check(library.packed_linear.default, (x, packed, 20))

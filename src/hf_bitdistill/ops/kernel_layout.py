@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -70,6 +70,13 @@ class PackedWeight:
         if self.format == TERNARY_DENSE:
             chunks -= chunks // _DENSE_CHUNKS
         return _Layout(_ALIGNMENT, data, data + panels * _PANEL * chunks * _CHUNK * _BITS[self.format] // 8)
+
+    def densest(self) -> PackedWeight:
+        """That of the same ternary weights with five in a byte; itself where that form does not exist or gains nothing."""
+        has_form = (
+            self.format == TERNARY and self.group_size == 0 and _up(self.cols, _CHUNK) // _CHUNK >= _DENSE_CHUNKS
+        )
+        return replace(self, format=TERNARY_DENSE) if has_form else self
 
 
 def read_header(packed: Tensor) -> PackedWeight:

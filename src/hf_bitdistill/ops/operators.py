@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..quantization import INT4_GROUP, dequantize_table, expand_weight_scale, unpack_ternary
+from . import binding
 from . import kernel_layout as form
 
 
@@ -79,6 +80,14 @@ def _ternary_header(weight: Tensor, scale: Tensor, out_features: int, group_size
     return header
 
 
+def _fake_ternary_pack(weight, weight_scale, out_features, group_size=0):
+    header = _ternary_header(weight, weight_scale, out_features, group_size)
+    library = binding.library() if weight.device.type == "cpu" else None
+    if library is not None and library.packs_densely:
+        header = header.densest()
+    return weight.new_empty(header.layout.total)
+
+
 def _fake_int4_pack(weight, weight_scale, in_features):
     header = form.PackedWeight(form.INT4, weight.shape[0], in_features, INT4_GROUP)
     return weight.new_empty(header.layout.total, dtype=torch.uint8)
@@ -86,9 +95,7 @@ def _fake_int4_pack(weight, weight_scale, in_features):
 
 _define(
     "ternary_pack(Tensor weight, Tensor weight_scale, int out_features, int group_size=0) -> Tensor",
-    lambda weight, weight_scale, out_features, group_size=0: weight.new_empty(
-        _ternary_header(weight, weight_scale, out_features, group_size).layout.total
-    ),
+    _fake_ternary_pack,
 )
 _define(
     "int8_pack(Tensor weight, Tensor weight_scale) -> Tensor",

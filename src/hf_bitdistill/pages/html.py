@@ -10,12 +10,18 @@ from pathlib import Path
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <style>
-body {{ font-family: sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-img {{ max-width: 100%; }}
-table {{ border-collapse: collapse; margin: 1rem 0; }}
+body {{ font-family: sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff; }}
+img {{ max-width: 100%; background: #fff; }}
+table {{ border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }}
 th, td {{ border: 1px solid #ccc; padding: 0.2rem 0.6rem; text-align: left; }}{style}
+@media (prefers-color-scheme: dark) {{
+body {{ color: #ddd; background: #1e2129; }}
+a {{ color: #8ab4f8; }}
+th, td {{ border-color: #555; }}
+}}
 </style></head><body>
 <h1>{title}</h1>
 {body}

@@ -17,12 +17,13 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table; every cell is escaped."""
+    """An HTML table; every cell is escaped. A header without any word is left out."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    return "\n".join(["<table>", line("th", header), *(line("td", row) for row in rows), "</table>"])
+    head = [line("th", header)] if any(header) else []
+    return "\n".join(["<table>", *head, *(line("td", row) for row in rows), "</table>"])
 
 
 def text_table(lines: Sequence[Sequence[str]], numbers: bool = True) -> str:

@@ -31,7 +31,7 @@ def tokens_per_second(model: str | Path, packed: bool) -> tuple[float | None, st
     except ValueError as error:
         return None, str(error)
     if not packed:
-        note = f"Speed: writing {found.new_tokens} tokens after {found.prompt_tokens}; full precision in {found.backend}, ternary students in the native decoder, {found.threads} thread(s)."
+        note = f"Speed: writing {found.new_tokens} tokens after {found.prompt_tokens}; full precision in {found.backend}, ternary students in the native decoder, {found.threads} thread{'' if found.threads == 1 else 's'}."
     elif found.backend != "native":
         note = f"Packed students were timed in {found.backend}: the native decoder cannot be used here, or does not know this architecture."
     else:

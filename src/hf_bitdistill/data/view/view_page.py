@@ -21,6 +21,11 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #ccc; pa
 td { white-space: pre-wrap; }
 .trained { background: #c9ecc9; }
 .special { color: #92278f; font-weight: bold; }
+@media (prefers-color-scheme: dark) {
+pre { background: #15171d; border-color: #555; }
+.trained { background: #20502a; }
+.special { color: #e39bdc; }
+}
 """
 
 

@@ -21,6 +21,7 @@ import datetime
 import importlib.util
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
@@ -39,19 +40,18 @@ from hf_bitdistill.ops.huge_pages import HugePageArena
 READ_BYTES = 1200 << 20  # larger than the last-level cache
 
 
-def serve(connection, system, decode_tokens: int) -> None:
-    """A process with one system: loads it, then measures on the instruction set it is told, whenever it is told one."""
+def serve(connection, system, decode_tokens: int, isa: str | None) -> None:
+    """A process with one system on one instruction set, by which the form of its weights is chosen: loads it, then measures whenever it is told to."""
+    if isa is not None:
+        os.environ["HF_BITDISTILL_ISA"] = isa
     from hf_bitdistill.evaluation.speed.speed_worker import load_runner
-    from hf_bitdistill.ops import binding
 
     start = time.perf_counter()
     runner = load_runner(system)
     connection.send({"load_seconds": time.perf_counter() - start, "bytes_per_token": runner.bytes_per_token})
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, runner.vocab_size, (system.prompt_tokens,), generator=generator).tolist()
-    while (isa := connection.recv()) != "stop":
-        if isa is not None:
-            binding.load()[0].set_isa(isa)
+    while connection.recv() != "stop":
         start = time.perf_counter()
         runner.prefill(prompt)
         prefill = time.perf_counter() - start
@@ -65,18 +65,18 @@ def serve(connection, system, decode_tokens: int) -> None:
 class Worker:
     """The other end of [`serve`]."""
 
-    def __init__(self, system, decode_tokens: int):
+    def __init__(self, system, decode_tokens: int, isa: str | None = None):
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, system, decode_tokens), daemon=True)
+        self._process = context.Process(target=serve, args=(theirs, system, decode_tokens, isa), daemon=True)
         self._process.start()
         theirs.close()
         self.about = self._connection.recv()
         self.pid = self._process.pid
 
-    def measure(self, isa: str | None) -> tuple[float, float]:
+    def measure(self) -> tuple[float, float]:
         """Tokens a second of prefill and of decoding."""
-        self._connection.send(isa)
+        self._connection.send("measure")
         return self._connection.recv()
 
     def stop(self) -> None:
@@ -105,8 +105,8 @@ class Limits:
         return read, peaks
 
 
-def start_workers(name: str, args: argparse.Namespace, folder: Path) -> dict[tuple[str, int], Worker]:
-    """By label and threads."""
+def start_workers(name: str, args: argparse.Namespace, folder: Path) -> dict[tuple[str, str | None, int], Worker]:
+    """By label, instruction set (`None`: another program's own) and threads."""
     from hf_bitdistill.evaluation.speed import System
 
     shape = SHAPES[name]
@@ -127,12 +127,13 @@ def start_workers(name: str, args: argparse.Namespace, folder: Path) -> dict[tup
         sizes = (args.prompt, args.new_tokens)
         for bits in args.head_bits:
             system = System("native", str(checkpoint), *sizes, threads=threads, head_bits=bits)
-            workers[f"hf-bitdistill, {bits}-bit head", threads] = Worker(system, args.new_tokens)
+            for isa in args.isas:
+                workers[f"hf-bitdistill, {bits}-bit head", isa, threads] = Worker(system, args.new_tokens, isa)
         if peers:
             system = System("llama.cpp", str(gguf_file), *sizes, threads=threads)
             worker = Worker(system, args.new_tokens)
             worker.about["bytes_per_token"] = gguf_bytes_per_token(gguf_file)
-            workers["llama.cpp TQ2_0, Q8_0 head", threads] = worker
+            workers["llama.cpp TQ2_0, Q8_0 head", None, threads] = worker
     return workers
 
 
@@ -153,12 +154,11 @@ def measure_shape(name: str, args: argparse.Namespace, folder: Path, limits: Lim
                 reads[threads].append(read)
                 for isa, peak in of_isas.items():
                     peaks[isa, threads].append(peak)
-        for (label, threads), worker in workers.items():
-            for isa in args.isas if label.startswith("hf-bitdistill") else [None]:
-                rate = worker.measure(isa)
-                about[label, isa, threads] = worker.about
-                if round_number:
-                    rates.setdefault((label, isa, threads), []).append(rate)
+        for key, worker in workers.items():
+            rate = worker.measure()
+            about[key] = worker.about
+            if round_number:
+                rates.setdefault(key, []).append(rate)
         for program in programs if round_number else []:
             for threads in args.threads:
                 found = program.run(name, args.prompt, args.new_tokens, threads)

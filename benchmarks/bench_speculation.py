@@ -1,12 +1,14 @@
 """What prompt lookup is worth: tokens a second with and without it, on texts of a file, and what reading several tokens costs.
 
     python benchmarks/bench_speculation.py --model PACKED --name NAME --texts ARTICLES.jsonl.gz --field document [--template "{}\\nSummary:"] [--chat]
-        --output benchmarks/results/speculation.json
+        [--written_by MODEL] --output benchmarks/results/speculation.json
 
 Every text is continued greedily, `new_tokens` tokens, without prompt lookup, with several fixed numbers of candidates, and with
 `num_assistant_tokens_schedule="heuristic"`, where the number follows what was accepted; ways take turns for each text, and tokens a second are those
 after the first pass. The tokens must be the same in all ways. `tokens_per_read` is how many tokens a pass through the weights gave, `accepted` the share
-of candidates that were right. `verification` is what reading n tokens at once costs, all logits wanted, in times of one token.
+of candidates that were right. With `--written_by` every way writes what another model of the same vocabulary does (greedily, in transformers, up to its
+end of text): how many guesses are right is that model's, the time is the student's. So a short training, whose student repeats itself, does not flatter
+the guesses. `verification` is what reading n tokens at once costs, all logits wanted, in times of one token.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pathlib import Path
 
 import torch
 from clocks import TokenClock
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from hf_bitdistill.machine.environment import describe_environment
 from optimum.bitnet import BitNetModelForCausalLM
@@ -53,6 +55,38 @@ class Counter:
     def start(self) -> None:
         """Before a prompt."""
         self.calls, self.tokens, self._is_prompt = 0, 0, True
+
+
+class Written(LogitsProcessor):
+    """Has tokens written in their order.
+
+    Args:
+        tokens: the next ones.
+        start: how many stand before them.
+    """
+
+    # (Not by leaving out all others: candidates that cannot be chosen would not be tried.)
+    _ABOVE_ALL = 1e4
+
+    def __init__(self, tokens: list[int], start: int):
+        self._tokens, self._start = tokens, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        place = input_ids.shape[1] - self._start
+        if place < len(self._tokens):
+            scores = scores.clone()
+            scores[:, self._tokens[place]] = self._ABOVE_ALL
+        return scores
+
+
+def written_by(folder: Path, prompts: list[torch.Tensor], new_tokens: int) -> list[list[int]]:
+    """What a model in full precision writes after prompts, to the end of the text."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    texts = [
+        model.generate(ids, max_new_tokens=new_tokens, do_sample=False, attention_mask=torch.ones_like(ids))
+        for ids in prompts
+    ]
+    return [text[0, ids.shape[1] :].tolist() for text, ids in zip(texts, prompts, strict=True)]
 
 
 def read_texts(file: Path, field: str, count: int) -> list[str]:
@@ -101,6 +135,7 @@ def main() -> None:
     parser.add_argument(
         "--chat", action="store_true", help="put the filled template into the tokenizer's chat template"
     )
+    parser.add_argument("--written_by", type=Path, help="a model whose texts every way writes")
     parser.add_argument("--count", type=int, default=20, help="texts")
     parser.add_argument("--prompt_tokens", type=int, default=768, help="the text is cut off there")
     parser.add_argument("--new_tokens", type=int, default=96)
@@ -112,19 +147,26 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = BitNetModelForCausalLM.from_pretrained(args.model, head_bits=args.head_bits)
     room = min(args.prompt_tokens, model.decoder.spec.max_positions - args.new_tokens - 16)
+    texts = read_texts(args.texts, args.field, args.count)
+    prompts = [prompt_of(tokenizer, args, text, room) for text in texts]
+    given = written_by(args.written_by, prompts, args.new_tokens) if args.written_by else [None] * len(prompts)
     costs = verification(model, range(1, 10), rounds=60)
 
     counter, found = Counter(model.decoder), {way: [0.0, 0, 0, 0] for way in WAYS}
-    for text in read_texts(args.texts, args.field, args.count):
-        prompt = prompt_of(tokenizer, args, text, room)
-        expected = None
+    for prompt, expected in zip(prompts, given, strict=True):
+        written = LogitsProcessorList([Written(expected, prompt.shape[1])] if expected else [])
         for way, options in WAYS.items():
             config = GenerationConfig(
-                max_new_tokens=args.new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0, **options
+                max_new_tokens=len(expected) if args.written_by else args.new_tokens,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+                **options,
             )
             clock = TokenClock()
             counter.start()
-            ids = model.generate(prompt, generation_config=config, streamer=clock)[0, prompt.shape[1] :].tolist()
+            ids = model.generate(prompt, generation_config=config, streamer=clock, logits_processor=written)
+            ids = ids[0, prompt.shape[1] :].tolist()
             expected = expected or ids
             if ids != expected:
                 raise SystemExit(f"{way} gives other tokens")
@@ -150,6 +192,7 @@ def main() -> None:
             for name, value in vars(args).items()
             if name not in ("model", "output")
         },
+        "new_tokens": found["none"][1],
         "verification": {count: round(seconds / costs[1], 3) for count, seconds in costs.items()},
         "rows": rows,
         "load_average": round(os.getloadavg()[0], 1),

@@ -92,7 +92,7 @@ const DenseKernels* avx512vbmi_dense_kernels();
 bool can_run_avx512vbmi();
 
 // Whether the dense form gains here what it is for: one token is faster with weights from memory, a few and a prompt are as fast with
-// weights from the cache. Measured once a process, in a twentieth of a second.
+// weights from the cache. Measured once a process, in a tenth of a second.
 bool dense_is_fast(const Kernels& kernels);
 
 }  // namespace bitdistill

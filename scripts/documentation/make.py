@@ -27,7 +27,7 @@ SHOWN: dict[str, Callable[[], Shown]] = {
         accuracy.ablations, accuracy.levers, accuracy.left_off, accuracy.tokens, accuracy.batch, accuracy.rates,
         accuracy.small_model, accuracy.first_token, accuracy.warm_start, accuracy.sub_norm,
         whole_models.decode, whole_models.mixture, whole_models.isas, speed.kept, speed.generate, speed.modules, speed.kernels,
-        speed.registers, speed.one_order, speed.long_context, speed.kv_bits, speed.sizes, speed.tables, speed.head, speed.head_rows, speed.loading,
+        speed.registers, speed.one_order, speed.long_context, speed.kv_bits, speed.sizes, speed.tables, speed.head, speed.head_rows, speed.speculation, speed.verification, speed.loading,
         speed.dense, speed.dense_models, speed.training, training_steps.training_step, training_steps.distillation_step, speed.same_answers, speed.llama_cpp,
         speed.other_programs,
     )

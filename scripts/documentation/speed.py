@@ -278,6 +278,41 @@ def head_rows() -> Shown:
     )  # fmt: skip
 
 
+def speculation() -> Shown:
+    file = "speculation.json"
+    values = load(file)
+    rows = values["rows"]
+    labels = {"none": "without", "lookup 10, heuristic": "10, as many as pay"}
+    names = [labels.get(row["way"], row["way"].removeprefix("lookup ")) for row in rows]
+    return Shown(
+        ["guesses", TPS, "against without", "tokens a pass", "guesses that were right"],
+        [
+            [
+                name, f"{row['tokens_per_second']:.0f}", f"{row['against_none']:.2f}", f"{row['tokens_per_read']:.2f}",
+                "" if row["accepted"] is None else f"{100 * row['accepted']:.0f} %",
+            ]
+            for name, row in zip(names, rows, strict=True)
+        ],
+        [file],
+        f"{machine(values['machine'])}; {values['settings']['name']}, {values['settings']['count']} articles of CNN/DailyMail, "
+        f"{values['settings']['new_tokens']} tokens each, {values['settings']['head_bits']}-bit head",
+        Bars(TPS, names, {"greedy": [row["tokens_per_second"] for row in rows]}),
+        "Tokens a second by the number of guesses",
+    )  # fmt: skip
+
+
+def verification() -> Shown:
+    file = "speculation.json"
+    values = load(file)
+    counts = [count for count in values["verification"] if int(count) in (1, 2, 4, 6, 8, 9)]
+    return Shown(
+        ["tokens read together", *counts],
+        [["time, of one token's", *(f"{values['verification'][count]:.2f}" for count in counts)]],
+        [file],
+        f"{machine(values['machine'])}; {values['settings']['name']}, all logits wanted",
+    )
+
+
 def loading() -> Shown:
     shapes = {
         "0.6B, 8-bit head": ("loading.json", "0.6B"),

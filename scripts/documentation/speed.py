@@ -216,7 +216,7 @@ def sizes() -> Shown:
         ["packed (times smaller)", "bfloat16", *columns.values()],
         rows,
         [file],
-        f"{values['environment']['date']}; ternary weights in 2 bits",
+        f"{values['environment']['date']}; ternary weights in 1.6 bits",
         Bars("MB on disk", list(values["sizes"]), drawn, shown="{:.0f}"),
         "Size on disk of packed models by the bits of embedding and head",
     )
@@ -282,7 +282,7 @@ def speculation() -> Shown:
     file = "speculation.json"
     values = load(file)
     rows = values["rows"]
-    labels = {"none": "without", "lookup 10, heuristic": "10, as many as pay"}
+    labels = {"none": "without", "lookup 10, heuristic": "up to 10, adaptive"}
     names = [labels.get(row["way"], row["way"].removeprefix("lookup ")) for row in rows]
     return Shown(
         ["guesses", TPS, "against without", "tokens a pass", "guesses that were right"],
@@ -295,7 +295,7 @@ def speculation() -> Shown:
         ],
         [file],
         f"{machine(values['machine'])}; {values['settings']['name']}, {values['settings']['count']} articles of CNN/DailyMail, "
-        f"{values['settings']['new_tokens']} tokens each, {values['settings']['head_bits']}-bit head",
+        f"up to {values['settings']['new_tokens']} tokens each, {values['settings']['head_bits']}-bit head",
         Bars(TPS, names, {"greedy": [row["tokens_per_second"] for row in rows]}),
         "Tokens a second by the number of guesses",
     )  # fmt: skip
@@ -337,7 +337,7 @@ def loading() -> Shown:
         ["seconds until the first token is possible", *ways],
         rows,
         ["loading.json", "loading_30b.json"],
-        f"{machine_of(load('loading.json')[0])}; without imports, files in the page cache",
+        f"{machine_of(load('loading.json')[0])} (30B-A3B: {load('loading_30b.json')[0]['date'][:10]}); without imports, files in the page cache",
         Bars(
             "seconds, lower is better", list(seconds),
             {way: [values[index] for values in seconds.values()] for index, way in enumerate(ways)}, shown="{:.2f}",

@@ -132,7 +132,10 @@ def test_layers_without_kernels_are_one_graph():
     (expected,) = torch.autograd.grad(layer(x).sum(), x)
     # (The gradient of a SubLN is the native library's where no compiler looks: the same up to rounding.)
     torch.testing.assert_close(torch.autograd.grad(compiled(x).sum(), x)[0], expected, rtol=1e-5, atol=1e-6)
-    assert len(graphs) == 2 and not any("hf_bitdistill" in code.replace("hf_bitdistill_", "") for code in graphs)
+    # (The compiler of torch 2.9 takes whatever it compiles for an export, which holds the operator.)
+    exports = torch.compile(lambda x: x + torch.compiler.is_exporting(), backend="eager", fullgraph=True)
+    holds_operator = any("hf_bitdistill" in code.replace("hf_bitdistill_", "") for code in graphs)
+    assert len(graphs) == 2 and holds_operator == bool(exports(torch.zeros(1)))
 
 
 @pytest.mark.parametrize("table_bits", [8, 4])

@@ -29,13 +29,50 @@ SENTENCES = [
 ]
 
 
+# Files that take ten seconds and more, the longest first: one of them at the end leaves a worker alone with it.
+_LONG = (
+    "test_cpp.py",
+    "test_recipe_resume.py",
+    "test_run_recipe.py",
+    "test_compile.py",
+    "test_trainer_runs.py",
+    "test_ternary_runs.py",
+    "test_verify.py",
+    "test_notebooks.py",
+    "test_architectures.py",
+    "test_overwriting.py",
+    "test_run_given_models.py",
+    "test_engines.py",
+    "test_warm_start.py",
+    "test_config_keys.py",
+    "test_accuracy.py",
+    "test_surgery.py",
+    "test_quickstart_run.py",
+    "test_out_of_core.py",
+    "test_ternary_gather.py",
+    "test_streamed_rows.py",
+    "test_transformers_examples.py",
+    "test_transformers_checkpoint.py",
+)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What asks for `shared_dir` is marked, before `-m` chooses; the file that takes minutes comes first, else a worker is alone with it."""
+    """What asks for `shared_dir` is marked, before `-m` chooses; long files come first."""
     for item in items:
         if "shared_dir" in item.fixturenames:
             item.add_marker("needs_shared")
-    items.sort(key=lambda item: item.path.name != "test_cpp.py")
+    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Garbage is looked for when all is imported: among so many new objects, which all stay, it takes a quarter of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +119,7 @@ def _called(node: ast.Call) -> str:
     return node.func.id if isinstance(node.func, ast.Name) else ""
 
 
+@functools.cache
 def foreign_uses(root: Path = SOURCE) -> list[Use]:
     """Private names that are defined neither in the file that names them nor in one of ours that it imports; for what a class inherits,
     nor in one that those import."""

@@ -1,6 +1,7 @@
 """No source names anything private of another library but `_compat.py`, and what classes of ours inherit is there as they expect it."""
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -103,6 +104,7 @@ LIBRARIES = (
 _MADE = {"_abc_impl", "_backward_cls"}
 
 
+@functools.cache
 def overrides():
     """`(class of ours, class of a library, name)` of everything private that ours has in place of the library's."""
     found = []

@@ -33,6 +33,21 @@ def test_modules_and_code():
         warm.run(["ls"])
 
 
+def test_libraries_alone_are_imported():
+    code = "import sys; print([name in sys.modules for name in ('transformers', 'hf_bitdistill', 'optimum.bitnet', 'peft')])"
+    assert warm.run([sys.executable, "-c", code], ours=False).stdout == "[True, False, False, False]\n"
+    assert warm.run([sys.executable, "-c", code]).stdout == "[True, True, True, True]\n"
+    assert warm.run([sys.executable, "-c", "raise SystemExit(3)"], ours=False).returncode == 3
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_an_end_as_of_every_interpreter(ours):
+    code = "import atexit, sys; atexit.register(print, 'last'); print('first'); sys.exit(5)"
+    for ends, told in ((False, "first\n"), (True, "first\nlast\n")):
+        done = warm.run([sys.executable, "-c", code], ours=ours, ends=ends)
+        assert (done.returncode, done.stdout, done.stderr) == (5, told, "")
+
+
 def test_errors_and_signals():
     done = warm.run([sys.executable, "-c", "1 / 0"])
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr

@@ -1,4 +1,4 @@
-"""Processes of their own without the seconds of imports: forks of a server that has imported torch, transformers and this package.
+"""Processes of their own without the seconds of imports: forks of a server that has imported torch, transformers and (mostly) this package.
 
 For tests that want another process and not its start: what a start of Python does, imports or prints is tested by real ones.
 """
@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 
 class Server:
@@ -37,15 +38,24 @@ class Server:
             raise RuntimeError(f"the server of warm processes has ended with status {self._process.wait()}")
         return json.loads(answer)
 
-    def start(self, arguments: Sequence[str], env: Mapping[str, str], out: Path, err: Path) -> int:
+    def start(
+        self,
+        arguments: Sequence[str],
+        env: Mapping[str, str],
+        out: Path,
+        err: Path,
+        ours: bool = True,
+        ends: bool = False,
+    ) -> int:
         """Fork: `arguments` as Python takes them (a script, `-m module` or `-c code`). Returns the process's id."""
-        return self._ask(run=list(arguments), env=dict(env), cwd=os.getcwd(), out=str(out), err=str(err))
+        place = {"env": dict(env), "cwd": os.getcwd(), "out": str(out), "err": str(err)}
+        return self._ask(run=[os.fspath(each) for each in arguments], **place, ours=ours, ends=ends)
 
-    def wait(self, process: int, deadline: float) -> int | None:
+    def wait(self, process: int, deadline: float, ours: bool = True) -> int | None:
         """Its exit status (negative: the signal), or `None` where it was killed at the deadline (`time.monotonic`)."""
-        while (status := self._ask(poll=process)) is None:
+        while (status := self._ask(poll=process, ours=ours)) is None:
             if time.monotonic() > deadline:
-                self._ask(kill=process)
+                self._ask(kill=process, ours=ours)
                 return None
             time.sleep(0.02)
         return status
@@ -68,19 +78,28 @@ def run(
     timeout: float = 240.0,
     capture_output: bool = True,
     text: bool = True,
+    ours: bool = True,
+    ends: bool = False,
 ) -> subprocess.CompletedProcess:
     """As `subprocess.run` runs a command of this Python and gives both of its outputs as text.
+
+    Args:
+        ours: whether this package is imported already. Where it is not, only libraries are, and `peft` is not among them.
+        ends: whether the interpreter ends as others do, with all that is called and destroyed then.
 
     Raises:
         subprocess.TimeoutExpired: it was killed after `timeout` seconds.
     """
-    return run_side_by_side([(command, os.environ if env is None else env)], timeout)[0]
+    return run_side_by_side([(command, os.environ if env is None else env)], timeout, ours, ends)[0]
 
 
 def run_side_by_side(
-    commands: Sequence[tuple[Sequence[str], Mapping[str, str]]], timeout: float = 240.0
+    commands: Sequence[tuple[Sequence[str], Mapping[str, str]]],
+    timeout: float = 240.0,
+    ours: bool = True,
+    ends: bool = False,
 ) -> list[subprocess.CompletedProcess]:
-    """Several at a time, each with its environment.
+    """Several at a time, each with its environment; `ours` and `ends` as in `run`.
 
     Raises:
         subprocess.TimeoutExpired: one was killed after `timeout` seconds, and with it all of them.
@@ -93,8 +112,8 @@ def run_side_by_side(
         for (command, env), (out, err) in zip(commands, files, strict=True):
             if command[0] != sys.executable:
                 raise ValueError(f"only {sys.executable} can be warm, not {command[0]}")
-            started.append(server.start(command[1:], env, out, err))
-        statuses = [server.wait(process, deadline) for process in started]
+            started.append(server.start(command[1:], env, out, err, ours, ends))
+        statuses = [server.wait(process, deadline, ours) for process in started]
         outputs = [[file.read_text(errors="replace") for file in pair] for pair in files]
     if None in statuses:
         late = statuses.index(None)
@@ -168,27 +187,65 @@ def _be(request: dict) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
+        if not request["ends"]:
+            os._exit(status)
+    sys.exit(status)
 
 
-def _serve() -> None:
+def _import_libraries() -> None:
     # What takes long, and nothing that starts a thread: threads do not live on in a fork.
     import accelerate
     import datasets
     import torch.distributed.fsdp
     import transformers
+    import transformers.models.llama.modeling_llama
+
+    # (transformers looks into modules that are imported when they are asked for.)
+    assert accelerate and datasets and torch and transformers.models.llama.modeling_llama
+    assert transformers.AutoModelForCausalLM and transformers.PreTrainedTokenizerFast
+    assert "peft" not in sys.modules
+
+
+def _import_ours() -> None:
+    import transformers
 
     import hf_bitdistill.training
+    import hf_bitdistill.verify.reference
     import optimum.bitnet
 
-    # (The last looks into modules that are imported when they are asked for.)
-    assert accelerate and datasets and torch and hf_bitdistill and optimum.bitnet.BitNetModelForCausalLM
-    assert transformers.Trainer and transformers.AutoModelForCausalLM and transformers.PreTrainedTokenizerFast
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a module prints is no answer
-    for line in sys.stdin:
+    assert hf_bitdistill and transformers.Trainer and optimum.bitnet.BitNetModelForCausalLM
+
+
+class _WithOurs:
+    """The same server with this package imported too: a fork of the one without it."""
+
+    def __init__(self) -> None:
+        requests, self._requests = (os.fdopen(end, mode) for end, mode in zip(os.pipe(), "rw", strict=True))
+        self._answers, answers = (os.fdopen(end, mode) for end, mode in zip(os.pipe(), "rw", strict=True))
+        if os.fork() == 0:
+            self._requests.close()
+            self._answers.close()
+            _import_ours()
+            _serve(requests, answers)
+            os._exit(0)
+        requests.close()
+        answers.close()
+
+    def ask(self, request: dict) -> int | None:
+        self._requests.write(json.dumps({**request, "ours": False}) + "\n")
+        self._requests.flush()
+        return json.loads(self._answers.readline())
+
+
+def _serve(requests: IO[str], answers: IO[str]) -> None:
+    """Answer line by line, until whoever asks has ended."""
+    with_ours = None
+    for line in requests:
         request = json.loads(line)
-        if "run" in request:
+        if request["ours"]:
+            with_ours = with_ours or _WithOurs()
+            answer = with_ours.ask(request)
+        elif "run" in request:
             answer = os.fork()
             if answer == 0:
                 _be(request)
@@ -204,4 +261,7 @@ def _serve() -> None:
 
 if __name__ == "__main__":
     sys.path.pop(0)  # (this folder, which a program of a test has not)
-    _serve()
+    to_owner = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a module prints is no answer
+    _import_libraries()
+    _serve(sys.stdin, to_owner)

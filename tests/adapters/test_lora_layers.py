@@ -3,7 +3,6 @@
 import copy
 import pickle
 import re
-import subprocess
 import sys
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
+import warm
 from adapter_helpers import draw
 from architectures import VOCAB_SIZE, random_tokens, tiny_model
 from hf_bitdistill import BitNetConfig, SurgeryError, apply_bitnet, pack
@@ -138,7 +138,8 @@ def test_save_and_load(with_lora, tmp_path):
         f"tokens = torch.tensor({random_tokens(2, 9).tolist()})\n"
         f"torch.save(model(tokens).logits.detach(), {str(tmp_path / 'logits')!r})\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = warm.run([sys.executable, "-c", code], ours=False)
+    assert done.returncode == 0, done.stderr
     assert torch.equal(torch.load(tmp_path / "logits"), logits(adapted))
 
 

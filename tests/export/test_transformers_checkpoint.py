@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
@@ -11,6 +10,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import warm
 from architectures import random_tokens
 from hf_bitdistill import pack
 from hf_bitdistill.cli.main import main
@@ -90,13 +90,11 @@ def exported(tmp_path_factory):
         if how.get("dense"):  # what it is said to be: the same with activations that are not rounded
             packed = pack(make_student(model_type, options={**options, "activation_bits": None}, **overrides), dtype="float32", table_bits=32)  # fmt: skip
         ours[name] = packed
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-c", LOAD, str(folder), *STUDENTS],
         # (transformers compiles parts of its layers at their first call, for minutes.)
         env={**os.environ, "TORCHDYNAMO_DISABLE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
+        ours=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [row[-1] for row in STUDENTS.values()]

@@ -17,8 +17,13 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C 
 # Prints the page faults of blocks of 64 MB that are wanted and freed again and again, outside and twice inside; then the MB that are in memory
 # before, inside and behind, beside blocks of 512 MB that were freed.
 COUNT = """
-import os, resource, torch
-from hf_bitdistill.machine.freed_memory import freed_memory_kept
+import importlib.util, os, resource, sys, torch
+
+# Without the package around it, which imports for seconds.
+spec = importlib.util.spec_from_file_location("freed_memory", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+freed_memory_kept = module.freed_memory_kept
 
 def faults():
     for _ in range(24):  # (small blocks take a place in what was freed, and the heap grows a few times)
@@ -48,7 +53,9 @@ print(before, inside, resident(), kept)
 
 def run() -> list[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUN"))}
-    found = subprocess.run([sys.executable, "-c", COUNT], env=clean, stdout=subprocess.PIPE, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", COUNT, freed_memory.__file__], env=clean, stdout=subprocess.PIPE, text=True, check=True
+    )
     return found.stdout.split()
 
 

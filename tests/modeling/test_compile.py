@@ -93,21 +93,26 @@ def test_an_adapter_breaks_no_graph():
     assert (explained.graph_count, explained.graph_break_count) == (1, 0), explained.break_reasons
 
 
+# A whole model is traced anew around each break, which takes most of the time: what is around a mixture is in the test of a dense model above.
+@pytest.mark.parametrize("part", ["model.layers.0.mlp", pytest.param("", marks=pytest.mark.slow, id="model")])
 @torch.no_grad()
-def test_a_mixture_is_compiled_in_pieces():
+def test_a_mixture_is_compiled_in_pieces(part):
     """Which expert computes depends on the values: the compiler breaks there, and nowhere else."""
     # (Each expert is a break, and each break takes the compiler seconds.)
     experts = {"num_experts": 2, "num_experts_per_tok": 1}
     online = apply_bitnet(tiny_model("qwen3_moe", num_hidden_layers=1, **experts)).eval()
-    tokens = random_tokens(length=5)
-    explained = torch._dynamo.explain(online)(input_ids=tokens, use_cache=False)
+    inputs = {
+        "hidden_states": torch.randn(2, 5, online.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    }
+    if not part:
+        inputs = {"input_ids": random_tokens(length=5), "use_cache": False}
+    explained = torch._dynamo.explain(online.get_submodule(part))(**inputs)
     reasons = [str(reason.reason) for reason in explained.break_reasons]
     assert reasons and all("depends on input Tensor data" in reason for reason in reasons), reasons
     torch.compiler.reset()
-    packed = pack(online)
-    compiled = torch.compile(packed, backend="eager")
-    expected = packed(input_ids=tokens, use_cache=False).logits
-    assert torch.equal(compiled(input_ids=tokens, use_cache=False).logits, expected)
+    packed = pack(online).get_submodule(part)
+    found, expected = torch.compile(packed, backend="eager")(**inputs), packed(**inputs)
+    assert torch.equal(found if part else found.logits, expected if part else expected.logits)
 
 
 def test_layers_without_kernels_are_one_graph():
@@ -127,7 +132,10 @@ def test_layers_without_kernels_are_one_graph():
     (expected,) = torch.autograd.grad(layer(x).sum(), x)
     # (The gradient of a SubLN is the native library's where no compiler looks: the same up to rounding.)
     torch.testing.assert_close(torch.autograd.grad(compiled(x).sum(), x)[0], expected, rtol=1e-5, atol=1e-6)
-    assert len(graphs) == 2 and not any("hf_bitdistill" in code.replace("hf_bitdistill_", "") for code in graphs)
+    # (The compiler of torch 2.9 takes whatever it compiles for an export, which holds the operator.)
+    exports = torch.compile(lambda x: x + torch.compiler.is_exporting(), backend="eager", fullgraph=True)
+    holds_operator = any("hf_bitdistill" in code.replace("hf_bitdistill_", "") for code in graphs)
+    assert len(graphs) == 2 and holds_operator == bool(exports(torch.zeros(1)))
 
 
 @pytest.mark.parametrize("table_bits", [8, 4])

@@ -1,6 +1,5 @@
 """`from_pretrained` and `save_pretrained` in both modes, for every architecture."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+import warm
 from architectures import ARCHITECTURES, random_tokens, tiny_model
 from hf_bitdistill import BitNetConfig, SurgeryError, apply_bitnet, pack
 from hf_bitdistill.nn import BitLinear, SubLN, TernaryLinear
@@ -276,7 +276,7 @@ def test_loading_without_the_import_fails_loudly(tmp_path):
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
     folders = [str(tmp_path / name) for name in models]
-    result = subprocess.run([sys.executable, "-c", _WITHOUT_IMPORT, *folders], capture_output=True, text=True)
+    result = warm.run([sys.executable, "-c", _WITHOUT_IMPORT, *folders], ours=False)
     assert result.returncode == 0, result.stderr
     _, *told = result.stderr.split("===== ")
     assert len(told) == len(models)

@@ -26,6 +26,18 @@ def saved(path, table_bits=32, dtype=torch.float32, **options):
     return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
 
 
+def tied_tables_can_be_on_the_disk(path):
+    """Of models in full precision. (In transformers 5.20 they cannot.)"""
+    plain = tiny_model("llama").eval()
+    plain.save_pretrained(path)
+    places = dict.fromkeys([*AROUND, "model.layers"], "disk") | {"model.norm": "cpu"}
+    loaded = AutoModelForCausalLM.from_pretrained(path, device_map=places, offload_folder=path / "offload")
+    try:
+        return torch.equal(logits(loaded), logits(plain))
+    except RuntimeError:
+        return False
+
+
 def ternary_layers(model):
     return [module for module in model.modules() if isinstance(module, TernaryLinear)]
 
@@ -50,6 +62,8 @@ def test_one_place_for_all(tmp_path, table_bits):
     ],
 )
 def test_layers_on_the_disk(tmp_path, device_map, options, buffers):
+    if device_map["model.embed_tokens"] == "disk" and not tied_tables_can_be_on_the_disk(tmp_path / "plain"):
+        pytest.skip("this version of transformers puts a tied table in the place of other weights on the disk")
     expected = logits(saved(tmp_path, **options))
     model = AutoModelForCausalLM.from_pretrained(
         tmp_path,

@@ -1,10 +1,10 @@
 import importlib
 import pickle
-import subprocess
 import sys
 
 import pytest
 
+import warm
 from hf_bitdistill.modules.former_modules import FORMER_MODULES
 
 
@@ -43,7 +43,7 @@ def test_a_pickle_of_then(tmp_path):
         files[-1].write_bytes(then)
     code = "import pickle, sys; import hf_bitdistill\n"
     code += "for file in sys.argv[1:]: print(type(pickle.load(open(file, 'rb'))).__module__)"
-    read = subprocess.run([sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True)
+    read = warm.run([sys.executable, "-c", code, *map(str, files)], ours=False)
     assert read.stdout.split() == [type(value).__module__ for value in values.values()], read.stderr
 
 

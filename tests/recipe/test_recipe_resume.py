@@ -11,7 +11,7 @@ from hf_bitdistill.recipe.progress import Progress
 from tiny_recipe import NOT_FINE_TUNED
 
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("no_figures", "quick_probe")
 
 # No need of a good teacher here.
 SHORT = {"teacher_examples": 320, "check_teacher": False, "keep_only_better": False}

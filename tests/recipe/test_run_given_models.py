@@ -14,7 +14,7 @@ from hf_bitdistill.recipe.progress import Progress
 from tiny_recipe import NOT_FINE_TUNED, make_model, put_on_hub
 
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("no_figures", "quick_probe")
 
 GIVEN = {**NOT_FINE_TUNED, "check_teacher": False, "keep_only_better": False}
 

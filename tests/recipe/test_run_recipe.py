@@ -90,7 +90,7 @@ def test_csv_of_ones_own(settings, capsys, tmp_path):
     assert json.loads((output / "result.json").read_text())["places"]["dataset"] == str(settings.dataset)
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("no_figures", "quick_probe")
 @pytest.mark.parametrize("kind", ["chat", "completions"])
 def test_written_answers(kind, request, model, tmp_path, capsys):
     dataset = request.getfixturevalue(kind)
@@ -107,7 +107,7 @@ def test_written_answers(kind, request, model, tmp_path, capsys):
     agrees(capsys, tmp_path / "out" / "packed")
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("no_figures", "quick_probe")
 def test_plain_text(model, tmp_path, capsys):
     file = tmp_path / "text.jsonl"
     rows = [{"text": f"the robot number {number} waters a green plant near the window . " * 4} for number in range(60)]
@@ -123,7 +123,7 @@ def test_plain_text(model, tmp_path, capsys):
     assert agrees(capsys, tmp_path / "out" / "packed")["perplexity"] > 1
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("no_figures", "quick_probe")
 def test_corpus_and_paper(settings, tmp_path):
     from hf_bitdistill.recipe import run_recipe
 
@@ -193,7 +193,7 @@ def test_a_teacher_with_nothing_to_teach(settings, tmp_path, capsys):
     assert not list((tmp_path / "out" / "stages").glob("start-*"))
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("no_figures", "quick_probe")
 def test_given_teachers(settings, tmp_path, capsys):
     from peft import LoraConfig, get_peft_model
 
@@ -223,7 +223,7 @@ def test_given_teachers(settings, tmp_path, capsys):
         run_recipe(settings, model=str(result.paths["student"]), output_dir=str(tmp_path / "out3"))
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("no_figures", "quick_probe")
 def test_lora(settings):
     from hf_bitdistill.recipe import run_recipe
 

@@ -1,12 +1,12 @@
 """The native decoder against the online student in torch (float32)."""
 
-import subprocess
 import sys
 import threading
 
 import pytest
 import torch
 
+import warm
 from architectures import random_tokens
 from hf_bitdistill.architectures import NATIVE
 from hf_bitdistill.runtime import ContextLengthError, LowRank, UnsupportedModelError, load_decoder
@@ -242,7 +242,7 @@ cache = first.decoder.new_cache(1)
 del second
 print("end")
 """
-    done = subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True, timeout=120)
+    done = warm.run([sys.executable, "-c", script, folder], ends=True)
     assert (done.returncode, done.stdout.split()) == (0, ["decoder_destroy", "end"]), done.stderr
 
 

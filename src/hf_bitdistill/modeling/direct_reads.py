@@ -7,14 +7,14 @@ the classes that a model is made of: attribute chains `self.NAME.weight` in thei
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
+import linecache
 import operator
 import re
-import textwrap
-from collections.abc import Hashable, Iterator
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -128,26 +128,75 @@ class _Reader(ast.NodeVisitor):
         self.generic_visit(node)
 
 
-@functools.cache
-def _reads_of(cls: type) -> tuple[_Read, ...]:
-    """What the methods of `cls`, inherited ones included, read of weights of modules below. Empty where there is no source."""
-    reads, seen = [], set()
-    for base in cls.__mro__:
-        if _library_class(base):
-            continue
+class _Classes(ast.NodeVisitor):
+    """The classes of a file by their qualified names; of several of one name the first, as `inspect` has it."""
+
+    def __init__(self, source: str):
+        self.found: dict[str, ast.ClassDef] = {}
+        self._within: list[str] = []
+        self.visit(ast.parse(source))
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        self._within += [node.name, "<locals>"]
+        self.generic_visit(node)
+        del self._within[-2:]
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self._within.append(node.name)
+        self.found.setdefault(".".join(self._within), node)
+        self.generic_visit(node)
+        self._within.pop()
+
+
+class _Sources:
+    """What the methods of classes read. A file is parsed once for all of its classes: `inspect.getsource` parses it for each."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, dict[str, ast.ClassDef]] = {}
+
+    def _definition(self, cls: type) -> ast.ClassDef | None:
+        """`None` where there is no source."""
         try:
-            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+            file = inspect.getsourcefile(cls)
+            if file is None:
+                return None
+            if file not in self._files:
+                linecache.checkcache(file)
+                lines = linecache.getlines(file, vars(sys.modules[cls.__module__]))
+                self._files[file] = _Classes("".join(lines)).found
         except (OSError, TypeError, SyntaxError, ValueError):
-            continue
-        for function in getattr(tree, "body", ()):
-            if not isinstance(function, ast.FunctionDef) or function.name in seen:
-                continue
-            seen.add(function.name)
-            if not _NOT_COMPUTING.fullmatch(function.name):
-                reader = _Reader(f"{base.__name__}.{function.name}")
-                reader.visit(function)
-                reads += reader.reads
-    return tuple(reads)
+            return None
+        return self._files[file].get(cls.__qualname__)
+
+    def _methods(self, cls: type) -> dict[str, tuple[_Read, ...]]:
+        """Reads of each method that `cls` itself defines."""
+        if cls not in _KNOWN:
+            definition = None if _library_class(cls) else self._definition(cls)
+            methods: dict[str, tuple[_Read, ...]] = {}
+            for function in definition.body if definition is not None else ():
+                if isinstance(function, ast.FunctionDef) and function.name not in methods:
+                    reader = _Reader(f"{cls.__name__}.{function.name}")
+                    if not _NOT_COMPUTING.fullmatch(function.name):
+                        reader.visit(function)
+                    methods[function.name] = tuple(reader.reads)
+            _KNOWN[cls] = methods
+        return _KNOWN[cls]
+
+    def reads_of(self, cls: type) -> Iterator[_Read]:
+        """What the methods of `cls`, inherited ones included, read of weights of modules below. Nothing where there is no source."""
+        seen: set[str] = set()
+        for base in cls.__mro__:
+            methods = self._methods(base)
+            for name, reads in methods.items():
+                if name not in seen:
+                    yield from reads
+            seen |= methods.keys()
+
+
+# Of every class that was looked at. (The trees of whole files are not kept.)
+_KNOWN: dict[type, dict[str, tuple[_Read, ...]]] = {}
 
 
 def _value(node: ast.expr, module: nn.Module) -> Any:
@@ -187,8 +236,9 @@ def _is_reachable(read: _Read, module: nn.Module) -> bool:
 
 
 def _reads_in(model: nn.Module) -> Iterator[tuple[re.Pattern, str]]:
+    sources = _Sources()
     for name, module in model.named_modules():
-        for read in _reads_of(cast(Hashable, type(module))):
+        for read in sources.reads_of(type(module)):
             if _is_reachable(read, module):
                 path = re.escape(f"{name}.{read.path}".lstrip(".")).replace(r"\*", r"[^.]+")
                 yield re.compile(path + "$"), read.method

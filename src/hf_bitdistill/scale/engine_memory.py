@@ -13,7 +13,8 @@ A step is looked at in the moments at which memory may be the most ([`MOMENTS`])
 - **Logits** are never whole, except under ZeRO-3, which gathers the weights of whole modules alone.
 - With gradient accumulation FSDP2 would keep whole gradients; counted is `sync_each_batch`, which reduces every micro batch.
 - Under FSDP2 ternary weights are gathered as codes of 1.6 bits and become a parameter of the layer, which is freed and gathered again:
-  nothing of them is kept for the backward pass. Elsewhere a ternary layer keeps its codes, in the dtype of the product.
+  nothing of them is kept for the backward pass, unless groups of columns have scales. Elsewhere a ternary layer keeps its codes, in the
+  dtype of the product. A micro batch is computed in the one way or in the other ([`.micro_step.MicroBatch`]).
 """
 
 from __future__ import annotations

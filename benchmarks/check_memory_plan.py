@@ -257,9 +257,10 @@ def planned(case: Case, processes: int) -> dict[str, Any]:
     shape = Shape(configuration(tied, mixture), student_config())
     # (Trainer's size of "auto".)
     engine = dataclasses.replace(engine, bucket=shape.hidden**2)
-    batch = MicroBatch(MICRO, LENGTH, LENGTH, engine.precision(bf16), checkpointing, "cpu")
+    precision = engine.precision(bf16)
+    batch = MicroBatch(MICRO, LENGTH, LENGTH, precision, checkpointing, "cpu", engine.computes_with_codes)
     training = Training(processes, MICRO, accumulation, bf16, checkpointing)
-    found = memory(engine, shape.weights, micro_step(shape, batch, Losses()), training, shape.hidden, shape.depth)
+    found = memory(engine, shape.weights, micro_step(shape, batch, Losses()), training, shape.hidden)
     steady = {name: total for name, total in found.moments.items() if name != "setup"}
     moment = max(steady, key=steady.__getitem__)
     return {"peak": steady[moment], "moment": moment, "moments": found.moments}

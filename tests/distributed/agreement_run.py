@@ -187,7 +187,19 @@ def cache(folder: Path) -> dict:
     info = cache_teacher_logits(
         model, task_rows(tokenizer), folder / "cache", tokenizer, k=4, shard_examples=4, progress=False
     )
-    return {"positions": info.positions, "complete": info.complete, "forwards": len(forwards)}
+    found = {"positions": info.positions, "complete": info.complete, "forwards": len(forwards)}
+    forwards.clear()
+
+    def shared(name: str, rows) -> object:
+        options = {"k": 4, "shard_examples": 4, "batch_size": 2, "progress": False, "share": True}
+        return cache_teacher_logits(model, rows, folder / name, tokenizer, **options)
+
+    rows = task_rows(tokenizer)
+    found["shared"] = (shared("shared", rows) == shared("shared", rows), len(forwards))
+    # The second one's only shard, and other rows.
+    found["bad"] = message(lambda: shared("bad", [*rows.select(range(4)), {"input_ids": [1, 999], "labels": [1, 1]}]))
+    found["other"] = message(lambda: shared("other", rows.select(range(8 + processes.rank()))))
+    return found
 
 
 def commands(folder: Path) -> dict:
@@ -210,6 +222,7 @@ def commands(folder: Path) -> dict:
     asked = ("--task", data / "tone.yaml", "--data_dir", data, "--eval_batch_size", "3")
     found["evaluate"] = command("evaluate", student, *asked, "--output_file", folder / "score.json")
     found["text"] = command("evaluate", folder / "packed", "--corpus", data / "validation.jsonl", "--text_column", "sentence", "--block_size", "16")  # fmt: skip
+    found["cache"] = command("cache-teacher", "--model_name_or_path", student, *asked[:4], "--output_dir", folder / "command", "--shard_examples", "4")  # fmt: skip
     found["device"] = str(default_device())
     return found
 

@@ -102,6 +102,30 @@ def test_a_teachers_cache_is_written_once(both):
 
 
 @pytest.mark.slow
+def test_a_teachers_cache_is_shared(both):
+    """Each process writes its own files of the cache of one process."""
+    folder, first, second = both
+    for result in (first["cache"], second["cache"]):
+        again, forwards = result["shared"]
+        assert again
+        assert forwards == (4 if result is first["cache"] else 2)  # (of 11 examples, 4 a file, 2 a forward)
+    one, shared = (
+        {file.name: file.read_bytes() for file in (folder / name).iterdir()} for name in ("cache", "shared")
+    )
+    assert one.keys() == shared.keys() and len(one) == 4
+    wrong, told = second["cache"]["bad"], first["cache"]["bad"]
+    assert wrong.startswith("ValueError: ") and told.startswith(
+        "ProcessesError: caching a teacher failed in process 1"
+    )
+    for result in (first["cache"], second["cache"]):
+        assert "the caches that processes are to write differ between process 0" in result["other"]
+        assert "examples: 8 and 9" in result["other"] and "the same data" in result["other"]
+    status, printed, _ = first["commands"]["cache"]
+    assert status == 0 and "positions of 11 examples" in printed
+    assert second["commands"]["cache"] == [0, "", []]
+
+
+@pytest.mark.slow
 def test_a_command_of_one_process_is_done_once(both):
     folder, first, second = both
     status, printed, said = first["commands"]["pack"]

@@ -191,7 +191,11 @@ def test_a_teacher_in_bfloat16(folder):
 
 @pytest.mark.slow
 def test_a_model_is_gathered_once_and_in_one_process(folder):
-    first, second = _launched(folder, "memory")["memory"]
+    # Resident memory holds what was freed too, as long as the allocator keeps it. Left to itself, glibc learns from the first large block
+    # that is freed to keep such blocks for later: up to 30 MB in each process, whatever the model's size is. With a threshold that is set
+    # it gives them back at once. What is left of buffers (gloo's, those of digests) is 10 MB.
+    start = partial(run_script, env={"MALLOC_MMAP_THRESHOLD_": str(1 << 20)})
+    first, second = _launched(folder, "memory", start=start)["memory"]
     assert first["tensors"] and not second["tensors"]
-    assert first["saved"] < 1.2 and first["gathered"] < 1.2, first
-    assert second["saved"] < 0.2, second
+    assert 0.95 < first["gathered"] < 1.06 and first["saved"] < 1.1, first
+    assert second["saved"] < 0.1, second

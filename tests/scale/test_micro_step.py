@@ -52,9 +52,22 @@ def test_memory_grows_with_layers_rows_and_experts():
         whole.is_uniform = False
         assert whole.counted_depths == (config.num_hidden_layers,) and whole.counted_experts == (None,)
         found, wanted = (micro_step(shape, batch, losses) for shape in (few, whole))
-        assert found.codes == wanted.codes == 4 * few.weights.ternary
         assert abs(found.kept / wanted.kept - 1) < (0.02 if name == "layers" else 0.1), name
         assert found.relations == wanted.relations and found.logits == wanted.logits
+
+
+def test_codes_that_were_gathered_are_not_kept():
+    """Nothing of a weight is; but each product has its own input, where layers otherwise share one. Scales of groups cannot leave the product,
+    whose weight is kept then."""
+    for precision, itemsize in ((Precision(), 4), (Precision(autocast=True), 2)):
+        for granularity in ("tensor", "row", "group"):
+            shape = Shape(LAYERS, BitNetConfig(weight_granularity=granularity))
+            whole, gathered = (
+                micro_step(shape, MicroBatch(2, 16, 16, precision, False, "cpu", with_codes), Losses())
+                for with_codes in (False, True)
+            )
+            share = (whole.kept - gathered.kept) / (itemsize * shape.weights.ternary)
+            assert share == 0 if granularity == "group" else 0.5 < share <= 1, (granularity, share)
 
 
 def test_a_teacher_of_another_shape():
@@ -91,9 +104,7 @@ def test_checkpointing_and_precision():
     whole, again = step(single), step(single, checkpointing=True)
     assert again.kept < whole.kept / 5 and again.backward > whole.backward
     half = step(Precision(False, torch.bfloat16, torch.bfloat16))
-    assert (
-        half.codes == whole.codes / 2 and half.kept < 0.8 * whole.kept and half.whole_logits == whole.whole_logits / 2
-    )
+    assert half.kept < 0.8 * whole.kept and half.whole_logits == whole.whole_logits / 2
     alone = step(single, losses=Losses(False, False, False))
     assert alone.teacher_peak == alone.relations == alone.hidden == 0 and alone.kept <= whole.kept
 

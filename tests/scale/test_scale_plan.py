@@ -15,12 +15,12 @@ from hf_bitdistill.scale.shapes import Weights
 
 
 WEIGHTS = Weights(1_000_000, 0, 100_000, 100_000, 100_000, 0, 0, 1_200_000, 100_000, 100_000, 100_000)
-STEP = MicroStep(10, 20, 1_000_000, 4_000_000, 30, 40, 50, 60, 300, 350, 70, 80)
+STEP = MicroStep(10, 20, 1_000_000, 30, 40, 50, 60, 300, 350, 70, 80)
 BY_NAME = {engine.name: engine for engine in ENGINES}
 
 
 def found(name, processes=4, accumulation=1, bf16=False, checkpointing=True):
-    return memory(BY_NAME[name], WEIGHTS, STEP, Training(processes, 1, accumulation, bf16, checkpointing), 100, 10)
+    return memory(BY_NAME[name], WEIGHTS, STEP, Training(processes, 1, accumulation, bf16, checkpointing), 100)
 
 
 def test_shares():
@@ -49,18 +49,11 @@ def test_one_process_gathers_nothing():
     assert found("DDP").parts["gathered"] == 4 * WEIGHTS.all
 
 
-def test_codes_are_not_kept_where_they_are_gathered_again():
-    kept = MicroStep(0, 0, 9_000_000, 4_000_000, 0, 0, 0, 0, 0, 0, 0, 0)
-    training = Training(4, 1, 1, False, False)
-    whole, codes = (memory(BY_NAME[name], WEIGHTS, kept, training, 100, 10) for name in ("DDP", "FSDP2"))
-    assert whole.parts["activations"] - codes.parts["activations"] == 4_000_000
-
-
 def test_logits_are_whole_under_zero_3_alone():
-    large = MicroStep(0, 0, 0, 0, 0, 0, 50_000_000, 0, 70_000_000, 90_000_000, 0, 0)
+    large = MicroStep(0, 0, 0, 0, 0, 50_000_000, 0, 70_000_000, 90_000_000, 0, 0)
     training = Training(4, 1, 1, False, False)
     for name, engine in BY_NAME.items():
-        result = memory(dataclasses.replace(engine, bucket=0), WEIGHTS, large, training, 100, 10)
+        result = memory(dataclasses.replace(engine, bucket=0), WEIGHTS, large, training, 100)
         assert result.moment == "logits"
         assert result.parts["logits"] == (90_000_000 if name == "ZeRO-3" else 50_000_000), name
 
@@ -72,10 +65,10 @@ def test_a_teacher_of_another_shape():
     )
     training = Training(4, 1, 1, False, True)
     for name, share in (("DDP", 1), ("FSDP2", 4), ("ZeRO-3", 4)):
-        alike, larger = (memory(BY_NAME[name], each, STEP, training, 100, 10) for each in (WEIGHTS, weights))
+        alike, larger = (memory(BY_NAME[name], each, STEP, training, 100) for each in (WEIGHTS, weights))
         for moment in ("optimizer", "losses"):
             assert larger.moments[moment] - alike.moments[moment] == 4 * (5_000_000 - 1_200_000) // share
-    alike, larger = (memory(BY_NAME["FSDP2"], each, STEP, training, 100, 10).moments for each in (WEIGHTS, weights))
+    alike, larger = (memory(BY_NAME["FSDP2"], each, STEP, training, 100).moments for each in (WEIGHTS, weights))
     of_shares = 3_800_000
     # Its output layer is there while the student's losses are taken; it is tied, so that its table is there with two layers.
     assert larger["logits"] - alike["logits"] == of_shares + 4 * (400_000 - 100_000)

@@ -2,7 +2,7 @@
 
 `bitdistill distill` and `bitdistill pretrain` read them with --teacher_cache FOLDER instead of a teacher. Give the options of task
 or corpus (and --seed) that the training will have: an example that it reads and the cache does not hold stops it. A call that was
-interrupted goes on where it stopped.
+interrupted goes on where it stopped. Under `torchrun` the processes share the files; each has the whole teacher.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ..data.tokenizers import load_tokenizer
 from ..files.disk_room import check_writable, size_text
 from ..files.model_folder import check_output
 from ..machine.environment import default_device, to
+from ..machine.whole_models import whole_models
 from ..options.options_parser import OptionsParser
 from ..options.parsing import read, require
 from .arguments import CorpusArguments, ModelArguments, TaskArguments
@@ -61,7 +62,8 @@ def run(argv: list[str], prog: str) -> None:
     check_writable(output)
     tokenizer = load_tokenizer(name)
     head = task.head if task.task else "causal_lm"
-    teacher = to(load_model(model_arguments, head), default_device()).eval()
+    with whole_models():
+        teacher = to(load_model(model_arguments, head), default_device()).eval()
     if teacher.config.pad_token_id is None:
         teacher.config.pad_token_id = tokenizer.pad_token_id
     rows = _task_rows(task, arguments, tokenizer) if task.task else _blocks(corpus, tokenizer)
@@ -75,6 +77,7 @@ def run(argv: list[str], prog: str) -> None:
         vocab_size=arguments.vocab_size,
         batch_size=arguments.batch_size,
         shard_examples=arguments.shard_examples,
+        share=True,
     )
     bytes_each = info.k * 6 + (4 * len(info.temperatures) if info.k < info.vocab_size else 0)
     print(

@@ -18,7 +18,7 @@ from ..machine.processes import ProcessesError
 
 
 # What the processes of a launcher do together, and prints once. Any other command is of one process.
-PARALLEL = frozenset({"run", "quickstart", "warm-start", "pretrain", "distill", "evaluate"})
+PARALLEL = frozenset({"run", "quickstart", "warm-start", "pretrain", "distill", "evaluate", "cache-teacher"})
 # A program of the user's, which knows itself what it does in each process.
 _FOREIGN = frozenset({"exec"})
 

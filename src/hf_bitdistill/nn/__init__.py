@@ -14,7 +14,7 @@ from .experts import Experts
 from .quantized_table import QuantizedEmbedding, QuantizedHead, QuantizedTable, StoredTable
 from .sub_norm import SubLN
 from .sub_norm_linear import SubNormLinear
-from .ternary_gather import enable_ternary_all_gather
+from .ternary_gather import compute_as_gathered, enable_ternary_all_gather
 from .ternary_linear import TernaryLinear
 
 
@@ -28,6 +28,7 @@ __all__ = [
     "SubLN",
     "SubNormLinear",
     "TernaryLinear",
+    "compute_as_gathered",
     "enable_ternary_all_gather",
     "full_precision",
     "kernels_while_evaluating",

@@ -70,6 +70,8 @@ class BitLinear(TernaryLayer):
 
     # Of [`enable_ternary_all_gather`].
     _gather: LatentGather | None = None
+    # Of [`compute_as_gathered`].
+    _taken_for_gathered: GatheredWeight | None = None
     # Of [`kernels_while_evaluating`].
     in_kernels: WeightInKernels | None = None
 
@@ -171,7 +173,7 @@ class BitLinear(TernaryLayer):
     def _gathered_weight(self) -> GatheredWeight | None:
         """What `weight` stands for where it was gathered as codes; `None` where it is the latent weight."""
         if self._gather is None or not self._gather.in_shards or type(self.weight) is not nn.Parameter:
-            return None
+            return self._taken_for_gathered
         if self._gather.gathered is None:
             raise RuntimeError(
                 "A switch of this layer was changed while its weight was gathered for another one: call reshard() of the FSDP module."

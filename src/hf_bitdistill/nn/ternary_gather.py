@@ -76,6 +76,18 @@ def enable_ternary_all_gather(model: nn.Module) -> list[str]:
     return left_out
 
 
+def compute_as_gathered(model: nn.Module) -> None:
+    """Let ternary layers compute in this process as they do under FSDP2, where their codes were gathered: each takes its latent weight for
+    them. So a plan learns what such a step keeps; its numbers mean nothing."""
+    for layer in model.modules():
+        if isinstance(layer, BitLinear):
+            granularity, group_size = layer.weight_granularity, layer.group_size
+            layout = ShardLayout(layer.out_features, layer.in_features, 1, granularity, group_size)
+            weight_scale = absmean_scale(layer.weight.detach(), granularity, group_size)
+            packed = layer.weight.new_empty((1, layout.code_bytes), dtype=torch.uint8)
+            layer._taken_for_gathered = GatheredWeight(layout, weight_scale, packed)
+
+
 class _Sent(NamedTuple):
     """What the sender of a shard knows and the receiver needs."""
 

@@ -13,7 +13,8 @@ A step is looked at in the moments at which memory may be the most ([`MOMENTS`])
 - **Logits** are never whole, except under ZeRO-3, which gathers the weights of whole modules alone.
 - With gradient accumulation FSDP2 would keep whole gradients; counted is `sync_each_batch`, which reduces every micro batch.
 - Under FSDP2 ternary weights are gathered as codes of 1.6 bits and become a parameter of the layer, which is freed and gathered again:
-  nothing of them is kept for the backward pass. Elsewhere a ternary layer keeps its codes, in the dtype of the product.
+  nothing of them is kept for the backward pass, unless groups of columns have scales. Elsewhere a ternary layer keeps its codes, in the
+  dtype of the product. A micro batch is computed in the one way or in the other ([`.micro_step.MicroBatch`]).
 """
 
 from __future__ import annotations
@@ -74,6 +75,11 @@ class Engine:
         if not bf16:
             return Precision()
         return Precision(False, torch.bfloat16, torch.bfloat16) if self.kind == "zero" else Precision(True)
+
+    @property
+    def computes_with_codes(self) -> bool:
+        """Ternary layers get codes that were gathered, and keep nothing of a weight for the backward pass."""
+        return self.kind == "fsdp" and self.gathers_codes
 
     def width(self, bf16: bool) -> int:
         """Bytes of a weight that layers see, of its gradient, and of either on the wire (without codes)."""
@@ -136,11 +142,12 @@ class Training:
     checkpointing: bool
 
 
-def memory(engine: Engine, weights: Weights, step: MicroStep, training: Training, hidden: int, depth: int) -> Memory:
+def memory(engine: Engine, weights: Weights, step: MicroStep, training: Training, hidden: int) -> Memory:
     """What a process needs under an engine, see the module.
 
     Args:
-        hidden, depth: of the model.
+        step: of a micro batch in the engine's precision, and with codes if it gathers them.
+        hidden: of the model.
     """
     n, width = training.processes, engine.width(training.bf16)
     _, of_gradients, of_optimizer, of_teacher = engine.shares(n)
@@ -153,35 +160,31 @@ def memory(engine: Engine, weights: Weights, step: MicroStep, training: Training
     whole = width * every // of_gradients
     # Of earlier micro batches; stage 3 has a place for them always.
     accumulated = whole if training.accumulation > 1 or engine.stage == 3 else 0
-    own_codes = engine.kind == "fsdp" and engine.gathers_codes
-    kept = step.kept - (step.codes if own_codes and not training.checkpointing else 0)
-    backward = step.backward - (step.codes // depth if own_codes and training.checkpointing else 0)
     head_gradient = width * head if tapped else 0
     gathered = _gathered(engine, weights, n, width, hidden)
 
     base = {"latents": latents, "optimizer": optimizer, "teacher": teacher}
-    both = step.teacher + kept
     moments: dict[str, dict[str, int]] = {
         "setup": {"latents": latents, "teacher": teacher, **_setup(engine, every, n, width)},
         "teacher": {**base, "gradients": accumulated, "activations": step.teacher_peak},
-        "forward": {**base, "gradients": accumulated, "activations": both + step.forward},
+        "forward": {**base, "gradients": accumulated, "activations": step.teacher + step.kept + step.forward},
         "logits": {
             **base,
             "gradients": accumulated + (_FLOAT * head if tapped else 0),
-            "activations": both,
+            "activations": step.teacher + step.kept,
             "logits": step.logits if tapped else step.whole_losses,
         },
         "losses": {
             **base,
             "gradients": accumulated + head_gradient,
-            "activations": both + step.hidden,
+            "activations": step.teacher + step.kept + step.hidden,
             "logits": step.states_gradient if tapped else step.whole_logits,
             "relations": step.relations,
         },
         "backward": {
             **base,
             "gradients": accumulated + head_gradient,
-            "activations": kept + step.hidden + backward,
+            "activations": step.kept + step.hidden + step.backward,
             "logits": step.states_gradient if tapped else step.whole_logits,
         },
         # (One of a tied table is there beside that of the output layer.)

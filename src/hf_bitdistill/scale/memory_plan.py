@@ -259,7 +259,7 @@ def student_shape(config: Any, numbers: Effort, teacher: Any = None) -> Shape:
 
 
 class _Planner:
-    """Finds the rows of a plan; micro batches of engines with the same precision are looked at once."""
+    """Finds the rows of a plan; micro batches of engines that compute alike are looked at once."""
 
     def __init__(self, shape: Shape, data: Data, losses: Losses, processes: int, bf16: bool, usable: float):
         self.shape, self.data, self.losses = shape, data, losses
@@ -268,7 +268,12 @@ class _Planner:
     def _step(self, engine: Engine, training: Training) -> MicroStep:
         data = self.data
         batch = MicroBatch(
-            training.micro, data.length, data.labels, engine.precision(self.bf16), training.checkpointing
+            training.micro,
+            data.length,
+            data.labels,
+            engine.precision(self.bf16),
+            training.checkpointing,
+            with_codes=engine.computes_with_codes,
         )
         return micro_step(self.shape, batch, self.losses)
 
@@ -289,7 +294,7 @@ class _Planner:
     def _try(self, engine: Engine, checkpointing: bool, rows: int, micro: int) -> Row:
         training = Training(self.processes, micro, rows // micro, self.bf16, checkpointing)
         shape = self.shape
-        found = memory(engine, shape.weights, self._step(engine, training), training, shape.hidden, shape.depth)
+        found = memory(engine, shape.weights, self._step(engine, training), training, shape.hidden)
         sent = wire(engine, shape.weights, training)
         return Row(engine, training, found, sent, found.total <= self.usable, self._operations(training))
 

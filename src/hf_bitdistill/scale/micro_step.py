@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .._compat import fake_tensors
-from ..nn import BitLinear
+from ..nn import compute_as_gathered
 from ..nn.experts import Experts
 from ..training.losses.attention_states import AttentionStateCapture
 from ..training.losses.divergences import make_divergence
@@ -76,6 +76,7 @@ class MicroBatch:
         precision: see [`Precision`].
         checkpointing: activations of a layer are computed again in the backward pass.
         device: its type, which decides how many tokens' logits there are at once.
+        with_codes: ternary weights come as codes that were gathered (FSDP2).
     """
 
     rows: int
@@ -84,6 +85,7 @@ class MicroBatch:
     precision: Precision
     checkpointing: bool
     device: str = "cuda"
+    with_codes: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,6 @@ class MicroStep:
     Attributes:
         teacher, teacher_peak: what the teacher's forward pass leaves (hidden states, attention states), and the most on its way.
         kept: what the student's forward pass keeps for its backward pass.
-        codes: of that, or of the most on the way back, ternary codes in the dtype of the product.
         forward, backward: the most of the student's passes above `kept`. Gradients of weights are there one at a time.
         logits: the most that the losses at the output layers take.
         states_gradient: what they leave: the gradient of what the output layer reads.
@@ -106,7 +107,6 @@ class MicroStep:
     teacher: int
     teacher_peak: int
     kept: int
-    codes: int
     forward: int
     backward: int
     logits: int
@@ -136,7 +136,7 @@ class _Passes:
     last: torch.dtype
 
 
-_GROW_WITH_EXPERTS = frozenset({"kept", "codes"})
+_GROW_WITH_EXPERTS = frozenset({"kept"})
 _MANY_ROWS = 4
 
 
@@ -169,10 +169,6 @@ def _drop_gradient(weight: Tensor) -> None:
     weight.grad = None
 
 
-def _codes(model: nn.Module, itemsize: int) -> int:
-    return itemsize * sum(module.weight.numel() for module in model.modules() if isinstance(module, BitLinear))
-
-
 def _inputs(batch: MicroBatch, losses: Losses) -> dict[str, Any]:
     """Masks and rotary tables are made once for this purpose, not counted."""
     mask = torch.ones(batch.rows, 1, batch.length, batch.length, dtype=torch.bool)
@@ -203,6 +199,8 @@ def _run_student(shape: Shape, batch: MicroBatch, losses: Losses, depth: int, ex
     precision = batch.precision
     with fake_tensors():
         student = _with_equal_shares(shape.student(shape.reduced(depth, experts), precision.student))
+        if batch.with_codes:
+            compute_as_gathered(student)
         if batch.checkpointing:
             # (No random numbers are drawn, and fake tensors have no generator.)
             name = "activation_checkpointing_enable"  # (the other name is the one before transformers 5.24 or so)
@@ -224,7 +222,6 @@ def _run_student(shape: Shape, batch: MicroBatch, losses: Losses, depth: int, ex
                 last.backward(torch.empty_like(last))
         numbers = {
             "kept": kept,
-            "codes": _codes(student, precision.of_products(precision.student).itemsize),
             "forward": forward.peak - kept,
             "backward": backward.peak,
         }

@@ -8,6 +8,7 @@ from transformers import CohereConfig, CohereForCausalLM, LlamaForCausalLM
 
 from architectures import random_tokens, tiny_config, tiny_model
 from hf_bitdistill import BitNetConfig, apply_bitnet
+from hf_bitdistill.scale.live_bytes import LiveBytes
 from hf_bitdistill.training import DistillationConfig, TopLogits, distillation_token_losses
 from hf_bitdistill.training.both_passes import BothPasses
 from hf_bitdistill.training.losses import head_losses
@@ -258,6 +259,18 @@ def test_hooks_are_gone_afterwards():
     model = tiny_model("llama")
     both_ways(model, tiny_model("llama", seed=1))
     assert not model.lm_head._forward_hooks and not model.lm_head._forward_pre_hooks
+
+
+def test_autocast_keeps_no_copy_of_the_table():
+    head = (model := tiny_model("llama")).lm_head
+    states, tap, alive = torch.randn(1, 4, head.in_features), HeadTap(model, is_derived=True), []
+    with torch.autocast("cpu", torch.bfloat16):
+        with LiveBytes() as live, tap.taking(lambda *_: alive.append(live.now)):
+            head(states)
+        with LiveBytes() as live:
+            head(states)
+            alive.append(live.now)
+    assert alive[0] < head.weight.numel() < 2 * head.weight.numel() <= alive[1]
 
 
 def test_the_trainer_makes_no_logits(make_model, make_trainer, lm_rows):

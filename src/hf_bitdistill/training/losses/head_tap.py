@@ -118,6 +118,8 @@ class HeadTap:
         if states is None or self._take is None or self.head is None:
             return None
         self._products = output.detach()
+        # Autocast would keep its copy of the whole table, made for one token, to the end of the forward pass.
+        torch.clear_autocast_cache()
         if output.dtype == torch.float16:
             # Gradients are scaled by the loss, which is not known before the backward pass.
             self.refusal = "float16 loses small gradients that are not scaled"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ....data.batch_checks import ModelLimits, check_batch, check_examples
 from ....data.batches import prepare_batch
 from ....data.preprocessing import IGNORE_INDEX, collate
 from ....files.atomic import file_aside, lock_folder
+from ....machine import agreement, processes
 from ....modeling.model_heads import Head, model_head
 from ...batch_layout import batch_layouts, check_layout
 from ...losses.targets import batch_targets
@@ -50,12 +51,13 @@ def cache_teacher_logits(
     batch_size: int = 8,
     shard_examples: int = 1024,
     progress: bool = True,
+    share: bool = False,
 ) -> CacheInfo:
     """Write what `DistillationConfig.teacher_cache` needs of a teacher: of every labelled position the k most likely tokens, their
     log-probabilities at temperature 1, and what all others weigh together (see `teacher_cache.tail`).
 
     A call that was interrupted goes on where it stopped: whole shards are kept. One on a complete cache only compares the examples. Of several
-    processes that call it with one folder, one writes; the others wait, and compare.
+    processes that call it with one folder, one writes; the others wait, and compare. With `share` they write together.
 
     Args:
         teacher: on the device where it is to compute; its head decides what a position is.
@@ -69,12 +71,15 @@ def cache_teacher_logits(
         batch_size: examples a forward.
         shard_examples: examples a file, and what an interruption costs at most.
         progress: show a bar.
+        share: the processes of a launcher share the files among them. All of them call it then, with the same teacher, rows and options. The
+            files are those of one process.
 
     Returns:
         What the cache says about itself.
 
     Raises:
         ValueError: an option is out of range, examples do not fit the teacher, or the folder holds something else.
+        ProcessesError: the processes do not have alike what they must, or another one failed (`share`).
         FloatingPointError: the teacher's logits are not finite.
         OSError: the folder cannot be written.
     """
@@ -105,31 +110,83 @@ def cache_teacher_logits(
         examples=len(dataset),
         shard_examples=shard_examples,
     )
-    folder = Path(output_dir)
+    writer = _Writer(teacher, head, info, data_collator, batch_size)
+    if share and processes.world_size() > 1:
+        return _write_together(Path(output_dir), info, dataset, writer, progress)
+    lock = _claim(Path(output_dir), info)
+    try:
+        shards = range(_shards(info))
+        return _finish(Path(output_dir), info, _write(Path(output_dir), dataset, writer, shards, progress))
+    finally:
+        _release(lock)
+
+
+def _write_together(folder: Path, info: CacheInfo, dataset: Any, writer: _Writer, progress: bool) -> CacheInfo:
+    """As the processes of a launcher. The first one has the lock."""
+    remedy = "Start every process with the same command, the same teacher and the same data."
+    settings = agreement.Alike("the caches that processes are to write", info.settings(), remedy)
+    agreement.check_alike([agreement.versions(), settings, agreement.rows({"the examples": dataset})])
+    agreement.check_shared(folder, "Give a folder that all machines share.")
+    lock: int | None = None
+
+    def claim() -> None:
+        nonlocal lock
+        lock = _claim(folder, info)
+
+    try:
+        processes.on_first(claim, f"claiming {folder}")
+        shards = processes.share(_shards(info))
+        shown = progress and processes.is_first()
+        mine = processes.together(lambda: _write(folder, dataset, writer, shards, shown), "caching a teacher")
+        written = processes.collect(mine, _shards(info))
+        return processes.from_first(lambda: _finish(folder, info, written), "caching a teacher")
+    finally:
+        _release(lock)
+
+
+def _claim(folder: Path, info: CacheInfo) -> int | None:
+    """Wait until nobody writes there. Returns a lock on the folder, which says what it is for."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file")
     folder.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(folder, wait=True)
     try:
-        return _write(folder, info, dataset, _Writer(teacher, head, info, data_collator, batch_size), progress)
-    finally:
-        if lock is not None:
-            os.close(lock)
+        _begin(folder, info)
+    except BaseException:
+        _release(lock)
+        raise
+    return lock
 
 
-def _write(folder: Path, info: CacheInfo, dataset: Any, writer: _Writer, progress: bool) -> CacheInfo:
-    _begin(folder, info)
-    shard_examples = info.shard_examples
-    starts = range(0, len(dataset), shard_examples)
-    with tqdm(total=len(dataset), desc="teacher", disable=not progress) as bar:
-        for number, start in enumerate(starts):
-            rows = [dataset[row] for row in range(start, min(start + shard_examples, len(dataset)))]
-            file = folder / shard_name(number)
-            count, positions = writer.shard(rows, start, file)
-            if count:
-                info.shards[file.name] = count
-            info.positions += positions
+def _release(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
+
+
+def _shards(info: CacheInfo) -> int:
+    return -(-info.examples // info.shard_examples)
+
+
+def _write(
+    folder: Path, dataset: Any, writer: _Writer, shards: Sequence[int], progress: bool
+) -> list[tuple[int, int]]:
+    """Of each shard: its examples with a label, and their positions."""
+    found, count, size = [], len(dataset), writer.info.shard_examples
+    starts = [shard * size for shard in shards]
+    with tqdm(total=sum(min(size, count - start) for start in starts), desc="teacher", disable=not progress) as bar:
+        for shard, start in zip(shards, starts, strict=True):
+            rows = [dataset[row] for row in range(start, min(start + size, count))]
+            found.append(writer.shard(rows, start, folder / shard_name(shard)))
             bar.update(len(rows))
+    return found
+
+
+def _finish(folder: Path, info: CacheInfo, written: Sequence[tuple[int, int]]) -> CacheInfo:
+    """Say what was written."""
+    for shard, (count, positions) in enumerate(written):
+        if count:
+            info.shards[shard_name(shard)] = count
+        info.positions += positions
     if not info.positions:
         raise ValueError("no example has a label: there is nothing to cache")
     info.complete = True

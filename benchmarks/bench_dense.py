@@ -110,7 +110,7 @@ def main() -> None:
     report = {
         **describe_environment(),
         "isa": library.isa,
-        "chosen_here": "1.6 bits" if library.packs_densely else "2 bits",
+        "chosen_here": "1.6 bits" if library.packs_densely(*SHAPES[0]) else "2 bits",
         "last_level_cache_bytes": last_level_cache_bytes(),
         "set_megabytes": args.set_mb,
         "load_average": os.getloadavg() if hasattr(os, "getloadavg") else None,

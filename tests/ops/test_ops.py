@@ -135,6 +135,18 @@ def test_a_dense_weight_is_a_fifth_smaller():
         assert torch.equal(packed["0"], packed["1"])
 
 
+@pytest.mark.parametrize("said", [None, "0", "1"])
+def test_small_matrices_are_dense_only_where_it_is_said(library, monkeypatch, said):
+    monkeypatch.delenv("HF_BITDISTILL_DENSE", raising=False)
+    if said is not None:
+        monkeypatch.setenv("HF_BITDISTILL_DENSE", said)
+    asked = []
+    monkeypatch.setattr(library, "call", lambda name, fast: asked.append(name))
+    assert library.packs_densely(512, 511) is (said == "1") and not asked
+    assert library.packs_densely(512, 512) is (said == "1")
+    assert asked == ([] if said else ["ternary_dense_is_fast"])
+
+
 def test_activations_match_torch_division(backend):
     """`127 / max` as torch evaluates it, on which training and inference must agree."""
     x = torch.randn(50, 96, generator=torch.Generator().manual_seed(4))

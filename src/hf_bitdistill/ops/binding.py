@@ -27,6 +27,7 @@ from .c_header import (
 
 #: "0" or "1": whether ternary weights get the dense form, whatever a measurement says.
 DENSE_SWITCH = "HF_BITDISTILL_DENSE"
+_FEWEST_DENSE_WEIGHTS = 1 << 18
 
 _LIBRARY_NAMES = {"win32": "bitdistill.dll", "darwin": "libbitdistill.dylib"}
 
@@ -174,13 +175,15 @@ class NativeLibrary:
             self.call("set_num_threads", threads)
             self._threads = threads
 
-    @property
-    def packs_densely(self) -> bool:
-        """Whether ternary weights get the form of five in a byte, with the instruction set in use: where a measurement of a few
-        milliseconds, once a process, finds it no slower. `HF_BITDISTILL_DENSE=0` or `1` says it without."""
+    def packs_densely(self, rows: int, columns: int) -> bool:
+        """Whether a ternary matrix gets the form of five weights in a byte, with the instruction set in use: where a measurement of a tenth of
+        a second, once a process, finds it no slower. Never a small one: models of these fit the processor's caches, and reading is not
+        their limit. `HF_BITDISTILL_DENSE=0` or `1` says it without."""
         said = os.environ.get(DENSE_SWITCH)
         if said in ("0", "1"):
             return said == "1"
+        if rows * columns < _FEWEST_DENSE_WEIGHTS:
+            return False
         fast = c_int()
         self.call("ternary_dense_is_fast", ctypes.byref(fast))
         return fast.value != 0

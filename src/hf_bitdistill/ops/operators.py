@@ -83,7 +83,7 @@ def _ternary_header(weight: Tensor, scale: Tensor, out_features: int, group_size
 def _fake_ternary_pack(weight, weight_scale, out_features, group_size=0):
     header = _ternary_header(weight, weight_scale, out_features, group_size)
     library = binding.library() if weight.device.type == "cpu" else None
-    if library is not None and library.packs_densely:
+    if library is not None and library.packs_densely(header.rows, header.cols):
         header = header.densest()
     return weight.new_empty(header.layout.total)
 

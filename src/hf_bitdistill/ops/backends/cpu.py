@@ -56,7 +56,7 @@ def ternary_pack(weight, weight_scale, out_features, group_size=0):
     size = library.size("ternary_packed_size", *shape, group_size, scale.numel())
     out = torch.empty(size, dtype=torch.uint8)
     library.call("ternary_pack", *_pointer(weight), *shape, *_pointer(scale), group_size, *_pointer(out))
-    return _dense(out, library) if library.packs_densely else out
+    return _dense(out, library) if library.packs_densely(*shape) else out
 
 
 def _dense(packed: Tensor, library: n.NativeLibrary) -> Tensor:

@@ -12,6 +12,7 @@ from gguf_reader import graph_logits, read_gguf, values
 from hf_bitdistill import pack
 from hf_bitdistill.cli.main import main
 from hf_bitdistill.export import UnsupportedExportError, export_gguf, export_transformers
+from hf_bitdistill.files.atomic import name_aside
 from hf_bitdistill.nn import TernaryLinear
 from students import make_student
 
@@ -293,3 +294,22 @@ def test_a_damaged_tensor_leaves_the_older_file(save_student, tmp_path):
         export_gguf(folder, output)
     assert output.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf", "student"]
+
+
+def test_what_a_killed_writer_left_makes_room(save_student, tmp_path, monkeypatch):
+    folder, output = save_student(), tmp_path / "out.gguf"
+    left = name_aside(output)
+    left.write_bytes(b"GGUF")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000 if left.exists() else usage.free))
+    export_gguf(folder, output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf", "student"]
+
+
+def test_no_room(save_student, tmp_path, monkeypatch):
+    folder, output = save_student(), tmp_path / "out.gguf"
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OSError, match="of free space and about"):
+        export_gguf(folder, output)
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]

@@ -55,8 +55,9 @@ def write_file(
     import gguf
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    check_room(path.parent, {"the file": sum(each.size for each in tensors) + _METADATA_BYTES})
     with file_aside(path) as aside:
+        # (What a killed writer left is gone by now.)
+        check_room(path.parent, {"the file": sum(each.size for each in tensors) + _METADATA_BYTES})
         writer = gguf.GGUFWriter(aside, model.graph.name)
         try:
             _add_general(writer, general, file_type)

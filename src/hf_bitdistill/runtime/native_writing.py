@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from ..files.atomic import file_aside, lock_folder, remove_leftovers
+from ..files.atomic import file_aside, lock_folder
 from ..files.disk_room import check_room, size_text
 from ..files.weight_files import find_weight_files
 from ..machine import processes
@@ -232,12 +232,11 @@ def _write(place: Path, index: Mapping[str, Any], writer: TensorWriter, stamp: S
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(place.parent)
     try:
-        remove_leftovers(place)
-        # (A cache must not take the last room on a disk.)
-        check_room(place.parent, {"the native file": writer.size, "as much again to be left": writer.size})
-        if place.parent != cache_folder():
-            (place.parent / ".gitignore").write_text("*\n", encoding="utf-8")
         with file_aside(place, durable=False) as aside:
+            # (What a killed writer left is gone by now. A cache must not take the last room on a disk.)
+            check_room(place.parent, {"the native file": writer.size, "as much again to be left": writer.size})
+            if place.parent != cache_folder():
+                (place.parent / ".gitignore").write_text("*\n", encoding="utf-8")
             write(aside, index, writer, stamp)
         remove_unused(place)
     finally:

@@ -6,9 +6,8 @@ Each interpreter is one in whose environment a build is installed. Each build li
 every round both are measured one right after the other, in turns the one or the other first. The ratio of a round compares these two; the median
 of the ratios (after / before in speed: below 1 is slower) says what the change costs, and its quartiles how well that is known on a machine that
 others use. With `--environments` one build is compared with itself under another setting. Measured are decoding from an empty context, decoding
-at a depth, a prompt read at once, and some tokens read together at the depth, as
-assisted decoding does. Models are random (see `bench_decode.py`). `--cpu_time` counts the seconds that a process computes instead of those that pass:
-with one thread that leaves out what others took of a busy machine; with more it also counts threads that wait.
+at a depth, a prompt read at once, and some tokens read together at the depth, as assisted decoding does. Models are random (see `bench_decode.py`).
+`--cpu_time` counts the seconds that a process computes instead of those that pass: with one thread that leaves out what others took of a busy machine; with more it also counts threads that wait.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from decode.models import SHAPES, gguf_bytes_per_token, write_checkpoint, write_
 from decode.other_load import OtherLoad
 
 import native_library
-from hf_bitdistill.ops.huge_pages import HugePageArena
+from hf_bitdistill.ops import huge_pages
 
 
 READ_BYTES = 1200 << 20  # larger than the last-level cache
@@ -90,7 +90,7 @@ class Limits:
     def __init__(self, library):
         self._library = library
         # In large pages, as weights are: with small ones reading waits for address translation, with one thread half of the time.
-        self._buffer = HugePageArena(READ_BYTES).rest()[:READ_BYTES].fill_(1)
+        self._buffer = huge_pages.zeros(READ_BYTES).fill_(1)
 
     def measure(self, threads: int, isas: list[str]) -> tuple[float, dict[str, float]]:
         """Bytes a second read, and multiply-adds a second of each instruction set."""

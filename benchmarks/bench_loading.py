@@ -78,9 +78,8 @@ def main() -> None:
         for name in args.shapes:
             folders = {bits: (args.folder or Path(temporary)) / f"{name}-{bits}-bits" for bits in args.weight_bits}
             for bits, folder in folders.items():
-                if (
-                    not folder.exists()
-                ):  # by a process of its own: what allocators keep is not taken from what is measured
+                if not folder.exists():
+                    # By a process of its own: what allocators keep is not taken from what is measured.
                     writer = multiprocessing.get_context("spawn").Process(
                         target=write_checkpoint, args=(shapes[name], folder, bits)
                     )

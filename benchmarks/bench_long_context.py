@@ -114,11 +114,11 @@ def main() -> None:
 
     import native_library
     from hf_bitdistill.machine.environment import processor_name
-    from hf_bitdistill.ops.huge_pages import HugePageArena
+    from hf_bitdistill.ops import huge_pages
 
     library = native_library.load()
     # In large pages, as the cache is.
-    buffer = HugePageArena(READ_BYTES).rest()[:READ_BYTES].fill_(1)
+    buffer = huge_pages.zeros(READ_BYTES).fill_(1)
 
     def read(threads: int) -> float:
         library.set_threads(threads)

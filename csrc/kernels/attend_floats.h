@@ -48,19 +48,15 @@ inline void mix_floats(const AttendTask& task, int row, const typename T::Storag
       sums[r][c] = load_vector<Vector>(row_of(task, row + r) + column + c * kWidth) * correction[r];
     }
   }
+  // Values outside: GCC keeps an array of them on the stack.
   for (int p = first; p < last; ++p) {
-    Vector v[C];
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {
       const int64_t i = p * columns + column + c * kWidth;
-      v[c] = load_as(T{}, values + i);
+      const Vector v = load_as(T{}, values + i);
       if (Ahead && c * kWidth % kLanes == 0) ask_for(next + i);
-    }
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Vector w = all(weights[r][p]);
-#pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) sums[r][c] = fused(w, v[c], sums[r][c]);
+      for (int r = 0; r < R; ++r) sums[r][c] = fused(all(weights[r][p]), v, sums[r][c]);
     }
   }
 #pragma GCC unroll 8
@@ -103,7 +99,10 @@ void attend_page_floats(const AttendTask& task, int row, int64_t page, int64_t n
       at += kKeyBlock;
     }
   }
-  weigh(task, row, sight, scores, correction);
+  weigh(task, row, sight, scores, correction, [&](int r, const PageVectors& weights) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kPageVectors; ++i) store_vector(scores[r] + i * kWidth, weights[i]);
+  });
   mix_columns<T, R, vectors_of<R>(8), Ahead>(task, row, part(page, task.value_offset), part(next_page, task.value_offset),
                                              sight.first, sight.last, scores, correction, 0);
 }

@@ -28,7 +28,6 @@ constexpr int kDigits = 2;     // of a weight
 #if defined(__AVX512VNNI__)
 typedef __m512i Fours;
 inline Fours load_fours(const int8_t* p) { return _mm512_loadu_si512(p); }
-inline Fours fours_of_key(const Fours& k) { return _mm512_xor_si512(k, _mm512_set1_epi8(-128)); }
 inline VectorInts add_products(const VectorInts& sum, const Fours& unsigned_bytes, const Fours& signed_bytes) {
   const __m512i v = _mm512_dpbusd_epi32(load_vector<__m512i>(&sum), unsigned_bytes, signed_bytes);
   return load_vector<VectorInts>(&v);
@@ -41,7 +40,6 @@ inline Fours all_fours(const Operand* p) {
 #elif defined(__AVXVNNI__)
 typedef __m256i Fours;
 inline Fours load_fours(const int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-inline Fours fours_of_key(const Fours& k) { return _mm256_xor_si256(k, _mm256_set1_epi8(-128)); }
 inline VectorInts add_products(const VectorInts& sum, const Fours& unsigned_bytes, const Fours& signed_bytes) {
   return reinterpret_cast<VectorInts>(_mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(sum), unsigned_bytes, signed_bytes));
 }
@@ -53,7 +51,6 @@ inline Fours all_fours(const Operand* p) {
 #else
 typedef int8x16_t Fours;
 inline Fours load_fours(const int8_t* p) { return vld1q_s8(p); }
-inline Fours fours_of_key(const Fours& k) { return k; }
 inline VectorInts add_products(const VectorInts& sum, const Fours& a, const Fours& b) {
   return reinterpret_cast<VectorInts>(vdotq_s32(reinterpret_cast<int32x4_t>(sum), a, b));
 }
@@ -63,7 +60,7 @@ inline Fours all_fours(const Operand* p) {
   return vreinterpretq_s8_u32(vdupq_n_u32(bytes));
 }
 #endif
-// x86 multiplies unsigned by signed bytes: keys have 128 added, which the start of their sums takes off.
+// x86 multiplies unsigned by signed bytes: keys are stored with 128 added, which the start of their sums takes off.
 #if defined(__ARM_NEON)
 constexpr int32_t kKeyOffset = 0;
 #else
@@ -116,7 +113,6 @@ inline VectorInts multiply_key(const VectorInts& sum, const Fours& fours, const 
   return sum + (fours.elements[0] * x[0] + fours.elements[1] * x[2]) + (fours.elements[2] * x[1] + fours.elements[3] * x[3]);
 }
 #endif
-inline Fours fours_of_key(const Fours& k) { return k; }
 inline VectorInts multiply_value(const VectorInts& sum, const Fours& value, const Operand* weights) {
   return multiply_key(sum, value, weights);
 }
@@ -161,6 +157,9 @@ inline void store_integers(const float* key, const float* value, int64_t head_di
   const auto key_place = [&](int64_t d) -> int8_t& { return k[d / kGroup * kKeyBlock * kGroup + d % kGroup]; };
   const auto value_place = [&](int64_t d) -> int8_t& { return v[d * kGroup]; };
   const float key_scale = quantize_vector(key, head_dim, key_place);
+  if (kKeyOffset != 0) {
+    for (int64_t d = 0; d < head_dim; ++d) key_place(d) = static_cast<int8_t>(key_place(d) ^ -128);
+  }
   const float value_scale = quantize_vector(value, head_dim, value_place);
   for (int64_t d = head_dim; d < depth; ++d) key_place(d) = 0;
   for (int64_t d = head_dim; d < columns; ++d) value_place(d) = 0;
@@ -213,7 +212,7 @@ inline void score_integers(const Int8& cache, int row, const int8_t* keys, const
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) {
       const int64_t i = start + (v * kWidth / kKeyBlock * steps + step) * kKeyBlock * kGroup + v * kWidth % kKeyBlock * kGroup;
-      const Fours k = fours_of_key(load_fours(keys + i));
+      const Fours k = load_fours(keys + i);
       if (Ahead && v * kWidth % kKeyBlock == 0) ask_for(next + i);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) sums[v][r] = multiply_key(sums[v][r], k, q + r * steps + step);
@@ -229,36 +228,68 @@ inline void score_integers(const Int8& cache, int row, const int8_t* keys, const
   }
 }
 
-// Weights as integers, times the returned scale. `operands`: [kDigits][kGroups], the greater digit first.
-inline float quantize_weights(float* weights, const float* scales, int low, int high, Operand* operands) {
-  constexpr int kVectors = kPagePositions / kWidth;
-  for (int i = 0; i < kVectors; ++i) {
-    store_vector(weights + i * kWidth, load_vector<Vector>(weights + i * kWidth) * load_vector<Vector>(scales + i * kWidth));
-  }
-  for (int i = 0; i < low; ++i) weights[i] = 0.0f;  // whatever their scale is
-  for (int i = high; i < kPagePositions; ++i) weights[i] = 0.0f;
-  // The bits of numbers that are not negative order as the numbers do, with infinity and NaN above them.
+// The bits of numbers that are not negative order as the numbers do, with infinity and NaN above them.
+inline VectorInts greatest_bits(const PageVectors& weights) {
   VectorInts most = {};
-#pragma GCC unroll 4
-  for (int i = 0; i < kVectors; ++i) {
-    const VectorInts bits = load_vector<VectorInts>(weights + i * kWidth) & 0x7fffffff;
-    most = bits > most ? bits : most;
-  }
-  const float largest = magnitude_of(static_cast<uint32_t>(greatest_of(most)));
-  const float factor = largest > 0.0f ? kMostWeight / largest : 0.0f;
-  const bool usable = factor > 0.0f && factor - factor == 0.0f;
-  if (!usable) memset(weights, 0, kPagePositions * sizeof(float));
-  const Vector by = all(usable ? factor : 0.0f);
+#pragma GCC unroll 8
+  for (int i = 0; i < kPageVectors; ++i) most = greater_of(load_vector<VectorInts>(&weights[i]) & 0x7fffffff, most);
+  return most;
+}
+
+// As operands: [kDigits][kGroups], the greater digit first.
+inline void store_weights(const VectorInts (&weights)[kPageVectors], Operand* operands) {
+#if defined(__AVX512VNNI__)
+  static_assert(kPageVectors == 4, "two pairs of vectors become one of bytes");
+  __m512i w[4];
+  memcpy(w, weights, sizeof w);
+  // Packing goes by lanes of four: of each vector one group of positions.
+  const __m512i a = _mm512_packus_epi32(w[0], w[1]), b = _mm512_packus_epi32(w[2], w[3]), low = _mm512_set1_epi16(127);
+  const __m512i digits[2] = {_mm512_packus_epi16(_mm512_srli_epi16(a, 7), _mm512_srli_epi16(b, 7)),
+                             _mm512_packus_epi16(_mm512_and_si512(a, low), _mm512_and_si512(b, low))};
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  for (int i = 0; i < 2; ++i) _mm512_storeu_si512(operands + i * kGroups, _mm512_permutexvar_epi32(order, digits[i]));
+#else
+  typedef Element Elements __attribute__((vector_size(kWidth * sizeof(Element))));
   Element digits[kDigits * kPagePositions];
-  for (int i = 0; i < kVectors; ++i) {
-    typedef Element Elements __attribute__((vector_size(kWidth * sizeof(Element))));
-    const VectorInts w = __builtin_convertvector(load_vector<Vector>(weights + i * kWidth) * by + 0.5f, VectorInts);
+#pragma GCC unroll 8
+  for (int i = 0; i < kPageVectors; ++i) {
+    const VectorInts w = weights[i];
     store_vector(digits + i * kWidth, __builtin_convertvector(kDigits == 2 ? w >> 7 : w, Elements));
     if constexpr (kDigits == 2) store_vector(digits + kPagePositions + i * kWidth, __builtin_convertvector(w & 127, Elements));
   }
   memcpy(operands, digits, sizeof digits);
   for (int i = 0; i < kDigits * kGroups; ++i) operands[i] = in_order(operands[i]);
-  return largest == largest && !usable ? 0.0f : largest / kMostWeight;
+#endif
+}
+
+// Weights of a page, already times the scales of its values, as integers; those that a row does not see become 0 whatever their scale is.
+// `most`: of each row the greatest, in any lane.
+template <int R>
+inline void quantize_weights(const Sight<R>& sight, float (&weights)[R][kPagePositions], VectorInts (&most)[R],
+                             Operand (&operands)[R][kDigits * kGroups], float (&scales)[R]) {
+  if (!sight.whole) {
+    for (int r = 0; r < R; ++r) {
+      for (int i = 0; i < sight.low[r]; ++i) weights[r][i] = 0.0f;
+      for (int i = sight.high[r]; i < kPagePositions; ++i) weights[r][i] = 0.0f;
+      most[r] = greatest_bits(*reinterpret_cast<PageVectors*>(weights[r]));
+    }
+  }
+  int32_t bits[R];
+  greatest_of_rows(most, bits);
+  for (int r = 0; r < R; ++r) {
+    const float largest = magnitude_of(static_cast<uint32_t>(bits[r]));
+    const float factor = largest > 0.0f ? kMostWeight / largest : 0.0f;
+    const bool usable = factor > 0.0f && factor - factor == 0.0f;
+    if (!usable) memset(weights[r], 0, sizeof weights[r]);
+    scales[r] = largest == largest && !usable ? 0.0f : largest / kMostWeight;
+    const Vector by = all(usable ? factor : 0.0f);
+    VectorInts integers[kPageVectors];
+#pragma GCC unroll 8
+    for (int i = 0; i < kPageVectors; ++i) {
+      integers[i] = __builtin_convertvector(load_vector<Vector>(weights[r] + i * kWidth) * by + 0.5f, VectorInts);
+    }
+    store_weights(integers, operands[r]);
+  }
 }
 
 template <int R, int C, bool Ahead>
@@ -336,11 +367,20 @@ void attend_page_integers(const AttendTask& task, const Int8& cache, int row, in
       at += kKeyBlock;
     }
   }
-  weigh(task, row, sight, scores, correction);
   const int8_t* const values = part(page, task.value_offset);
   const float* const value_scales = reinterpret_cast<const float*>(values + padded_columns(task) * kPagePositions);
   alignas(64) Operand operands[R][kDigits * kGroups];
-  for (int r = 0; r < R; ++r) scales[r] = quantize_weights(scores[r], value_scales, sight.low[r], sight.high[r], operands[r]);
+  VectorInts most[R];
+  weigh(task, row, sight, scores, correction, [&](int r, const PageVectors& weights) {
+    PageVectors scaled;
+#pragma GCC unroll 8
+    for (int i = 0; i < kPageVectors; ++i) {
+      scaled[i] = weights[i] * load_vector<Vector>(value_scales + i * kWidth);
+      store_vector(scores[r] + i * kWidth, scaled[i]);
+    }
+    most[r] = greatest_bits(scaled);
+  });
+  quantize_weights(sight, scores, most, operands, scales);
   mix_integer_columns<R, vectors_of<R>(8), Ahead>(task, row, values, part(next_page, task.value_offset), sight.first / kGroup,
                                                   static_cast<int>(div_up(sight.last, kGroup)), operands, scales, correction,
                                                   0);

@@ -44,7 +44,29 @@ static_assert(kKeyBlock % kWidth == 0 && kRowsAtOnce % 2 == 0, "tiles are made o
 
 inline Vector all(float value) { return value - Vector{}; }
 inline VectorInts all(int32_t value) { return value + VectorInts{}; }
-inline Vector greater_of(const Vector& a, const Vector& b) { return a > b ? a : b; }
+
+// Lane by lane a > b ? a : b, for which compilers that keep to the rules of NaN take two instructions.
+inline Vector greater_of(const Vector& a, const Vector& b) {
+#if defined(__AVX512F__)
+  const __m512 v = _mm512_max_ps(load_vector<__m512>(&a), load_vector<__m512>(&b));
+  return load_vector<Vector>(&v);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+inline VectorInts greater_of(const VectorInts& a, const VectorInts& b) {
+#if defined(__AVX512F__)
+  const __m512i v = _mm512_max_epi32(load_vector<__m512i>(&a), load_vector<__m512i>(&b));
+  return load_vector<VectorInts>(&v);
+#elif defined(__AVX2__)
+  return reinterpret_cast<VectorInts>(_mm256_max_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
 
 // The greatest lane; of lanes that are no numbers no one is taken, or any.
 inline float greatest_of(const Vector& v) {
@@ -71,6 +93,42 @@ inline int32_t greatest_of(const VectorInts& v) {
   }
   return lanes[0];
 #endif
+}
+
+#if defined(__AVX512F__)
+// Lane by lane the greater of two orders of the same lanes: each step halves the lanes that are left of a row and joins two rows.
+template <typename V, int Low, int High>
+inline V halve_lanes(const V& a, const V& b) {
+  const __m512 x = load_vector<__m512>(&a), y = load_vector<__m512>(&b);
+  const __m512 low = _mm512_shuffle_f32x4(x, y, Low), high = _mm512_shuffle_f32x4(x, y, High);
+  return greater_of(load_vector<V>(&low), load_vector<V>(&high));
+}
+
+template <typename V>
+inline V halve_quarters(const V& a, const V& b) {
+  const __m512 x = load_vector<__m512>(&a), y = load_vector<__m512>(&b);
+  const __m512 low = _mm512_shuffle_ps(x, y, 0x44), high = _mm512_shuffle_ps(x, y, 0xee);
+  return greater_of(load_vector<V>(&low), load_vector<V>(&high));
+}
+#endif
+
+// The greatest lane of each row.
+template <int R, typename V, typename T>
+inline void greatest_of_rows(const V (&rows)[R], T (&greatest)[R]) {
+#if defined(__AVX512F__)
+  if constexpr (R == 8) {
+    V halves[4], quarters[2];
+    for (int i = 0; i < 4; ++i) halves[i] = halve_lanes<V, 0x44, 0xee>(rows[2 * i], rows[2 * i + 1]);
+    for (int i = 0; i < 2; ++i) quarters[i] = halve_lanes<V, 0x88, 0xdd>(halves[2 * i], halves[2 * i + 1]);
+    const V pairs = halve_quarters(quarters[0], quarters[1]);  // of four: two of row i, two of row 4 + i
+    const __m512 swapped = _mm512_permute_ps(load_vector<__m512>(&pairs), 0xb1);
+    T lanes[kWidth];
+    store_vector(lanes, greater_of(load_vector<V>(&swapped), pairs));
+    for (int i = 0; i < 4; ++i) greatest[i] = lanes[4 * i], greatest[4 + i] = lanes[4 * i + 2];
+    return;
+  }
+#endif
+  for (int r = 0; r < R; ++r) greatest[r] = greatest_of(rows[r]);
 }
 
 inline float total_of(const Vector& v) {
@@ -105,9 +163,15 @@ inline Vector decay(const Vector& x) {
   const Vector n = shifted - 12582912.0f;
   const Vector r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), x));
   const Vector p = exponential_series(r, [](const Vector& a, const Vector& b, const Vector& c) { return fused(a, b, c); });
+#if defined(__AVX512F__)
+  const __mmask16 seen = _mm512_cmp_ps_mask(load_vector<__m512>(&x), _mm512_set1_ps(-87.3f), _CMP_NLT_UQ);
+  const __m512 y = _mm512_maskz_scalef_ps(seen, load_vector<__m512>(&p), load_vector<__m512>(&n));
+  return load_vector<Vector>(&y);
+#else
   const VectorBits power = (load_vector<VectorBits>(&shifted) + 127) << 23;  // the last bits of `shifted` are n
   const Vector y = p * load_vector<Vector>(&power);
   return x < -87.3f ? all(0.0f) : y;
+#endif
 }
 
 // ---- What a row has seen ---------------------------------------------------------------------------------------------
@@ -142,26 +206,37 @@ struct Sight {
   bool whole;       // all rows see all
 };
 
+constexpr int kPageVectors = kPagePositions / kWidth;
+typedef Vector PageVectors[kPageVectors];
+
 // Scores become weights, relative to the greatest score so far; what was seen before is to be multiplied by `correction`.
-template <int R>
+// `take(r, weights)` gets those of row r in registers. One step for all rows after another: the steps of one row wait for each other.
+template <int R, typename F>
 inline void weigh(const AttendTask& task, int row, const Sight<R>& sight, float (&scores)[R][kPagePositions],
-                  float (&correction)[R]) {
-  constexpr int kVectors = kPagePositions / kWidth;
+                  float (&correction)[R], F&& take) {
   const int64_t columns = padded_columns(task);
   const float hidden = -__builtin_inff();
-  float base[R], change[kLanes] = {};
-  for (int r = 0; r < R; ++r) {
-    float* const s = scores[r];
-    if (task.softcap != 0.0f) softcap(task.softcap, kPagePositions, s);
-    if (!sight.whole) {
-      for (int i = 0; i < sight.low[r]; ++i) s[i] = hidden;
-      for (int i = sight.high[r]; i < kPagePositions; ++i) s[i] = hidden;
+  if (task.softcap != 0.0f) {
+    for (int r = 0; r < R; ++r) softcap(task.softcap, kPagePositions, scores[r]);
+  }
+  if (!sight.whole) {
+    for (int r = 0; r < R; ++r) {
+      for (int i = 0; i < sight.low[r]; ++i) scores[r][i] = hidden;
+      for (int i = sight.high[r]; i < kPagePositions; ++i) scores[r][i] = hidden;
     }
-    Vector most = load_vector<Vector>(s);
-    for (int i = 1; i < kVectors; ++i) most = greater_of(load_vector<Vector>(s + i * kWidth), most);
+  }
+  Vector most[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    most[r] = load_vector<Vector>(scores[r]);
+#pragma GCC unroll 8
+    for (int i = 1; i < kPageVectors; ++i) most[r] = greater_of(load_vector<Vector>(scores[r] + i * kWidth), most[r]);
+  }
+  float here[R], base[R], change[kLanes] = {};
+  greatest_of_rows(most, here);
+  for (int r = 0; r < R; ++r) {
     float* const greatest = row_of(task, row + r) + attend_greatest(task.head_dim);
-    const float before = *greatest, here = greatest_of(most);
-    const float now = here > before ? here : before;
+    const float before = *greatest, now = here[r] > before ? here[r] : before;
     *greatest = now;
     base[r] = now == hidden ? 0.0f : now;
     change[r] = before - base[r];
@@ -173,12 +248,13 @@ inline void weigh(const AttendTask& task, int row, const Sight<R>& sight, float 
   }
   for (int r = 0; r < R; ++r) {
     Vector sum = {};
-#pragma GCC unroll 4
-    for (int i = 0; i < kVectors; ++i) {
-      const Vector e = decay(load_vector<Vector>(scores[r] + i * kWidth) - base[r]);
-      store_vector(scores[r] + i * kWidth, e);
-      sum += e;
+    PageVectors weights;
+#pragma GCC unroll 8
+    for (int i = 0; i < kPageVectors; ++i) {
+      weights[i] = decay(load_vector<Vector>(scores[r] + i * kWidth) - base[r]);
+      sum += weights[i];
     }
+    take(r, weights);
     float* const sums = row_of(task, row + r) + columns;
     store_vector(sums, fused(load_vector<Vector>(sums), all(correction[r]), sum));
   }

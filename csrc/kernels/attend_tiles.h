@@ -1,5 +1,5 @@
-// What attention (attend_portable.h) does alike for every kind of cache. It is written on vectors as wide as a register,
-// because compilers keep an array of those, and of no wider ones, in registers.
+// What attention (attend_portable.h) does alike for every kind of cache, on vectors as wide as a register: compilers keep an
+// array of those, and of no wider ones, in registers.
 //
 // Which rows and positions are computed together never shows in a row: a score is one sum over the columns in their order, a
 // column of the output one over the positions of a page in theirs, and what a row does not see has weight 0.
@@ -12,38 +12,7 @@
 namespace bitdistill {
 namespace {
 
-// ---- Vectors as wide as a register -----------------------------------------------------------------------------------
-
-#if defined(__AVX512F__)
-constexpr int kWidth = 16;
-typedef Floats Vector;
-typedef Ints VectorInts;
-typedef Bits VectorBits;
-#else
-#if defined(__AVX2__)
-constexpr int kWidth = 8;
-#else
-constexpr int kWidth = 4;
-#endif
-typedef float Vector __attribute__((vector_size(kWidth * sizeof(float))));
-typedef int32_t VectorInts __attribute__((vector_size(kWidth * sizeof(int32_t))));
-typedef uint32_t VectorBits __attribute__((vector_size(kWidth * sizeof(uint32_t))));
-
-inline Vector fused(const Vector& a, const Vector& b, const Vector& c) {
-#if defined(__FMA__)
-  return _mm256_fmadd_ps(a, b, c);
-#elif defined(__ARM_NEON)
-  return vfmaq_f32(c, a, b);
-#else
-  return a * b + c;
-#endif
-}
-#endif
-
 static_assert(kKeyBlock % kWidth == 0 && kRowsAtOnce % 2 == 0, "tiles are made of whole vectors and pairs of rows");
-
-inline Vector all(float value) { return value - Vector{}; }
-inline VectorInts all(int32_t value) { return value + VectorInts{}; }
 
 // Lane by lane a > b ? a : b, for which compilers that keep to the rules of NaN take two instructions.
 inline Vector greater_of(const Vector& a, const Vector& b) {

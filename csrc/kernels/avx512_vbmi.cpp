@@ -173,15 +173,7 @@ void multiply_many(const Tile& tile, int panel) {
     w += kVectorBytes;
     x += kChunkValues<T>;
   }
-#pragma GCC unroll 2
-  for (int p = 0; p < P; ++p) {
-    const Floats scale = load_scales(tile, panel + p, 0);
-    for (int t = 0; t < T; ++t) {
-      Floats y = {};
-      finish_group(tile, panel + p, t, 0, load_vector<Ints>(&sums[p][t]), scale, &y);
-      finish_output(tile, panel + p, t, y);
-    }
-  }
+  finish_only_group(tile, panel, sums);
 }
 
 using PanelFunction = void (*)(const Tile&, int);

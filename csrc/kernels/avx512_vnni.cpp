@@ -10,39 +10,52 @@
 namespace bitdistill {
 namespace {
 
-inline Ints as_ints(__m512i v) { return load_vector<Ints>(&v); }
-
 // ---- Many tokens: one or two panels times T tokens -------------------------------------------------------------------
+
+// Sums of one group; `w` and `x` move on to the next.
+template <class Codes, int P, int T>
+inline void sum_group(const Tile& tile, int64_t group, const uint8_t*& w, const int8_t*& x, __m512i (&acc)[P][T]) {
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) {
+    const __m512i start = _mm512_set1_epi32(start_sum(tile, t, group));
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) acc[p][t] = start;
+  }
+  const int64_t chunks = chunks_of_group(tile, group);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const Codes first(w), last(w + (P - 1) * tile.panel_bytes);
+#pragma GCC unroll 4
+    for (int step = 0; step < kChunkSteps; ++step) {
+      const __m512i codes[2] = {first.get(step), last.get(step)};
+#pragma GCC unroll 16
+      for (int t = 0; t < T; ++t) {
+        const __m512i values = broadcast(x + t * kChunkCols + step * kStepCols);
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) acc[p][t] = add(acc[p][t], codes[p], values);
+      }
+    }
+    w += Codes::kChunkBytes;
+    x += T * kChunkCols;
+  }
+}
 
 template <class Codes, int P, int T>
 __attribute__((noinline)) void multiply_many(const Tile& tile, int panel) {
+  const uint8_t* w = tile.weights + panel * tile.panel_bytes;
+  const int8_t* x = tile.x;
+  __m512i acc[P][T];
+  sum_group<Codes>(tile, 0, w, x, acc);
+  finish_only_group(tile, panel, acc);
+}
+
+template <class Codes, int P, int T>
+__attribute__((noinline)) void multiply_many_groups(const Tile& tile, int panel) {
   Floats total[P][T] = {};
   const uint8_t* w = tile.weights + panel * tile.panel_bytes;
   const int8_t* x = tile.x;
   for (int64_t g = 0; g < tile.groups; ++g) {
     __m512i acc[P][T];
-#pragma GCC unroll 16
-    for (int t = 0; t < T; ++t) {
-      const __m512i start = _mm512_set1_epi32(start_sum(tile, t, g));
-#pragma GCC unroll 2
-      for (int p = 0; p < P; ++p) acc[p][t] = start;
-    }
-    const int64_t chunks = chunks_of_group(tile, g);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const Codes first(w), last(w + (P - 1) * tile.panel_bytes);
-#pragma GCC unroll 4
-      for (int step = 0; step < kChunkSteps; ++step) {
-        const __m512i codes[2] = {first.get(step), last.get(step)};
-#pragma GCC unroll 16
-        for (int t = 0; t < T; ++t) {
-          const __m512i values = broadcast(x + t * kChunkCols + step * kStepCols);
-#pragma GCC unroll 2
-          for (int p = 0; p < P; ++p) acc[p][t] = add(acc[p][t], codes[p], values);
-        }
-      }
-      w += Codes::kChunkBytes;
-      x += T * kChunkCols;
-    }
+    sum_group<Codes>(tile, g, w, x, acc);
 #pragma GCC unroll 2
     for (int p = 0; p < P; ++p) {
       const Floats scale = load_scales(tile, panel + p, g);
@@ -153,9 +166,12 @@ void multiply_format(const Tile& tile) {
     for (int p = 0; p < tile.panels; ++p) kFew<C>[tile.tokens - 1](tile, p);
     return;
   }
+  const bool one = tile.groups == 1;
+  const PanelFunction pair = one ? multiply_many<C, 2, kTokens> : multiply_many_groups<C, 2, kTokens>;
+  const PanelFunction last = one ? multiply_many<C, 1, kTokens> : multiply_many_groups<C, 1, kTokens>;
   int p = 0;
-  for (; p + 2 <= tile.panels; p += 2) multiply_many<C, 2, kTokens>(tile, p);
-  if (p < tile.panels) multiply_many<C, 1, kTokens>(tile, p);
+  for (; p + 2 <= tile.panels; p += 2) pair(tile, p);
+  if (p < tile.panels) last(tile, p);
 }
 
 void multiply(const Tile& tile) {

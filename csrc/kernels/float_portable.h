@@ -1,4 +1,4 @@
-// The float kernels, written once on 16-lane vectors (float_vectors.h); attention is in attend_portable.h. Each instruction
+// The float kernels, written once on vectors (float_vectors.h); attention is in attend_portable.h. Each instruction
 // set includes this header in a file of its own, compiled with its own flags.
 //
 // What a row (one token's output, one query) becomes is one expression, whatever is computed beside it: the same terms, in
@@ -16,18 +16,18 @@ namespace {
 
 // ---- Functions -------------------------------------------------------------------------------------------------------
 
-inline Floats activated(bd_activation activation, const Floats& x) {
+inline Vector activated(bd_activation activation, const Vector& x) {
   switch (activation) {
     case BD_SILU: return silu(x);
-    case BD_RELU: return select(x > spread(0.0f), x, spread(0.0f));
+    case BD_RELU: return x > all(0.0f) ? x : all(0.0f);
     case BD_RELU_SQUARED: {
-      const Floats y = select(x > spread(0.0f), x, spread(0.0f));
+      const Vector y = x > all(0.0f) ? x : all(0.0f);
       return y * y;
     }
     case BD_GELU_TANH: return 0.5f * x * (1.0f + hyperbolic_tangent(0.7978845608f * (x + 0.044715f * x * x * x)));
     case BD_GELU: {
-      Floats y;
-      for (int i = 0; i < kLanes; ++i) y[i] = 0.5f * x[i] * (1.0f + __builtin_erff(x[i] * 0.70710678f));
+      Vector y;
+      for (int i = 0; i < kWidth; ++i) y[i] = 0.5f * x[i] * (1.0f + __builtin_erff(x[i] * 0.70710678f));
       return y;
     }
   }
@@ -35,8 +35,8 @@ inline Floats activated(bd_activation activation, const Floats& x) {
 }
 
 void activate(bd_activation activation, const float* gate, const float* up, int64_t n, float* out) {
-  in_vectors(n, [&](int64_t i, int lanes) {
-    store_some(out + i, activated(activation, load_some(gate + i, lanes)) * load_some(up + i, lanes), lanes);
+  in_vectors<kWidth>(n, [&](int64_t i, int lanes) {
+    store_some(out + i, activated(activation, load_some<Vector>(gate + i, lanes)) * load_some<Vector>(up + i, lanes), lanes);
   });
 }
 

@@ -1,5 +1,5 @@
 // What the float kernels are made of: 16-lane vectors (portable.h) of floats, loaded from what tables and caches hold, and
-// functions of them.
+// vectors as wide as a register, for what is computed at length: wider ones go through the stack.
 #pragma once
 
 #include "kernels/float_kernels.h"
@@ -120,6 +120,35 @@ inline Floats fused(const Floats& a, const Floats& b, const Floats& c) {
 #endif
 }
 
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+typedef Floats Vector;
+typedef Ints VectorInts;
+typedef Bits VectorBits;
+#else
+#if defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+typedef float Vector __attribute__((vector_size(kWidth * sizeof(float))));
+typedef int32_t VectorInts __attribute__((vector_size(kWidth * sizeof(int32_t))));
+typedef uint32_t VectorBits __attribute__((vector_size(kWidth * sizeof(uint32_t))));
+
+inline Vector fused(const Vector& a, const Vector& b, const Vector& c) {
+#if defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__ARM_NEON)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+#endif
+
+inline Vector all(float value) { return value - Vector{}; }
+inline VectorInts all(int32_t value) { return value + VectorInts{}; }
+
 inline float fused(float a, float b, float c) {
 #if defined(__FMA__) || defined(__ARM_NEON)
   return __builtin_fmaf(a, b, c);
@@ -154,43 +183,48 @@ inline Vector exponential_series(const Vector& r, F&& fused) {
 }
 
 // e^x to within 2 ulp: 2^n * p(r), x = n ln 2 + r, |r| <= ln 2 / 2. 0 below -87.3, infinity above 88.7.
-inline Floats exponential(Floats x) {
-  const Ints small = x < spread(-87.3f);
-  const Ints large = x > spread(88.7f);
-  x = select(small, spread(0.0f), select(large, spread(0.0f), x));
-  const Floats n = fused(x, spread(1.44269504f), spread(12582912.0f)) - 12582912.0f;
-  const Floats r = fused(n, spread(2.12194440e-4f), fused(n, spread(-0.693359375f), x));
-  const Floats p = exponential_series(r, [](const Floats& a, const Floats& b, const Floats& c) { return fused(a, b, c); });
-  const Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
-  const Floats y = p * load_vector<Floats>(&power);
-  return select(small, spread(0.0f), select(large, spread(__builtin_inff()), y));
+inline Vector exponential(Vector x) {
+  const VectorInts small = x<all(-87.3f), large = x> all(88.7f);
+  x = (small | large) != 0 ? all(0.0f) : x;
+  const Vector n = fused(x, all(1.44269504f), all(12582912.0f)) - 12582912.0f;
+  const Vector r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), x));
+  const Vector p = exponential_series(r, [](const Vector& a, const Vector& b, const Vector& c) { return fused(a, b, c); });
+  const VectorInts power = (__builtin_convertvector(n, VectorInts) + 127) << 23;
+  const Vector y = p * load_vector<Vector>(&power);
+  return small ? all(0.0f) : large ? all(__builtin_inff()) : y;
 }
 
-inline Floats hyperbolic_tangent(const Floats& x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f); }
+inline Vector hyperbolic_tangent(const Vector& x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f); }
 
 // x / (1 + e^-x)
-inline Floats silu(const Floats& x) { return x / (1.0f + exponential(-x)); }
+inline Vector silu(const Vector& x) { return x / (1.0f + exponential(-x)); }
 
-// Runs body(i, n) over [0, n) in vectors; the last one goes through a buffer.
-template <typename F>
+// Runs body(i, n) over [0, n) in vectors of kStep lanes; the last one goes through a buffer.
+template <int kStep = kLanes, typename F>
 inline void in_vectors(int64_t n, F&& body) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) body(i, kLanes);
+  for (; i + kStep <= n; i += kStep) body(i, kStep);
   if (i < n) body(i, static_cast<int>(n - i));
 }
 
-inline Floats load_some(const float* p, int n) {
-  if (n == kLanes) return load_vector<Floats>(p);
-  Floats v = {};
+template <class V = Floats>
+inline V load_some(const float* p, int n) {
+  if (n == static_cast<int>(sizeof(V) / sizeof(float))) return load_vector<V>(p);
+  V v = {};
   memcpy(&v, p, static_cast<size_t>(n) * sizeof(float));
   return v;
 }
 
-inline void store_some(float* p, const Floats& v, int n) { memcpy(p, &v, static_cast<size_t>(n) * sizeof(float)); }
+template <class V>
+inline void store_some(float* p, const V& v, int n) {
+  if (n == static_cast<int>(sizeof(V) / sizeof(float))) store_vector(p, v);
+  else memcpy(p, &v, static_cast<size_t>(n) * sizeof(float));
+}
 
 inline void softcap(float cap, int64_t n, float* x) {
-  in_vectors(n,
-             [&](int64_t i, int lanes) { store_some(x + i, cap * hyperbolic_tangent(load_some(x + i, lanes) / cap), lanes); });
+  in_vectors<kWidth>(n, [&](int64_t i, int lanes) {
+    store_some(x + i, cap * hyperbolic_tangent(load_some<Vector>(x + i, lanes) / cap), lanes);
+  });
 }
 
 }  // namespace

@@ -117,6 +117,20 @@ def test_drawn_text_does_not_depend_on_clocks(pair, monkeypatch):
     assert texts[0] == texts[1]
 
 
+def test_the_price_is_known_to_the_next_text(pair):
+    _, native = pair(max_position_embeddings=256)
+    options = {"prompt_lookup_num_tokens": 4, "num_assistant_tokens_schedule": "heuristic", "max_new_tokens": 40}
+    tokens = torch.tensor([[5, 6, 7, 8] * 4])
+    first = native.generate(tokens, do_sample=False, **options)
+    price = native._candidate_price()
+    assert price._alone[0] + price._more[0] > 3
+    seen = [*price._alone, *price._more]
+    native.generate(tokens, do_sample=True, **options)  # drawn text neither reads nor changes it
+    assert [*price._alone, *price._more] == seen
+    assert torch.equal(native.generate(tokens, do_sample=False, **options), first)
+    assert [*price._alone, *price._more] != seen and native._candidate_price() is price
+
+
 def test_a_prompt_that_is_padded_on_the_right(pair):
     """The first of the candidates' columns is padding then: what comes next is said by the last token before it."""
     _, native = pair()

@@ -84,7 +84,8 @@ class Candidates:
         generator: what proposes; everything else is asked of it too.
         max_positions: of the model that reads the candidates.
         adapts: offer as many as are worth it, not all.
-        measures: the price of a candidate may be measured. Not where tokens are drawn: with the same seed there shall be the same text.
+        price: of a candidate, measured here and by earlier texts of the model. `None`: it may not be. Not where tokens are drawn: with the same
+            seed there shall be the same text.
     """
 
     def __init__(
@@ -92,12 +93,11 @@ class Candidates:
         generator: Any,
         max_positions: int,
         adapts: bool = False,
-        measures: bool = False,
+        price: Price | None = None,
     ):
         self._generator, self._max_positions = generator, max_positions
-        self._price = Price()
-        self._number = NumberOfCandidates(generator.num_output_tokens, self._price) if adapts else None
-        self._measures, self._started = measures, 0.0
+        self._price, self._started = price, 0.0
+        self._number = NumberOfCandidates(generator.num_output_tokens, price or Price()) if adapts else None
         self._is_prompt = True
         self._offered = 0
         self._next: tuple[int, int] | None = None
@@ -121,7 +121,7 @@ class Candidates:
         self._generator.update_candidate_strategy(input_ids, scores, num_matches)
         if self._number is None:
             return
-        if self._measures and not self._is_prompt:
+        if self._price is not None and not self._is_prompt:
             self._price.see(self._offered, time.perf_counter() - self._started)
         self._is_prompt = False
         if self._offered:

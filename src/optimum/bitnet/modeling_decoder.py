@@ -20,7 +20,7 @@ from hf_bitdistill.modeling.cache_name import CACHE_NAME
 from hf_bitdistill.modeling.preflight import describe_error
 
 from .cache import BitNetCache
-from .candidates import SCHEDULES, Candidates
+from .candidates import SCHEDULES, Candidates, Price
 from .generation import KEPT_BY_GENERATE, check_options, end_with_context, only_the_greatest_counts
 from .in_transformers import InTransformers
 from .inputs import Inputs, check_arguments, given_cache
@@ -167,7 +167,13 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         if not isinstance(generator, PromptLookupCandidateGenerator):
             return generator
         adapts = generation_config.num_assistant_tokens_schedule in SCHEDULES
-        return Candidates(generator, self.decoder.spec.max_positions, adapts, not generation_config.do_sample)
+        price = None if generation_config.do_sample else self._candidate_price()
+        return Candidates(generator, self.decoder.spec.max_positions, adapts, price)
+
+    def _candidate_price(self) -> Price:
+        """With as many threads as now, as far as earlier texts told it."""
+        prices: dict[int | None, Price] = self.__dict__.setdefault("_candidate_prices", {})
+        return prices.setdefault(self.decoder.num_threads, Price())
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:  # type: ignore[override]  # handed on
         cache = model_kwargs.get(CACHE_NAME)

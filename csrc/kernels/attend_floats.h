@@ -48,7 +48,7 @@ inline void mix_floats(const AttendTask& task, int row, const typename T::Storag
       sums[r][c] = load_vector<Vector>(row_of(task, row + r) + column + c * kWidth) * correction[r];
     }
   }
-  // Values outside: GCC keeps an array of them on the stack.
+  // One vector of values at a time: an array of them GCC would keep on the stack.
   for (int p = first; p < last; ++p) {
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) {

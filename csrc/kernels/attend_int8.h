@@ -133,16 +133,16 @@ inline float magnitude_of(uint32_t greatest_bits) {
   return greatest;
 }
 
-// Integers of a vector and their scale. `place(i)` is where number i goes.
+// Integers of a vector and their scale. `place(i)` is where number i goes, with `offset` added (in the bits of a byte).
 template <typename F>
-inline float quantize_vector(const float* x, int64_t n, F&& place) {
+inline float quantize_vector(const float* x, int64_t n, int32_t offset, F&& place) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds half to even
   const float largest = magnitude_of(max_magnitude_bits(x, n));
   const float factor = largest > 0.0f ? kMostInteger / largest : 0.0f;  // 0 for NaN too
   const bool usable = factor > 0.0f && factor - factor == 0.0f;
   for (int64_t i = 0; i < n; ++i) {
     const float rounded = usable ? (x[i] * factor + kRound) - kRound : 0.0f;
-    place(i) = static_cast<int8_t>(static_cast<int32_t>(rounded));
+    place(i) = static_cast<int8_t>(static_cast<int32_t>(rounded) + offset);
   }
   return largest == largest && !usable ? 0.0f : largest / kMostInteger;
 }
@@ -156,11 +156,8 @@ inline void store_integers(const float* key, const float* value, int64_t head_di
   int8_t* const v = values + position / kGroup * columns * kGroup + position % kGroup;
   const auto key_place = [&](int64_t d) -> int8_t& { return k[d / kGroup * kKeyBlock * kGroup + d % kGroup]; };
   const auto value_place = [&](int64_t d) -> int8_t& { return v[d * kGroup]; };
-  const float key_scale = quantize_vector(key, head_dim, key_place);
-  if (kKeyOffset != 0) {
-    for (int64_t d = 0; d < head_dim; ++d) key_place(d) = static_cast<int8_t>(key_place(d) ^ -128);
-  }
-  const float value_scale = quantize_vector(value, head_dim, value_place);
+  const float key_scale = quantize_vector(key, head_dim, kKeyOffset, key_place);
+  const float value_scale = quantize_vector(value, head_dim, 0, value_place);
   for (int64_t d = head_dim; d < depth; ++d) key_place(d) = 0;
   for (int64_t d = head_dim; d < columns; ++d) value_place(d) = 0;
   memcpy(keys + kPagePositions * depth + position * static_cast<int64_t>(sizeof(float)), &key_scale, sizeof(float));
@@ -177,7 +174,7 @@ struct Int8 {
     for (int row = 0; row < task.rows; ++row) {
       Element* const to = reinterpret_cast<Element*>(queries + row * steps);
       for (int64_t i = task.head_dim; i < steps * kGroup; ++i) to[i] = 0;
-      factors[row] = quantize_vector(task.q[row], task.head_dim, [=](int64_t i) -> Element& { return to[i]; }) * task.scale;
+      factors[row] = quantize_vector(task.q[row], task.head_dim, 0, [=](int64_t i) -> Element& { return to[i]; }) * task.scale;
       int32_t sum = 0;
       for (int64_t i = 0; i < task.head_dim; ++i) sum += to[i];
       starts[row] = -kKeyOffset * sum;
@@ -271,7 +268,9 @@ inline void quantize_weights(const Sight<R>& sight, float (&weights)[R][kPagePos
     for (int r = 0; r < R; ++r) {
       for (int i = 0; i < sight.low[r]; ++i) weights[r][i] = 0.0f;
       for (int i = sight.high[r]; i < kPagePositions; ++i) weights[r][i] = 0.0f;
-      most[r] = greatest_bits(*reinterpret_cast<PageVectors*>(weights[r]));
+      PageVectors seen;
+      memcpy(seen, weights[r], sizeof seen);
+      most[r] = greatest_bits(seen);
     }
   }
   int32_t bits[R];

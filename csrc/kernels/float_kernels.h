@@ -16,7 +16,7 @@ namespace bitdistill {
 // Keys and values lie in pages of 64 positions. For one layer and one key-value head a page of floats holds
 //   keys   [kPagePositions / 16][head_dim][16]   16 positions side by side: a query needs no sum across lanes
 //   values [kPagePositions][round_up(head_dim, 16)]
-// and one of 8-bit integers, where four neighbours are multiplied together,
+// and one of 8-bit integers, where four neighbours are multiplied together (keys with 128 added on some instruction sets),
 //   keys   [kPagePositions / 16][div_up(head_dim, 4)][16][4], float scales [kPagePositions]
 //   values [kPagePositions / 4][round_up(head_dim, 16)][4], float scales [kPagePositions]
 constexpr int kPagePositions = 64;

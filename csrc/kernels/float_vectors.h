@@ -184,8 +184,9 @@ inline Vector exponential_series(const Vector& r, F&& fused) {
 
 // e^x to within 2 ulp: 2^n * p(r), x = n ln 2 + r, |r| <= ln 2 / 2. 0 below -87.3, infinity above 88.7.
 inline Vector exponential(Vector x) {
-  const VectorInts small = x<all(-87.3f), large = x> all(88.7f);
-  x = (small | large) != 0 ? all(0.0f) : x;
+  const VectorInts small = x < all(-87.3f);
+  const VectorInts large = x > all(88.7f);
+  x = (small | large) ? all(0.0f) : x;
   const Vector n = fused(x, all(1.44269504f), all(12582912.0f)) - 12582912.0f;
   const Vector r = fused(n, all(2.12194440e-4f), fused(n, all(-0.693359375f), x));
   const Vector p = exponential_series(r, [](const Vector& a, const Vector& b, const Vector& c) { return fused(a, b, c); });

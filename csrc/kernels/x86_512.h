@@ -90,30 +90,29 @@ inline void add_ternary_chunk(const uint8_t* w, const int8_t* x, __m512i (&acc)[
 
 inline Ints as_ints(__m512i v) { return load_vector<Ints>(&v); }
 
-// finish_group and finish_output of rows that are one group, operation by operation. Whole panels stay in registers: totals on the stack
-// took a sixth of the time of a product of 1,024 columns.
+// finish_group and finish_output of rows that are one group, operation by operation, but in registers where panels are whole: totals on
+// the stack cost much of a product of few columns.
 template <int P, int T>
 inline void finish_only_group(const Tile& tile, int panel, const __m512i (&sums)[P][T]) {
 #pragma GCC unroll 2
   for (int p = 0; p < P; ++p) {
-    const Floats scales = load_scales(tile, panel + p, 0);
+    const Floats scale = load_scales(tile, panel + p, 0);
     const int first = (panel + p) * kPanelRows;
     if (tile.acc != nullptr || tile.rows - first < kPanelRows) {
       for (int t = 0; t < T; ++t) {
         Floats y = {};
-        finish_group(tile, panel + p, t, 0, as_ints(sums[p][t]), scales, &y);
+        finish_group(tile, panel + p, t, 0, as_ints(sums[p][t]), scale, &y);
         finish_output(tile, panel + p, t, y);
       }
       continue;
     }
-    const __m512 scale = load_vector<__m512>(&scales);
-    // (Adding -0 changes nothing.)
-    const __m512 bias = tile.bias == nullptr ? _mm512_set1_ps(-0.0f) : _mm512_loadu_ps(tile.bias + first);
+    Floats bias = -Floats{};  // adding -0 changes nothing
+    if (tile.bias != nullptr) bias = load_vector<Floats>(tile.bias + first);
     float* out = tile.out + first;
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) {
-      const __m512 y = _mm512_add_ps(_mm512_setzero_ps(), _mm512_mul_ps(_mm512_cvtepi32_ps(sums[p][t]), scale));
-      _mm512_storeu_ps(out, _mm512_add_ps(_mm512_mul_ps(y, _mm512_set1_ps(tile.act_scale[t])), bias));
+      const Floats y = Floats{} + __builtin_convertvector(as_ints(sums[p][t]), Floats) * scale;
+      store_vector(out, y * tile.act_scale[t] + bias);
       out += tile.out_stride;
     }
   }

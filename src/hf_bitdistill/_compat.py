@@ -4,7 +4,7 @@ A name that begins with an underscore may change with any release. So each is us
 versions it was seen, and that has a test of its own. What a class of ours overrides or calls of a base class cannot be a function: those
 are listed in [`IN_SUBCLASSES`][hf_bitdistill._compat.IN_SUBCLASSES], and a test compares them with the installed versions.
 
-Versions: transformers 5.20 to 5.24, accelerate 1.10 to 1.15, datasets 4.0 to 5.2, huggingface_hub 1.31 to 2.4, torch 2.9 to 2.13, unless
+Versions: transformers 5.20 to 5.24, accelerate 1.10 to 1.15, datasets 4.8.4 to 5.2, huggingface_hub 1.31 to 2.4, torch 2.9 to 2.13, unless
 something else is said.
 """
 

@@ -122,13 +122,13 @@ def test_the_price_is_known_to_the_next_text(pair):
     options = {"prompt_lookup_num_tokens": 4, "num_assistant_tokens_schedule": "heuristic", "max_new_tokens": 40}
     tokens = torch.tensor([[5, 6, 7, 8] * 4])
     first = native.generate(tokens, do_sample=False, **options)
-    price = native._candidate_price()
+    price = native._candidate_prices[native.decoder.num_threads]
     assert price._alone[0] + price._more[0] > 3
     seen = [*price._alone, *price._more]
     native.generate(tokens, do_sample=True, **options)  # drawn text neither reads nor changes it
     assert [*price._alone, *price._more] == seen
     assert torch.equal(native.generate(tokens, do_sample=False, **options), first)
-    assert [*price._alone, *price._more] != seen and native._candidate_price() is price
+    assert [*price._alone, *price._more] != seen and list(native._candidate_prices.values()) == [price]
 
 
 def test_a_prompt_that_is_padded_on_the_right(pair):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +43,11 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
     _is_stateful = False
 
     generation_config: GenerationConfig
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # What a candidate of prompt lookup costs, by the number of threads, as far as earlier texts told it.
+        self._candidate_prices: defaultdict[int | None, Price] = defaultdict(Price)
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -167,13 +173,8 @@ class BitNetModelForCausalLM(BitNetModel, GenerationMixin):
         if not isinstance(generator, PromptLookupCandidateGenerator):
             return generator
         adapts = generation_config.num_assistant_tokens_schedule in SCHEDULES
-        price = None if generation_config.do_sample else self._candidate_price()
+        price = None if generation_config.do_sample else self._candidate_prices[self.decoder.num_threads]
         return Candidates(generator, self.decoder.spec.max_positions, adapts, price)
-
-    def _candidate_price(self) -> Price:
-        """With as many threads as now, as far as earlier texts told it."""
-        prices: dict[int | None, Price] = self.__dict__.setdefault("_candidate_prices", {})
-        return prices.setdefault(self.decoder.num_threads, Price())
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:  # type: ignore[override]  # handed on
         cache = model_kwargs.get(CACHE_NAME)
